@@ -1,0 +1,69 @@
+"""Scripted failures: what a test tells an emulator to do wrong, and whether it happened.
+
+A fault matches requests by method and path and is used up after `times` of them. A test that scripts one must
+also assert that it was consumed: `GET /_emulator/faults` (or `Faults.unconsumed`) tells.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Action = Literal["status", "reset", "stall", "truncate", "corrupt"]
+
+
+@dataclass
+class Fault:
+    """One failure to act out.
+
+    action: `status` answers `status`, `headers`, `body` instead of the real answer; `reset` drops the connection,
+    `stall` goes silent for `seconds`, `truncate` ends the body early, `corrupt` flips one byte: each of the last
+    four after `after_bytes` bytes of the body that is being moved (the response's of a GET, else the request's).
+    """
+
+    action: Action
+    method: str = ""
+    path: str = ""
+    status: int = 503
+    headers: dict[str, str] = field(default_factory=dict)
+    body: str = ""
+    after_bytes: int = 0
+    seconds: float = 3600.0
+    times: int = 1
+    consumed: int = 0
+
+    def matches(self, method: str, path: str) -> bool:
+        return (
+            self.consumed < self.times
+            and re.fullmatch(self.method or ".*", method) is not None
+            and re.search(self.path, path) is not None
+        )
+
+
+class Faults:
+    """The faults of one emulator, in the order in which they were scripted."""
+
+    def __init__(self) -> None:
+        self._faults: list[Fault] = []
+        self._lock = threading.Lock()
+
+    def script(self, faults: list[dict[str, Any]]) -> None:
+        """Replaces what was scripted. Raises TypeError for a key that a fault does not have."""
+        made = [Fault(**fault) for fault in faults]
+        with self._lock:
+            self._faults = made
+
+    def take(self, method: str, path: str) -> Fault | None:
+        """The first fault that matches, counted as consumed; None when all is to go well."""
+        with self._lock:
+            for fault in self._faults:
+                if fault.matches(method, path):
+                    fault.consumed += 1
+                    return fault
+        return None
+
+    def as_list(self) -> list[dict[str, Any]]:
+        with self._lock:
+            return [asdict(fault) for fault in self._faults]

@@ -1,0 +1,118 @@
+"""How an emulator runs as a process of its own, and how it is started, found and ended.
+
+The contract of every `python -m emulators.<name>`: it binds `--port` (0: any free one) on `--host`, prints one JSON
+line `{"url": …}` on stdout when it answers, and ends on SIGTERM, SIGINT or when its stdin closes: so it goes when
+whoever started it dies, `kill -9` included, without anybody having to look for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from emulators.http import EmulatorServer
+
+
+class EmulatorFailed(Exception):
+    """An emulator did not come up: its name, its last words."""
+
+
+@dataclass
+class Process:
+    """A started emulator."""
+
+    name: str
+    url: str
+    popen: subprocess.Popen[str]
+
+    def stop(self, seconds: float = 10.0) -> None:
+        """Ends it, gently first; ends it for certain."""
+        if self.popen.poll() is None:
+            self.popen.terminate()
+            try:
+                self.popen.wait(seconds)
+            except subprocess.TimeoutExpired:
+                self.popen.kill()
+                self.popen.wait()
+        for pipe in (self.popen.stdin, self.popen.stdout):
+            if pipe:
+                pipe.close()
+
+
+def start(module: str, *args: str, log: Path, env: dict[str, str] | None = None) -> Process:
+    """Starts `python -m module args…` and returns when it answers.
+
+    Its stderr goes to `log`. Raises EmulatorFailed with the log's last lines when it ends instead.
+    """
+    with open(log, "a") as stderr:
+        popen = subprocess.Popen(
+            [sys.executable, "-m", module, *args],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            env={**os.environ, **(env or {})},
+            # Ctrl-C in the terminal is for whoever started us, who then ends us in the right order.
+            start_new_session=True,
+        )
+    assert popen.stdout is not None
+    line = popen.stdout.readline()
+    process = Process(module, "", popen)
+    if not line:
+        popen.wait()
+        process.stop()
+        words = Path(log).read_text().strip().splitlines()[-5:]
+        raise EmulatorFailed(f"{module} ended with exit code {popen.returncode}: " + " / ".join(words))
+    process.url = json.loads(line)["url"]
+    return process
+
+
+def arguments(description: str) -> argparse.ArgumentParser:
+    """A parser with what every emulator takes: --host, --port, --request-log."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=0, help="0: any free port")
+    parser.add_argument("--request-log", type=Path, help="one JSON object a request is appended here")
+    return parser
+
+
+def announce(url: str) -> None:
+    """Tells whoever started this process that it answers."""
+    print(json.dumps({"url": url}), flush=True)
+
+
+def when_told_to_end(end: Callable[[], None]) -> None:
+    """Calls `end` once, from a thread of its own, on SIGTERM, SIGINT or when stdin closes."""
+    told = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: told.set())
+
+    def watch_stdin() -> None:
+        while os.read(0, 4096):
+            pass
+        told.set()
+
+    def wait() -> None:
+        told.wait()
+        end()
+
+    threading.Thread(target=watch_stdin, daemon=True).start()
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def serve(server: EmulatorServer) -> None:
+    """Serves until told to end: the main function of a threaded emulator."""
+    when_told_to_end(server.shutdown)
+    announce(server.url)
+    try:
+        server.serve_forever(poll_interval=0.05)
+    finally:
+        server.server_close()

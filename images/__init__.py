@@ -1,0 +1,1 @@
+"""What runs in containers: a folder an image, with its Dockerfile and its locked requirements."""
