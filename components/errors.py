@@ -1,0 +1,36 @@
+"""The project's own errors. Each message names the object, the likely cause and the next command.
+
+Two questions decide which one to raise. Is the request wrong (RequestError: exit code 2, nothing was done)? Else: is
+the release bad (ReleaseError: the run fails and the generation is recorded as rejected), or was nothing learnt about
+it (InconclusiveError: the run fails, the release is not held guilty)?
+"""
+
+from __future__ import annotations
+
+
+class PipelineError(Exception):
+    """Any error of ours. `str(error)` is one readable line or a few, never a traceback."""
+
+
+class RequestError(PipelineError):
+    """What was asked for is wrong: an unknown key, an illegal name, a model that does not exist."""
+
+
+class AccessError(RequestError):
+    """The hub, a bucket or an API refused us: no grant, a bad token, a missing role. Names what to grant."""
+
+
+class ReleaseError(PipelineError):
+    """The release is bad: what it brings cannot be loaded, or answers wrongly."""
+
+
+class InconclusiveError(PipelineError):
+    """Nothing was learnt about the release: preempted, evicted, no capacity, an API down, a lease held."""
+
+
+class LeaseHeldError(InconclusiveError):
+    """Another run holds the deployment's Lease. `holder` is its run id."""
+
+    def __init__(self, message: str, holder: str):
+        super().__init__(message)
+        self.holder = holder

@@ -1,0 +1,26 @@
+"""What resolve_model found and every later step works on."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Release(BaseModel):
+    """One release of a model on its way to one deployment. Travels between steps as a struct."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    run_id: str
+    """The run that resolved it: on Vertex the pipeline job's name. At most 63 characters (it is a label)."""
+    model: str
+    """Hub name, `org/name`."""
+    commit: str
+    """The hub's commit, 40 hex digits."""
+    weights_key: str
+    weights_uri: str
+    """`gs://BUCKET/models/ORG/NAME/KEY`, no trailing slash."""
+    generation: str
+    live: str = ""
+    """The generation that serves now; empty before the first promotion. The precondition of the promotion."""
+    architecture: str = ""
+    """First entry of config.json's `architectures`."""
