@@ -43,7 +43,11 @@ def weights_key(repositories: Iterable[tuple[str, Iterable[ServedFile]]]) -> str
 
 
 def generation(
-    weights_key: str, engine_image: str, engine_flags: list[str], accelerator: dict[str, Any], volume: dict[str, Any]
+    weights_key: str,
+    engine_image: str,
+    engine_flags: list[str],
+    accelerator: dict[str, Any],
+    volume: dict[str, Any],
 ) -> str:
     """The name of a generation: `g` and 10 hex digits over what makes a server a different server."""
     subject = json.dumps(
