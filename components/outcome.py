@@ -75,9 +75,7 @@ def recorded(name: str, settings: Settings, run_id: str) -> Iterator[Outcome]:
         record = outcome.as_dict(time.monotonic() - started)
         storage.write_json(f"{settings.pipeline_root}/{run_id}/steps/{name}.json", record)
         severity = "ERROR" if outcome.error else "INFO"
-        log.entry(
-            outcome.message or "done", step=name, run_id=run_id, severity=severity, status=outcome.status
-        )
+        log.entry(outcome.message or "done", step=name, run_id=run_id, severity=severity, status=outcome.status)
 
     try:
         yield outcome

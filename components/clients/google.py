@@ -85,9 +85,7 @@ def project_number(project: str) -> str:
             "roles/browser on it"
         ) from error
     except exceptions.GoogleAPICallError as error:
-        raise InconclusiveError(
-            f"project {project}: Resource Manager did not answer: {_said(error)}"
-        ) from error
+        raise InconclusiveError(f"project {project}: Resource Manager did not answer: {_said(error)}") from error
     return found.name.removeprefix("projects/")
 
 
@@ -131,14 +129,11 @@ def cluster_address(
     hosts = {
         "dns": config.dns_endpoint_config.endpoint,
         "ip": config.ip_endpoints_config.public_endpoint or found.endpoint,
-        "private": config.ip_endpoints_config.private_endpoint
-        or found.private_cluster_config.private_endpoint,
+        "private": config.ip_endpoints_config.private_endpoint or found.private_cluster_config.private_endpoint,
     }
     if not hosts[endpoint]:
         there = ", ".join(kind for kind, host in hosts.items() if host) or "none"
-        raise RequestError(
-            f"{name} has no {endpoint} endpoint (it has: {there}). Set `endpoint` in the settings"
-        )
+        raise RequestError(f"{name} has no {endpoint} endpoint (it has: {there}). Set `endpoint` in the settings")
     certificate = base64.b64decode(found.master_auth.cluster_ca_certificate) if endpoint != "dns" else None
     return ClusterAddress(
         url=f"https://{hosts[endpoint]}",

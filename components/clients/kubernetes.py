@@ -89,9 +89,7 @@ class Cluster:
                 return None
             raise
 
-    def list(
-        self, kind: str, namespace: str | None = None, *, labels: str = "", fields: str = ""
-    ) -> list[Object]:
+    def list(self, kind: str, namespace: str | None = None, *, labels: str = "", fields: str = "") -> list[Object]:
         """The objects that the selectors match, in all namespaces when none is named."""
         query = {"labelSelector": labels, "fieldSelector": fields}
         items = self._call("GET", self._path(kind, namespace), query=query)["items"]
@@ -122,9 +120,7 @@ class Cluster:
         path = self._path(body["kind"], metadata.get("namespace"), metadata["name"])
         return self._call("PUT", path, query={"fieldManager": FIELD_MANAGER}, body=body)
 
-    def patch(
-        self, kind: str, name: str, namespace: str | None, body: Object, *, subresource: str = ""
-    ) -> Object:
+    def patch(self, kind: str, name: str, namespace: str | None, body: Object, *, subresource: str = "") -> Object:
         """JSON merge patch; a `metadata.resourceVersion` in it is a precondition."""
         return self._call(
             "PATCH",
@@ -140,9 +136,7 @@ class Cluster:
         metadata = body["metadata"]
         options = {"propagationPolicy": "Background", "preconditions": {"uid": metadata["uid"]}}
         try:
-            self._call(
-                "DELETE", self._path(body["kind"], metadata.get("namespace"), metadata["name"]), body=options
-            )
+            self._call("DELETE", self._path(body["kind"], metadata.get("namespace"), metadata["name"]), body=options)
         except ApiError as error:
             if error.status in (404, 409):
                 return False
@@ -159,9 +153,7 @@ class Cluster:
             raise
         return True
 
-    def log(
-        self, pod: str, namespace: str, *, container: str = "", tail: int = 50, previous: bool = False
-    ) -> str:
+    def log(self, pod: str, namespace: str, *, container: str = "", tail: int = 50, previous: bool = False) -> str:
         """The last `tail` lines of a container's log; empty when it has none (yet)."""
         query = {"tailLines": str(tail), "container": container, "previous": "true" if previous else ""}
         try:
@@ -218,9 +210,7 @@ class Cluster:
                     raise self._refused(method, path, error) from error
             except HTTPError as error:
                 if time.monotonic() > give_up:
-                    raise InconclusiveError(
-                        f"the API server of {self.name} does not answer: {error}"
-                    ) from error
+                    raise InconclusiveError(f"the API server of {self.name} does not answer: {error}") from error
             time.sleep(pause)  # Nothing to watch: the server itself is away.
             pause = min(pause * 2, 5)
 
@@ -421,5 +411,5 @@ def _certificate_file(pem: bytes) -> str:
     descriptor, path = tempfile.mkstemp(suffix=".crt")
     with os.fdopen(descriptor, "wb") as file:
         file.write(pem)
-    atexit.register(lambda: os.path.exists(path) and os.remove(path))
+    atexit.register(os.unlink, path)
     return path
