@@ -1,7 +1,7 @@
 """Scripted failures: what a test tells an emulator to do wrong, and whether it happened.
 
 A fault matches requests by method and path and is used up after `times` of them. A test that scripts one must
-also assert that it was consumed: `GET /_emulator/faults` (or `Faults.unconsumed`) tells.
+also assert that it was consumed: `GET /_emulator/faults` tells.
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ import threading
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-Action = Literal["status", "reset", "stall", "truncate", "corrupt"]
+Action = Literal["status", "reset", "stall", "truncate", "corrupt", "unanswered"]
 
 
 @dataclass
 class Fault:
     """One failure to act out.
 
-    action: `status` answers `status`, `headers`, `body` instead of the real answer; `reset` drops the connection,
-    `stall` goes silent for `seconds`, `truncate` ends the body early, `corrupt` flips one byte: each of the last
-    four after `after_bytes` bytes of the body that is being moved (the response's of a GET, else the request's).
+    action: `status` answers `status`, `headers`, `body` instead of the real answer; `unanswered` does all that was
+    asked and drops the connection instead of saying so. The others happen after `after_bytes` bytes of the body
+    that is being moved (the answer's of a GET, else the request's): `reset` and `truncate` drop the connection (RST,
+    FIN), `stall` goes silent for `seconds`, `corrupt` flips one byte.
     """
 
     action: Action
@@ -32,11 +33,14 @@ class Fault:
     after_bytes: int = 0
     seconds: float = 3600.0
     times: int = 1
+    taken: int = 0
+    """Requests that it is waiting to happen to, or has happened to."""
     consumed: int = 0
+    """Requests that it has happened to."""
 
     def matches(self, method: str, path: str) -> bool:
         return (
-            self.consumed < self.times
+            self.taken < self.times
             and re.fullmatch(self.method or ".*", method) is not None
             and re.search(self.path, path) is not None
         )
@@ -56,13 +60,23 @@ class Faults:
             self._faults = made
 
     def take(self, method: str, path: str) -> Fault | None:
-        """The first fault that matches, counted as consumed; None when all is to go well."""
+        """The first fault that matches, for this request alone; None when all is to go well."""
         with self._lock:
             for fault in self._faults:
                 if fault.matches(method, path):
-                    fault.consumed += 1
+                    fault.taken += 1
                     return fault
         return None
+
+    def consume(self, fault: Fault) -> None:
+        """It happens now."""
+        with self._lock:
+            fault.consumed += 1
+
+    def give_back(self, fault: Fault) -> None:
+        """The request ended before the fault could happen (its body was shorter, say): the next one gets it."""
+        with self._lock:
+            fault.taken -= 1
 
     def as_list(self) -> list[dict[str, Any]]:
         with self._lock:

@@ -11,14 +11,17 @@ import json
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from emulators.faults import Fault, Faults
 
 CHUNK = 1 << 20
+# A body that no handler wanted is read and thrown away up to here; beyond it the connection is closed.
+DRAIN_AT_MOST = 64 << 20
 
 
 class HttpError(Exception):
@@ -31,6 +34,10 @@ class HttpError(Exception):
 
 class ConnectionDropped(Exception):
     """A scripted fault dropped the connection; nothing more can be sent on it."""
+
+
+def flip_first_byte(data: bytes) -> bytes:
+    return bytes([data[0] ^ 0xFF]) + data[1:]
 
 
 class EmulatorServer(ThreadingHTTPServer):
@@ -54,10 +61,22 @@ class EmulatorServer(ThreadingHTTPServer):
         return f"http://{host!s}:{port}"
 
     def record(self, entry: dict[str, Any]) -> None:
+        """Keeps the entry for `/_emulator/requests`. It is called before the answer leaves, so that whoever has an
+        answer finds its request there; the handler goes on to fill in the bytes."""
         with self._log_lock:
             self.requests_seen.append(entry)
-            if self._log:
+
+    def write_log(self, entry: dict[str, Any]) -> None:
+        if self._log:
+            with self._log_lock:
                 self._log.write(json.dumps(entry) + "\n")
+
+    def shutdown_request(self, request: Any) -> None:
+        """A connection that is to be reset is closed without the usual shutdown, whose FIN would come first."""
+        if request.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER):
+            self.close_request(request)
+        else:
+            super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that goes away is its own business; anything else is printed as usual."""
@@ -75,7 +94,7 @@ class Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
     server: EmulatorServer
 
-    fault: Fault | None
+    fault: Fault | None = None
     url_path: str
     """Path of the request, not unquoted (object names hold %2F)."""
     query: dict[str, str]
@@ -88,40 +107,50 @@ class Handler(BaseHTTPRequestHandler):
         """Who asks, as the emulator knows the caller."""
         return ""
 
+    def logged_path(self) -> str:
+        """The path as the request log may show it: override it where a path holds a secret."""
+        return self.path
+
     def _dispatch(self) -> None:
         parts = urlsplit(self.path)
         self.url_path = parts.path
         self.query = {key: values[-1] for key, values in parse_qs(parts.query).items()}
         self.status_sent, self.bytes_out, self.bytes_in = 0, 0, 0
-        self._unread = int(self.headers.get("Content-Length") or 0)
+        self._chunked = "chunked" in self.headers.get("Transfer-Encoding", "").lower()
+        self._unread = 0 if self._chunked else int(self.headers.get("Content-Length") or 0)
+        self.fault, self._fault_acted, self._entry = None, False, None
         if self.url_path.startswith("/_emulator/"):
             return self._admin()
-        started = time.time()
+        self._entry = {
+            "time": time.time(),
+            "method": self.command,
+            "path": self.logged_path(),
+            "status": 0,
+            "user": self.user(),
+            "user_agent": self.headers.get("User-Agent", ""),
+            "bytes_in": 0,
+            "bytes_out": 0,
+        }
         self.fault = self.server.faults.take(self.command, self.path)
         try:
-            if self.fault and self.fault.action == "status":
-                self.read_body()
-                raise HttpError(self.fault.status, self.fault.body, self.fault.headers)
-            self.route(self.command)
-        except HttpError as error:
+            try:
+                if self.fault and self.fault.action == "status":
+                    self._acting(self.fault)
+                    raise HttpError(self.fault.status, self.fault.body, self.fault.headers)
+                self.route(self.command)
+            except HttpError as error:
+                self._drain()
+                self.send(error.status, error.body, error.headers)
             self._drain()
-            self.send(error.status, error.body, error.headers)
         except (ConnectionDropped, ConnectionError):
             self.close_connection = True
         finally:
-            self._drain()
-            self.server.record(
-                {
-                    "time": started,
-                    "method": self.command,
-                    "path": self.path,
-                    "status": self.status_sent,
-                    "user": self.user(),
-                    "user_agent": self.headers.get("User-Agent", ""),
-                    "bytes_in": self.bytes_in,
-                    "bytes_out": self.bytes_out,
-                }
-            )
+            if self.fault and not self._fault_acted:
+                self.server.faults.give_back(self.fault)
+            if not self.status_sent:
+                self.server.record(self._entry)
+            self._entry |= {"bytes_in": self.bytes_in, "bytes_out": self.bytes_out}
+            self.server.write_log(self._entry)
 
     do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = _dispatch
 
@@ -135,35 +164,51 @@ class Handler(BaseHTTPRequestHandler):
         return self.send(404)
 
     def _drain(self) -> None:
-        """An unread body would be taken for the next request of the connection."""
-        if self._unread > CHUNK:
+        """Reads what is left of the body: it would be taken for the next request of the connection, and a client
+        that is still sending does not see an answer before a reset."""
+        if self._unread > DRAIN_AT_MOST:
             self.close_connection = True
-        elif self._unread and not self.close_connection:
-            self.rfile.read(self._unread)
-        self._unread = 0
+            return
+        while data := self._read_some(CHUNK):
+            self.bytes_in += len(data)
 
     # -- requests -------------------------------------------------------------------------------------------
 
-    def iter_body(self):
+    def iter_body(self) -> Iterator[bytes]:
         """The request's body in pieces of at most CHUNK bytes, through the scripted fault; a client that goes away
         mid-body raises ConnectionError, with what came before it already yielded."""
-        left = self._unread
-        fault = self.fault if self.command != "GET" else None
-        while left:
-            want = min(CHUNK, left)
-            if fault and fault.action != "status":
-                want = min(want, max(1, fault.after_bytes - self.bytes_in)) if self.bytes_in < fault.after_bytes else want
-            data = self.rfile.read1(want)  # type: ignore[attr-defined]
-            if not data:
-                self._unread = 0
-                raise ConnectionResetError("the client went away in the middle of a body")
-            left -= len(data)
-            self._unread = left
-            self.bytes_in += len(data)
-            yield data
-            if fault and self.bytes_in >= fault.after_bytes:
+        fault = self._fault_of_the_request()
+        while True:
+            before_fault = fault.after_bytes - self.bytes_in if fault else CHUNK
+            if fault and before_fault <= 0 and fault.action != "corrupt":
                 self._act_out(fault)
-                fault = None
+            data = self._read_some(min(CHUNK, before_fault) if before_fault > 0 else CHUNK)
+            if not data:
+                return
+            self.bytes_in += len(data)
+            if fault and before_fault <= 0:
+                self._acting(fault)
+                data, fault = flip_first_byte(data), None
+            yield data
+
+    def _read_some(self, most: int) -> bytes:
+        """At most `most` bytes of the body; none at its end."""
+        if self._chunked and not self._unread:
+            self._unread = int(self.rfile.readline(1024).split(b";")[0] or b"0", 16)
+            if not self._unread:
+                while self.rfile.readline(65536).strip():  # trailers
+                    pass
+                self._chunked = False
+        if not self._unread:
+            return b""
+        data = self.rfile.read1(min(most, self._unread))
+        if not data:
+            self._unread, self._chunked = 0, False
+            raise ConnectionResetError("the client went away in the middle of a body")
+        self._unread -= len(data)
+        if self._chunked and not self._unread:
+            self.rfile.readline(1024)  # the line end behind a chunk
+        return data
 
     def read_body(self) -> bytes:
         return b"".join(self.iter_body())
@@ -187,14 +232,22 @@ class Handler(BaseHTTPRequestHandler):
             body = body.encode()
         headers.setdefault("Content-Length", str(len(body)))
         self.start(status, headers)
-        if self.command != "HEAD":
+        if self.command != "HEAD" and body:
             self._write(body)
 
     def send_json(self, body: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
         self.send(status, body, headers)
 
     def start(self, status: int, headers: dict[str, str]) -> None:
+        """Sends the status and the headers."""
+        fault = self.fault if self.fault and self.fault.action == "unanswered" else self._fault_of_the_request()
+        if fault and not self._fault_acted and fault.action != "corrupt":
+            # Either this is the fault, or the route has read no body for it to happen in.
+            self._act_out(fault)
         self.status_sent = status
+        if self._entry is not None:
+            self._entry |= {"status": status, "bytes_in": self.bytes_in}
+            self.server.record(self._entry)
         self.send_response(status)
         for key, value in headers.items():
             self.send_header(key, value)
@@ -205,8 +258,7 @@ class Handler(BaseHTTPRequestHandler):
         is scripted."""
         if self.command == "HEAD":
             return
-        fault = getattr(self, "fault", None)
-        if fault is None or fault.action == "status":
+        if self._fault_of_the_answer() is None:
             self.wfile.flush()
             self.connection.settimeout(None)
             self.bytes_out += self.connection.sendfile(file, offset, length)
@@ -218,38 +270,45 @@ class Handler(BaseHTTPRequestHandler):
             self._write(data)
 
     def _write(self, data: bytes) -> None:
-        """Writes through the scripted fault of a response body."""
-        fault = getattr(self, "fault", None)
-        if (
-            fault
-            and self.command == "GET"
-            and fault.action != "status"
-            and self.bytes_out <= fault.after_bytes < self.bytes_out + len(data)
-        ):
+        """Writes a piece of an answer's body, through the scripted fault."""
+        fault = self._fault_of_the_answer()
+        if fault and self.bytes_out <= fault.after_bytes < self.bytes_out + len(data):
             cut = fault.after_bytes - self.bytes_out
             self.wfile.write(data[:cut])
             self.bytes_out += cut
-            self._act_out(fault)
-            data = data[cut:]
-            if fault.action == "corrupt":
-                data = bytes([data[0] ^ 0xFF]) + data[1:]
+            if fault.action != "corrupt":
+                self._act_out(fault)
+            self._acting(fault)
+            data = flip_first_byte(data[cut:])
         self.wfile.write(data)
         self.bytes_out += len(data)
 
-    def _act_out(self, fault: Fault) -> None:
+    # -- faults ---------------------------------------------------------------------------------------------
+
+    def _fault_of_the_request(self) -> Fault | None:
+        """The fault that is to happen while the request's body comes in."""
+        moving = self.fault and self.fault.action not in ("status", "unanswered")
+        return self.fault if moving and self.command != "GET" else None
+
+    def _fault_of_the_answer(self) -> Fault | None:
+        """The fault that is to happen while the answer's body goes out."""
+        moving = self.fault and self.fault.action not in ("status", "unanswered")
+        return self.fault if moving and self.command == "GET" and not self._fault_acted else None
+
+    def _acting(self, fault: Fault) -> None:
+        self._fault_acted = True
+        self.server.faults.consume(fault)
+
+    def _act_out(self, fault: Fault) -> NoReturn:
+        self._acting(fault)
         self.wfile.flush()
+        self.close_connection = True
         if fault.action == "stall":
             time.sleep(fault.seconds)
-            self.close_connection = True
-            raise ConnectionDropped
-        if fault.action == "reset":
+        if fault.action in ("reset", "unanswered"):
             # Linger 0 makes close() send RST instead of FIN.
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
-            self.close_connection = True
-            raise ConnectionDropped
-        if fault.action == "truncate":
-            self.close_connection = True
-            raise ConnectionDropped
+        raise ConnectionDropped
 
     def log_message(self, format: str, *args: Any) -> None:
         """The request log says it already."""
