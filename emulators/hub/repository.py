@@ -6,7 +6,7 @@
     repository.set_branch("main", sha)          # main goes back
 
 Layout under `root`: `objects/<sha256>` (every content once), `repos/<org>/<name>/commits/<sha>.json`,
-`repos/<org>/<name>/refs.json`; `hashes.json` is what was hashed before, `links.json` what linked objects must look like.
+`repos/<org>/<name>/refs.json`; `hashes.json` is what was hashed before, `links.json` how linked objects look.
 All of it is read afresh on every call and replaced atomically, so a running server sees what another process commits.
 """
 
