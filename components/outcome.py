@@ -1,11 +1,12 @@
 """What became of a step, left where the report, the command line and the next run can read it.
 
 kfp tells neither causes nor timings, so every step writes `<pipeline root>/<run id>/steps/<step>.json`:
-`{"name", "status", "seconds", "message", "error": null | {"type", "message"}, …details}`.
+`{"name", "status", "started_at", "seconds", "message", "error": null | {"type", "message"}, …details}`.
 """
 
 from __future__ import annotations
 
+import datetime
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ class Outcome:
         self.message = ""
         self.error: dict[str, str] | None = None
         self.details: dict[str, Any] = {}
+        self.started_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
 
     def say(self, message: str) -> None:
         """One line of progress."""
@@ -51,6 +53,7 @@ class Outcome:
         return {
             "name": self.name,
             "status": self.status,
+            "started_at": self.started_at,
             "seconds": round(seconds, 3),
             "message": self.message,
             "error": self.error,

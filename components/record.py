@@ -63,6 +63,7 @@ class Record(BaseModel):
     """Origin of every generation named above."""
 
     _resource_version: str = PrivateAttr(default="")
+    _stored: str = PrivateAttr(default="")
 
     @property
     def named(self) -> set[str]:
@@ -98,10 +99,16 @@ class Record(BaseModel):
             self.validated = ""
 
     def write(self, cluster: Cluster, settings: Settings) -> None:
-        """Writes the record if nobody has since it was read. Raises InconclusiveError if somebody has."""
+        """Writes the record if it changed and nobody else has written it since it was read.
+
+        Raises InconclusiveError if somebody has.
+        """
         self.generations = {
             name: known for name, known in self.generations.items() if name in self.named or name in self.rejected
         }
+        text = self.model_dump_json(indent=2)
+        if text == self._stored:
+            return
         body: Object = {
             "apiVersion": "v1",
             "kind": "ConfigMap",
@@ -110,7 +117,7 @@ class Record(BaseModel):
                 "namespace": settings.namespace,
                 "labels": {names.DEPLOYMENT: settings.name, "app.kubernetes.io/managed-by": "gemma-gke-pipelines"},
             },
-            "data": {_KEY: self.model_dump_json(indent=2)},
+            "data": {_KEY: text},
         }
         try:
             if self._resource_version:
@@ -124,6 +131,7 @@ class Record(BaseModel):
                 f"`kubectl -n {settings.namespace} get configmap {names.record(settings)} -o yaml`, then run again"
             ) from error
         self._resource_version = written["metadata"]["resourceVersion"]
+        self._stored = text
 
 
 def read(cluster: Cluster, settings: Settings) -> Record:
@@ -136,6 +144,7 @@ def read(cluster: Cluster, settings: Settings) -> Record:
     record = Record.model_validate_json(found["data"][_KEY]) if found else Record()
     if found:
         record._resource_version = found["metadata"]["resourceVersion"]
+        record._stored = found["data"][_KEY]
     serving = serving_generation(cluster.get("Service", settings.name, settings.namespace))
     if serving and serving != record.live:
         record.put_live(serving)

@@ -1,0 +1,1 @@
+"""Deletes generations beyond those that are kept, and weights that no deployment uses."""

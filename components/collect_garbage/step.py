@@ -1,0 +1,83 @@
+"""The step that keeps a deployment from growing: old generations go, and weights that nobody uses any more."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from components import lease, leftovers, names, record
+from components.clients import kubernetes, storage
+from components.clients.kubernetes import Cluster
+from components.log import Say
+from components.outcome import recorded
+from components.release import Release
+from components.settings import Settings, validated
+
+# gs://BUCKET/models/ORG/NAME/KEY/FILE, as download_weights writes it; anything else in the bucket is somebody else's.
+_WEIGHTS = re.compile(r"(gs://[^/]+/models/[^/]+/[^/]+/([0-9a-f]{16}))/.+")
+
+
+def run(settings: dict[str, Any], release: dict[str, Any]) -> None:
+    """Collects after a promotion."""
+    config, target = validated(Settings, settings), Release.model_validate(release)
+    with recorded("collect_garbage", config, target.run_id) as outcome:
+        cluster = kubernetes.connect(config)
+        with lease.held(cluster, config, target.run_id):
+            gone = collect_generations(cluster, config, outcome.say)
+            freed = collect_weights(cluster, config, outcome.say)
+        outcome.details.update(generations=gone, weights=freed)
+        if gone or freed:
+            outcome.succeeded(f"deleted {len(gone)} generations and {len(freed)} sets of weights")
+        else:
+            outcome.skipped("nothing to collect")
+
+
+def collect_generations(cluster: Cluster, settings: Settings, say: Say) -> list[str]:
+    """Deletes the kept generations beyond `keep_previous`, the oldest first. Returns their names."""
+    known = record.read(cluster, settings)
+    gone = known.kept[settings.keep_previous :][::-1]
+    for generation in gone:
+        leftovers.remove_generation(cluster, settings, generation, say)
+        known.forget(generation)
+        known.write(cluster, settings)
+    return gone
+
+
+def collect_weights(cluster: Cluster, settings: Settings, say: Say) -> list[str]:
+    """Deletes the weights in the bucket that no record of any deployment names. Returns their prefixes.
+
+    A deployment names its weights before it writes or reads them. It may do so while this looks, so the manifest goes
+    first (from then on the weights count as absent), then the names are read again: weights that somebody named
+    meanwhile get their manifest back.
+    """
+    own = sorted(record.read(cluster, settings).weights_in_use)
+    storage.write_json_if_changed(names.weights_in_use(settings), {"weights_keys": own})
+    there: dict[str, list[str]] = {}
+    keys: dict[str, str] = {}
+    for uri in storage.list_uris(f"gs://{settings.bucket}/models/"):
+        if match := _WEIGHTS.fullmatch(uri):
+            there.setdefault(match[1], []).append(uri)
+            keys[match[1]] = match[2]
+    in_use = weights_in_use(settings)
+    freed = []
+    for prefix in [prefix for prefix in there if keys[prefix] not in in_use]:
+        manifest = f"{prefix}/_MANIFEST.json"
+        content = storage.read_json(manifest)
+        storage.delete(manifest)
+        if keys[prefix] in weights_in_use(settings):
+            if content is not None:
+                storage.write_json(manifest, content)
+            continue
+        for uri in there[prefix]:
+            storage.delete(uri)
+        say(f"deleted {prefix}")
+        freed.append(prefix)
+    return freed
+
+
+def weights_in_use(settings: Settings) -> set[str]:
+    """The weights keys that any deployment with weights in this bucket names."""
+    found: set[str] = set()
+    for uri in storage.list_uris(f"gs://{settings.bucket}/deployments/"):
+        found.update((storage.read_json(uri) or {}).get("weights_keys", []))
+    return found

@@ -1,0 +1,1 @@
+"""Takes a generation that failed out of the cluster and remembers why."""

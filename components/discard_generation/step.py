@@ -1,0 +1,45 @@
+"""The step that ends a run whose release is bad: the generation goes, the reason stays, the old one serves on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from components import lease, leftovers, record
+from components.clients import kubernetes
+from components.clients.kubernetes import Cluster
+from components.log import Say
+from components.outcome import recorded
+from components.promote_generation import traffic
+from components.record import Rejection
+from components.release import Release
+from components.settings import Settings, validated
+
+
+def run(settings: dict[str, Any], release: dict[str, Any], reasons: list[str]) -> None:
+    """Discards the release's generation, then fails the run (SystemExit), as its outcome demands."""
+    config, target = validated(Settings, settings), Release.model_validate(release)
+    with recorded("discard_generation", config, target.run_id) as outcome:
+        cluster = kubernetes.connect(config)
+        with lease.held(cluster, config, target.run_id):
+            outcome.succeeded(discard(cluster, config, target, reasons, outcome.say))
+    raise SystemExit(1)
+
+
+def discard(cluster: Cluster, settings: Settings, release: Release, reasons: list[str], say: Say) -> str:
+    """Takes the generation out of the cluster (never its weights) and records it as rejected. Returns what it did.
+
+    The generation that serves is left alone: a check that it fails now is no reason to serve nothing.
+    """
+    known = record.read(cluster, settings)
+    if release.generation == known.live:
+        return f"{release.generation} is live and stays: nothing else is there to serve"
+    known.rejected[release.generation] = Rejection(
+        reason="; ".join(reasons) or "it did not pass", at=record.now(), run_id=release.run_id
+    )
+    known.remember(release)
+    known.forget(release.generation)
+    known.write(cluster, settings)
+    traffic.rest(cluster, settings, release.generation)
+    leftovers.remove_generation(cluster, settings, release.generation, say)
+    serving = f"; {known.live} serves on" if known.live else ""
+    return f"{release.generation} is rejected and will not be tried again without --retry{serving}"

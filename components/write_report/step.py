@@ -1,0 +1,62 @@
+"""The exit task: runs whatever happened, unless the run was killed (the next run then does its cleaning)."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+from components import lease, leftovers, record
+from components.clients import kubernetes, storage
+from components.errors import PipelineError
+from components.log import Say
+from components.outcome import recorded
+from components.settings import Settings
+from components.write_report import page, summary
+
+
+def run(rest: dict[str, Any], run_id: str, succeeded: bool, **explicit: str) -> str:
+    """Cleans up after the run, gives the Lease back, and writes `report.json` and `report.html` beside the steps.
+
+    It cannot read what other tasks returned (an exit task sees pipeline parameters alone), so it reads the outcomes
+    that they left. Returns the report's page.
+    """
+    settings = Settings.from_parameters(rest, **explicit)
+    root = f"{settings.pipeline_root}/{run_id}"
+    with recorded("write_report", settings, run_id) as outcome:
+        outcomes = summary.read_outcomes(settings, run_id)
+        if began_to_write(outcomes):
+            try:
+                clean_up(settings, run_id, outcome.say)
+            except PipelineError as error:
+                # The report matters most when the cluster is away; the next run cleans up.
+                outcome.say(f"could not clean up ({error}); the next run will")
+        report = summary.summarize(settings, run_id, outcomes, succeeded=succeeded, seconds=wall_seconds(outcomes))
+        storage.write_json(f"{root}/report.json", {**report, "outcomes": outcomes})
+        html = page.render(settings, report, outcomes)
+        storage.write_text(f"{root}/report.html", html, content_type="text/html; charset=utf-8")
+        outcome.succeeded(f"the report is {root}/report.html")
+    return html
+
+
+def began_to_write(outcomes: list[dict[str, Any]]) -> bool:
+    """Whether any step after resolve_model began: only then is there anything of this run's in the cluster."""
+    return any(outcome["name"] != "resolve_model" for outcome in outcomes)
+
+
+def clean_up(settings: Settings, run_id: str, say: Say) -> None:
+    """Removes what this run left by its label, unless it no longer holds the Lease: then that is the holder's to do."""
+    cluster = kubernetes.connect(settings)
+    found = cluster.get("Lease", settings.name, settings.namespace)
+    if found is None or lease.holder(found) != run_id:
+        return
+    leftovers.remove_run(cluster, settings, record.read(cluster, settings), run_id, say)
+    lease.give_back(cluster, settings, run_id)
+
+
+def wall_seconds(outcomes: list[dict[str, Any]]) -> float:
+    """From the first step's start to the last one's end."""
+    if not outcomes:
+        return 0.0
+    starts = [datetime.datetime.fromisoformat(outcome["started_at"]).timestamp() for outcome in outcomes]
+    ends = [start + outcome["seconds"] for start, outcome in zip(starts, outcomes, strict=True)]
+    return max(ends) - min(starts)
