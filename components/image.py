@@ -11,8 +11,8 @@ VERSION = "0.1.0"
 """The distribution's version (setup.cfg says the same; a test holds them together)."""
 
 DEFAULT = f"gemma-gke-pipelines/python-components:{VERSION}"
-"""What is compiled in when nobody says `--image`: a name that runs nowhere until an image is pushed under it. (kfp.local
-warns about an image without "python" in its name.)"""
+"""What is compiled in when nobody says `--image`: a name that runs nowhere until an image is pushed under it.
+(kfp.local warns about an image without "python" in its name.)"""
 
 
 def reference(settings: Settings) -> str:

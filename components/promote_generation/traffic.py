@@ -113,7 +113,7 @@ def _owned_by_another(settings: Settings, causes: list[Object]) -> RequestError:
         f"the Service {settings.namespace}/{settings.name} is also managed by somebody else ({said}), who would move "
         "the traffic back. Leave its spec.selector to this pipeline: in Argo CD, `ignoreDifferences: [{kind: Service, "
         f"name: {settings.name}, jsonPointers: [/spec/selector]}}]` and the sync option RespectIgnoreDifferences=true; "
-        "in Flux, annotate it `kustomize.toolkit.fluxcd.io/ssa: IfNotPresent`, or take the Service out of what it applies"
+        "in Flux, annotate it `kustomize.toolkit.fluxcd.io/ssa: IfNotPresent`, or take it out of what Flux applies"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from importlib.resources import files
 from typing import Any
 
@@ -17,17 +18,12 @@ def render(settings: Settings, report: dict[str, Any], outcomes: list[dict[str, 
     template = environment.from_string(files(__package__).joinpath("report.html.j2").read_text())
     validation: dict[str, Any] = next((item for item in outcomes if item["name"] == "validate_server"), {})
     longest = max((outcome["seconds"] for outcome in outcomes), default=0) or 1
-    return template.render(
-        settings=settings, report=report, outcomes=outcomes, validation=validation, longest=longest
-    )
+    return template.render(settings=settings, report=report, outcomes=outcomes, validation=validation, longest=longest)
 
 
 def readable_bytes(count: float) -> str:
     """A number of bytes for a reader: `0 bytes`, `4.1 MB`, `23.5 GB` (powers of 1000, as transfers are counted)."""
     if count < 1000:
         return f"{count:.0f} bytes"
-    for unit in ("kB", "MB", "GB", "TB"):
-        count /= 1000
-        if count < 1000:
-            break
-    return f"{count:.1f} {unit}"
+    power = min(4, int(math.log10(count)) // 3)
+    return f"{count / 1000**power:.1f} {('kB', 'MB', 'GB', 'TB')[power - 1]}"

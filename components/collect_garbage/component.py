@@ -1,0 +1,18 @@
+"""KFP interface of collect_garbage; step.py says what it does."""
+
+from kfp import dsl
+
+from components.image import DEFAULT
+
+
+@dsl.component(base_image=DEFAULT, packages_to_install=[], install_kfp_package=False)
+def collect_garbage(settings: dict, release: dict):
+    """Deletes generations beyond those that are kept, and weights that no deployment names.
+
+    Args:
+        settings: the whole settings, as resolve_model returns them.
+        release: what resolve_model found.
+    """
+    from components.collect_garbage.step import run
+
+    run(settings, release)

@@ -1,0 +1,19 @@
+"""KFP interface of discard_generation; step.py says what it does."""
+
+from kfp import dsl
+
+from components.image import DEFAULT
+
+
+@dsl.component(base_image=DEFAULT, packages_to_install=[], install_kfp_package=False)
+def discard_generation(settings: dict, release: dict, reasons: list):
+    """Takes a generation that did not pass out of the cluster, remembers why, and fails the run.
+
+    Args:
+        settings: the whole settings, as resolve_model returns them.
+        release: what resolve_model found.
+        reasons: why it did not pass, in words.
+    """
+    from components.discard_generation.step import run
+
+    run(settings, release, reasons)

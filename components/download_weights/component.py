@@ -1,0 +1,27 @@
+"""KFP interface of download_weights; step.py says what it does."""
+
+from typing import NamedTuple
+
+from kfp import dsl
+
+from components.image import DEFAULT
+
+
+@dsl.component(base_image=DEFAULT, packages_to_install=[], install_kfp_package=False)
+def download_weights(settings: dict, release: dict) -> NamedTuple(
+    "Outputs", [("passed", bool), ("reasons", list), ("bytes_transferred", int)]
+):  # type: ignore[valid-type]
+    """Streams the release's files from the hub to the bucket, verified, the manifest last.
+
+    Args:
+        settings: the whole settings, as resolve_model returns them.
+        release: what resolve_model found.
+
+    Returns:
+        passed: False when the release itself is broken (a shard cut short or missing).
+        reasons: why, in words.
+        bytes_transferred: bytes of file content that this run moved.
+    """
+    from components.download_weights.step import run
+
+    return run(settings, release)

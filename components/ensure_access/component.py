@@ -1,0 +1,18 @@
+"""KFP interface of ensure_access; step.py says what it does."""
+
+from kfp import dsl
+
+from components.image import DEFAULT
+
+
+@dsl.component(base_image=DEFAULT, packages_to_install=[], install_kfp_package=False)
+def ensure_access(settings: dict, release: dict):
+    """Takes the deployment's Lease and sees to the namespace, the service account and the bucket's binding.
+
+    Args:
+        settings: the whole settings, as resolve_model returns them.
+        release: what resolve_model found.
+    """
+    from components.ensure_access.step import run
+
+    run(settings, release)

@@ -1,0 +1,18 @@
+"""KFP interface of promote_generation; step.py says what it does."""
+
+from kfp import dsl
+
+from components.image import DEFAULT
+
+
+@dsl.component(base_image=DEFAULT, packages_to_install=[], install_kfp_package=False)
+def promote_generation(settings: dict, release: dict):
+    """Moves the traffic to the generation that passed, lets the old one finish and keeps it.
+
+    Args:
+        settings: the whole settings, as resolve_model returns them.
+        release: what resolve_model found.
+    """
+    from components.promote_generation.step import run
+
+    run(settings, release)

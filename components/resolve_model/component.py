@@ -1,0 +1,46 @@
+"""KFP interface of resolve_model; step.py says what it does."""
+
+from typing import NamedTuple
+
+from kfp import dsl
+
+from components.image import DEFAULT
+
+
+@dsl.component(base_image=DEFAULT, packages_to_install=[], install_kfp_package=False)
+def resolve_model(
+    project: str,
+    location: str,
+    cluster: str,
+    namespace: str,
+    bucket: str,
+    model: str,
+    revision: str,
+    settings: dict,
+    run_id: str,
+) -> NamedTuple("Outputs", [("proceed", bool), ("merged", dict), ("release", dict)]):  # type: ignore[valid-type]
+    """Finds, by reading alone, what the revision is and whether there is anything to do.
+
+    Args:
+        project, location, cluster, namespace, bucket, model, revision: see components/settings.py.
+        settings: all other settings, as one struct.
+        run_id: name of this run, which labels all that it makes.
+
+    Returns:
+        proceed: whether the run goes on.
+        merged: the whole settings, validated.
+        release: commit, weights key, generation and the live generation (components/release.py).
+    """
+    from components.resolve_model.step import run
+
+    return run(
+        settings,
+        run_id,
+        project=project,
+        location=location,
+        cluster=cluster,
+        namespace=namespace,
+        bucket=bucket,
+        model=model,
+        revision=revision,
+    )

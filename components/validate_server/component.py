@@ -1,0 +1,39 @@
+"""KFP interface of validate_server; step.py says what it does."""
+
+from typing import NamedTuple
+
+from kfp import dsl
+
+from components.image import DEFAULT
+
+
+@dsl.component(base_image=DEFAULT, packages_to_install=[], install_kfp_package=False)
+def validate_server(
+    settings: dict,
+    release: dict,
+    passed: bool,
+    reasons: list,
+    metrics: dsl.Output[dsl.Metrics],
+    page: dsl.Output[dsl.HTML],
+) -> NamedTuple("Outputs", [("verdict", bool), ("why", list)]):  # type: ignore[valid-type]
+    """Asks the new generation, from inside the cluster, whether it serves what it should as fast as it should.
+
+    Args:
+        settings: the whole settings, as resolve_model returns them.
+        release: what resolve_model found.
+        passed: the verdict so far; when it is False already, nothing is asked.
+        reasons: why, in words.
+        metrics: throughput and latencies.
+        page: the same for a reader, with an answer.
+
+    Returns:
+        verdict, why: the verdict and its reasons after this step.
+    """
+    from components.validate_server.step import run
+
+    verdict, why, figures, html = run(settings, release, passed, reasons)
+    for name, value in figures.items():
+        metrics.log_metric(name, value)
+    with open(page.path, "w") as file:
+        file.write(html)
+    return verdict, why
