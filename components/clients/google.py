@@ -15,6 +15,7 @@ from components.errors import AccessError, InconclusiveError, RequestError
 
 API_ENDPOINT = "GEMMA_PIPELINES_API_ENDPOINT"
 SCOPES = ["https://www.googleapis.com/auth/cloud-platform"]
+NO_CREDENTIALS = "no Google credentials on this machine: run `gcloud auth application-default login`, or give the job a service account"
 
 
 def credentials() -> Any:
@@ -25,10 +26,7 @@ def credentials() -> Any:
     try:
         found, _ = google.auth.default(scopes=SCOPES)
     except DefaultCredentialsError as error:
-        raise AccessError(
-            "no Google credentials on this machine: run `gcloud auth application-default login`, or give the job a "
-            "service account"
-        ) from error
+        raise AccessError(NO_CREDENTIALS) from error
     return found
 
 

@@ -1,0 +1,275 @@
+"""Google Cloud Storage through its own client: JSON documents, listings, IAM bindings, and what a transfer needs.
+
+Objects are named by `gs://BUCKET/NAME` everywhere. `STORAGE_EMULATOR_HOST` is honoured by the library itself. The
+library retries what is transient for two minutes; what is left becomes one of our errors here.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from components.errors import AccessError, InconclusiveError, PipelineError, RequestError
+
+OBJECTS_ROLE = "roles/storage.objectUser"
+POLICY_ROLE = "roles/storage.admin"
+
+
+class PreconditionError(PipelineError):
+    """The object is not at the generation that was expected: somebody else wrote it (412)."""
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    """An object as the bucket lists it. `size` in bytes, `crc32c` base64 as GCS writes it."""
+
+    uri: str
+    size: int
+    crc32c: str
+    generation: int
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+def parse_uri(uri: str) -> tuple[str, str]:
+    """(bucket, object name) of `gs://BUCKET/NAME`; the name may be empty. Raises RequestError."""
+    scheme, _, rest = uri.partition("://")
+    bucket, _, name = rest.partition("/")
+    if scheme != "gs" or not bucket:
+        raise RequestError(f"{uri!r} is not a gs://BUCKET/NAME address")
+    return bucket, name
+
+
+# -- documents ----------------------------------------------------------------------------------------------
+
+
+def write_json(uri: str, value: Any, *, if_generation_match: int | None = None) -> int:
+    """Writes `value` as JSON and returns the object's generation. `if_generation_match=0`: only when there is none.
+
+    Raises PreconditionError when the object is at another generation.
+    """
+    text = json.dumps(value, ensure_ascii=False, indent=2) + "\n"
+    return write_text(uri, text, content_type="application/json", if_generation_match=if_generation_match)
+
+
+def write_json_if_changed(uri: str, value: Any) -> bool:
+    """Writes `value` unless the object holds it already: returns whether it wrote."""
+    if read_json(uri) == value:
+        return False
+    write_json(uri, value)
+    return True
+
+
+def write_text(uri: str, text: str, *, content_type: str, if_generation_match: int | None = None) -> int:
+    """Writes a text in UTF-8 and returns the object's generation. Raises PreconditionError as `write_json`."""
+    return write_bytes(
+        uri, text.encode(), content_type=content_type, if_generation_match=if_generation_match
+    ).generation
+
+
+def write_bytes(
+    uri: str,
+    data: bytes,
+    *,
+    content_type: str,
+    metadata: dict[str, str] | None = None,
+    if_generation_match: int | None = None,
+) -> StoredObject:
+    """Writes an object in one request; GCS refuses it when the bytes do not arrive as they were sent (crc32c)."""
+    blob = _blob(uri)
+    blob.metadata = metadata
+    with _errors(uri):
+        blob.upload_from_string(
+            data, content_type=content_type, checksum="crc32c", if_generation_match=if_generation_match
+        )
+    return _stored(blob)
+
+
+def read_json(uri: str) -> Any | None:
+    """The object's value; None when there is no such object."""
+    return read_json_with_generation(uri)[0]
+
+
+def read_json_with_generation(uri: str) -> tuple[Any | None, int]:
+    """The object's value and its generation; (None, 0) when there is no such object."""
+    from google.api_core.exceptions import NotFound
+
+    blob = _blob(uri)
+    with _errors(uri):
+        try:
+            data = blob.download_as_bytes()
+        except NotFound as error:
+            if _bucket_is_missing(error):
+                raise
+            return None, 0
+    try:
+        return json.loads(data), int(blob.generation)
+    except ValueError as error:
+        raise RequestError(f"{uri} is not JSON ({error}). If nobody needs it: `gcloud storage rm {uri}`") from error
+
+
+# -- objects ------------------------------------------------------------------------------------------------
+
+
+def list_objects(prefix_uri: str) -> list[StoredObject]:
+    """The objects whose address starts with `prefix_uri`, in the order of their names."""
+    bucket, prefix = parse_uri(prefix_uri)
+    with _errors(prefix_uri):
+        fields = "items(bucket,name,size,crc32c,generation,metadata),nextPageToken"
+        return [_stored(blob) for blob in client().list_blobs(bucket, prefix=prefix, fields=fields)]
+
+
+def list_uris(prefix_uri: str) -> list[str]:
+    """The addresses of the objects whose address starts with `prefix_uri`."""
+    return [found.uri for found in list_objects(prefix_uri)]
+
+
+def stat(uri: str) -> StoredObject | None:
+    """What the bucket says of an object; None when there is none."""
+    from google.api_core.exceptions import NotFound
+
+    blob = _blob(uri)
+    with _errors(uri):
+        try:
+            blob.reload()
+        except NotFound as error:
+            if _bucket_is_missing(error):
+                raise
+            return None
+    return _stored(blob)
+
+
+def delete(uri: str, generation: int | None = None) -> bool:
+    """Deletes the object, only at that generation if one is given: returns whether it was there."""
+    from google.api_core.exceptions import NotFound, PreconditionFailed
+
+    with _errors(uri):
+        try:
+            _blob(uri).delete(if_generation_match=generation)
+        except PreconditionFailed:
+            return False
+        except NotFound as error:
+            if _bucket_is_missing(error):
+                raise
+            return False
+    return True
+
+
+# -- the bucket's IAM policy --------------------------------------------------------------------------------
+
+
+def has_bucket_binding(bucket: str, role: str, member: str) -> bool:
+    """Whether the bucket's policy gives the role to the member, without a condition."""
+    with _errors(f"gs://{bucket}", role=POLICY_ROLE):
+        return _holds(_policy(bucket), role, member)
+
+
+def ensure_bucket_binding(bucket: str, role: str, member: str) -> bool:
+    """Gives the role to the member unless the policy does already: returns whether it changed anything.
+
+    The policy's etag goes with the change, so that no other change of it is lost.
+    """
+    from google.api_core.exceptions import Conflict, PreconditionFailed
+
+    with _errors(f"gs://{bucket}", role=POLICY_ROLE):
+        for _ in range(10):
+            policy = _policy(bucket)
+            if _holds(policy, role, member):
+                return False
+            policy.bindings.append({"role": role, "members": {member}})
+            try:
+                client().bucket(bucket).set_iam_policy(policy)
+            except (Conflict, PreconditionFailed):
+                continue  # Somebody changed it meanwhile: look again.
+            return True
+    raise InconclusiveError(f"gs://{bucket}: its IAM policy kept changing while {role} was being added. Run again")
+
+
+def _policy(bucket: str) -> Any:
+    return client().bucket(bucket).get_iam_policy(requested_policy_version=3)
+
+
+def _holds(policy: Any, role: str, member: str) -> bool:
+    return any(
+        binding["role"] == role and member in binding["members"] and not binding.get("condition")
+        for binding in policy.bindings
+    )
+
+
+# -- the client ---------------------------------------------------------------------------------------------
+
+
+def client() -> Any:
+    """The storage client. Raises AccessError when this machine has no Google credentials."""
+    return _client(os.environ.get("STORAGE_EMULATOR_HOST", ""))
+
+
+@functools.lru_cache(maxsize=1)
+def _client(_endpoint: str) -> Any:
+    """One client a process (and address): its connections are kept."""
+    from google.auth.exceptions import DefaultCredentialsError
+    from google.cloud.storage import Client
+
+    from components.clients import google
+
+    try:
+        # No call here needs a project: buckets have one name in the world.
+        return Client(project=None)
+    except DefaultCredentialsError as error:
+        raise AccessError(google.NO_CREDENTIALS) from error
+
+
+def _blob(uri: str) -> Any:
+    bucket, name = parse_uri(uri)
+    return client().bucket(bucket).blob(name)
+
+
+def _stored(blob: Any) -> StoredObject:
+    return StoredObject(
+        f"gs://{blob.bucket.name}/{blob.name}", blob.size, blob.crc32c, int(blob.generation), dict(blob.metadata or {})
+    )
+
+
+def _bucket_is_missing(error: Exception) -> bool:
+    return "bucket does not exist" in str(error)
+
+
+@contextmanager
+def _errors(uri: str, *, role: str = OBJECTS_ROLE) -> Iterator[None]:
+    """Says in our words what the library raises; `role` is the one whose lack a refusal tells of."""
+    import requests
+    from google.api_core import exceptions
+    from google.auth.exceptions import GoogleAuthError
+    from google.cloud.storage.exceptions import DataCorruption
+
+    bucket = parse_uri(uri)[0]
+    try:
+        yield
+    except exceptions.NotFound as error:
+        raise RequestError(
+            f"gs://{bucket} does not exist. Create it: `gcloud storage buckets create gs://{bucket} "
+            "--uniform-bucket-level-access --location=LOCATION`, or set `bucket` in the settings"
+        ) from error
+    except (exceptions.Forbidden, exceptions.Unauthorized) as error:
+        raise AccessError(
+            f"{uri}: {error.message}. Grant the pipeline's service account {role}: `gcloud storage buckets "
+            f"add-iam-policy-binding gs://{bucket} --member=serviceAccount:… --role={role}`"
+        ) from error
+    except exceptions.PreconditionFailed as error:
+        raise PreconditionError(f"{uri} changed since it was read") from error
+    except exceptions.ClientError as error:
+        if error.code == 429:
+            raise InconclusiveError(f"{uri}: GCS asks for patience: {error.message}. Run again later") from error
+        raise RequestError(f"{uri}: GCS refused the request: {error.message}") from error
+    except (
+        exceptions.GoogleAPIError,
+        requests.RequestException,
+        GoogleAuthError,
+        DataCorruption,
+        ConnectionError,
+    ) as error:
+        raise InconclusiveError(f"{uri}: GCS did not answer: {error}. Run again") from error
