@@ -9,11 +9,18 @@ from __future__ import annotations
 
 
 class PipelineError(Exception):
-    """Any error of ours. `str(error)` is one readable line or a few, never a traceback."""
+    """Any error of ours. `str(error)` is one readable line or a few, never a traceback.
+
+    `final`: trying the same again in the same run cannot help.
+    """
+
+    final = False
 
 
 class RequestError(PipelineError):
     """What was asked for is wrong: an unknown key, an illegal name, a model that does not exist."""
+
+    final = True
 
 
 class AccessError(RequestError):
@@ -23,6 +30,8 @@ class AccessError(RequestError):
 class ReleaseError(PipelineError):
     """The release is bad: what it brings cannot be loaded, or answers wrongly."""
 
+    final = True
+
 
 class InconclusiveError(PipelineError):
     """Nothing was learnt about the release: preempted, evicted, no capacity, an API down, a lease held."""
@@ -30,6 +39,8 @@ class InconclusiveError(PipelineError):
 
 class LeaseHeldError(InconclusiveError):
     """Another run holds the deployment's Lease. `holder` is its run id."""
+
+    final = True  # It has waited `lease.wait` already.
 
     def __init__(self, message: str, holder: str):
         super().__init__(message)

@@ -1,7 +1,8 @@
 """What became of a step, left where the report, the command line and the next run can read it.
 
 kfp tells neither causes nor timings, so every step writes `<pipeline root>/<run id>/steps/<step>.json`:
-`{"name", "status", "started_at", "seconds", "message", "error": null | {"type", "message"}, …details}`.
+`{"name", "status", "started_at", "seconds", "message", "error": null | {"type",
+"message", "final"}, …details}`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class Outcome:
         self.name, self.run_id = name, run_id
         self.status: Status = "succeeded"
         self.message = ""
-        self.error: dict[str, str] | None = None
+        self.error: dict[str, Any] | None = None
         self.details: dict[str, Any] = {}
         self.started_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
 
@@ -47,7 +48,8 @@ class Outcome:
         """The release is bad, or the step broke: with the cause in `error`'s words."""
         self.status = "inconclusive" if isinstance(error, InconclusiveError) else "failed"
         self.message = str(error)
-        self.error = {"type": type(error).__name__, "message": str(error)}
+        final = isinstance(error, PipelineError) and error.final
+        self.error = {"type": type(error).__name__, "message": str(error), "final": final}
 
     def as_dict(self, seconds: float) -> dict[str, Any]:
         return {
@@ -66,17 +68,22 @@ def recorded(name: str, settings: Settings, run_id: str) -> Iterator[Outcome]:
     """Runs a step's body and records what became of it, also when it raises.
 
     An error of ours ends the process with its message alone (kfp would print a traceback that tells a reader nothing);
-    anything else is a defect and keeps its traceback.
+    anything else is a defect and keeps its traceback. The orchestrator retries a step whatever ended it: an attempt
+    after a final error ends at once.
     """
     from components.clients import storage
 
     outcome = Outcome(name, run_id)
+    uri = f"{settings.pipeline_root}/{run_id}/steps/{name}.json"
+    before = storage.read_json(uri)
+    if before and before["error"] and before["error"]["final"]:
+        raise SystemExit(1)
     started = time.monotonic()
     log.entry("started", step=name, run_id=run_id, status="running")
 
     def leave() -> None:
         record = outcome.as_dict(time.monotonic() - started)
-        storage.write_json(f"{settings.pipeline_root}/{run_id}/steps/{name}.json", record)
+        storage.write_json(uri, record)
         severity = "ERROR" if outcome.error else "INFO"
         log.entry(outcome.message or "done", step=name, run_id=run_id, severity=severity, status=outcome.status)
 

@@ -29,7 +29,7 @@ def summarize(
     bad = next((outcome for outcome in outcomes if outcome["status"] in ("failed", "inconclusive")), None)
     error = None
     if bad:
-        error = {"step": bad["name"], **bad["error"]}
+        error = {"step": bad["name"], "type": bad["error"]["type"], "message": bad["error"]["message"]}
     elif not succeeded:
         last = outcomes[-1]["name"] if outcomes else None
         error = {
