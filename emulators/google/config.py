@@ -1,0 +1,84 @@
+"""What the emulator is told: a project, who its caller is, clusters and secrets."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+STATES = ("ENABLED", "DISABLED", "DESTROYED")
+
+
+class BadConfig(Exception):
+    """The configuration file is not what the emulator can use."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A GKE cluster: `endpoint` is where its API server answers, `ca_certificate` PEM text."""
+
+    name: str
+    location: str
+    endpoint: str
+    ca_certificate: str
+    version: str
+    autopilot: bool = True
+    dns_endpoint: str = ""
+
+
+@dataclass(frozen=True)
+class SecretVersion:
+    value: str
+    state: str = "ENABLED"
+
+
+@dataclass(frozen=True)
+class Config:
+    project_id: str
+    project_number: str
+    service_account: str
+    token: str
+    clusters: list[Cluster] = field(default_factory=list)
+    secrets: dict[str, dict[str, SecretVersion]] = field(default_factory=dict)
+    denied: list[str] = field(default_factory=list)
+
+    @classmethod
+    def load(cls, file: Path) -> Config:
+        """Raises BadConfig, OSError."""
+        try:
+            given = dict(json.loads(file.read_text()))
+            project = given.pop("project")
+            config = cls(
+                project_id=project["id"],
+                project_number=str(project["number"]),
+                service_account=given.pop("service_account"),
+                token=given.pop("token"),
+                clusters=[Cluster(**cluster) for cluster in given.pop("clusters", [])],
+                secrets={
+                    name: {number: _version(version) for number, version in versions.items()}
+                    for name, versions in given.pop("secrets", {}).items()
+                },
+                denied=given.pop("denied", []),
+            )
+        except KeyError as error:
+            raise BadConfig(f"{error} is missing") from error
+        except (ValueError, TypeError, AttributeError) as error:
+            raise BadConfig(str(error)) from error
+        if given:
+            raise BadConfig(f"unknown: {', '.join(sorted(given))}")
+        return config
+
+    def is_project(self, name: str) -> bool:
+        """Whether this is our project, by id or by number."""
+        return name in (self.project_id, self.project_number)
+
+    def is_denied(self, resource: str) -> bool:
+        return any(resource == name or resource.startswith(f"{name}/") for name in self.denied)
+
+
+def _version(given: Any) -> SecretVersion:
+    version = SecretVersion(given) if isinstance(given, str) else SecretVersion(**given)
+    if version.state not in STATES:
+        raise BadConfig(f"a secret version's state is one of {', '.join(STATES)}, not {version.state!r}")
+    return version
