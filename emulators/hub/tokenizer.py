@@ -1,7 +1,7 @@
 """The tiny models' tokenizer: a byte-fallback BPE shaped like Gemma's, trained on corpus.txt, and its chat template.
 
-Ids of control tokens are Gemma's own (pad 0, eos 1, bos 2, start of turn 105, end of turn 106); then come the bytes, and the
-characters and words of the corpus, then `<unusedN>` up to VOCABULARY, so that any text can be encoded.
+Ids of control tokens are Gemma's own (pad 0, eos 1, bos 2, start of turn 105, end of turn 106); then come the bytes,
+the characters and words of the corpus, and `<unusedN>` up to VOCABULARY. Any text can be encoded.
 """
 
 from __future__ import annotations
