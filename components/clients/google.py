@@ -15,7 +15,7 @@ from components.errors import AccessError, InconclusiveError, RequestError
 
 API_ENDPOINT = "GEMMA_PIPELINES_API_ENDPOINT"
 SCOPES = ["https://www.googleapis.com/auth/cloud-platform"]
-NO_CREDENTIALS = "no Google credentials on this machine: run `gcloud auth application-default login`, or give the job a service account"
+NO_CREDENTIALS = "no Google credentials: run `gcloud auth application-default login`, or give the job a service account"
 
 
 def credentials() -> Any:
