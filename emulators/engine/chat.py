@@ -1,0 +1,323 @@
+"""`/v1/chat/completions`: prompt, answer, and vLLM's shapes of it (openai/chat_completion/{protocol,serving}.py)."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import aclosing
+from typing import Any
+
+from aiohttp import web
+
+from emulators.engine import logprobs
+from emulators.engine.core import EngineCore, Sequence
+from emulators.engine.model import Model, Prompt, Tokens
+from emulators.engine.protocol import ApiError, ChatRequest, Message, NamedToolChoice, Tool
+from emulators.engine.sampling import Output, decode
+from emulators.engine.streams import DONE, collected, dumps, event, merged, open_stream
+from emulators.engine.text import seed_of
+from emulators.engine.tokenizer import TemplateFailed
+
+TEXT_PARTS = {"text", "input_text", "output_text"}
+MEDIA_PARTS = {
+    "image_url": "image",
+    "image": "image",
+    "input_image": "image",
+    "input_audio": "audio",
+    "audio_url": "audio",
+    "video_url": "video",
+}
+
+
+def render(
+    model: Model, messages: list[Message], tools: list[Tool] | None, kwargs: dict[str, Any], special: bool = False
+) -> Prompt:
+    """The prompt of a conversation. Raises ApiError 400."""
+    media: list[str] = []
+    shown = [flatten(model, message, media) for message in messages]
+    definitions = [tool.model_dump(exclude_none=True) for tool in tools] if tools else None
+    try:
+        prompt = model.tokenizer.render(shown, tools=definitions, **kwargs)
+    except TemplateFailed as failure:
+        raise ApiError(400, str(failure)) from failure
+    texts = [part["text"] for part in parts(messages[-1]) if "text" in part] if messages else []
+    return Prompt(model.tokenizer.encode(prompt, special), " ".join(texts), dumps(media) if media else "")
+
+
+def parts(message: Message) -> list[dict[str, Any]]:
+    """A message's content as parts."""
+    if message.content is None:
+        return []
+    if isinstance(message.content, str):
+        return [{"type": "text", "text": message.content}]
+    return [{"type": "text", "text": part} if isinstance(part, str) else part for part in message.content]
+
+
+def flatten(model: Model, message: Message, media: list[str]) -> dict[str, Any]:
+    """A message as the template takes it; what its media are goes to `media`."""
+    shown: list[dict[str, Any]] = []
+    for part in parts(message):
+        kind = part.get("type", "text")
+        if kind in TEXT_PARTS:
+            if not isinstance(part.get("text"), str):
+                raise ApiError(400, f"Expected 'text' of a content part to be a string, got {part.get('text')!r}")
+            shown.append({"type": "text", "text": part["text"]})
+        elif kind in MEDIA_PARTS:
+            modality = MEDIA_PARTS[kind]
+            allowed = allowed_media(model, modality)
+            media.append(dumps(part))
+            if allowed is not None and len(media) > allowed:
+                raise ApiError(400, f"At most {allowed} {modality}(s) may be provided in one prompt.")
+            shown.append({"type": modality})
+        else:
+            raise ApiError(400, f"Unknown part type: {kind}")
+    extra = {key: value for key, value in (message.model_extra or {}).items() if value is not None}
+    takes_parts = model.tokenizer.takes_parts and any(part["type"] != "text" for part in shown)
+    content: Any = shown if takes_parts else "\n".join(part.get("text", "") for part in shown)
+    return {"role": message.role, "content": content, **extra}
+
+
+def allowed_media(model: Model, modality: str) -> int | None:
+    """How many of a modality a prompt may hold: none where there is no encoder; None where nobody said."""
+    if not model.checkpoint.architecture.endswith("ForConditionalGeneration") or model.args.language_model_only:
+        return 0
+    return (model.args.limit_mm_per_prompt or {}).get(modality)
+
+
+def called_tool(model: Model, request: ChatRequest) -> Tool | None:
+    """The tool that the answer calls, or None for a text: "auto" calls one, unless a tool has just answered."""
+    choice, tools = request.tool_choice, request.tools or []
+    if choice is None:
+        choice = "auto" if tools else "none"
+    if choice == "none":
+        return None
+    if not tools:
+        raise ApiError(400, "When using `tool_choice`, `tools` must be set.", param="tool_choice")
+    if isinstance(choice, NamedToolChoice):
+        for tool in tools:
+            if tool.function.name == choice.function.name:
+                return tool
+        raise ApiError(
+            400,
+            "The tool specified in `tool_choice` does not match any of the specified `tools`",
+            param="tool_choice",
+        )
+    if choice == "auto":
+        if not (model.args.enable_auto_tool_choice and model.args.tool_call_parser):
+            raise ApiError(
+                400,
+                '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set',
+            )
+        if request.messages[-1].role == "tool":
+            return None
+    return tools[0]
+
+
+async def chat_completions(
+    request: web.Request, body: ChatRequest, model: Model, core: EngineCore
+) -> web.StreamResponse:
+    """Answers a chat request, streamed or whole. Raises ApiError, QueueOverflow."""
+    adapter = model.resolve(body.model)
+    if not body.messages:
+        raise ApiError(400, "messages must not be empty.", param="messages")
+    if body.top_logprobs:
+        if not body.logprobs:
+            raise ApiError(400, "when using `top_logprobs`, `logprobs` must be set to true.", param="top_logprobs")
+        if body.top_logprobs > model.args.max_logprobs:
+            raise ApiError(
+                400,
+                f"Requested sample logprobs of {body.top_logprobs}, which is greater than max allowed: "
+                f"{model.args.max_logprobs}",
+            )
+    tool = called_tool(model, body)
+    kwargs = {"add_generation_prompt": body.add_generation_prompt, **(body.chat_template_kwargs or {})}
+    prompt = render(model, body.messages, body.tools, kwargs, body.add_special_tokens)
+    wanted, name = body.max_completion_tokens, "max_completion_tokens"
+    if wanted is None:
+        wanted, name = body.max_tokens, "max_tokens"
+    params = model.params(body, model.fit(prompt, wanted, name))
+    constraint = model.constraint(body)
+    count = body.n or 1
+
+    def tokens(index: int) -> Tokens:
+        seed = model.seed(body, prompt, adapter, index)
+        if tool:
+            return model.pieces(model.constrained(("json", tool.function.parameters or {"type": "object"}), seed))
+        if constraint:
+            return model.pieces(model.constrained(constraint, seed))
+        return model.answer(seed, prompt.question)
+
+    runs: list[tuple[Sequence, Iterator[Output]]] = [
+        (
+            Sequence(prompt.ids, params.max_tokens, adapter.name if adapter else None, count),
+            decode(tokens(index), params, model.tokenizer.eos_ids),
+        )
+        for index in range(count)
+    ]
+    request_id = "chatcmpl-" + (request.headers.get("X-Request-Id") or body.request_id or uuid.uuid4().hex)
+    answer = Answer(model, body, request_id, model.card_name(adapter), prompt, tool)
+    with core.admitted(count):
+        if body.stream:
+            return await answer.stream(request, core, runs)
+        return web.json_response(text=dumps(answer.whole(await collected(core, runs))))
+
+
+class Answer:
+    """The shapes of one request's answer."""
+
+    def __init__(self, model: Model, body: ChatRequest, id_: str, name: str, prompt: Prompt, tool: Tool | None):
+        self.model, self.body, self.prompt, self.tool = model, body, prompt, tool
+        self.id, self.name, self.created = id_, name, int(time.time())
+
+    def usage(self, completion: int) -> dict[str, Any]:
+        prompt = len(self.prompt.ids)
+        return {"prompt_tokens": prompt, "total_tokens": prompt + completion, "completion_tokens": completion}
+
+    def finish_reason(self, output: Output) -> str | None:
+        """A called tool ends with `tool_calls`, unless the request named it."""
+        named = isinstance(self.body.tool_choice, NamedToolChoice)
+        return "tool_calls" if self.tool and output.finish_reason == "stop" and not named else output.finish_reason
+
+    def logprobs(self, outputs: list[Output]) -> dict[str, Any] | None:
+        if not self.body.logprobs:
+            return None
+        ids = [output.token_id for output in outputs]
+        return logprobs.chat(self.model.tokenizer, ids, self.body.top_logprobs or 0)
+
+    # -- whole ----------------------------------------------------------------------------------------------
+
+    def whole(self, results: list[list[Output]]) -> dict[str, Any]:
+        generated = sum(map(len, results))
+        return {
+            "id": self.id,
+            "object": "chat.completion",
+            "created": self.created,
+            "model": self.name,
+            "choices": [self.choice(index, outputs) for index, outputs in enumerate(results)],
+            "service_tier": None,
+            "system_fingerprint": self.model.fingerprint,
+            "usage": {
+                **self.usage(generated),
+                "prompt_tokens_details": None,
+                "completion_tokens_details": None,
+            },
+            "prompt_logprobs": None,
+            "prompt_token_ids": self.prompt.ids if self.body.return_token_ids else None,
+            "prompt_text": None,
+            "kv_transfer_params": None,
+            "ec_transfer_params": None,
+            "metrics": None,
+        }
+
+    def choice(self, index: int, outputs: list[Output]) -> dict[str, Any]:
+        said = "".join(output.text for output in outputs)
+        message: dict[str, Any] = {
+            "role": self.model.args.response_role,
+            "content": said,
+            "refusal": None,
+            "annotations": None,
+            "audio": None,
+            "function_call": None,
+            "reasoning": None,
+        }
+        if self.tool:
+            call = {"id": self.call_id(index), "type": "function"}
+            message["content"] = "" if self.body.tool_choice not in (None, "auto") else None
+            message["tool_calls"] = [{**call, "function": {"name": self.tool.function.name, "arguments": said}}]
+        return {
+            "index": index,
+            "message": message,
+            "logprobs": self.logprobs(outputs),
+            "finish_reason": self.finish_reason(outputs[-1]),
+            "stop_reason": outputs[-1].stop_reason,
+            "token_ids": [output.token_id for output in outputs] if self.body.return_token_ids else None,
+            "routed_experts": None,
+        }
+
+    def call_id(self, index: int) -> str:
+        return f"chatcmpl-tool-{seed_of(self.id, index):016x}"
+
+    # -- streamed -------------------------------------------------------------------------------------------
+
+    def chunk(self, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "object": "chat.completion.chunk",
+            "created": self.created,
+            "model": self.name,
+            "choices": choices,
+            **more,
+        }
+
+    async def stream(
+        self, request: web.Request, core: EngineCore, runs: list[tuple[Sequence, Any]]
+    ) -> web.StreamResponse:
+        """One event a token, in vLLM's order: roles, contents, finish, usage, [DONE]."""
+        options = self.body.stream_options
+        force = bool(self.model.args.enable_force_include_usage)
+        include = force or bool(options and options.include_usage)
+        continuous = force or (include and bool(options and options.continuous_usage_stats))
+        head, tail = self.plain_chunk()
+        plain = not (continuous or self.body.logprobs or self.body.return_token_ids or self.tool or len(runs) > 1)
+        counts = [0] * len(runs)
+        response = await open_stream(request)
+        async with aclosing(merged(core, runs)) as outputs:
+            async for index, output in outputs:
+                if not any(counts):
+                    for number in range(len(runs)):
+                        await response.write(event(self.first_chunk(number, continuous)))
+                counts[index] += 1
+                if plain and not output.finish_reason:
+                    await response.write(head + dumps(output.text).encode() + tail)
+                    continue
+                for chunk in self.chunks(index, counts[index], output, include, continuous):
+                    await response.write(event(chunk))
+        if include:
+            usage = self.chunk([], usage=self.usage(sum(counts)), system_fingerprint=self.model.fingerprint)
+            await response.write(event(usage))
+        await response.write(DONE)
+        await response.write_eof()
+        return response
+
+    def plain_chunk(self) -> tuple[bytes, bytes]:
+        """What stands before and after the text in a chunk of nothing but text: made once, not for each token."""
+        mark = "\0"
+        choice = {"index": 0, "delta": {"content": mark}, "logprobs": None, "finish_reason": None, "token_ids": None}
+        head, tail = event(self.chunk([choice])).split(dumps(mark).encode())
+        return head, tail
+
+    def first_chunk(self, index: int, continuous: bool) -> dict[str, Any]:
+        delta = {"role": self.model.args.response_role, "content": ""}
+        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+        more: dict[str, Any] = {"usage": self.usage(0)} if continuous else {}
+        more["prompt_token_ids"] = self.prompt.ids if self.body.return_token_ids else None
+        more["prompt_text"] = None
+        return self.chunk([choice], **more)
+
+    def chunks(
+        self, index: int, count: int, output: Output, include: bool, continuous: bool
+    ) -> Iterator[dict[str, Any]]:
+        """The chunks of one token; a tool's call is named before its arguments begin."""
+        more: dict[str, Any] = {"usage": self.usage(count)} if continuous else {}
+        if self.tool and count == 1:
+            function = {"name": self.tool.function.name, "arguments": ""}
+            call = {"id": self.call_id(index), "type": "function", "index": 0, "function": function}
+            named: dict[str, Any] = {"index": index, "delta": {"tool_calls": [call]}, "logprobs": None}
+            yield self.chunk([{**named, "finish_reason": None, "token_ids": None}], **more)
+        if self.tool:
+            delta: dict[str, Any] = {"tool_calls": [{"index": 0, "function": {"arguments": output.text}}]}
+        else:
+            delta = {"content": output.text}
+        choice: dict[str, Any] = {
+            "index": index,
+            "delta": delta,
+            "logprobs": self.logprobs([output]),
+            "finish_reason": self.finish_reason(output),
+        }
+        if output.finish_reason:
+            choice["stop_reason"] = output.stop_reason
+            if not include:
+                more["system_fingerprint"] = self.model.fingerprint
+        choice["token_ids"] = [output.token_id] if self.body.return_token_ids else None
+        yield self.chunk([choice], **more)
