@@ -1,0 +1,120 @@
+"""Commands for a deployment that is there: promote, rollback, report."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipelines.cli.options import Sets, SettingsFile, State, values_of
+
+if TYPE_CHECKING:
+    from components.settings import Settings
+
+Generation = Annotated[
+    str | None, typer.Option("--to", metavar="GENERATION", help="Which one; default: the one that is meant.")
+]
+
+
+def promote(file: SettingsFile = None, to: Generation = None, sets: Sets = None, state: State = None) -> None:
+    """Put the validated generation into service, or a kept one with --to. Lifts a pin."""
+    from components.promote_generation.step import promote_by_hand
+
+    _by_hand(promote_by_hand, file, to, sets, state)
+
+
+def rollback(file: SettingsFile = None, to: Generation = None, sets: Sets = None, state: State = None) -> None:
+    """Go back to the previous generation, and pin it so that no schedule undoes that."""
+    from components.promote_generation.step import roll_back
+
+    _by_hand(roll_back, file, to, sets, state)
+
+
+def report(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="The run's id, or `last`.")],
+    file: SettingsFile = None,
+    sets: Sets = None,
+    state: State = None,
+    open_it: Annotated[bool, typer.Option("--open", help="Show it in a browser.")] = False,
+) -> None:
+    """Print the path of a run's report: of a run on this machine, or with -f of one in the cloud."""
+    from pipelines.local import reports_folder
+
+    folder = reports_folder(state)
+    path = _fetched(run, file, sets, folder) if file and not state else _kept(run, folder)
+    print(path)
+    if open_it:
+        import webbrowser
+
+        webbrowser.open(path.as_uri())
+
+
+def _by_hand(action: Any, file: Path | None, to: str | None, sets: list[str] | None, state: Path | None) -> None:
+    """Does it in the settings' cluster, or with --state in the one of a run on this machine."""
+
+    with _deployment(file, sets, state) as settings:
+        from components.clients import kubernetes
+
+        record = action(kubernetes.connect(settings), settings, to, say)
+    pinned = " (pinned)" if record.pinned else ""
+    print(f"live {record.live}{pinned}, previous {record.previous or 'none'}")
+
+
+def say(message: str) -> None:
+    """Progress, on stderr."""
+    print(message, file=sys.stderr)
+
+
+@contextmanager
+def _deployment(file: Path | None, sets: list[str] | None, state: Path | None) -> Iterator[Settings]:
+    """The settings of the deployment that is meant, with the environment that reaches it."""
+    from components.errors import RequestError
+    from components.settings import Settings, validated
+    from pipelines import local
+
+    if state is None:
+        if file is None:
+            raise RequestError(
+                "which deployment? Name its settings with -f FILE, or a local run's folder with --state DIR"
+            )
+        yield validated(Settings, values_of(file, sets, {}), file)
+        return
+    if file or sets:
+        raise RequestError("--state knows its settings: leave -f and --set out")
+    with local.deployment(state, say) as (settings, environment):
+        os.environ.update(environment)
+        yield settings
+
+
+def _kept(run: str, folder: Path) -> Path:
+    from components.errors import RequestError
+
+    found = sorted(folder.glob("*.html"), key=lambda path: path.stat().st_mtime)
+    if run == "last" and found:
+        return found[-1]
+    path = folder / f"{run}.html"
+    if not path.exists():
+        there = f"The last one is {found[-1].stem}" if found else "There is none"
+        raise RequestError(f"no report of a run {run!r} in {folder}. {there}. For a run in the cloud, give -f FILE")
+    return path
+
+
+def _fetched(run: str, file: Path, sets: list[str] | None, folder: Path) -> Path:
+    from components.clients import storage
+    from components.errors import RequestError
+    from components.settings import Settings, validated
+
+    settings = validated(Settings, values_of(file, sets, {}), file)
+    uri = f"{settings.pipeline_root}/{run}/report.html"
+    text = storage.read_text(uri)
+    if text is None:
+        raise RequestError(f"{uri} does not exist. See `gcloud storage ls {settings.pipeline_root}/`")
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{run}.html"
+    path.write_text(text)
+    return path

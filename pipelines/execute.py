@@ -1,0 +1,68 @@
+"""Runs one compiled pipeline with kfp.local, in a process that exists for nothing else.
+
+`python -m pipelines.execute REQUEST`, where REQUEST is a JSON file `{"scenario", "image", "parameters", "folder"}`.
+kfp's runner is not thread-safe, leaves temporary folders and tells neither causes nor timings, so it gets a process, a
+folder, and a last line on stdout: `{"run_id", "outcomes", "summary", "page"}`, read from what the steps left.
+
+The process ends, with everything it started, when its stdin closes: nothing goes on when the command line dies.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+
+def main() -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    request = json.loads(Path(sys.argv[1]).read_text())
+    result = execute(request["scenario"], request["image"], request["parameters"], Path(request["folder"]))
+    print(json.dumps(result), flush=True)
+
+
+def execute(scenario: str, image: str | None, parameters: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Compiles and runs a scenario below `folder`; returns what became of it. Never raises for a failed step."""
+    from kfp import components as kfp_components
+    from kfp import local
+
+    from components.clients import storage
+    from components.settings import Settings
+    from components.write_report import summary
+    from pipelines.compile import compile_scenario
+    from pipelines.scenarios import find
+
+    started = time.monotonic()
+    root = folder / "kfp"
+    compiled = compile_scenario(find(scenario), folder, image)
+    local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(root), raise_on_error=True)
+    try:
+        kfp_components.load_component_from_file(str(compiled))(**parameters)
+        succeeded = True
+    except RuntimeError as error:
+        # kfp's own words name the task and no cause; the steps' outcomes have the causes.
+        print(error, flush=True)
+        succeeded = False
+    runs = sorted(path.name for path in root.iterdir()) if root.exists() else []
+    run_id = runs[-1] if runs else ""
+    explicit = {key: value for key, value in parameters.items() if key != "settings"}
+    settings = Settings.from_parameters(parameters["settings"], **explicit)
+    outcomes = summary.read_outcomes(settings, run_id) if run_id else []
+    report = summary.summarize(settings, run_id, outcomes, succeeded=succeeded, seconds=time.monotonic() - started)
+    page = storage.read_text(f"{settings.pipeline_root}/{run_id}/report.html") if run_id else None
+    return {"run_id": run_id, "outcomes": outcomes, "summary": report, "page": page}
+
+
+def _end_with_parent() -> None:
+    while os.read(0, 4096):
+        pass
+    os.killpg(0, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,306 @@
+"""A run on this machine: the unchanged pipeline and components against emulators (the one module that knows them).
+
+A state folder holds what outlives a run: buckets, the cluster, logs, reports. One process at a time uses it. What a run
+needs only while it lasts is below its `tmp/`, which goes with it; after a `kill -9` the next run removes it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from components.errors import PipelineError, RequestError
+from pipelines.scenarios import Scenario
+
+if TYPE_CHECKING:
+    from components.settings import Settings
+    from emulators.cloud import Cloud
+
+_PREFIX = "gemma-pipelines-"
+_TAKEN = "session.json"
+"""Who uses a state folder now, and the environment that reaches its cloud."""
+
+DEFAULTS: dict[str, Any] = {
+    "project": "demo-project",
+    "bucket": "demo-bucket",
+    "hub": {"token_secret": "projects/demo-project/secrets/hf-token/versions/latest"},
+}
+"""What a run without a settings file is about."""
+
+OVERRIDES: dict[str, Any] = {"lease": {"duration": "10s", "wait": "60s"}}
+"""Settings that differ here: no step waits minutes for its machine, so a dead run is known as dead sooner."""
+
+Entry = dict[str, Any]
+
+
+def settings_for(values: dict[str, Any], file: Path | None) -> Settings:
+    """Settings for a run on this machine from the values of `file`. Raises RequestError."""
+    from components.settings import Settings, validated
+
+    return validated(Settings, {**values, **OVERRIDES}, file)
+
+
+@contextmanager
+def state_folder(path: Path | None, scenario: Scenario, say: Callable[[str], None]) -> Iterator[Path]:
+    """The folder of a run, ours alone while the block runs; without a path, one that goes afterwards.
+
+    Waits while another process uses it. Raises RequestError for a folder of another scenario, or of something else.
+    """
+    if path is None:
+        _sweep()
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+    else:
+        folder = path.absolute()
+        _check_state(folder, scenario)
+        folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "a") as lock:
+        _lock(lock, folder, say)
+        (folder / "scenario.json").write_text(json.dumps({"scenario": scenario.name}))
+        try:
+            yield folder
+        finally:
+            (folder / _TAKEN).unlink(missing_ok=True)
+            if path is None:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_state(folder: Path, scenario: Scenario) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise RequestError(f"{folder} is a file. Name a folder with --state")
+    mark = folder / "scenario.json"
+    if mark.exists():
+        there = json.loads(mark.read_text())["scenario"]
+        if there != scenario.name:
+            raise RequestError(
+                f"{folder} is the state of scenario {there}. Name another folder for {scenario.name}, or delete it"
+            )
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise RequestError(f"{folder} is not empty, and not the state of a run. Name a new folder with --state")
+
+
+def _lock(lock: IO[str], folder: Path, say: Callable[[str], None]) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        session = session_of(folder)
+        who = f"process {session['pid']}" if session else "another process"
+        say(f"{folder} is in use by {who}; waiting for it to end")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+
+
+def _sweep() -> None:
+    """Removes the folders of runs that were killed: those that nobody holds the lock of."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        try:
+            with open(folder / "lock", "r+") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+        except OSError:
+            continue  # In use, just being made, or somebody else's.
+
+
+def session_of(folder: Path) -> dict[str, Any] | None:
+    """The session that uses a state folder: `{"pid", "environment"}`; None when none does."""
+    try:
+        session: dict[str, Any] = json.loads((folder / _TAKEN).read_text())
+        os.kill(session["pid"], 0)
+    except (OSError, ValueError):
+        return None
+    return session
+
+
+@contextmanager
+def cloud(settings: Settings, folder: Path, weights: Path | None, say: Callable[[str], None]) -> Iterator[Cloud]:
+    """The emulators of a state folder, up while the block runs; a live generation is ready again when it begins."""
+    from emulators.cloud import Cloud, EmulatorFailed, wait_for
+
+    endpoint = folder / "endpoint"
+    served_before = endpoint.exists()
+    endpoint.unlink(missing_ok=True)
+    model = weights.absolute() if weights else _tiny_model(settings, folder)
+    emulated = Cloud(
+        folder,
+        project=settings.project,
+        location=settings.location,
+        cluster=settings.cluster,
+        buckets=[settings.bucket],
+        repositories={settings.model: model},
+        gated=[settings.model] if settings.hub.token_secret else [],
+        secrets={settings.hub.token_secret.split("/")[3]: "hf_demo"} if settings.hub.token_secret else {},
+        expose=[
+            {
+                "namespace": settings.namespace,
+                "service": settings.name,
+                "port": 8000,
+                "address": "127.0.0.1:0",
+                "file": str(endpoint),
+            }
+        ],
+    )
+    try:
+        with emulated:
+            _write_session(folder, emulated)
+            if served_before and not wait_for(endpoint.exists, 60):
+                say("the live generation of this state did not come back within 60 s; going on without it")
+            yield emulated
+    except EmulatorFailed as error:
+        raise PipelineError(f"the emulators did not start: {error}. Their logs are in {folder / 'logs'}") from error
+
+
+def _tiny_model(settings: Settings, folder: Path) -> Path:
+    """A checkpoint of the settings' family, made on the spot: deterministic, 4 MB, in seconds."""
+    kind = "gemma4" if "gemma-4" in settings.model else "gemma3"
+    model = folder / "models" / kind
+    if not (model / "config.json").exists():
+        subprocess.run([sys.executable, "-m", "emulators.hub.models", kind, str(model)], check=True)
+    return model
+
+
+def _write_session(folder: Path, emulated: Cloud) -> None:
+    changed = {key: value for key, value in emulated.environment.items() if os.environ.get(key) != value}
+    path = folder / _TAKEN
+    path.touch(mode=0o600)
+    path.write_text(json.dumps({"pid": os.getpid(), "environment": changed}))
+
+
+def execute(
+    scenario: Scenario, settings: Settings, folder: Path, environment: dict[str, str], show: Callable[[Entry], None]
+) -> dict[str, Any]:
+    """Runs the scenario's DAG in a child process, handing every log entry of its steps to `show`.
+
+    Returns what pipelines/execute.py found. Raises PipelineError when that process itself broke.
+    """
+    values = settings.model_dump(mode="json")
+    explicit = ("project", "location", "cluster", "namespace", "bucket", "model", "revision")
+    work = Path(tempfile.mkdtemp(dir=folder / "tmp", prefix="run-"))
+    request = work / "request.json"
+    request.write_text(
+        json.dumps(
+            {
+                "scenario": scenario.name,
+                "image": settings.images.components,
+                "parameters": {
+                    **{key: values[key] for key in explicit},
+                    "settings": {key: value for key, value in values.items() if key not in explicit},
+                },
+                "folder": str(work),
+            }
+        )
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-m", "pipelines.execute", str(request)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**environment, "TMPDIR": str(work), "PYTHONUNBUFFERED": "1"},
+        start_new_session=True,
+    )
+    try:
+        result = _read(child, folder / "logs" / "pipeline.log", show)
+    finally:
+        _end_group(child)
+    shutil.rmtree(work, ignore_errors=True)
+    return result
+
+
+def _read(child: subprocess.Popen[str], log: Path, show: Callable[[Entry], None]) -> dict[str, Any]:
+    """Follows a child's output to its end; keeps it all in `log`."""
+    assert child.stdout is not None
+    result: dict[str, Any] | None = None
+    with open(log, "a") as file:
+        for line in child.stdout:
+            file.write(line)
+            file.flush()
+            if not line.startswith("{"):
+                continue
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue
+            if "step" in entry:
+                show(entry)
+            elif "outcomes" in entry:
+                result = entry
+    if child.wait() != 0 or result is None:
+        raise PipelineError(f"the pipeline's process ended with exit code {child.returncode}; its log is {log}")
+    return result
+
+
+def _end_group(child: subprocess.Popen[str]) -> None:
+    """Ends the child and every step that it started; does nothing when they have ended."""
+    try:
+        os.killpg(child.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    child.wait()
+    for pipe in (child.stdin, child.stdout):
+        if pipe:
+            pipe.close()
+
+
+def remember(folder: Path, settings: Settings) -> None:
+    """Notes in a state folder which deployment it is about, for `promote` and `rollback`."""
+    (folder / "settings.json").write_text(settings.model_dump_json(indent=2))
+
+
+@contextmanager
+def deployment(state: Path, say: Callable[[str], None]) -> Iterator[tuple[Settings, dict[str, str]]]:
+    """The deployment of a state folder, and the environment that reaches it while the block runs.
+
+    Uses the cloud of a `run --keep` that is up, else starts it. Raises RequestError for a folder without a run.
+    """
+    from components.settings import Settings
+    from pipelines.scenarios import find
+
+    remembered = state / "settings.json"
+    if not remembered.exists():
+        raise RequestError(f"{state} is not the state of a run. Make one: `gemma-pipelines run 03 --state {state}`")
+    settings = Settings.model_validate_json(remembered.read_text())
+    if session := session_of(state):
+        yield settings, session["environment"]
+        return
+    with (
+        state_folder(state, find(settings.scenario), say) as folder,
+        cloud(settings, folder, None, say) as emulated,
+    ):
+        yield settings, emulated.environment
+
+
+def keep_report(found: dict[str, Any], folder: Path) -> Path | None:
+    """Keeps a run's page where `gemma-pipelines report` looks; None when the run left none."""
+    if not found["page"]:
+        return None
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{found['run_id']}.html"
+    path.write_text(found["page"])
+    return path
+
+
+def reports_folder(state: Path | None) -> Path:
+    """Where a run's report is kept for `gemma-pipelines report`: with the state, else with this user's other state."""
+    if state:
+        return state.absolute() / "reports"
+    home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(home) / "gemma-pipelines" / "reports"
+
+
+def wait_until_interrupted() -> None:
+    """Returns on Ctrl-C or SIGTERM."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        while True:
+            time.sleep(3600)
+    except KeyboardInterrupt:
+        return
