@@ -1,0 +1,50 @@
+# The project's tasks; `make` lists them. Everything runs in .venv, which the first task makes.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+
+help: ## List the tasks
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
+
+demo: .venv/installed ## A Gemma release from hub to validated, serving server, on this machine
+	@$(BIN)/gemma-pipelines run 03
+
+test: .venv/installed ## Every test that needs nothing but this machine
+	@$(BIN)/pytest
+
+test-unit: .venv/installed ## The unit tests, in seconds
+	@$(BIN)/pytest tests/unit
+
+lint: .venv/installed ## Style, types, and which package may import which
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet . || { echo "run: make format"; exit 1; }
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
+
+format: .venv/installed ## Put the code into the project's style
+	@$(BIN)/ruff check --fix-only --quiet .
+	@$(BIN)/ruff format --quiet .
+
+golden: .venv/installed ## Write the golden files again, to be reviewed as code
+	@$(BIN)/pytest -q tests/golden --update-golden
+
+bench: bench-transfer bench-load ## Every benchmark; figures go to build/bench/
+
+bench-transfer: .venv/installed ## Hub to bucket: ours, what a user would write, the machine's limit
+	@$(BIN)/python -m tests.bench.transfer
+
+bench-load: .venv/installed ## How many tokens a second the load generator keeps up with
+	@$(BIN)/python -m tests.bench.load
+
+clean: ## Remove what the tasks made
+	@rm -rf .venv build out *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+
+.venv/installed: setup.cfg pyproject.toml constraints.txt
+	@echo "setting up .venv (once; a minute or two)" >&2
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.11" >&2; exit 1; }
+	@$(PYTHON) -m venv .venv || { echo "on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+.PHONY: help demo test test-unit lint format golden bench bench-transfer bench-load clean
