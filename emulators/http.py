@@ -67,9 +67,16 @@ class EmulatorServer(ThreadingHTTPServer):
             self.requests_seen.append(entry)
 
     def write_log(self, entry: dict[str, Any]) -> None:
-        if self._log:
-            with self._log_lock:
+        with self._log_lock:
+            if self._log:
                 self._log.write(json.dumps(entry) + "\n")
+
+    def server_close(self) -> None:
+        super().server_close()
+        with self._log_lock:
+            if self._log:
+                self._log.close()
+                self._log = None
 
     def shutdown_request(self, request: Any) -> None:
         """A connection that is to be reset is closed without the usual shutdown, whose FIN would come first."""

@@ -117,7 +117,7 @@ def write_lora_adapter(
     change answers. `base_name` is what adapter_config.json calls the base (default: the folder)."""
     folder, base = Path(folder), Path(base_folder)
     folder.mkdir(parents=True, exist_ok=True)
-    random = _Random(seed)
+    random = _Random(seed, rank)  # not the numbers that the base is made of
     targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
     tensors: dict[str, Array] = {}
     for shard in sorted(base.glob("*.safetensors")):
@@ -200,7 +200,7 @@ class _Random:
     """Random weights: uniform, since numpy's uniform numbers are the same bits on every machine (its normal ones go
     through the C library's log)."""
 
-    def __init__(self, seed: int):
+    def __init__(self, *seed: int):
         import numpy as np
 
         self._generator = np.random.Generator(np.random.PCG64(seed))

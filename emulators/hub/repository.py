@@ -159,7 +159,7 @@ class Repository:
         target = self._objects / sha256
         if size >= COPY_BELOW:
             links = _read_json(self.root / "links.json", {})
-            if links.get(sha256) != _state(target):
+            if not target.exists() or links.get(sha256) != _state(target):
                 _replace(target, lambda temporary: _link(source, temporary))
                 _write_json(self.root / "links.json", {**links, sha256: _state(target)})
         elif not target.exists():
