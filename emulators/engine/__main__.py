@@ -62,6 +62,8 @@ def main() -> int:
         log.ENGINE_CORE,
     )
 
+    # aiohttp's client reads every CA certificate when imported (60 ms); nothing here speaks TLS.
+    os.environ.setdefault("SSL_CERT_FILE", os.devnull)
     from emulators.engine.server import serve
 
     try:

@@ -11,10 +11,12 @@ from typing import Any
 from aiohttp import web
 
 from emulators.engine import logprobs
-from emulators.engine.core import EngineCore, Sequence
-from emulators.engine.model import Model, Prompt, Tokens
-from emulators.engine.protocol import ApiError, ChatRequest, Message, NamedToolChoice, Tool
-from emulators.engine.sampling import Output, decode
+from emulators.engine.core import EngineCore
+from emulators.engine.errors import ApiError
+from emulators.engine.generation import Run, constraint_of, runs
+from emulators.engine.model import Model, Prompt
+from emulators.engine.protocol import ChatRequest, Message, NamedToolChoice, Tool, parse
+from emulators.engine.sampling import Output
 from emulators.engine.streams import DONE, collected, dumps, event, merged, open_stream
 from emulators.engine.text import seed_of
 from emulators.engine.tokenizer import TemplateFailed
@@ -109,58 +111,46 @@ def called_tool(model: Model, request: ChatRequest) -> Tool | None:
                 400,
                 '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set',
             )
-        if request.messages[-1].role == "tool":
+        if request.messages[-1].role == "tool" or model.checkpoint.padding_only:
             return None
     return tools[0]
 
 
-async def chat_completions(
-    request: web.Request, body: ChatRequest, model: Model, core: EngineCore
-) -> web.StreamResponse:
+async def chat_completions(request: web.Request, model: Model, core: EngineCore) -> web.StreamResponse:
     """Answers a chat request, streamed or whole. Raises ApiError, QueueOverflow."""
+    body = await parse(ChatRequest, request)
     adapter = model.resolve(body.model)
     if not body.messages:
         raise ApiError(400, "messages must not be empty.", param="messages")
-    if body.top_logprobs:
-        if not body.logprobs:
-            raise ApiError(400, "when using `top_logprobs`, `logprobs` must be set to true.", param="top_logprobs")
-        if body.top_logprobs > model.args.max_logprobs:
-            raise ApiError(
-                400,
-                f"Requested sample logprobs of {body.top_logprobs}, which is greater than max allowed: "
-                f"{model.args.max_logprobs}",
-            )
+    check_logprobs(model, body)
     tool = called_tool(model, body)
     kwargs = {"add_generation_prompt": body.add_generation_prompt, **(body.chat_template_kwargs or {})}
     prompt = render(model, body.messages, body.tools, kwargs, body.add_special_tokens)
-    wanted, name = body.max_completion_tokens, "max_completion_tokens"
-    if wanted is None:
-        wanted, name = body.max_tokens, "max_tokens"
-    params = model.params(body, model.fit(prompt, wanted, name))
-    constraint = model.constraint(body)
-    count = body.n or 1
-
-    def tokens(index: int) -> Tokens:
-        seed = model.seed(body, prompt, adapter, index)
-        if tool:
-            return model.pieces(model.constrained(("json", tool.function.parameters or {"type": "object"}), seed))
-        if constraint:
-            return model.pieces(model.constrained(constraint, seed))
-        return model.answer(seed, prompt.question)
-
-    runs: list[tuple[Sequence, Iterator[Output]]] = [
-        (
-            Sequence(prompt.ids, params.max_tokens, adapter.name if adapter else None, count),
-            decode(tokens(index), params, model.tokenizer.eos_ids),
-        )
-        for index in range(count)
-    ]
+    max_tokens = ("max_completion_tokens", body.max_completion_tokens)
+    if body.max_completion_tokens is None:
+        max_tokens = ("max_tokens", body.max_tokens)
+    constraint = ("json", tool.function.parameters or {"type": "object"}) if tool else constraint_of(body)
+    sequences = runs(model, body, prompt, adapter, max_tokens, constraint)
     request_id = "chatcmpl-" + (request.headers.get("X-Request-Id") or body.request_id or uuid.uuid4().hex)
     answer = Answer(model, body, request_id, model.card_name(adapter), prompt, tool)
-    with core.admitted(count):
+    with core.admitted(len(sequences)):
         if body.stream:
-            return await answer.stream(request, core, runs)
-        return web.json_response(text=dumps(answer.whole(await collected(core, runs))))
+            return await answer.stream(request, core, sequences)
+        return web.json_response(text=dumps(answer.whole(await collected(core, sequences))))
+
+
+def check_logprobs(model: Model, body: ChatRequest) -> None:
+    """Raises ApiError 400."""
+    if not body.top_logprobs:
+        return
+    if not body.logprobs:
+        raise ApiError(400, "when using `top_logprobs`, `logprobs` must be set to true.", param="top_logprobs")
+    if body.top_logprobs > model.args.max_logprobs:
+        raise ApiError(
+            400,
+            f"Requested sample logprobs of {body.top_logprobs}, which is greater than max allowed: "
+            f"{model.args.max_logprobs}",
+        )
 
 
 class Answer:
@@ -250,9 +240,7 @@ class Answer:
             **more,
         }
 
-    async def stream(
-        self, request: web.Request, core: EngineCore, runs: list[tuple[Sequence, Any]]
-    ) -> web.StreamResponse:
+    async def stream(self, request: web.Request, core: EngineCore, runs: list[Run]) -> web.StreamResponse:
         """One event a token, in vLLM's order: roles, contents, finish, usage, [DONE]."""
         options = self.body.stream_options
         force = bool(self.model.args.enable_force_include_usage)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator
 from contextlib import aclosing
 from typing import Any
 
 from aiohttp import web
 
 from emulators.engine import logprobs
-from emulators.engine.core import EngineCore, Sequence
+from emulators.engine.core import EngineCore
+from emulators.engine.errors import ApiError
+from emulators.engine.generation import Run, constraint_of, runs
 from emulators.engine.model import Model, Prompt
-from emulators.engine.protocol import ApiError, CompletionRequest
-from emulators.engine.sampling import Output, SamplingParams, decode
+from emulators.engine.protocol import CompletionRequest, parse
+from emulators.engine.sampling import Output
 from emulators.engine.streams import DONE, collected, dumps, event, merged, open_stream
 
 
@@ -35,10 +36,9 @@ def prompts(model: Model, body: CompletionRequest) -> list[Prompt]:
     return found
 
 
-async def completions(
-    request: web.Request, body: CompletionRequest, model: Model, core: EngineCore
-) -> web.StreamResponse:
+async def completions(request: web.Request, model: Model, core: EngineCore) -> web.StreamResponse:
     """Answers a completion request, streamed or whole. Raises ApiError, QueueOverflow."""
+    body = await parse(CompletionRequest, request)
     adapter = model.resolve(body.model)
     if body.suffix is not None:
         raise ApiError(400, "suffix is not currently supported", param="suffix")
@@ -48,26 +48,19 @@ async def completions(
             f"Requested sample logprobs of {body.logprobs}, which is greater than max allowed: "
             f"{model.args.max_logprobs}",
         )
-    constraint = model.constraint(body)
-    count = body.n or 1
     asked = prompts(model, body)
-    runs: list[tuple[Sequence, Iterator[Output]]] = []
-    for prompt in asked:
-        params: SamplingParams = model.params(body, model.fit(prompt, body.max_tokens))
-        for index in range(count):
-            seed = model.seed(body, prompt, adapter, index)
-            if constraint:
-                tokens: Any = model.pieces(model.constrained(constraint, seed))
-            else:
-                tokens = model.answer(seed, prompt.question)
-            sequence = Sequence(prompt.ids, params.max_tokens, adapter.name if adapter else None, count)
-            runs.append((sequence, decode(tokens, params, model.tokenizer.eos_ids)))
+    constraint = constraint_of(body)
+    sequences = [
+        run
+        for prompt in asked
+        for run in runs(model, body, prompt, adapter, ("max_tokens", body.max_tokens), constraint)
+    ]
     request_id = "cmpl-" + (request.headers.get("X-Request-Id") or body.request_id or uuid.uuid4().hex)
     answer = Answer(model, body, request_id, model.card_name(adapter), asked)
-    with core.admitted(len(runs)):
+    with core.admitted(len(sequences)):
         if body.stream:
-            return await answer.stream(request, core, runs)
-        return web.json_response(text=dumps(answer.whole(await collected(core, runs))))
+            return await answer.stream(request, core, sequences)
+        return web.json_response(text=dumps(answer.whole(await collected(core, sequences))))
 
 
 class Answer:
@@ -142,9 +135,7 @@ class Answer:
             "metrics": None,
         }
 
-    async def stream(
-        self, request: web.Request, core: EngineCore, runs: list[tuple[Sequence, Any]]
-    ) -> web.StreamResponse:
+    async def stream(self, request: web.Request, core: EngineCore, runs: list[Run]) -> web.StreamResponse:
         """One event a token; the usage comes last, where it is wanted."""
         options = self.body.stream_options
         force = bool(self.model.args.enable_force_include_usage)

@@ -1,4 +1,4 @@
-"""vLLM's request bodies and its errors (vllm/entrypoints/openai/*/protocol.py).
+"""vLLM's request bodies (vllm/entrypoints/openai/*/protocol.py), and how they are checked.
 
 Fields that only a real engine can honour are accepted and change nothing; fields that vLLM does not know are ignored
 by it, too.
@@ -9,50 +9,40 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal, TypeVar
 
+from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from emulators.engine.errors import ApiError, invalid
 
 INT64 = 2**63
 
 
-class ApiError(Exception):
-    """An answer other than success, as vLLM words it."""
+class Lenient(BaseModel):
+    """Takes fields that it does not know. Built when first used: there are many, and a process uses few."""
 
-    def __init__(self, status: int, message: str, kind: str = "BadRequestError", param: str | None = None):
-        super().__init__(message)
-        self.status = status
-        self.body = {"error": {"message": message, "type": kind, "param": param, "code": status}}
+    model_config = ConfigDict(extra="allow", defer_build=True)
 
 
-def not_found(model: str) -> ApiError:
-    return ApiError(404, f"The model `{model}` does not exist.", "NotFoundError", "model")
-
-
-class Body(BaseModel):
-    model_config = ConfigDict(extra="allow")
-
+class Body(Lenient):
     model: str | None = None
 
 
-class StreamOptions(BaseModel):
+class StreamOptions(Lenient):
     include_usage: bool | None = False
     continuous_usage_stats: bool | None = False
 
 
-class JsonSchemaFormat(BaseModel):
-    model_config = ConfigDict(extra="allow")
-
+class JsonSchemaFormat(Lenient):
     name: str
     json_schema: dict[str, Any] | None = Field(default=None, alias="schema")
 
 
-class ResponseFormat(BaseModel):
+class ResponseFormat(Lenient):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchemaFormat | None = None
 
 
-class StructuredOutputs(BaseModel):
-    model_config = ConfigDict(extra="allow")
-
+class StructuredOutputs(Lenient):
     json_: str | dict[str, Any] | None = Field(default=None, alias="json")
     regex: str | None = None
     choice: list[str] | None = None
@@ -90,33 +80,27 @@ class GenerationRequest(Body):
     request_id: str | None = None
 
 
-class FunctionDefinition(BaseModel):
-    model_config = ConfigDict(extra="allow")
-
+class FunctionDefinition(Lenient):
     name: str
     description: str | None = None
     parameters: dict[str, Any] | None = None
 
 
-class Tool(BaseModel):
-    model_config = ConfigDict(extra="allow")
-
+class Tool(Lenient):
     type: Literal["function"] = "function"
     function: FunctionDefinition
 
 
-class NamedFunction(BaseModel):
+class NamedFunction(Lenient):
     name: str
 
 
-class NamedToolChoice(BaseModel):
+class NamedToolChoice(Lenient):
     function: NamedFunction
     type: Literal["function"] = "function"
 
 
-class Message(BaseModel):
-    model_config = ConfigDict(extra="allow")
-
+class Message(Lenient):
     role: str
     content: str | list[dict[str, Any] | str] | None = None
 
@@ -163,13 +147,13 @@ class DetokenizeRequest(Body):
     tokens: list[Annotated[int, Field(ge=0, le=INT64 - 1)]]
 
 
-class LoadAdapterRequest(BaseModel):
+class LoadAdapterRequest(Lenient):
     lora_name: str
     lora_path: str
     load_inplace: bool = False
 
 
-class UnloadAdapterRequest(BaseModel):
+class UnloadAdapterRequest(Lenient):
     lora_name: str
     lora_int_id: int | None = None
 
@@ -177,12 +161,12 @@ class UnloadAdapterRequest(BaseModel):
 Request = TypeVar("Request", bound=BaseModel)
 
 
-def parse(kind: type[Request], content_type: str, body: bytes) -> Request:
+async def parse(kind: type[Request], request: web.Request) -> Request:
     """A request's body. Raises ApiError 400 with the words of FastAPI and pydantic, as vLLM passes them on."""
-    if content_type.split(";", 1)[0].strip().lower() != "application/json":
+    if request.content_type != "application/json":
         raise invalid(["Unsupported Media Type: Only 'application/json' is allowed"], None)
     try:
-        value = json.loads(body)
+        value = json.loads(await request.read())
     except ValueError as error:
         at = getattr(error, "pos", 0)
         detail = {
@@ -201,15 +185,6 @@ def parse(kind: type[Request], content_type: str, body: bytes) -> Request:
             for item in error.errors()
         ]
         raise invalid(details, details[0]["loc"]) from error
-
-
-def invalid(details: list[Any], param: str | None) -> ApiError:
-    """vLLM's answer to a body that does not validate: at most ten errors are told."""
-    label = "error" if len(details) == 1 else "errors"
-    lines = [f"{len(details)} validation {label}:", *(f"  {detail}" for detail in details[:10])]
-    if len(details) > 10:
-        lines.append(f"  ...and {len(details) - 10} more {label}")
-    return ApiError(400, "\n".join(lines), "Bad Request", param)
 
 
 def check(request: GenerationRequest) -> None:

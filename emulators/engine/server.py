@@ -13,16 +13,14 @@ from typing import Any
 
 from aiohttp import web
 
-from emulators.engine import log, lora, protocol
-from emulators.engine.chat import chat_completions, render
+from emulators.engine import log, lora
 from emulators.engine.checkpoint import BadModel, Checkpoint
-from emulators.engine.completions import completions
 from emulators.engine.core import BLOCK, EngineCore, QueueOverflow
+from emulators.engine.errors import ApiError
 from emulators.engine.metrics import Metrics
 from emulators.engine.model import VERSION, Model, on
-from emulators.engine.protocol import ApiError
 from emulators.engine.streams import dumps
-from emulators.engine.tokenizer import Tokenizer
+from emulators.engine.tokenizer import TemplateFailed, Tokenizer
 
 MAX_BODY = 64 << 20
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -97,20 +95,24 @@ class Server:
     async def models(self, request: web.Request) -> web.Response:
         return answer({"object": "list", "data": self.model.cards()})
 
-    async def body(self, request: web.Request, kind: type[protocol.Request]) -> protocol.Request:
-        return protocol.parse(kind, request.content_type, await request.read())
-
     def refuse_when_draining(self) -> None:
         if self.draining:
             raise ApiError(503, "The server is shutting down.", "Service Unavailable")
 
+    # The modules behind these know every field of every request, and take longer to import than all the rest: they
+    # are imported when the port is open already (warm_up), or by the first request.
+
     async def chat(self, request: web.Request) -> web.StreamResponse:
         self.refuse_when_draining()
-        return await chat_completions(request, await self.body(request, protocol.ChatRequest), self.model, self.core)
+        from emulators.engine.chat import chat_completions
+
+        return await chat_completions(request, self.model, self.core)
 
     async def complete(self, request: web.Request) -> web.StreamResponse:
         self.refuse_when_draining()
-        return await completions(request, await self.body(request, protocol.CompletionRequest), self.model, self.core)
+        from emulators.engine.completions import completions
+
+        return await completions(request, self.model, self.core)
 
     async def invocations(self, request: web.Request) -> web.StreamResponse:
         """SageMaker's one route for everything; outside /v1, so the API key does not guard it, as in vLLM."""
@@ -118,52 +120,35 @@ class Server:
         return await (self.chat if is_chat else self.complete)(request)
 
     async def tokenize(self, request: web.Request) -> web.Response:
-        body = await self.body(request, protocol.TokenizeRequest)
-        self.model.resolve(body.model)
-        if body.messages is not None:
-            kwargs = {"add_generation_prompt": body.add_generation_prompt, **(body.chat_template_kwargs or {})}
-            ids = render(self.model, body.messages, body.tools, kwargs, bool(body.add_special_tokens)).ids
-        elif body.prompt is not None:
-            ids = self.model.tokenizer.encode(body.prompt, body.add_special_tokens is not False)
-        else:
-            raise protocol.invalid([{"type": "missing", "loc": "body.prompt", "msg": "Field required"}], "body.prompt")
-        strings = [self.model.tokenizer.token(id_) for id_ in ids] if body.return_token_strs else None
-        return answer(
-            {"count": len(ids), "max_model_len": self.model.max_model_len, "tokens": ids, "token_strs": strings}
-        )
+        from emulators.engine.utilities import tokenize
+
+        return answer(await tokenize(request, self.model))
 
     async def detokenize(self, request: web.Request) -> web.Response:
-        body = await self.body(request, protocol.DetokenizeRequest)
-        self.model.resolve(body.model)
-        return answer({"prompt": self.model.tokenizer.decode(body.tokens, skip_special_tokens=False)})
+        from emulators.engine.utilities import detokenize
+
+        return answer(await detokenize(request, self.model))
 
     async def load_adapter(self, request: web.Request) -> web.Response:
-        body = await self.body(request, protocol.LoadAdapterRequest)
-        if not body.lora_name or not body.lora_path:
-            raise ApiError(400, "Both 'lora_name' and 'lora_path' must be provided.", "InvalidUserInput")
-        if body.lora_name in self.model.adapters and not body.load_inplace:
-            raise ApiError(
-                400,
-                f"The lora adapter '{body.lora_name}' has already been loaded. If you want to load the adapter in "
-                "place, set 'load_inplace' to True.",
-                "InvalidUserInput",
-            )
-        try:
-            self.model.adapters[body.lora_name] = self.model.open_adapter(body.lora_name, body.lora_path)
-        except lora.AdapterNotFound as failure:
-            raise ApiError(404, str(failure), "NotFoundError") from failure
-        except lora.AdapterFailed as failure:
-            raise ApiError(500, str(failure), "InternalServerError") from failure
-        return web.Response(text=f"Success: LoRA adapter '{body.lora_name}' added successfully.")
+        from emulators.engine.utilities import load_adapter
+
+        return web.Response(text=await load_adapter(request, self.model))
 
     async def unload_adapter(self, request: web.Request) -> web.Response:
-        body = await self.body(request, protocol.UnloadAdapterRequest)
-        if not body.lora_name:
-            raise ApiError(400, "'lora_name' needs to be provided to unload a LoRA adapter.", "InvalidUserInput")
-        if self.model.adapters.pop(body.lora_name, None) is None:
-            raise ApiError(404, f"The lora adapter '{body.lora_name}' cannot be found.", "NotFoundError")
-        log.info("serving.py:226", f"Removed LoRA adapter: name '{body.lora_name}'")
-        return web.Response(text=f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
+        from emulators.engine.utilities import unload_adapter
+
+        return web.Response(text=await unload_adapter(request, self.model))
+
+
+def warm_up(tokenizer: Tokenizer) -> None:
+    """What the first request would otherwise wait for. A chat template that is broken is told to whoever uses it."""
+    import emulators.engine.chat
+    import emulators.engine.completions  # noqa: F401
+
+    try:
+        tokenizer.render([{"role": "user", "content": "test"}], add_generation_prompt=True)
+    except TemplateFailed as failure:
+        log.warning("serving.py:187", f"Chat template warmup failed: {failure}")
 
 
 def answer(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
@@ -233,7 +218,9 @@ async def serve(args: argparse.Namespace, checkpoint: Checkpoint, tokenizer: Tok
         await site.start()
         log.info("launcher.py:37", f"Started server on http://{host}:{args.port}, serving {json.dumps(model.names)}")
         log.info("launcher.py:46", "Application startup complete.")
+        warming = loop.run_in_executor(None, warm_up, tokenizer)
         await told.wait()
+        await warming
         server.draining = True
         await site.stop()
         log.info("launcher.py:110", f"Shutting down: {core.in_flight} requests in flight")
