@@ -263,7 +263,7 @@ class Handler(BaseHTTPRequestHandler):
     def send_file(self, file: BinaryIO, offset: int, length: int) -> None:
         """`length` bytes of `file` from `offset` as the body (headers are sent already), by sendfile while no fault
         is scripted."""
-        if self.command == "HEAD":
+        if self.command == "HEAD" or not length:
             return
         if self._fault_of_the_answer() is None:
             self.wfile.flush()
