@@ -1,0 +1,46 @@
+"""What a deployment's YAML file may say, and what it means when it does not say it.
+
+One file describes one deployment. Seven fields are explicit pipeline parameters, since a person edits them in the
+console: project, location, cluster, namespace, bucket, model, revision. The rest travels as one struct, and every step
+validates the whole again (`Settings.from_parameters`), because the pipeline language turns integers into floats and
+cannot take a struct apart.
+"""
+
+from components.settings.example import commented_example
+from components.settings.model import (
+    EXPLICIT,
+    Accelerator,
+    Engine,
+    Hub,
+    Images,
+    Lease,
+    Prompt,
+    Serving,
+    Settings,
+    Thresholds,
+    Validation,
+    Volume,
+)
+from components.settings.reading import load, override, read_values, validated
+from components.settings.values import in_seconds
+
+__all__ = [
+    "EXPLICIT",
+    "Accelerator",
+    "Engine",
+    "Hub",
+    "Images",
+    "Lease",
+    "Prompt",
+    "Serving",
+    "Settings",
+    "Thresholds",
+    "Validation",
+    "Volume",
+    "commented_example",
+    "in_seconds",
+    "load",
+    "override",
+    "read_values",
+    "validated",
+]

@@ -1,0 +1,126 @@
+"""The types of values that settings are made of: what each may look like, and what its error says.
+
+Durations, quantities, names and secret references are texts in the file and stay texts; a check only looks at them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+OURS = "gemma-pipelines/"
+"""Prefix of the labels and annotations by which the project finds its objects again."""
+
+
+def _matching(pattern: str, what: str, longest: int | None = None) -> Callable[[str], str]:
+    """A check that a text is a `what`; the error says so, and counts when it is only too long."""
+    expression = re.compile(pattern)
+
+    def check(value: str) -> str:
+        if longest and len(value) > longest:
+            raise ValueError(f"{value!r} has {len(value)} characters; {what} has at most {longest}")
+        if not expression.fullmatch(value):
+            raise ValueError(f"{value!r} is not {what}")
+        return value
+
+    return check
+
+
+def _duration(value: str) -> str:
+    if not re.fullmatch(r"\d+(\.\d+)?[smh]", value):
+        raise ValueError(f"{value!r} is not a duration: write a number and s, m or h, like 90s or 30m")
+    return value
+
+
+def in_seconds(duration: str) -> float:
+    """The seconds of a checked duration."""
+    return float(duration[:-1]) * {"s": 1, "m": 60, "h": 3600}[duration[-1]]
+
+
+def _quantity(value: str) -> str:
+    if not re.fullmatch(r"\d+(\.\d+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?", value):
+        raise ValueError(f"{value!r} is not a Kubernetes quantity: write it like 500m, 4 or 32Gi")
+    return value
+
+
+def _secret_version(value: str) -> str:
+    # What was written here by mistake may be the secret itself: the message does not repeat it.
+    if not re.fullmatch(r"projects/[^/]+/secrets/[^/]+/versions/[^/]+", value):
+        raise ValueError(
+            "is the name of a Secret Manager version, projects/P/secrets/S/versions/latest; a secret's value never "
+            "stands in settings"
+        )
+    return value
+
+
+def _bucket(value: str) -> str:
+    what = "a bucket's name: lower-case letters, digits, -, _ and ., 3 to 63 characters, without gs://"
+    _matching(r"[a-z0-9][-_.a-z0-9]{1,61}[a-z0-9]", what, longest=63)(value)
+    if ".." in value or value.startswith("goog") or "google" in value or re.fullmatch(r"[\d.]+", value):
+        raise ValueError(f"{value!r} is a name that Cloud Storage gives to nobody")
+    return value
+
+
+def _regular_expression(value: str) -> str:
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise ValueError(f"{value!r} is not a regular expression: {error}") from error
+    return value
+
+
+_QUALIFIED = r"([a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-_.A-Za-z0-9]{0,61}[A-Za-z0-9])?"
+
+
+def _own_key(key: str) -> str:
+    _matching(_QUALIFIED, "a key of Kubernetes metadata, like team or example.com/team")(key)
+    if key.startswith(OURS):
+        raise ValueError(f"{key!r}: keys under {OURS} are how the project finds its own objects")
+    return key
+
+
+def _name(what: str, longest: int) -> AfterValidator:
+    what = f"{what}: lower-case letters, digits and -, a letter first"
+    return AfterValidator(_matching(r"[a-z]([-a-z0-9]*[a-z0-9])?", what, longest))
+
+
+Duration = Annotated[str, AfterValidator(_duration)]
+Quantity = Annotated[str, AfterValidator(_quantity)]
+SecretVersion = Annotated[str, AfterValidator(_secret_version)]
+RegularExpression = Annotated[str, AfterValidator(_regular_expression)]
+Bucket = Annotated[str, AfterValidator(_bucket)]
+OwnKey = Annotated[str, AfterValidator(_own_key)]
+LabelValue = Annotated[
+    str, AfterValidator(_matching(r"([A-Za-z0-9]([-_.A-Za-z0-9]*[A-Za-z0-9])?)?", "a label's value", longest=63))
+]
+DnsLabel = Annotated[str, _name("a Kubernetes name", longest=63)]
+"""A DNS-1035 label: what Kubernetes allows as the name of a Service."""
+DeploymentName = Annotated[str, _name("a deployment's name", longest=40)]
+ClusterName = Annotated[str, _name("a cluster's name", longest=40)]
+Scenario = Annotated[
+    str, AfterValidator(_matching(r"[a-z][-a-z0-9]*", "a scenario's name; `gemma-pipelines list` shows them"))
+]
+Project = Annotated[
+    str,
+    AfterValidator(
+        _matching(
+            r"[a-z][-a-z0-9]{4,28}[a-z0-9]",
+            "a project id: 6 to 30 lower-case letters, digits and -, a letter first",
+            longest=30,
+        )
+    ),
+]
+Location = Annotated[str, AfterValidator(_matching(r"[a-z]+-[a-z]+\d+(-[a-z])?", "a region or zone, like us-central1"))]
+Model = Annotated[
+    str, AfterValidator(_matching(r"\w[\w.-]*/\w[\w.-]*", "a model of the hub, like google/gemma-3-4b-it", longest=200))
+]
+Registry = Annotated[
+    str,
+    AfterValidator(
+        _matching(r"[a-z0-9][-a-z0-9.:/_]*[a-z0-9]", "a registry, like us-docker.pkg.dev/P/mirror (no https://)")
+    ),
+]
+Folder = Annotated[str, AfterValidator(_matching(r"(gs://[^/]+(/.*[^/])?)?", "a gs://BUCKET/FOLDER (no / at its end)"))]
