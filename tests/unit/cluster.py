@@ -1,0 +1,168 @@
+"""A cluster in memory with the interface of components.clients.kubernetes.Cluster, for logic about order and
+preconditions. What the API server really does is for the contract tests to say."""
+
+from __future__ import annotations
+
+import copy
+import queue
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from components.clients.kubernetes import KINDS, ApiError, ConflictError
+
+Object = dict[str, Any]
+MANAGER = "gemma-gke-pipelines"
+
+
+class MemoryCluster:
+    """Objects by (kind, namespace, name). `calls` lists every write as (verb, kind, name)."""
+
+    name = "the cluster in memory"
+
+    def __init__(self, *objects: Object):
+        self.objects: dict[tuple[str, str, str], Object] = {}
+        self.calls: list[tuple[str, str, str]] = []
+        self.owners: dict[tuple[str, str], str] = {}
+        """(kind, name) → the manager that owns the Service's selector."""
+        self.before_write: Callable[[str, str, str], None] = lambda verb, kind, name: None
+        """Called before a write is done: raise to be killed at that moment."""
+        self._version = 0
+        self._watchers: list[queue.SimpleQueue[tuple[str, Object]]] = []
+        for body in objects:
+            self._store(copy.deepcopy(body))
+        self.calls.clear()
+
+    def get(self, kind: str, name: str, namespace: str | None = None) -> Object | None:
+        return copy.deepcopy(self.objects.get((kind, namespace or "", name)))
+
+    def list(self, kind: str, namespace: str | None = None, *, labels: str = "", fields: str = "") -> list[Object]:
+        assert not fields
+        return [
+            copy.deepcopy(body)
+            for (its_kind, its_namespace, _), body in self.objects.items()
+            if its_kind == kind and namespace in (None, its_namespace) and _selected(body, labels)
+        ]
+
+    def apply(self, body: Object, *, force: bool = True) -> Object:
+        key = _key(body)
+        self._write("apply", body)
+        there = self.objects.get(key)
+        version = body["metadata"].get("resourceVersion")
+        if there and version and version != there["metadata"]["resourceVersion"]:
+            raise ConflictError("the object has been modified", 409, "Conflict", {})
+        owner = self.owners.get((body["kind"], body["metadata"]["name"]), MANAGER)
+        if there and not force and owner != MANAGER and there["spec"] != body["spec"]:
+            cause = {
+                "reason": "FieldManagerConflict",
+                "message": f'conflict with "{owner}" using v1',
+                "field": ".spec.selector",
+            }
+            raise ConflictError("Apply failed with 1 conflict", 409, "Conflict", {"causes": [cause]})
+        merged = _merged(there or {}, body)
+        return self._store(merged)
+
+    def create(self, body: Object) -> Object:
+        self._write("create", body)
+        if _key(body) in self.objects:
+            raise ConflictError("already exists", 409, "AlreadyExists", {})
+        return self._store(copy.deepcopy(body))
+
+    def replace(self, body: Object) -> Object:
+        self._write("replace", body)
+        there = self.objects[_key(body)]
+        if body["metadata"].get("resourceVersion") != there["metadata"]["resourceVersion"]:
+            raise ConflictError("the object has been modified", 409, "Conflict", {})
+        return self._store(copy.deepcopy(body))
+
+    def patch(self, kind: str, name: str, namespace: str | None, body: Object, *, subresource: str = "") -> Object:
+        there = self.objects.get((kind, namespace or "", name))
+        if there is None:
+            raise ApiError(f"{kind} {name} not found", 404, "NotFound", {})
+        self._write("patch", there)
+        return self._store(_merged(there, body))
+
+    def delete(self, body: Object) -> bool:
+        self._write("delete", body)
+        there = self.objects.get(_key(body))
+        if there is None or there["metadata"]["uid"] != body["metadata"]["uid"]:
+            return False
+        del self.objects[_key(body)]
+        return True
+
+    def serves(self, api_version: str) -> bool:
+        return True
+
+    @contextmanager
+    def follow(self, *subjects: Any) -> Iterator[Any]:
+        changes: queue.SimpleQueue[tuple[str, Object]] = queue.SimpleQueue()
+        self._watchers.append(changes)
+        for subject in subjects:
+            for body in self.list(subject.kind, subject.namespace):
+                changes.put(("ADDED", body))
+        yield _Changes(changes, {subject.kind for subject in subjects})
+        self._watchers.remove(changes)
+
+    # -- for tests ------------------------------------------------------------------------------------------
+
+    def set_status(self, kind: str, name: str, namespace: str, **status: Any) -> None:
+        """What a controller would write."""
+        self._store(_merged(self.objects[(kind, namespace, name)], {"status": status}))
+
+    def names(self, kind: str) -> set[str]:
+        return {name for its_kind, _, name in self.objects if its_kind == kind}
+
+    def _write(self, verb: str, body: Object) -> None:
+        self.before_write(verb, body["kind"], body["metadata"]["name"])
+        self.calls.append((verb, body["kind"], body["metadata"]["name"]))
+
+    def _store(self, body: Object) -> Object:
+        self._version += 1
+        body["metadata"].setdefault("uid", str(uuid.uuid4()))
+        body["metadata"]["resourceVersion"] = str(self._version)
+        body["metadata"].setdefault("generation", 1)
+        self.objects[_key(body)] = body
+        for watcher in self._watchers:
+            watcher.put(("MODIFIED", copy.deepcopy(body)))
+        return copy.deepcopy(body)
+
+
+class _Changes:
+    def __init__(self, changes: queue.SimpleQueue[tuple[str, Object]], kinds: set[str]):
+        self._changes, self._kinds = changes, kinds
+
+    def until(self, deadline: float, *, tick: float = 1.0) -> Iterator[tuple[str, Object] | None]:
+        while (left := deadline - time.monotonic()) > 0:
+            try:
+                change = self._changes.get(timeout=min(tick, left))
+            except queue.Empty:
+                yield None
+                continue
+            if change[1]["kind"] in self._kinds:
+                yield change
+
+
+def _key(body: Object) -> tuple[str, str, str]:
+    assert body["kind"] in KINDS
+    return body["kind"], body["metadata"].get("namespace", ""), body["metadata"]["name"]
+
+
+def _selected(body: Object, labels: str) -> bool:
+    there = body["metadata"].get("labels") or {}
+    for term in filter(None, labels.split(",")):
+        name, equals, value = term.partition("=")
+        if name not in there or (equals and there[name] != value):
+            return False
+    return True
+
+
+def _merged(there: Object, change: Object) -> Object:
+    merged = copy.deepcopy(there)
+    for key, value in change.items():
+        if isinstance(value, dict) and isinstance(merged.get(key), dict) and key != "selector":
+            merged[key] = _merged(merged[key], value)
+        else:
+            merged[key] = copy.deepcopy(value)
+    return merged

@@ -1,0 +1,96 @@
+"""The record: what a deployment remembers of its generations."""
+
+import pytest
+
+from components import names, record
+from components.errors import InconclusiveError
+from components.record import Known, Record, Rejection
+from tests.unit.cluster import MemoryCluster
+from tests.unit.deployment import RELEASE, SETTINGS, service
+
+KNOWN = Known(model="google/gemma-3-4b-it", commit="c" * 40, weights_key="k1", weights_uri="gs://b/models/x/y/k1")
+
+
+def test_there_is_an_empty_record_before_the_first_run():
+    assert record.read(MemoryCluster(), SETTINGS) == Record()
+
+
+def test_what_is_written_is_read_again():
+    cluster = MemoryCluster()
+    written = Record(live="g1", generations={"g1": KNOWN}, rejected={"g0": Rejection(reason="r", at="t", run_id="x")})
+    written.write(cluster, SETTINGS)
+    assert record.read(cluster, SETTINGS) == written
+    assert cluster.names("ConfigMap") == {names.record(SETTINGS)}
+
+
+def test_a_record_that_did_not_change_is_not_written():
+    cluster = MemoryCluster()
+    Record(live="g1").write(cluster, SETTINGS)
+    cluster.calls.clear()
+    record.read(cluster, SETTINGS).write(cluster, SETTINGS)
+    assert cluster.calls == []
+
+
+def test_a_record_that_somebody_else_wrote_is_not_overwritten():
+    cluster = MemoryCluster()
+    Record(live="g1").write(cluster, SETTINGS)
+    mine, theirs = record.read(cluster, SETTINGS), record.read(cluster, SETTINGS)
+    theirs.put_live("g2")
+    theirs.write(cluster, SETTINGS)
+    mine.put_live("g3")
+    with pytest.raises(InconclusiveError, match="changed while this run held the Lease"):
+        mine.write(cluster, SETTINGS)
+    assert record.read(cluster, SETTINGS).live == "g2"
+
+
+def test_two_first_records_do_not_overwrite_each_other():
+    cluster = MemoryCluster()
+    Record(live="g1").write(cluster, SETTINGS)
+    with pytest.raises(InconclusiveError):
+        Record(live="g2").write(cluster, SETTINGS)
+
+
+def test_the_service_says_who_is_live_when_a_run_died_before_it_could_write_the_record():
+    cluster = MemoryCluster(service("g2"))
+    Record(live="g1").write(cluster, SETTINGS)
+    found = record.read(cluster, SETTINGS)
+    assert (found.live, found.previous, found.kept) == ("g2", "g1", ["g1"])
+
+
+def test_promotions_keep_the_newest_first_and_name_the_previous():
+    known = Record()
+    for generation in ("g1", "g2", "g3"):
+        known.put_live(generation)
+    assert (known.live, known.previous, known.kept) == ("g3", "g2", ["g2", "g1"])
+
+
+def test_going_back_takes_the_generation_out_of_those_kept():
+    known = Record(live="g2", previous="g1", kept=["g1"])
+    known.put_live("g1")
+    assert (known.live, known.previous, known.kept) == ("g1", "g2", ["g2"])
+
+
+def test_a_generation_that_goes_live_is_neither_rejected_nor_waiting_any_more():
+    known = Record(validated="g2", rejected={"g2": Rejection(reason="r", at="t", run_id="x")})
+    known.put_live("g2")
+    assert known.validated == ""
+    assert known.rejected == {}
+
+
+def test_weights_of_kept_and_waiting_generations_are_in_use_and_those_of_rejected_ones_are_not():
+    keys = {name: KNOWN.model_copy(update={"weights_key": f"k-{name}"}) for name in ("g1", "g2", "g3", "g4")}
+    known = Record(live="g2", kept=["g1"], validated="g3", generations=keys)
+    known.rejected["g4"] = Rejection(reason="r", at="t", run_id="x")
+    assert known.weights_in_use == {"k-g1", "k-g2", "k-g3"}
+
+
+def test_writing_forgets_where_generations_came_from_that_nothing_names():
+    cluster = MemoryCluster()
+    Record(live="g1", generations={"g1": KNOWN, "g0": KNOWN}).write(cluster, SETTINGS)
+    assert set(record.read(cluster, SETTINGS).generations) == {"g1"}
+
+
+def test_a_release_is_remembered_by_its_generation():
+    known = Record()
+    known.remember(RELEASE)
+    assert known.generations[RELEASE.generation].weights_key == RELEASE.weights_key
