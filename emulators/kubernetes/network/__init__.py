@@ -1,0 +1,1 @@
+"""What stands for cluster DNS, kube-proxy and load balancers: a forward proxy for pods, and relays for Services."""

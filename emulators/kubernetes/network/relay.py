@@ -1,0 +1,81 @@
+"""Bytes from one connection to another and back, without looking at them, with back pressure."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import cast
+
+from emulators.kubernetes.network.services import NoEndpoint
+
+Choose = Callable[[], tuple[str, int]]
+"""Picks an endpoint for a new connection; raises NoEndpoint."""
+
+
+class Side(asyncio.Protocol):
+    """One side of a relay; `peer` is the other, once there is one."""
+
+    def __init__(self) -> None:
+        self.transport: asyncio.Transport | None = None
+        self.peer: Side | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        if self.peer and self.peer.transport:
+            self.peer.transport.write(data)
+
+    def eof_received(self) -> bool:
+        """A side that has no more to say may still listen."""
+        if self.peer and self.peer.transport and self.peer.transport.can_write_eof():
+            self.peer.transport.write_eof()
+            return True
+        return False
+
+    def connection_lost(self, _: Exception | None) -> None:
+        if self.peer and self.peer.transport:
+            self.peer.transport.close()
+
+    def pause_writing(self) -> None:
+        if self.peer and self.peer.transport:
+            self.peer.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        if self.peer and self.peer.transport:
+            self.peer.transport.resume_reading()
+
+
+class Relay(Side):
+    """The client's side of a connection to an endpoint, which is chosen once, as kube-proxy does: a connection that
+    is kept alive stays with its pod, whatever the Service selects later. Without an endpoint it is closed."""
+
+    def __init__(self, choose: Choose):
+        super().__init__()
+        self._choose = choose
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        assert self.transport is not None
+        self.transport.pause_reading()
+        self._connecting = asyncio.create_task(self._connect())
+
+    async def _connect(self) -> None:
+        assert self.transport is not None
+        try:
+            host, port = self._choose()
+            _, other = await asyncio.get_running_loop().create_connection(Side, host, port)
+        except (NoEndpoint, OSError):
+            self.transport.abort()
+            return
+        self.peer, other.peer = other, self
+        if self.transport.is_closing():
+            if other.transport:
+                other.transport.close()
+            return
+        self.transport.resume_reading()
+
+
+async def listen(address: str, port: int, choose: Choose) -> asyncio.Server:
+    """Relays every connection to `address:port` (0: any free port) to an endpoint of its own."""
+    return await asyncio.get_running_loop().create_server(lambda: Relay(choose), address, port)
