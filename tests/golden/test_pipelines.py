@@ -1,0 +1,142 @@
+"""Compiled pipelines: what Vertex is given, compared with golden files both ways, and what must hold of every one."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from components.image import DEFAULT
+from pipelines.compile import compile_scenario
+from pipelines.scenarios import SCENARIOS, Scenario
+
+GOLDEN = Path(__file__).parent / "pipelines"
+MUTATING = {"ensure-access", "download-weights", "deploy-server", "promote-generation", "discard-generation"}
+
+each_scenario = pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("compiled")
+    return {scenario.name: compile_scenario(scenario, folder) for scenario in SCENARIOS}
+
+
+def load(path: Path) -> dict[str, Any]:
+    documents = list(yaml.safe_load_all(path.read_text()))
+    assert len(documents) == 1, "Vertex's client takes one document"
+    return documents[0]
+
+
+def tasks(specification: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Every task of every (sub-)DAG by its name; with `_dag`, the name of the DAG that holds it."""
+    dags = {"root": specification["root"], **specification["components"]}
+    return {
+        name: {**task, "_dag": dag}
+        for dag, component in dags.items()
+        for name, task in component.get("dag", {}).get("tasks", {}).items()
+    }
+
+
+def conditions_above(specification: dict[str, Any], task: str) -> list[str]:
+    """The trigger conditions that must hold for a task to run, outermost last."""
+    found, everything = [], tasks(specification)
+    holder = {t["componentRef"]["name"]: name for name, t in everything.items()}
+    name: str | None = task
+    while name:
+        policy = everything[name].get("triggerPolicy", {})
+        if "condition" in policy:
+            found.append(policy["condition"])
+        name = holder.get(everything[name]["_dag"])
+    return found
+
+
+@each_scenario
+def test_the_compiled_pipeline_is_the_golden_one(scenario: Scenario, compiled, update_golden):
+    specification = load(compiled[scenario.name])
+    del specification["sdkVersion"]
+    text = yaml.safe_dump(specification, sort_keys=True, allow_unicode=True)
+    golden = GOLDEN / f"{scenario.name}.yaml"
+    if update_golden:
+        golden.write_text(text)
+    assert text == golden.read_text(), "reviewed and meant? then: make golden"
+
+
+def test_there_is_no_golden_file_that_nothing_compiles_to():
+    assert {path.stem for path in GOLDEN.iterdir()} == {scenario.name for scenario in SCENARIOS}
+
+
+@each_scenario
+def test_nothing_is_promoted_without_a_verdict(scenario: Scenario, compiled):
+    conditions = conditions_above(load(compiled[scenario.name]), "promote-generation")
+    assert any("validate-server-verdict'] == true" in condition for condition in conditions)
+
+
+@each_scenario
+def test_what_fails_is_discarded_and_what_passes_is_not(scenario: Scenario, compiled):
+    conditions = conditions_above(load(compiled[scenario.name]), "discard-generation")
+    assert any(re.search(r"!\(.*validate-server-verdict'] == true\)", condition) for condition in conditions)
+
+
+@each_scenario
+def test_nothing_is_done_when_there_is_nothing_to_do(scenario: Scenario, compiled):
+    specification = load(compiled[scenario.name])
+    for name in tasks(specification).keys() & MUTATING:
+        conditions = conditions_above(specification, name)
+        assert any("resolve-model-proceed'] == true" in condition for condition in conditions), name
+
+
+@each_scenario
+def test_the_exit_handler_writes_the_report_whatever_happened(scenario: Scenario, compiled):
+    task = tasks(load(compiled[scenario.name]))["write-report"]
+    assert task["_dag"] == "root"
+    assert task["triggerPolicy"]["strategy"] == "ALL_UPSTREAM_TASKS_COMPLETED"
+    assert task["dependentTasks"] == ["exit-handler-1"]
+
+
+@each_scenario
+def test_no_step_is_cached(scenario: Scenario, compiled):
+    steps = {n: t for n, t in tasks(load(compiled[scenario.name])).items() if not n.startswith(("condition", "exit"))}
+    assert steps.keys() >= MUTATING
+    for name, task in steps.items():
+        assert not task.get("cachingOptions", {"enableCache": True}).get("enableCache", False), name
+
+
+@each_scenario
+def test_steps_are_tried_again_but_for_those_that_fail_on_purpose_or_at_the_end(scenario: Scenario, compiled):
+    steps = {n: t for n, t in tasks(load(compiled[scenario.name])).items() if not n.startswith(("condition", "exit"))}
+    assert {name for name, task in steps.items() if "retryPolicy" not in task} == {"discard-generation", "write-report"}
+
+
+@each_scenario
+def test_every_step_has_a_name_for_the_console(scenario: Scenario, compiled):
+    for name, task in tasks(load(compiled[scenario.name])).items():
+        if not name.startswith(("condition", "exit")):
+            assert task["taskInfo"]["name"] != name
+
+
+@each_scenario
+def test_nothing_looks_like_a_token(scenario: Scenario, compiled):
+    text = compiled[scenario.name].read_text()
+    assert not re.search(r"hf_[A-Za-z0-9]{8,}|ya29\.|AIza[\w-]{30}|BEGIN [A-Z ]*PRIVATE KEY|Bearer ", text)
+
+
+@each_scenario
+def test_a_person_finds_at_most_eight_parameters(scenario: Scenario, compiled):
+    parameters = load(compiled[scenario.name])["root"]["inputDefinitions"]["parameters"]
+    assert len(parameters) <= 8
+
+
+@each_scenario
+def test_executors_and_jobs_share_the_image_that_is_set_at_compile_time(scenario: Scenario, compiled, tmp_path):
+    ours = "europe-docker.pkg.dev/p/r/python-components@sha256:" + "0" * 64
+    text = compile_scenario(scenario, tmp_path, ours).read_text()
+    specification = yaml.safe_load(text)
+    images = {item["container"]["image"] for item in specification["deploymentSpec"]["executors"].values()}
+    assert images == {ours}
+    settings = specification["root"]["inputDefinitions"]["parameters"]["settings"]["defaultValue"]
+    assert settings["images"]["components"] == ours
+    assert DEFAULT not in text

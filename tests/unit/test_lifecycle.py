@@ -1,0 +1,235 @@
+"""Promotion, rollback, discard and the manual gate: a test for each sentence of the contract."""
+
+import pytest
+
+from components import names, record
+from components.discard_generation.step import discard
+from components.errors import InconclusiveError, RequestError
+from components.promote_generation import step, traffic
+from components.record import Record
+from tests.unit.cluster import MemoryCluster
+from tests.unit.deployment import RELEASE, deployment, job, owned, quick, service
+
+SETTINGS = quick()
+
+
+def said(_message: str) -> None:
+    pass
+
+
+def serving(cluster: MemoryCluster) -> str:
+    return record.serving_generation(cluster.get("Service", SETTINGS.name, SETTINGS.namespace))
+
+
+def replicas(cluster: MemoryCluster, generation: str) -> int:
+    found = cluster.get("Deployment", names.server(generation), SETTINGS.namespace)
+    assert found
+    return found["spec"]["replicas"]
+
+
+def first_promotion(*others: dict) -> MemoryCluster:
+    """A cluster in which g1 went live."""
+    cluster = MemoryCluster(deployment("g1"), *owned("g1"), *others)
+    release = RELEASE.model_copy(update={"generation": "g1", "live": ""})
+    assert step.promote(cluster, SETTINGS, release, said)
+    return cluster
+
+
+def refresh() -> MemoryCluster:
+    """g1 is live, g2 came up beside it and goes live."""
+    cluster = first_promotion(deployment("g2"), *owned("g2"))
+    assert step.promote(cluster, SETTINGS, RELEASE, said)
+    return cluster
+
+
+# -- promotion ------------------------------------------------------------------------------------------------
+
+
+def test_the_first_promotion_creates_the_service():
+    cluster = first_promotion()
+    assert serving(cluster) == "g1"
+    assert record.read(cluster, SETTINGS).live == "g1"
+
+
+def test_a_promotion_moves_the_traffic_and_keeps_the_old_generation_at_zero_replicas():
+    cluster = refresh()
+    assert serving(cluster) == "g2"
+    known = record.read(cluster, SETTINGS)
+    assert (known.live, known.previous, known.kept) == ("g2", "g1", ["g1"])
+    assert (replicas(cluster, "g2"), replicas(cluster, "g1")) == (1, 0)
+
+
+def test_promoting_what_is_live_changes_nothing():
+    cluster = refresh()
+    cluster.calls.clear()
+    assert not step.promote(cluster, SETTINGS, RELEASE.model_copy(update={"live": "g2"}), said)
+    assert cluster.calls == []
+
+
+def test_a_generation_takes_over_only_with_as_many_ready_pods_as_the_live_one_has():
+    cluster = MemoryCluster(deployment("g1", replicas=3), deployment("g2", replicas=1), service("g1"))
+    Record(live="g1").write(cluster, SETTINGS)
+    with pytest.raises(InconclusiveError, match="fewer than 3 ready pods"):
+        step.promote(cluster, SETTINGS, RELEASE, said)
+    assert serving(cluster) == "g1"
+    assert replicas(cluster, "g2") == 3
+
+    cluster.set_status("Deployment", "vllm-g2", SETTINGS.namespace, readyReplicas=3)
+    assert step.promote(cluster, SETTINGS, RELEASE, said)
+    assert serving(cluster) == "g2"
+
+
+def test_ready_pods_of_an_older_template_do_not_count():
+    old = deployment("g2", ready=1)
+    old["metadata"]["generation"] = 2
+    assert traffic.ready_replicas(old) == 0
+
+
+def test_a_service_that_another_field_manager_owns_is_left_alone_and_its_owner_named():
+    cluster = first_promotion(deployment("g2"))
+    cluster.owners[("Service", SETTINGS.name)] = "argocd-controller"
+    with pytest.raises(RequestError, match=r"argocd-controller.*ignoreDifferences.*Flux"):
+        step.promote(cluster, SETTINGS, RELEASE, said)
+    assert serving(cluster) == "g1"
+    assert record.read(cluster, SETTINGS).live == "g1"
+    assert replicas(cluster, "g1") == 1
+
+
+def test_traffic_that_somebody_else_moved_meanwhile_is_left_where_it_is():
+    cluster = first_promotion(deployment("g2"), deployment("g9"))
+    cluster.apply(service("g9"))
+    with pytest.raises(InconclusiveError, match="g9 went live while this run worked on g2"):
+        step.promote(cluster, SETTINGS, RELEASE, said)
+    assert serving(cluster) == "g9"
+
+
+def test_a_service_that_changes_between_reading_and_writing_is_read_again():
+    cluster = first_promotion(deployment("g2"))
+    times = []
+
+    def touch(verb: str, kind: str, name: str) -> None:
+        if (verb, kind) == ("apply", "Service") and not times:
+            times.append(1)
+            cluster.patch("Service", SETTINGS.name, SETTINGS.namespace, {"metadata": {"annotations": {"a": "b"}}})
+
+    cluster.before_write = touch
+    assert step.promote(cluster, SETTINGS, RELEASE, said)
+    assert times
+    assert serving(cluster) == "g2"
+
+
+@pytest.mark.parametrize("moment", [("apply", "Service"), ("replace", "ConfigMap"), ("patch", "Deployment")])
+def test_a_run_killed_at_any_moment_of_a_promotion_leaves_a_server_and_the_next_run_completes_it(moment):
+    cluster = first_promotion(deployment("g2"), *owned("g2"))
+
+    def kill(verb: str, kind: str, name: str) -> None:
+        if (verb, kind) == moment:
+            raise KeyboardInterrupt
+
+    cluster.before_write = kill
+    with pytest.raises(KeyboardInterrupt):
+        step.promote(cluster, SETTINGS, RELEASE, said)
+    assert replicas(cluster, serving(cluster)) == 1
+
+    cluster.before_write = lambda *_: None
+    live = record.read(cluster, SETTINGS).live
+    step.promote(cluster, SETTINGS, RELEASE.model_copy(update={"live": live}), said)
+    assert serving(cluster) == "g2"
+    known = record.read(cluster, SETTINGS)
+    assert (known.live, known.previous) == ("g2", "g1")
+
+
+def test_with_manual_promotion_the_generation_waits_beside_the_live_one():
+    cluster = first_promotion(deployment("g2"), *owned("g2"))
+    step.wait_for_a_person(cluster, SETTINGS, RELEASE)
+    assert serving(cluster) == "g1"
+    assert record.read(cluster, SETTINGS).validated == "g2"
+
+    step.promote_by_hand(cluster, SETTINGS, None, said)
+    assert serving(cluster) == "g2"
+    assert record.read(cluster, SETTINGS).validated == ""
+
+
+# -- rollback -------------------------------------------------------------------------------------------------
+
+
+def come_up_when_scaled(cluster: MemoryCluster) -> None:
+    """A controller in one line: who is asked for replicas has them ready."""
+    store = cluster._store
+
+    def with_status(body: dict) -> dict:
+        if body["kind"] == "Deployment":
+            body["status"] = {"observedGeneration": 1, "readyReplicas": body["spec"]["replicas"]}
+        return store(body)
+
+    cluster._store = with_status  # type: ignore[method-assign]
+
+
+def test_rollback_scales_the_kept_generation_up_switches_and_pins():
+    cluster = refresh()
+    come_up_when_scaled(cluster)
+    step.roll_back(cluster, SETTINGS, None, said)
+    assert serving(cluster) == "g1"
+    assert (replicas(cluster, "g1"), replicas(cluster, "g2")) == (1, 0)
+    known = record.read(cluster, SETTINGS)
+    assert known.pinned
+    assert known.pinned.generation == "g1"
+    assert (known.live, known.previous) == ("g1", "g2")
+
+
+def test_a_promotion_by_hand_lifts_the_pin():
+    cluster = refresh()
+    come_up_when_scaled(cluster)
+    step.roll_back(cluster, SETTINGS, None, said)
+    step.promote_by_hand(cluster, SETTINGS, "g2", said)
+    known = record.read(cluster, SETTINGS)
+    assert (known.live, known.pinned) == ("g2", None)
+
+
+def test_rollback_without_a_previous_generation_is_a_wrong_request_and_writes_nothing():
+    cluster = first_promotion()
+    cluster.calls.clear()
+    with pytest.raises(RequestError, match="no previous generation"):
+        step.roll_back(cluster, SETTINGS, None, said)
+    assert cluster.calls == []
+
+
+def test_rollback_to_an_unknown_generation_names_those_that_there_are():
+    with pytest.raises(RequestError, match=r"g5 is not in the cluster's record. There are: g1"):
+        step.roll_back(refresh(), SETTINGS, "g5", said)
+
+
+def test_rollback_gives_the_lease_back():
+    cluster = refresh()
+    come_up_when_scaled(cluster)
+    step.roll_back(cluster, SETTINGS, None, said)
+    assert cluster.get("Lease", SETTINGS.name, SETTINGS.namespace)["spec"]["holderIdentity"] == ""
+
+
+# -- discard --------------------------------------------------------------------------------------------------
+
+
+def test_discard_takes_the_generation_away_and_remembers_why():
+    cluster = first_promotion(deployment("g2"), *owned("g2"), job("validate", RELEASE.run_id))
+    discard(cluster, SETTINGS, RELEASE, ["the answer was empty"], said)
+    assert cluster.names("Deployment") == {"vllm-g1"}
+    assert serving(cluster) == "g1"
+    rejection = record.read(cluster, SETTINGS).rejected["g2"]
+    assert (rejection.reason, rejection.run_id) == ("the answer was empty", RELEASE.run_id)
+
+
+def test_the_generation_that_serves_is_never_discarded():
+    cluster = first_promotion()
+    release = RELEASE.model_copy(update={"generation": "g1"})
+    assert "stays" in discard(cluster, SETTINGS, release, ["slow today"], said)
+    assert replicas(cluster, "g1") == 1
+    assert record.read(cluster, SETTINGS).rejected == {}
+
+
+def test_a_kept_generation_that_fails_is_no_longer_one_to_go_back_to():
+    cluster = refresh()
+    release = RELEASE.model_copy(update={"generation": "g1", "live": "g2"})
+    discard(cluster, SETTINGS, release, ["broken"], said)
+    known = record.read(cluster, SETTINGS)
+    assert (known.previous, known.kept) == ("", [])
+    assert cluster.names("Deployment") == {"vllm-g2"}
