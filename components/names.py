@@ -41,3 +41,12 @@ def selector(settings: Settings, generation: str = "") -> str:
 def weights_in_use(settings: Settings) -> str:
     """The object that tells other deployments which weights this one uses: a `gs://` URI."""
     return f"gs://{settings.bucket}/deployments/{settings.cluster}/{settings.namespace}/{settings.name}.json"
+
+
+API_KEY = "key"
+"""The entry of the Secret that holds the server's API key."""
+
+
+def api_key(settings: Settings) -> str:
+    """Names the Secret that holds the server's API key, where engine.api_key_secret is set."""
+    return f"{settings.name}-api-key"

@@ -118,7 +118,8 @@ class _Where:
 
     def __init__(self, file: Path | None, values: dict[str, Any]):
         self._file, self._values = file, values
-        self._in_file, self._lines = yaml_document.parse(_text(file), str(file)) if file else ({}, {})
+        nothing: tuple[Any, dict[yaml_document.Path, int]] = (None, {})
+        self._in_file, self._lines = yaml_document.parse(_text(file), str(file)) if file else nothing
 
     def line(self, path: yaml_document.Path) -> int:
         """The line of the value, or of what it would stand in; 0 without a file."""
