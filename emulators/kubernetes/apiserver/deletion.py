@@ -1,0 +1,138 @@
+"""Deletion: preconditions, grace periods of pods, finalizers and what becomes of dependents.
+
+The server only marks and removes; dependents are the garbage collector's (a controller), which works through the
+finalizers `orphan` and `foregroundDeletion` that are set here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from emulators.kubernetes.apiserver import errors
+from emulators.kubernetes.apiserver.resources import Resource
+
+Object = dict[str, Any]
+
+RETURNED = {
+    "PersistentVolume",
+    "PersistentVolumeClaim",
+    "Pod",
+    "PodTemplate",
+    "ResourceQuota",
+    "Service",
+    "ServiceAccount",
+}
+"""Kinds of which a deletion returns the object; of the others a Status, once they are gone."""
+
+# Kinds whose dependents stay unless told otherwise, for compatibility (DefaultGarbageCollectionPolicy).
+_ORPHANING = {("batch", "Job"), ("", "ReplicationController")}
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What DeleteOptions ask for."""
+
+    grace_seconds: int | None = None
+    propagation: str = ""
+    uid: str | None = None
+    resource_version: str | None = None
+
+    @classmethod
+    def of(cls, body: dict[str, Any], query: dict[str, str]) -> Wish:
+        """From a request's body and, where it has none, its parameters. Raises ApiError."""
+        try:
+            grace = body.get("gracePeriodSeconds", query.get("gracePeriodSeconds"))
+            grace = None if grace is None else int(grace)
+        except ValueError as error:
+            raise errors.bad_request(f'strconv.ParseInt: parsing "{grace}": invalid syntax') from error
+        if grace is not None and grace < 0:
+            grace = 1
+        propagation = body.get("propagationPolicy") or query.get("propagationPolicy") or ""
+        if not propagation and "orphanDependents" in body:
+            propagation = "Orphan" if body["orphanDependents"] else "Background"
+        if propagation not in ("", "Background", "Foreground", "Orphan"):
+            supported = ("Background", "Foreground", "Orphan")
+            cause = errors.not_supported("propagationPolicy", propagation, supported)
+            raise errors.invalid("meta.k8s.io", "DeleteOptions", "", [cause])
+        preconditions = body.get("preconditions") or {}
+        return cls(grace, propagation, preconditions.get("uid"), preconditions.get("resourceVersion"))
+
+
+def check_preconditions(resource: Resource, live: Object, wish: Wish) -> None:
+    metadata = live["metadata"]
+    why = ""
+    if wish.uid is not None and wish.uid != metadata["uid"]:
+        why = (
+            f"the UID in the precondition ({wish.uid}) does not match the UID in record ({metadata['uid']}). "
+            "The object might have been deleted and then recreated"
+        )
+    elif wish.resource_version is not None and wish.resource_version != metadata["resourceVersion"]:
+        why = (
+            f"the ResourceVersion in the precondition ({wish.resource_version}) does not match the ResourceVersion "
+            f"in record ({metadata['resourceVersion']}). The object might have been modified"
+        )
+    if why:
+        raise errors.conflict(resource.group, resource.kind, metadata["name"], why)
+
+
+def marked(resource: Resource, live: Object, wish: Wish, moment: datetime) -> Object | None:
+    """`live` as deletion leaves it (for the store, or gone when `is_finished`); None when nothing changes."""
+    metadata = {**live["metadata"], "finalizers": _finalizers(resource, live, wish)}
+    if not metadata["finalizers"]:
+        del metadata["finalizers"]
+    grace = _grace_seconds(resource, live, wish)
+    if metadata.get("deletionTimestamp"):
+        left = metadata.get("deletionGracePeriodSeconds", 0)
+        if left and (wish.grace_seconds is None or wish.grace_seconds >= left) and grace:
+            return None if metadata == live["metadata"] else {**live, "metadata": metadata}
+        started = datetime.fromisoformat(metadata["deletionTimestamp"]) - timedelta(seconds=left)
+        deadline = max(started + timedelta(seconds=grace), moment) if left else moment
+    else:
+        deadline = moment + timedelta(seconds=grace)
+        if "generation" in metadata:
+            metadata["generation"] += 1
+    if not live["metadata"].get("deletionTimestamp") or metadata.get("deletionGracePeriodSeconds"):
+        metadata["deletionTimestamp"] = deadline.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        metadata["deletionGracePeriodSeconds"] = grace
+    item = {**live, "metadata": metadata}
+    if resource.kind == "Namespace" and not resource.group:
+        # A namespace goes when its controller has emptied it and taken its finalizer off.
+        metadata.pop("deletionGracePeriodSeconds")
+        item["status"] = {**live.get("status", {}), "phase": "Terminating"}
+    return item if item != live or is_finished(item) else None
+
+
+def is_finished(item: Object) -> bool:
+    """Whether nothing holds an object that is being deleted any longer."""
+    metadata = item["metadata"]
+    return bool(
+        metadata.get("deletionTimestamp")
+        and not metadata.get("deletionGracePeriodSeconds")
+        and not metadata.get("finalizers")
+        and not (item["kind"] == "Namespace" and item.get("spec", {}).get("finalizers"))
+    )
+
+
+def _grace_seconds(resource: Resource, live: Object, wish: Wish) -> int:
+    """Only a pod on a node, and not yet finished, is given time: its kubelet takes it away."""
+    if (resource.group, resource.kind) != ("", "Pod"):
+        return 0
+    if not live["spec"].get("nodeName") or live.get("status", {}).get("phase") in ("Succeeded", "Failed"):
+        return 0
+    if wish.grace_seconds is not None:
+        return wish.grace_seconds
+    return live["spec"].get("terminationGracePeriodSeconds", 30)
+
+
+def _finalizers(resource: Resource, live: Object, wish: Wish) -> list[str]:
+    finalizers = list(live["metadata"].get("finalizers", []))
+    policy = wish.propagation
+    if not policy:
+        if {"orphan", "foregroundDeletion"} & set(finalizers):
+            return finalizers
+        policy = "Orphan" if (resource.group, resource.kind) in _ORPHANING else "Background"
+    finalizers = [name for name in finalizers if name not in ("orphan", "foregroundDeletion")]
+    wanted = {"Orphan": ["orphan"], "Foreground": ["foregroundDeletion"]}.get(policy, [])
+    return finalizers + wanted

@@ -1,0 +1,240 @@
+"""Lists and watches: selection, pages, and the stream of changes.
+
+An answer takes the form that `Accept` asks for: objects, `meta.k8s.io/v1` Tables (kubectl) or PartialObjectMetadata.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+from emulators.kubernetes.apiserver import errors, tables
+from emulators.kubernetes.apiserver.conversion import served
+from emulators.kubernetes.apiserver.resources import Resource
+from emulators.kubernetes.apiserver.selectors import Matches, field_selector, label_selector
+from emulators.kubernetes.apiserver.store import Event, Store
+
+Object = dict[str, Any]
+Query = dict[str, str]
+
+BOOKMARK_SECONDS = 30.0
+DEFAULT_WATCH_SECONDS = 1800.0
+INITIAL_EVENTS_END = "k8s.io/initial-events-end"
+
+
+def selection(resource: Resource, query: Query) -> Matches:
+    """Whether an object (as it is stored) is selected by the request's selectors. Raises ApiError 400."""
+    checks = []
+    if query.get("labelSelector"):
+        checks.append(label_selector(query["labelSelector"]))
+    if query.get("fieldSelector"):
+        selectable = tuple(field["jsonPath"].lstrip(".") for field in (resource.crd or {}).get("selectableFields", []))
+        checks.append(field_selector(query["fieldSelector"], resource.storage_key, selectable))
+    return lambda item: all(check(item) for check in checks)
+
+
+def integer(query: Query, name: str) -> int:
+    """A whole number of the query; 0 when absent. Raises ApiError 400."""
+    text = query.get(name) or "0"
+    try:
+        return int(text)
+    except ValueError as error:
+        raise errors.bad_request(f'strconv.ParseInt: parsing "{text}": invalid syntax') from error
+
+
+def revision_of(query: Query) -> int:
+    """The resourceVersion asked for; 0 when none is. Raises ApiError."""
+    text = query.get("resourceVersion") or "0"
+    if not text.isdigit():
+        message = f'resourceVersion: Invalid value: "{text}": strconv.ParseUint: parsing "{text}": invalid syntax'
+        raise errors.ApiError(500, "", message)
+    return int(text)
+
+
+class Form:
+    """How objects are shown, from the Accept header and `includeObject`."""
+
+    def __init__(self, resource: Resource, accept: str, query: Query):
+        self.resource, self.include = resource, query.get("includeObject") or "Metadata"
+        self.sort = "object"
+        for choice in accept.split(","):
+            options = dict(part.strip().partition("=")[::2] for part in choice.split(";")[1:])
+            if options.get("g") == "meta.k8s.io" and options.get("v") == "v1":
+                if options.get("as") == "Table":
+                    self.sort = "table"
+                elif options.get("as", "").startswith("PartialObjectMetadata"):
+                    self.sort = "partial"
+            break
+
+    def one(self, item: Object, *, with_headers: bool = True) -> Object:
+        """One stored object."""
+        shown = served(self.resource, item)
+        if self.sort == "partial":
+            return tables.partial(shown)
+        if self.sort == "object":
+            return shown
+        metadata = {"resourceVersion": item["metadata"]["resourceVersion"]}
+        rows = [(item, shown)]
+        return tables.table(self.resource, rows, metadata, with_headers=with_headers, include=self.include)
+
+    def many(self, items: list[Object], metadata: Object) -> Object:
+        pairs = [(item, served(self.resource, item)) for item in items]
+        if self.sort == "table":
+            return tables.table(self.resource, pairs, metadata, include=self.include)
+        if self.sort == "partial":
+            kind, version = "PartialObjectMetadataList", "meta.k8s.io/v1"
+            return {
+                "kind": kind,
+                "apiVersion": version,
+                "metadata": metadata,
+                "items": [tables.partial(shown) for _, shown in pairs],
+            }
+        return {
+            "kind": f"{self.resource.kind}List",
+            "apiVersion": self.resource.api_version,
+            "metadata": metadata,
+            "items": [shown for _, shown in pairs],
+        }
+
+
+def listing(store: Store, form: Form, namespace: str, query: Query) -> Object:
+    """A list, or a page of one. Raises ApiError 400 and, for a page whose list is too old, 410."""
+    resource = form.resource
+    matches = selection(resource, query)
+    limit = integer(query, "limit")
+    items = [item for item in store.list(resource.storage_key, namespace) if matches(item)]
+    revision, after = store.revision, None
+    if query.get("continue"):
+        revision, after = _read_continue(query["continue"])
+        if store.since(revision) is None:
+            raise errors.expired(
+                "The provided continue parameter is too old to display a consistent list result. You must start a "
+                "new list without the continue parameter."
+            )
+        items = [item for item in items if _place(item) > after]
+    metadata: Object = {"resourceVersion": str(revision)}
+    if limit and len(items) > limit:
+        metadata["continue"] = _write_continue(revision, items[limit - 1])
+        if not query.get("labelSelector") and not query.get("fieldSelector"):
+            metadata["remainingItemCount"] = len(items) - limit
+        items = items[:limit]
+    return form.many(items, metadata)
+
+
+def _place(item: Object) -> list[str]:
+    return [item["metadata"].get("namespace", ""), item["metadata"]["name"]]
+
+
+def _write_continue(revision: int, last: Object) -> str:
+    token = {"v": "meta.k8s.io/v1", "rv": revision, "start": _place(last)}
+    return base64.urlsafe_b64encode(json.dumps(token).encode()).decode().rstrip("=")
+
+
+def _read_continue(text: str) -> tuple[int, list[str]]:
+    try:
+        token = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+        return int(token["rv"]), [str(part) for part in token["start"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise errors.bad_request(f"invalid continue token: continue key is not valid: {error}") from error
+
+
+class Watch:
+    """One watch: events that `stream` yields as lines of JSON until its time is over.
+
+    Made in the same step as the request is judged, so that nothing is missed between the two.
+    """
+
+    def __init__(self, store: Store, form: Form, namespace: str, query: Query):
+        self.store, self.form, self.namespace = store, form, namespace
+        self.matches = selection(form.resource, query)
+        self.seconds = integer(query, "timeoutSeconds") or DEFAULT_WATCH_SECONDS
+        self.bookmarks = query.get("allowWatchBookmarks") in ("true", "1")
+        self.headers_sent = False
+        self.lines: list[str] = []
+        self.woken = asyncio.Event()
+        revision = revision_of(query)
+        initial = query.get("sendInitialEvents")
+        if initial == "true" or (initial is None and not revision):
+            self._send_initial(end=initial == "true")
+            revision = store.revision
+        changes = store.since(revision)
+        self.too_old = changes is None
+        if changes is None:
+            message = f"too old resource version: {revision} ({store.oldest})"
+            self._add("ERROR", errors.expired(message).status())
+        self.seen = revision
+        for event in changes or ():
+            self._hear(event)
+        self.stop = store.listen(self._hear)
+
+    def _send_initial(self, *, end: bool) -> None:
+        for item in self.store.list(self.form.resource.storage_key, self.namespace):
+            if self.matches(item):
+                self._add_object("ADDED", item)
+        if end:
+            self._bookmark({"annotations": {INITIAL_EVENTS_END: "true"}})
+
+    def _hear(self, event: Event) -> None:
+        if event.key != self.form.resource.storage_key or event.revision <= self.seen:
+            return
+        item, before = event.object, event.before
+        if self.namespace and item["metadata"].get("namespace") != self.namespace:
+            return
+        now = event.type != "DELETED" and self.matches(item)
+        was = before is not None and self.matches(before)
+        if now:
+            self._add_object("MODIFIED" if was else "ADDED", item)
+        elif was and before is not None:
+            # What leaves the selection is shown as it was, at the version at which it left.
+            revision = str(event.revision)
+            self._add_object("DELETED", {**before, "metadata": {**before["metadata"], "resourceVersion": revision}})
+
+    def _add_object(self, kind: str, item: Object) -> None:
+        self._add(kind, self.form.one(item, with_headers=not self.headers_sent))
+        self.headers_sent = True
+
+    def _bookmark(self, more: Object) -> None:
+        resource = self.form.resource
+        metadata: Object = {"resourceVersion": str(self.store.revision), "creationTimestamp": None, **more}
+        item: Object = {"kind": resource.kind, "apiVersion": resource.api_version, "metadata": metadata}
+        if self.form.sort == "table":
+            item = tables.table(resource, [], {"resourceVersion": metadata["resourceVersion"]}, with_headers=False)
+            item["rows"] = [{"cells": [], "object": tables.partial({"metadata": metadata})}]
+        self._add("BOOKMARK", item)
+
+    def _add(self, kind: str, item: Object) -> None:
+        self.lines.append(json.dumps({"type": kind, "object": item}, separators=(",", ":")) + "\n")
+        self.woken.set()
+
+    async def run(self, send: Callable[[bytes], Any], stopping: asyncio.Event) -> None:
+        """Sends events until the watch's time is over, the server stops or `send` fails."""
+        deadline = time.monotonic() + self.seconds
+        bookmark_at = time.monotonic() + BOOKMARK_SECONDS
+        stopped = asyncio.ensure_future(stopping.wait())
+        try:
+            while not stopped.done():
+                if self.lines:
+                    data, self.lines = "".join(self.lines), []
+                    await send(data.encode())
+                    continue
+                if self.too_old:
+                    return
+                self.woken.clear()
+                now = time.monotonic()
+                if now >= deadline:
+                    return
+                if self.bookmarks and now >= bookmark_at:
+                    self._bookmark({})
+                    bookmark_at = now + BOOKMARK_SECONDS
+                    continue
+                woken = asyncio.ensure_future(self.woken.wait())
+                wake_at = min(deadline, bookmark_at) if self.bookmarks else deadline
+                await asyncio.wait({woken, stopped}, timeout=wake_at - now, return_when=asyncio.FIRST_COMPLETED)
+                woken.cancel()
+        finally:
+            self.stop()
+            stopped.cancel()
