@@ -1,0 +1,5 @@
+"""`python -m pipelines.cli` is `gemma-pipelines`."""
+
+from pipelines.cli import main
+
+main()

@@ -1,0 +1,154 @@
+"""The gemma-pipelines command as a user runs it, and a client that calls the endpoint meanwhile."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+SECONDS = 120
+"""No run of a test takes longer."""
+
+
+class Run:
+    """`gemma-pipelines run 03 --json …`, started; `finish()` waits for its result."""
+
+    def __init__(self, *arguments: str, folder: Path, command: tuple[str, ...] = ("run", "03", "--json")):
+        self.folder = folder
+        self.environment = {**os.environ, "TMPDIR": str(folder / "tmp"), "XDG_STATE_HOME": str(folder / "xdg")}
+        (folder / "tmp").mkdir(parents=True, exist_ok=True)
+        self._stderr = open(folder / f"stderr-{time.monotonic_ns()}", "w+")  # noqa: SIM115
+        self.popen = subprocess.Popen(
+            [sys.executable, "-m", "pipelines.cli", *command, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            text=True,
+            env=self.environment,
+            cwd=folder,
+        )
+        assert self.popen.stdout
+        self._stdout = self.popen.stdout
+
+    @property
+    def stderr(self) -> str:
+        self._stderr.flush()
+        return Path(self._stderr.name).read_text()
+
+    def wait_for(self, text: str) -> None:
+        """Until stderr says `text`."""
+        deadline = time.monotonic() + SECONDS
+        while text not in self.stderr:
+            assert time.monotonic() < deadline, f"never said {text!r}:\n{self.stderr}"
+            assert self.popen.poll() is None, f"ended without saying {text!r}:\n{self.stderr}"
+            time.sleep(0.02)
+
+    def result(self) -> dict[str, Any]:
+        """The JSON object, as soon as it is printed (with --keep the run goes on)."""
+        line = self._stdout.readline()
+        assert line, f"no result; stderr:\n{self.stderr}"
+        return json.loads(line)
+
+    def finish(self, code: int = 0) -> dict[str, Any]:
+        """The result of a run that ends by itself with this exit code."""
+        out, _ = self.popen.communicate(timeout=SECONDS)
+        self._stderr.close()
+        assert self.popen.returncode == code, f"exit code {self.popen.returncode}:\n{out}\n{self._text()}"
+        return json.loads(out) if out else {}
+
+    def stop(self, with_signal: int = signal.SIGINT) -> int:
+        """Signals the run and returns its exit code."""
+        self.popen.send_signal(with_signal)
+        code = self.popen.wait(timeout=SECONDS)
+        self._stdout.close()
+        self._stderr.close()
+        return code
+
+    def _text(self) -> str:
+        return Path(self._stderr.name).read_text()
+
+
+@dataclass
+class Traffic:
+    """A client that asks the endpoint without a pause, half of it in streams, until it is told to stop."""
+
+    endpoint_file: Path
+    model: str
+    answers: list[tuple[float, str]] = field(default_factory=list)
+    """(time, text) of each whole answer."""
+    errors: list[str] = field(default_factory=list)
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _threads: list[threading.Thread] = field(default_factory=list)
+
+    def __enter__(self) -> Traffic:
+        for streaming in (False, True):
+            thread = threading.Thread(target=self._ask, args=(streaming,))
+            thread.start()
+            self._threads.append(thread)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _ask(self, streaming: bool) -> None:
+        while not self.endpoint_file.exists() and not self._stop.is_set():
+            time.sleep(0.02)
+        body = {
+            "model": self.model,
+            "messages": [{"role": "user", "content": "Say something."}],
+            "max_tokens": 64,
+            "temperature": 0,
+            "stream": streaming,
+        }
+        while not self._stop.is_set():
+            try:
+                url = self.endpoint_file.read_text().strip() + "/v1/chat/completions"
+                # A connection a request: that is what moves when the Service does.
+                with httpx.Client(timeout=30, trust_env=False) as client:
+                    response = client.post(url, json=body)
+                    response.raise_for_status()
+                    text = (
+                        _streamed(response.text) if streaming else response.json()["choices"][0]["message"]["content"]
+                    )
+                assert text
+                self.answers.append((time.time(), text))
+            except Exception as error:  # noqa: BLE001 (any failure at all is what the test is about)
+                self.errors.append(repr(error))
+
+
+def _streamed(body: str) -> str:
+    lines = [line.removeprefix("data: ") for line in body.splitlines() if line.startswith("data: ")]
+    assert lines[-1] == "[DONE]", f"a stream was cut: {lines[-1]}"
+    chunks = [json.loads(line) for line in lines[:-1]]
+    return "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks if chunk["choices"])
+
+
+def requests(state: Path, emulator: str) -> list[dict[str, Any]]:
+    """What an emulator of a running command was asked."""
+    return [json.loads(line) for line in (state / "tmp" / f"{emulator}.requests").read_text().splitlines()]
+
+
+def processes_below(folder: Path) -> list[str]:
+    """Command lines of processes that speak of a folder: what a run left behind."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                environment = (entry / "environ").read_bytes().decode(errors="replace")
+            except OSError:
+                continue
+            if str(folder) in command or f"TMPDIR={folder}" in environment:
+                found.append(f"{entry.name}: {command}")
+    return found

@@ -1,0 +1,189 @@
+"""Scenario 03 as a user lives with it: a first run, and every kind of refresh, on one state folder, in this order."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from emulators.hub import models
+from tests.scenarios.command import Run, Traffic, processes_below, requests
+
+MODEL = "google/gemma-3-4b-it"
+WRITES = {"POST", "PUT", "PATCH", "DELETE"}
+PIPELINE = "pipeline@demo-project.iam.gserviceaccount.com"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("refresh")
+
+
+@pytest.fixture(scope="module")
+def state(folder: Path) -> Path:
+    return folder / "state"
+
+
+@pytest.fixture(scope="module")
+def weights(folder: Path, tiny_gemma3: Path) -> Path:
+    """The release that the hub's main points to."""
+    return Path(shutil.copytree(tiny_gemma3, folder / "weights"))
+
+
+@pytest.fixture(scope="module")
+def history() -> list[str]:
+    """Generations in the order in which they went live."""
+    return []
+
+
+def refresh(*arguments: str, folder: Path, state: Path, weights: Path, code: int = 0) -> dict:
+    return Run("--state", str(state), "--weights", str(weights), *arguments, folder=folder).finish(code)
+
+
+def written_by_the_pipeline(state: Path) -> list[str]:
+    """Every write request that the pipeline's identity, or any other client of it, made."""
+    found = [
+        f"{emulator}: {request['method']} {request['path']}"
+        for emulator in ("storage", "hub", "google")
+        for request in requests(state, emulator)
+        if request["method"] in WRITES and "serviceAccounts" not in request["path"]
+    ]
+    return found + [
+        f"apiserver: {request['method']} {request['path']}"
+        for request in requests(state, "apiserver")
+        if request["method"] in WRITES and request["user"] == PIPELINE
+    ]
+
+
+def test_the_first_run_brings_a_release_into_service(folder, state, weights, history):
+    result = refresh(folder=folder, state=state, weights=weights)
+    assert result["status"] == "succeeded"
+    assert [step["name"] for step in result["steps"]] == [
+        "resolve_model",
+        "ensure_access",
+        "download_weights",
+        "deploy_server",
+        "validate_server",
+        "promote_generation",
+        "collect_garbage",
+        "write_report",
+    ]
+    assert result["bytes_transferred"] > 4_000_000
+    assert result["endpoint"].startswith("http://127.0.0.1:")
+    assert len(result["revision"]) == 40
+    assert "A real answer" in Path(result["report"]).read_text()
+    assert processes_below(state) == []
+    history.append(result["generation"])
+
+
+def test_the_second_run_changes_nothing_and_writes_nothing_but_its_report(folder, state, weights, history):
+    run = Run("--state", str(state), "--weights", str(weights), "--keep", folder=folder)
+    result = run.result()
+    written = written_by_the_pipeline(state)
+    run.stop()
+    assert result["status"] == "unchanged"
+    assert result["generation"] == history[-1]
+    assert result["bytes_transferred"] == 0
+    assert result["seconds"] < 10
+    assert {step["name"]: step["status"] for step in result["steps"]} == {
+        "resolve_model": "skipped",
+        "write_report": "succeeded",
+    }
+    assert written
+    assert all(f"/{result['run_id']}/" in line or f"%2F{result['run_id']}%2F" in line for line in written), written
+
+
+def test_a_commit_that_touches_only_the_readme_rolls_nothing(folder, state, weights, history):
+    before = refresh(folder=folder, state=state, weights=weights)
+    models.readme_only_change(weights)
+    result = refresh(folder=folder, state=state, weights=weights)
+    assert result["status"] == "unchanged"
+    assert result["revision"] != before["revision"]
+    assert result["generation"] == history[-1]
+
+
+def test_other_flags_make_a_new_generation_of_the_same_bytes(folder, state, weights, history):
+    result = refresh("--set", "engine.max_model_len=4096", folder=folder, state=state, weights=weights)
+    assert result["status"] == "succeeded"
+    assert result["generation"] != history[-1]
+    assert result["bytes_transferred"] == 0
+    history.append(result["generation"])
+
+
+def test_other_weights_go_live_while_the_old_ones_answer_every_request(folder, state, weights, history):
+    shutil.rmtree(weights)
+    models.write_gemma3(weights, seed=1)
+    run = Run("--state", str(state), "--weights", str(weights), "--keep", folder=folder)
+    with Traffic(state / "endpoint", MODEL) as traffic:
+        result = run.result()
+    run.stop()
+    assert result["status"] == "succeeded"
+    assert traffic.errors == []
+    assert len({text for _, text in traffic.answers}) == 2, "the old and the new generation answered"
+    assert len(traffic.answers) > 20
+    history.append(result["generation"])
+
+
+@pytest.mark.parametrize(
+    ("break_it", "step", "words"),
+    [
+        (models.truncate_shard, "download_weights", "model-00002-of-00002.safetensors"),
+        (models.drop_shard, "download_weights", "model-00002-of-00002.safetensors"),
+        (models.mismatch_config, "deploy_server", "size of tensor"),
+        (models.zero_weights, "validate_server", "empty"),
+    ],
+)
+def test_a_broken_release_fails_and_the_old_generation_never_stops_serving(
+    break_it, step, words, folder, state, tiny_gemma3, history
+):
+    broken = Path(shutil.copytree(tiny_gemma3, folder / break_it.__name__))
+    break_it(broken)
+    run = Run("--state", str(state), "--weights", str(broken), folder=folder)
+    with Traffic(state / "endpoint", MODEL) as traffic:
+        run.wait_for("discard_generation: started")
+    result = run.finish(code=1)
+    assert result["status"] == "failed"
+    assert result["error"]["step"] == step
+    assert words in result["error"]["message"]
+    assert traffic.errors == []
+    assert len({text for _, text in traffic.answers}) == 1
+    assert result["generation"] not in history
+
+    again = refresh(folder=folder, state=state, weights=broken, code=1)
+    assert again["error"]["type"] == "RejectedBeforeError"
+    assert "--retry" in again["error"]["message"]
+    assert again["bytes_transferred"] == 0
+
+    retried = refresh("--retry", folder=folder, state=state, weights=broken, code=1)
+    assert retried["error"]["step"] == step
+
+
+def test_after_a_rejected_release_the_good_one_is_still_unchanged(folder, state, weights, history):
+    result = refresh(folder=folder, state=state, weights=weights)
+    assert (result["status"], result["generation"]) == ("unchanged", history[-1])
+
+
+def by_hand(verb: str, *arguments: str, folder: Path, state: Path) -> str:
+    run = Run("--state", str(state), *arguments, folder=folder, command=(verb,))
+    out, _ = run.popen.communicate(timeout=120)
+    assert run.popen.returncode == 0, run.stderr
+    return out
+
+
+def test_a_rollback_is_not_undone_by_the_next_run_until_somebody_promotes_again(folder, state, weights, history):
+    assert f"live {history[-2]} (pinned)" in by_hand("rollback", folder=folder, state=state)
+
+    result = refresh(folder=folder, state=state, weights=weights)
+    assert result["status"] == "unchanged"
+
+    assert f"live {history[-1]}, previous {history[-2]}" in by_hand(
+        "promote", "--to", history[-1], folder=folder, state=state
+    )
+    result = refresh(folder=folder, state=state, weights=weights)
+    assert (result["status"], result["generation"]) == ("unchanged", history[-1])
+
+
+def test_nothing_is_left_in_the_folder_for_temporary_files(folder, state):
+    assert list((folder / "tmp").iterdir()) == []
+    assert not (state / "tmp").exists()
