@@ -13,7 +13,7 @@ import queue
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -163,6 +163,19 @@ class Cluster:
                 return ""
             raise
 
+    @contextmanager
+    def log_followed(self, pod: str, namespace: str, take: Callable[[str], None]) -> Iterator[None]:
+        """Hands every line of a pod's log to `take`, in a thread of its own, as it is written, while the block runs.
+
+        When the log has ended, the block's end waits for its last lines; a log that cannot be read is silent.
+        """
+        follower = _LogFollower(self, self._path("Pod", namespace, pod) + "/log", take)
+        follower.start()
+        try:
+            yield
+        finally:
+            follower.stop()
+
     # -- waiting --------------------------------------------------------------------------------------------
 
     @contextmanager
@@ -286,14 +299,7 @@ class Changes:
     def stop(self) -> None:
         self._stopped.set()
         for response in list(self._responses.values()):
-            # Closing the socket is what wakes a thread that waits in a read.
-            connection = getattr(response, "_connection", None)
-            sock = getattr(connection, "sock", None)
-            if sock is not None:
-                try:
-                    sock.shutdown(2)
-                except OSError:
-                    pass
+            _wake(response)
 
     def _watch(self, number: int, subject: Subject) -> None:
         version = ""
@@ -369,6 +375,56 @@ class Changes:
         finally:
             self._responses.pop(number, None)
         return version
+
+
+class _LogFollower(threading.Thread):
+    """Reads a log stream to its end. One that breaks is opened again, and the lines that were handed on are skipped."""
+
+    def __init__(self, cluster: Cluster, path: str, take: Callable[[str], None]):
+        super().__init__(daemon=True)
+        self._cluster, self._path, self._take = cluster, path, take
+        self._stopped = threading.Event()
+        self._response: Any = None
+
+    def run(self) -> None:
+        from kubernetes.client.exceptions import ApiException
+        from urllib3.exceptions import HTTPError
+
+        taken = 0
+        while not self._stopped.is_set():
+            try:
+                self._response = self._cluster._send(
+                    "GET", self._path, {"follow": "true"}, None, "application/json", stream=True
+                )
+                for number, line in enumerate(_lines(self._response)):
+                    if self._stopped.is_set():
+                        return
+                    if number >= taken:
+                        self._take(line.decode(errors="replace"))
+                        taken += 1
+                return
+            except (HTTPError, OSError, ValueError, AttributeError):
+                self._stopped.wait(1)
+            except ApiException as error:
+                if error.status < 500 and error.status != 429:
+                    return
+                self._stopped.wait(1)
+
+    def stop(self) -> None:
+        self.join(timeout=1)
+        self._stopped.set()
+        _wake(self._response)
+
+
+def _wake(response: Any) -> None:
+    """Ends a read that another thread waits in: only closing its socket does."""
+    connection = getattr(response, "_connection", None)
+    sock = getattr(connection, "sock", None)
+    if sock is not None:
+        try:
+            sock.shutdown(2)
+        except OSError:
+            pass
 
 
 def _lines(response: Any) -> Iterator[bytes]:

@@ -7,9 +7,10 @@ library retries what is transient for two minutes; what is left becomes one of o
 from __future__ import annotations
 
 import functools
+import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -157,6 +158,43 @@ def delete(uri: str, generation: int | None = None) -> bool:
                 raise
             return False
     return True
+
+
+def open_upload(uri: str, size: int, *, content_type: str, metadata: dict[str, str]) -> str:
+    """Opens a resumable session that makes a new object of `size` bytes, and returns the session's address.
+
+    Whoever has the address may write: it must never be shown. Raises PreconditionError when the object is there.
+    """
+    blob = _blob(uri)
+    blob.metadata = metadata
+    with _errors(uri):
+        return blob.create_resumable_upload_session(
+            content_type=content_type, size=size, if_generation_match=0, checksum=None
+        )
+
+
+def read_through(uri: str, generation: int, sink: Callable[[bytes], object]) -> None:
+    """Gives an object's bytes to `sink`, a piece at a time. Raises PreconditionError when it is another by now."""
+
+    class File(io.RawIOBase):
+        def writable(self) -> bool:
+            return True
+
+        def write(self, piece: Any) -> int:
+            sink(bytes(piece))
+            return len(piece)
+
+    from google.api_core.exceptions import NotFound
+
+    with _errors(uri):
+        try:
+            _blob(uri).download_to_file(
+                io.BufferedWriter(File(), 1 << 20), if_generation_match=generation, raw_download=True, checksum=None
+            )
+        except NotFound as error:
+            if _bucket_is_missing(error):
+                raise
+            raise PreconditionError(f"{uri} was deleted since it was listed") from error
 
 
 # -- the bucket's IAM policy --------------------------------------------------------------------------------

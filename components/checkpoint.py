@@ -1,0 +1,186 @@
+"""What a checkpoint is made of: which files of a repository are served, and whether they can be a whole model.
+
+A safetensors file is a u64 (little endian) header length, a JSON header that tells each tensor's dtype, shape and
+offsets, and the tensors' bytes without a gap (https://github.com/huggingface/safetensors#format). So a file that was
+cut short is known by its head and its size, before its bytes are moved.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from components.clients.hub import Snapshot
+from components.clients.wire import Wire
+from components.errors import ReleaseError, RequestError
+from components.identity import ServedFile
+
+CONFIG = "config.json"
+INDEX = "model.safetensors.index.json"
+
+LONGEST_HEADER = 100_000_000
+"""Bytes; the safetensors library refuses longer ones."""
+
+# Read by the engine: configuration, tokenizer, chat template. Anything else (READMEs, pickles, GGUF, other frameworks'
+# weights, what lies in folders) stays where it is: vLLM guesses a checkpoint's format by what lies beside it.
+_SERVED = re.compile(
+    r"[^/_][^/]*\.(json|jinja)|tokenizer[^/]*\.model|[^/]*\.tiktoken|spiece\.model|(vocab|merges|added_tokens)\.txt"
+)
+_LICENCE = re.compile(r"(LICEN[CS]E|NOTICE|USE_POLICY|PROHIBITED_USE)[^/]*", re.IGNORECASE)
+_NUMBERED = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+
+_BITS = {
+    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
+    "C64": 64, "F64": 64, "I64": 64, "U64": 64,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The files of a repository that go into the bucket.
+
+    `served` is what the engine reads, and what the weights key is made of. `licence` goes along, as licences ask for,
+    but names nothing: other words in it are no other model.
+    """
+
+    served: list[ServedFile]
+    licence: list[ServedFile]
+    index: bytes | None = None
+    """Content of the shards' index; None for a model of one file."""
+
+    @property
+    def files(self) -> list[ServedFile]:
+        return [*self.served, *self.licence]
+
+    @property
+    def shards(self) -> list[ServedFile]:
+        return [file for file in self.served if file.path.endswith(".safetensors")]
+
+
+def select(snapshot: Snapshot) -> Chosen:
+    """The files of a model at a commit that go into the bucket, by the hub's listing. Raises as `choose`."""
+    files = snapshot.files()
+    wire = Wire()
+    try:
+        index = next((snapshot.content(wire, file) for file in files if file.path == INDEX), None)
+    finally:
+        wire.close()
+    return choose(snapshot.model, files, index)
+
+
+def choose(model: str, files: Iterable[ServedFile], index: bytes | None) -> Chosen:
+    """Picks what is served: with an index the shards that it names, without one every safetensors at the top.
+
+    Raises RequestError for a repository that holds no safetensors or no config.json. A broken index is for
+    `check_shards` to judge.
+    """
+    files = sorted(files, key=lambda file: file.path)
+    paths = {file.path for file in files}
+    if CONFIG not in paths:
+        raise RequestError(f"{model} has no {CONFIG}: it is not a model that transformers or vLLM could load")
+    named = set(_weight_map(index).values())
+    shards = [
+        file
+        for file in files
+        if file.path.endswith(".safetensors") and (file.path in named if named else "/" not in file.path)
+    ]
+    if not shards and not named:
+        pickles = sorted(path for path in paths if path.endswith(_PICKLES))
+        why = f"only pickles ({', '.join(pickles[:3])}), which can run code when they are loaded" if pickles else "none"
+        raise RequestError(f"{model} has no safetensors: {why}. Convert it, or take a repository that has them")
+    others = [
+        file
+        for file in files
+        if _SERVED.fullmatch(file.path) and (not file.path.endswith(".safetensors.index.json") or file.path == INDEX)
+    ]
+    return Chosen([*others, *shards], [file for file in files if _LICENCE.fullmatch(file.path)], index)
+
+
+def _weight_map(index: bytes | None) -> dict[str, str]:
+    """Tensor → shard; empty when there is no index, or none to speak of."""
+    try:
+        found = parse_json(INDEX, index or b"{}").get("weight_map")
+    except ReleaseError:
+        return {}
+    return {name: shard for name, shard in found.items() if isinstance(shard, str)} if isinstance(found, dict) else {}
+
+
+def parse_json(what: str, content: bytes) -> dict[str, Any]:
+    """A JSON object that the release brings. Raises ReleaseError."""
+    try:
+        value = json.loads(content)
+    except ValueError as error:
+        raise ReleaseError(f"{what} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ReleaseError(f"{what} is not a JSON object")
+    return value
+
+
+def header_length(file: ServedFile, head: bytes) -> int:
+    """Bytes of a safetensors file before its tensors, from its first eight bytes. Raises ReleaseError."""
+    length = int.from_bytes(head[:8], "little")
+    if len(head) < 8 or length > LONGEST_HEADER or 8 + length > file.size:
+        raise ReleaseError(f"{file.path} is cut short, or no safetensors file: it has {file.size} bytes")
+    return 8 + length
+
+
+def tensors(file: ServedFile, header: bytes) -> set[str]:
+    """The tensors of a safetensors file, from its header (the JSON alone).
+
+    Raises ReleaseError when the tensors do not fill the file without a gap: it was cut, or put together wrongly.
+    """
+    entries = parse_json(f"the header of {file.path}", header)
+    entries.pop("__metadata__", None)
+    end = 0
+    try:
+        for name, tensor in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
+            first, last = tensor["data_offsets"]
+            bits = _BITS.get(tensor["dtype"])
+            if first != end or last < first:
+                raise ReleaseError(f"{file.path}: tensor {name} starts at byte {first} of the data, not at {end}")
+            if bits and math.prod(tensor["shape"]) * bits != (last - first) * 8:
+                raise ReleaseError(f"{file.path}: tensor {name} has {last - first} bytes, not those of its shape")
+            end = last
+    except (KeyError, TypeError, ValueError) as error:
+        raise ReleaseError(f"{file.path}: its header does not describe tensors ({error!r})") from error
+    there = file.size - 8 - len(header)
+    if there != end:
+        how = "is cut short" if there < end else "is too long"
+        raise ReleaseError(f"{file.path} {how}: its tensors take {end} bytes and {there} are there")
+    return set(entries)
+
+
+def check_shards(chosen: Chosen, held: dict[str, set[str]]) -> None:
+    """Checks that the shards are one whole model. `held`: each shard's tensors.
+
+    Raises ReleaseError naming what is missing: a shard that the index (or, without one, the numbering) counts on, or a
+    tensor that its shard does not hold.
+    """
+    weight_map = _weight_map(chosen.index)
+    if chosen.index is not None and not weight_map:
+        parse_json(INDEX, chosen.index)
+        raise ReleaseError(f"{INDEX} has no weight_map")
+    wanted = set(weight_map.values()) or _numbered(file.path for file in chosen.shards)
+    if absent := sorted(wanted - held.keys()):
+        source = INDEX if weight_map else "the numbering of the shards"
+        raise ReleaseError(f"{', '.join(absent)} missing: {source} counts on it")
+    lost = sorted(name for name, shard in weight_map.items() if name not in held[shard])
+    if lost:
+        more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+        raise ReleaseError(f"tensor {lost[0]}{more} missing: {INDEX} says {weight_map[lost[0]]}, which lacks it")
+
+
+def _numbered(paths: Iterable[str]) -> set[str]:
+    """All the shards that names like model-00001-of-00003.safetensors speak of."""
+    wanted: set[str] = set()
+    for path in paths:
+        if match := _NUMBERED.fullmatch(path):
+            stem, _, count = match.groups()
+            wanted.update(f"{stem}-{number:05}-of-{count}.safetensors" for number in range(1, int(count) + 1))
+    return wanted

@@ -1,0 +1,210 @@
+"""The Hugging Face hub through its own client: revisions, listings, access, and where the bytes are.
+
+The token is passed explicitly, or none is: what the machine itself is logged in with never counts. `HF_ENDPOINT` is
+honoured as the library honours it. Transient refusals (429 with its Retry-After, 5xx, broken connections) are tried
+again inside.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from components import digest
+from components.clients.wire import Interrupted, Patience, Wire, retry_after
+from components.errors import AccessError, InconclusiveError, PipelineError, RequestError
+from components.identity import ServedFile
+
+Result = TypeVar("Result")
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def is_commit(revision: str) -> bool:
+    """Whether a revision is a whole commit sha, which no push can move."""
+    return _COMMIT.fullmatch(revision) is not None
+
+
+class Hub:
+    """One hub, as one token sees it.
+
+    token: None asks anonymously. token_secret: where the token came from, which errors name in its stead. endpoint: an
+    address other than HF_ENDPOINT's.
+    """
+
+    def __init__(self, token: str | None = None, *, token_secret: str | None = None, endpoint: str | None = None):
+        from huggingface_hub import HfApi, constants
+
+        self.endpoint = (endpoint or os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
+        self._token, self._token_secret = token, token_secret
+        # False, not None: None would let the library look for a token of its own.
+        self._api = HfApi(endpoint=self.endpoint, token=token or False)
+
+    # -- what there is --------------------------------------------------------------------------------------
+
+    def commit(self, model: str, revision: str) -> str:
+        """The commit sha of a branch, tag or (abbreviated) commit. Raises RequestError when there is none."""
+        return self._call(model, revision, lambda: str(self._api.model_info(model, revision=revision).sha))
+
+    def check_access(self, model: str) -> None:
+        """Raises AccessError when the model is gated and this token has no grant (a listing would not tell)."""
+        self._call(model, "", lambda: self._api.auth_check(model))
+
+    def at(self, model: str, commit: str) -> Snapshot:
+        """The model at a commit."""
+        return Snapshot(self, model, commit)
+
+    def locate(self, model: str, commit: str, path: str) -> tuple[str, dict[str, str]]:
+        """Where a file's bytes are now, and the headers to ask for them with: the token goes to the hub alone.
+
+        Raises Interrupted for what may heal.
+        """
+        from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+        url = hf_hub_url(model, path, revision=commit, endpoint=self.endpoint)
+        found = self.once(
+            model, commit, lambda: get_hf_file_metadata(url, token=self._token or False, endpoint=self.endpoint)
+        )
+        ours = self._token and _origin(found.location) == _origin(self.endpoint)
+        return found.location, {"Authorization": f"Bearer {self._token}"} if ours else {}
+
+    def tree(self, model: str, commit: str) -> list[ServedFile]:
+        """Every file at the commit, with its size and digest."""
+        from huggingface_hub.hf_api import RepoFile
+
+        def listed() -> list[ServedFile]:
+            entries = self._api.list_repo_tree(model, recursive=True, revision=commit)
+            return [
+                ServedFile(entry.path, entry.size, entry.lfs.sha256 if entry.lfs else None, entry.blob_id)
+                for entry in entries
+                if isinstance(entry, RepoFile)
+            ]
+
+        return self._call(model, commit, listed)
+
+    # -- errors ---------------------------------------------------------------------------------------------
+
+    def _call(self, model: str, revision: str, ask: Callable[[], Result]) -> Result:
+        """The answer to `ask`, tried again while the hub is busy or away."""
+        return Patience().until_it_works(f"{model} on {self.endpoint}", lambda: self.once(model, revision, ask))
+
+    def once(self, model: str, revision: str, ask: Callable[[], Result]) -> Result:
+        """The answer to `ask`. Raises Interrupted for what may heal, else one of our errors."""
+        import httpx2
+        from huggingface_hub import errors
+
+        try:
+            return ask()
+        except errors.HFValidationError as error:
+            raise RequestError(f"model {model!r} is not a name that the hub allows: {error}") from error
+        except errors.OfflineModeIsEnabled as error:
+            raise InconclusiveError("HF_HUB_OFFLINE is set here: unset it, nothing can be asked of the hub") from error
+        except errors.HfHubHTTPError as error:
+            raise self._refused(model, revision, error) from error
+        except httpx2.HTTPError as error:
+            raise Interrupted(f"the hub does not answer ({type(error).__name__})") from error
+
+    def _refused(self, model: str, revision: str, error: Any) -> PipelineError | Interrupted:
+        """Our error for what the hub refused."""
+        from huggingface_hub import errors
+
+        status = error.response.status_code
+        said = error.server_message or error.response.reason_phrase
+        page = f"{self.endpoint}/{model}"
+        secret = self._token_secret or "hub.token_secret"
+        if status in (408, 429) or status >= 500:
+            return Interrupted(f"the hub answered {status}", retry_after(error.response.headers))
+        if isinstance(error, errors.GatedRepoError):
+            if self._token is None:
+                return AccessError(
+                    f"{model} is gated and no token is given. Ask for access at {page}, put a token of that account "
+                    "into Secret Manager and name it in hub.token_secret"
+                )
+            return AccessError(
+                f"{model} is gated, and the account of the token in {secret} has no grant ({said}). Ask for access at "
+                f"{page} with that account"
+            )
+        if isinstance(error, errors.RevisionNotFoundError):
+            return RequestError(f"{model} has no revision {revision!r}. See its branches and commits: {page}/commits")
+        if isinstance(error, errors.RemoteEntryNotFoundError):
+            return RequestError(f"{model} has no such file at {revision}: {said}. See {page}/tree/{revision}")
+        if isinstance(error, errors.RepositoryNotFoundError):
+            private = "that the account of the token may not see" if self._token else "that needs hub.token_secret"
+            return RequestError(f"{model} is not on {self.endpoint}, or is a private model {private}. Check `model`")
+        if status == 401:
+            return AccessError(
+                f"the hub refused the token in {secret}: {said}. Make one at {self.endpoint}/settings/tokens and add "
+                f"it: `gcloud secrets versions add {_secret_id(secret)} --data-file=-`"
+            )
+        if status == 403:
+            return AccessError(f"{model}: the hub refused: {said}. See {page} and the rights of the token in {secret}")
+        return RequestError(f"{model}: the hub answered {status}: {said}")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A model at a commit: what there is, and its bytes. Any source of weights has these methods."""
+
+    hub: Hub
+    model: str
+    commit: str
+
+    def files(self) -> list[ServedFile]:
+        """Every file, with its size and digest."""
+        return self.hub.tree(self.model, self.commit)
+
+    def content(self, wire: Wire, file: ServedFile, patience: Patience | None = None) -> bytes:
+        """A small file's content, as the listing has it: bytes that are not are asked for again."""
+
+        def attempt() -> bytes:
+            content = wire.read(self.open(wire, file))
+            if not digest.of(file, content).is_right():
+                raise Interrupted(f"its bytes are not those that the hub lists ({file.digest})")
+            return content
+
+        return (patience or Patience()).until_it_works(f"{self.model}/{file.path}", attempt)
+
+    def head(self, wire: Wire, file: ServedFile, length: int, patience: Patience) -> bytes:
+        """The first `length` bytes of a file, or all of a shorter one."""
+        last = min(length, file.size) - 1
+        return patience.until_it_works(
+            f"{self.model}/{file.path}", lambda: wire.read(self.open(wire, file, 0, last)) if last >= 0 else b""
+        )
+
+    def open(self, wire: Wire, file: ServedFile, first: int = 0, last: int | None = None) -> http.client.HTTPResponse:
+        """Opens a file's bytes from `first` to `last` (inclusive; None: its end). The link is asked for anew each
+        time, since a signed one runs out.
+
+        Raises Interrupted for what may heal, AccessError or RequestError for what does not.
+        """
+        url, headers = self.hub.locate(self.model, self.commit, file.path)
+        host = urlsplit(url).netloc  # All that may be said of a signed link.
+        wanted = (file.size if last is None else last + 1) - first
+        if wanted != file.size:
+            headers["Range"] = f"bytes={first}-{'' if last is None else last}"
+        response = wire.send("GET", url, headers)
+        if response.status == 206 or (response.status == 200 and "Range" not in headers):
+            if response.length in (wanted, None):  # None: sent in chunks, and counted as it comes.
+                return response
+            wire.close()
+            raise Interrupted(f"{host} offers {response.length} bytes instead of {wanted}")
+        wire.close()
+        if response.status == 200:
+            raise RequestError(f"{host} does not serve parts of files, which a transfer that may break off needs")
+        # 403: the signed link has run out, or the grant is gone; asking for the link again tells which.
+        raise Interrupted(f"{host} answered {response.status}", retry_after(response.headers))
+
+
+def _origin(url: str) -> tuple[str, str]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.netloc
+
+
+def _secret_id(name: str) -> str:
+    parts = name.split("/")
+    return parts[3] if len(parts) > 3 else "SECRET"

@@ -1,0 +1,132 @@
+"""The step that brings a release's files from the hub into the bucket, and judges whether they are a whole model."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from components import checkpoint, identity, lease, manifest, names
+from components.clients import google, hub, kubernetes, storage
+from components.clients.storage import PreconditionError
+from components.download_weights import inspection, progress
+from components.download_weights.sessions import Sessions
+from components.download_weights.transfer import Limits, Transfer
+from components.errors import InconclusiveError, ReleaseError, RequestError
+from components.log import Say
+from components.manifest import Manifest, Repository
+from components.outcome import recorded
+from components.release import Release
+from components.settings import Settings, validated
+
+
+def run(settings: dict[str, Any], release: dict[str, Any]) -> tuple[bool, list[str], int]:
+    """Brings the release into the bucket: (passed, reasons, bytes that moved)."""
+    config, target = validated(Settings, settings), Release.model_validate(release)
+    with recorded("download_weights", config, target.run_id) as outcome:
+        outcome.details["bytes_transferred"] = 0
+        cluster = kubernetes.connect(config)
+        started = time.monotonic()
+        with lease.held(cluster, config, target.run_id):
+            try:
+                moved = bring(config, target, outcome.say)
+            except ReleaseError as error:
+                outcome.failed(error)
+                return False, [str(error)], 0
+        outcome.details["bytes_transferred"] = moved
+        if moved:
+            seconds = time.monotonic() - started
+            rate = progress.size(moved / seconds)
+            outcome.succeeded(f"moved {progress.size(moved)} in {progress.duration(seconds)} ({rate}/s), verified")
+        else:
+            outcome.skipped(f"{target.weights_uri} is complete: nothing moved")
+        return True, [], moved
+
+
+def bring(settings: Settings, release: Release, say: Say, limits: Limits | None = None) -> int:
+    """Makes the weights complete in the bucket, the manifest last. Returns how many bytes of content it sent.
+
+    Where the manifest is there and true, the hub is not asked at all. Raises ReleaseError when the files cannot be a
+    whole model, before any of the large ones has moved.
+    """
+    name_weights(settings, release.weights_key)
+    there = manifest.listing(release.weights_uri)
+    known, generation = manifest.read(release.weights_uri)
+    if known:
+        wrong = manifest.differences(known, there)
+        if not wrong:
+            return 0
+        say(f"the weights are not what their manifest says ({'; '.join(wrong[:3])}): bringing those files again")
+        # The manifest first: from now on the weights do not count as complete.
+        storage.delete(manifest.uri(release.weights_uri), generation)
+        for file in known.files:
+            if file.path in there and there[file.path].crc32c != file.crc32c:
+                storage.delete(there[file.path].uri, there.pop(file.path).generation)
+
+    snapshot = hub_of(settings).at(release.model, release.commit)
+    chosen = checkpoint.select(snapshot)
+    if identity.weights_key([("base", chosen.served)]) != release.weights_key:
+        raise InconclusiveError(f"{release.model} at {release.commit} lists other files than it did. Run again")
+    inspection.check(snapshot, chosen)
+    sessions = Sessions(settings, release.weights_key)
+    sessions.load()
+    transfer = Transfer(snapshot, release.weights_uri, sessions, say, limits)
+    files = transfer.move(chosen.files, there)
+    _complete(
+        release,
+        Manifest(
+            weights_key=release.weights_key,
+            repositories=[Repository(model=release.model, commit=release.commit)],
+            files=files,
+        ),
+    )
+    return transfer.sent
+
+
+def _complete(release: Release, made: Manifest) -> None:
+    """Writes the manifest; where another run was quicker, theirs has to be true."""
+    try:
+        manifest.write(release.weights_uri, made)
+    except PreconditionError as error:
+        theirs, _ = manifest.read(release.weights_uri)
+        wrong = manifest.differences(theirs, manifest.listing(release.weights_uri)) if theirs else ["it is gone again"]
+        if wrong:
+            raise InconclusiveError(
+                f"another run wrote {manifest.uri(release.weights_uri)}, and it is not true: {'; '.join(wrong[:3])}. "
+                "Run again"
+            ) from error
+
+
+def name_weights(settings: Settings, weights_key: str) -> bool:
+    """Tells every other deployment that this one uses these weights, so that none collects them. Returns whether it
+    had to be told."""
+    uri = names.weights_in_use(settings)
+    for _ in range(10):
+        value, generation = storage.read_json_with_generation(uri)
+        keys = set((value or {}).get("weights_keys", []))
+        if weights_key in keys:
+            return False
+        try:
+            storage.write_json(uri, {"weights_keys": sorted({*keys, weights_key})}, if_generation_match=generation)
+        except PreconditionError:
+            continue  # Another run of this deployment wrote meanwhile: look again.
+        return True
+    raise InconclusiveError(f"{uri} kept changing while {weights_key} was being added. Run again")
+
+
+def hub_of(settings: Settings) -> hub.Hub:
+    """The hub that the settings name, with their token out of Secret Manager."""
+    secret = settings.hub.token_secret
+    return hub.Hub(google.secret(secret) if secret else None, token_secret=secret)
+
+
+def verify(weights_uri: str) -> list[str]:
+    """Compares what lies at `gs://BUCKET/models/ORG/NAME/KEY` with its manifest. Returns what differs, a line each.
+
+    GCS keeps a crc32c of every object, so nothing is read. Raises RequestError when there is no manifest.
+    """
+    weights_uri = weights_uri.rstrip("/").removesuffix(f"/{manifest.NAME}")
+    known, _ = manifest.read(weights_uri)
+    if known is None:
+        raise RequestError(f"{manifest.uri(weights_uri)} is not there: the weights are not complete, or not here")
+    there = manifest.listing(weights_uri)
+    return manifest.differences(known, there) + manifest.strays(known, there)
