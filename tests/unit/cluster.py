@@ -99,10 +99,9 @@ class MemoryCluster:
     def follow(self, *subjects: Any) -> Iterator[Any]:
         changes: queue.SimpleQueue[tuple[str, Object]] = queue.SimpleQueue()
         self._watchers.append(changes)
-        for subject in subjects:
-            for body in self.list(subject.kind, subject.namespace):
-                changes.put(("ADDED", body))
-        yield _Changes(changes, {subject.kind for subject in subjects})
+        for body in list(self.objects.values()):
+            changes.put(("ADDED", copy.deepcopy(body)))
+        yield _Changes(changes, subjects)
         self._watchers.remove(changes)
 
     # -- for tests ------------------------------------------------------------------------------------------
@@ -130,8 +129,8 @@ class MemoryCluster:
 
 
 class _Changes:
-    def __init__(self, changes: queue.SimpleQueue[tuple[str, Object]], kinds: set[str]):
-        self._changes, self._kinds = changes, kinds
+    def __init__(self, changes: queue.SimpleQueue[tuple[str, Object]], subjects: tuple[Any, ...]):
+        self._changes, self._subjects = changes, subjects
 
     def until(self, deadline: float, *, tick: float = 1.0) -> Iterator[tuple[str, Object] | None]:
         while (left := deadline - time.monotonic()) > 0:
@@ -140,8 +139,13 @@ class _Changes:
             except queue.Empty:
                 yield None
                 continue
-            if change[1]["kind"] in self._kinds:
+            if any(_watched(change[1], subject) for subject in self._subjects):
                 yield change
+
+
+def _watched(body: Object, subject: Any) -> bool:
+    name = subject.fields.removeprefix("metadata.name=")
+    return body["kind"] == subject.kind and name in ("", body["metadata"]["name"]) and _selected(body, subject.labels)
 
 
 def _key(body: Object) -> tuple[str, str, str]:
