@@ -1,0 +1,89 @@
+"""Collection against a bucket: nothing that a deployment names may go, whatever happens meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from components import names
+from components.clients import storage
+from components.collect_garbage.step import collect_generations, collect_weights
+from components.record import Known, Record
+from emulators.process import start
+from tests.unit.cluster import MemoryCluster
+from tests.unit.deployment import SETTINGS, deployment, owned
+
+PREFIX = "gs://demo-bucket/models/google/gemma-3-4b-it"
+OLD, LIVE, OTHERS = "0" * 16, "1" * 16, "2" * 16
+
+
+def said(_message: str) -> None:
+    pass
+
+
+@pytest.fixture
+def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A bucket with three sets of weights: one that nobody uses, the live one, and another deployment's."""
+    process = start(
+        "emulators.storage", "--root", str(tmp_path), "--bucket", "demo-bucket", log=tmp_path / "storage.log"
+    )
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", process.url)
+    for key in (OLD, LIVE, OTHERS):
+        storage.write_json(f"{PREFIX}/{key}/config.json", {})
+        storage.write_json(f"{PREFIX}/{key}/_MANIFEST.json", {"key": key})
+    storage.write_json("gs://demo-bucket/deployments/other/gemma/gemma.json", {"weights_keys": [OTHERS]})
+    storage.write_json("gs://demo-bucket/models/notes.json", {"of": "somebody else"})
+    yield
+    process.stop()
+
+
+def cluster_with(live: str = LIVE) -> MemoryCluster:
+    cluster = MemoryCluster()
+    known = Known(model="m", commit="c", weights_key=live, weights_uri=f"{PREFIX}/{live}")
+    Record(live="g1", generations={"g1": known}).write(cluster, SETTINGS)
+    return cluster
+
+
+def keys_there() -> set[str]:
+    return {uri.split("/")[-2] for uri in storage.list_uris(f"{PREFIX}/")}
+
+
+def test_weights_that_no_deployment_names_go_and_the_others_stay(bucket):
+    assert collect_weights(cluster_with(), SETTINGS, said) == [f"{PREFIX}/{OLD}"]
+    assert keys_there() == {LIVE, OTHERS}
+    assert storage.read_json("gs://demo-bucket/models/notes.json")
+
+
+def test_the_deployments_own_list_names_just_what_its_generations_read(bucket):
+    storage.write_json(names.weights_in_use(SETTINGS), {"weights_keys": [OLD, LIVE]})
+    collect_weights(cluster_with(), SETTINGS, said)
+    assert storage.read_json(names.weights_in_use(SETTINGS)) == {"weights_keys": [LIVE]}
+
+
+def test_collecting_twice_deletes_nothing_more(bucket):
+    collect_weights(cluster_with(), SETTINGS, said)
+    assert collect_weights(cluster_with(), SETTINGS, said) == []
+
+
+def test_weights_that_another_deployment_names_meanwhile_get_their_manifest_back(bucket, monkeypatch):
+    delete = storage.delete
+
+    def named_just_then(uri: str, generation: int | None = None) -> bool:
+        monkeypatch.setattr(storage, "delete", delete)
+        storage.write_json("gs://demo-bucket/deployments/late/gemma/gemma.json", {"weights_keys": [OLD]})
+        return delete(uri, generation)
+
+    monkeypatch.setattr(storage, "delete", named_just_then)
+    assert collect_weights(cluster_with(), SETTINGS, said) == []
+    assert keys_there() == {OLD, LIVE, OTHERS}
+    assert storage.read_json(f"{PREFIX}/{OLD}/_MANIFEST.json") == {"key": OLD}
+
+
+def test_generations_beyond_those_kept_go_the_oldest_first(bucket):
+    objects = [body for name in ("g1", "g2", "g3", "g4") for body in [deployment(name), *owned(name)]]
+    cluster = MemoryCluster(*objects)
+    Record(live="g4", previous="g3", kept=["g3", "g2", "g1"]).write(cluster, SETTINGS)
+    assert collect_generations(cluster, SETTINGS, said) == ["g1", "g2"]
+    assert cluster.names("Deployment") == {"vllm-g4", "vllm-g3"}
