@@ -4,6 +4,7 @@ preconditions. What the API server really does is for the contract tests to say.
 from __future__ import annotations
 
 import copy
+import functools
 import queue
 import time
 import uuid
@@ -144,8 +145,11 @@ class _Changes:
 
 
 def _watched(body: Object, subject: Any) -> bool:
-    name = subject.fields.removeprefix("metadata.name=")
-    return body["kind"] == subject.kind and name in ("", body["metadata"]["name"]) and _selected(body, subject.labels)
+    for term in filter(None, subject.fields.split(",")):
+        path, _, value = term.partition("=")
+        if functools.reduce(lambda part, key: part.get(key, {}), path.split("."), body) != value:
+            return False
+    return bool(body["kind"] == subject.kind) and _selected(body, subject.labels)
 
 
 def _key(body: Object) -> tuple[str, str, str]:
