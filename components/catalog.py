@@ -96,6 +96,12 @@ def supported_architectures(image: str) -> frozenset[str] | None:
     )
 
 
+def first_version(architecture: str) -> str | None:
+    """The first vLLM version that serves an architecture; None for one that the catalog does not know."""
+    version: str | None = _catalog()["engine"]["architectures"].get(architecture)
+    return version
+
+
 def entry(
     model: str,
     accelerator: str,

@@ -33,6 +33,10 @@ class ReleaseError(PipelineError):
     final = True
 
 
+class RejectedBeforeError(ReleaseError):
+    """The release was found bad by an earlier run, and nobody said to try it again."""
+
+
 class InconclusiveError(PipelineError):
     """Nothing was learnt about the release: preempted, evicted, no capacity, an API down, a lease held."""
 

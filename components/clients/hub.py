@@ -12,13 +12,16 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from components import digest
 from components.clients.wire import Interrupted, Patience, Wire, retry_after
 from components.errors import AccessError, InconclusiveError, PipelineError, RequestError
 from components.identity import ServedFile
+
+if TYPE_CHECKING:
+    from components.settings import Settings
 
 Result = TypeVar("Result")
 
@@ -28,6 +31,14 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 def is_commit(revision: str) -> bool:
     """Whether a revision is a whole commit sha, which no push can move."""
     return _COMMIT.fullmatch(revision) is not None
+
+
+def of(settings: Settings) -> Hub:
+    """The hub as the settings' token sees it; the token comes out of Secret Manager."""
+    from components.clients import google
+
+    secret = settings.hub.token_secret
+    return Hub(google.secret(secret) if secret else None, token_secret=secret)
 
 
 class Hub:

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from components import checkpoint, identity, lease, manifest, names
-from components.clients import google, hub, kubernetes, storage
+from components.clients import hub, kubernetes, storage
 from components.clients.storage import PreconditionError
 from components.download_weights import inspection, progress
 from components.download_weights.sessions import Sessions
@@ -62,7 +62,7 @@ def bring(settings: Settings, release: Release, say: Say, limits: Limits | None 
             if file.path in there and there[file.path].crc32c != file.crc32c:
                 storage.delete(there[file.path].uri, there.pop(file.path).generation)
 
-    snapshot = hub_of(settings).at(release.model, release.commit)
+    snapshot = hub.of(settings).at(release.model, release.commit)
     chosen = checkpoint.select(snapshot)
     if identity.weights_key([("base", chosen.served)]) != release.weights_key:
         raise InconclusiveError(f"{release.model} at {release.commit} lists other files than it did. Run again")
@@ -111,12 +111,6 @@ def name_weights(settings: Settings, weights_key: str) -> bool:
             continue  # Another run of this deployment wrote meanwhile: look again.
         return True
     raise InconclusiveError(f"{uri} kept changing while {weights_key} was being added. Run again")
-
-
-def hub_of(settings: Settings) -> hub.Hub:
-    """The hub that the settings name, with their token out of Secret Manager."""
-    secret = settings.hub.token_secret
-    return hub.Hub(google.secret(secret) if secret else None, token_secret=secret)
 
 
 def verify(weights_uri: str) -> list[str]:

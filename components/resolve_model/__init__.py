@@ -1,0 +1,1 @@
+"""Finds, by reading alone, what a revision is and whether there is anything to do."""

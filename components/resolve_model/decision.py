@@ -1,0 +1,108 @@
+"""Whether a run goes on, and why: a function of what was read, and of nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from components.errors import RejectedBeforeError
+from components.record import Record
+from components.release import Release
+from components.settings import Settings
+
+Verdict = Literal["deploy", "unchanged", "pinned", "validated"]
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What the cluster and the bucket say."""
+
+    serving: str = ""
+    """The generation that the stable Service selects."""
+    replicas: int = 0
+    """Ready pods of the release's generation, of its current settings."""
+    settings_digest: str = ""
+    """What the generation's Deployment was rendered from; empty without a Deployment."""
+    leftovers: tuple[str, ...] = ()
+    """What dead runs left, as Kind/name."""
+    dead_holder: str = ""
+    """A run that holds the Lease although it has run out."""
+    damage: tuple[str, ...] = ()
+    """In what the weights in the bucket are not what their manifest says; why there is none."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    verdict: Verdict
+    reason: str
+
+    @property
+    def proceed(self) -> bool:
+        return self.verdict == "deploy"
+
+
+def decide(settings: Settings, release: Release, record: Record, situation: Situation, digest: str) -> Decision:
+    """What to do with a release; `digest` is of what would be rendered for it.
+
+    `retry` overrides a rejection and a pin. Raises RejectedBeforeError.
+    """
+    generation = release.generation
+    if generation == record.live:
+        wrong = _wrong(settings, generation, situation, digest, serving=True)
+        if not wrong:
+            return Decision("unchanged", f"{generation} is live and healthy")
+        return Decision("deploy", f"{generation} is live, but {wrong}")
+    if not settings.retry:
+        if rejected := record.rejected.get(generation):
+            raise RejectedBeforeError(
+                f"{generation} ({release.model} at {release.commit[:12]}) was rejected at {rejected.at} by run "
+                f"{rejected.run_id}: {rejected.reason}. It is not tried again by itself: `--retry` does"
+            )
+        if record.pinned and record.pinned.generation != generation:
+            pin = record.pinned
+            return Decision(
+                "pinned",
+                f"the deployment is pinned to {pin.generation} since {pin.at} ({pin.reason}). `gemma-pipelines promote "
+                f"--to {pin.generation}` lifts the pin; `--retry` goes against it with {generation}",
+            )
+        if generation == record.validated and settings.promotion == "manual":
+            wrong = _wrong(settings, generation, situation, digest, serving=False)
+            if not wrong:
+                return Decision("validated", f"{generation} is validated and waits for `gemma-pipelines promote`")
+            return Decision("deploy", f"{generation} waits to be promoted, but {wrong}")
+    return Decision("deploy", _what_is_new(settings, release, record))
+
+
+def _wrong(settings: Settings, generation: str, situation: Situation, digest: str, *, serving: bool) -> str:
+    """What keeps a generation from being as it should be, in words; empty when nothing does."""
+    wanted = settings.serving.replicas
+    if serving and situation.serving != generation:
+        return f"the Service {settings.name} selects {situation.serving or 'no generation'}"
+    if not situation.settings_digest:
+        return "its Deployment is gone"
+    if situation.settings_digest != digest:
+        return "its settings changed"
+    if situation.replicas != wanted:
+        return f"{situation.replicas} of its {wanted} pods are ready"
+    if situation.damage:
+        return f"its weights in the bucket are damaged: {'; '.join(situation.damage[:3])}"
+    if situation.leftovers:
+        more = f" and {len(situation.leftovers) - 3} more" if len(situation.leftovers) > 3 else ""
+        return f"a dead run left {', '.join(situation.leftovers[:3])}{more}"
+    if situation.dead_holder:
+        return f"the dead run {situation.dead_holder} holds the Lease"
+    return ""
+
+
+def _what_is_new(settings: Settings, release: Release, record: Record) -> str:
+    generation, live = release.generation, record.live
+    again = f" (again: {record.rejected[generation].reason})" if generation in record.rejected else ""
+    if not live:
+        return f"{generation} is the first generation{again}"
+    before = record.generations.get(live)
+    if before is None or before.weights_key != release.weights_key:
+        what = f"{release.model} at {release.commit[:12]} has other weights than"
+    else:
+        what = "the engine, its flags, accelerator or volume are not those of"
+    kept = ", kept from before," if generation in record.kept else ""
+    return f"{generation}{kept} replaces {live}: {what} {live}{again}"

@@ -1,0 +1,170 @@
+"""The step that finds out what is asked for, by reading alone, and whether there is anything to do.
+
+It reads the hub's listing and config.json, the record, the live objects and the manifest. It writes its outcome, and
+nothing else: a run that changes nothing is seen to have changed nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from components import catalog, checkpoint, identity, lease, leftovers, manifest, names, record, render
+from components.clients import hub, kubernetes, storage
+from components.clients.kubernetes import Cluster
+from components.clients.wire import Wire
+from components.errors import PipelineError, RequestError
+from components.outcome import recorded
+from components.record import Record
+from components.release import Release
+from components.resolve_model.decision import Situation, decide
+from components.settings import Settings
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a revision is."""
+
+    commit: str
+    weights_key: str
+    architecture: str
+
+
+def run(rest: dict[str, Any], run_id: str, **explicit: str) -> tuple[bool, dict[str, Any], dict[str, Any]]:
+    """Resolves: (whether the run goes on, the whole settings, the release).
+
+    rest, explicit: the settings as pipeline parameters (Settings.from_parameters).
+    """
+    settings = Settings.from_parameters(rest, **explicit)
+    with recorded("resolve_model", settings, run_id) as outcome:
+        found = look_up(settings)
+        outcome.details["commit"] = found.commit
+        check_architecture(settings, found.architecture)
+        cluster = kubernetes.connect(settings)
+        known = record.read(cluster, settings)
+        release = name_release(settings, run_id, found, live=known.live)
+        outcome.details.update(
+            generation=release.generation, weights_key=release.weights_key, architecture=release.architecture
+        )
+        outcome.say(f"{settings.model} {settings.revision} is {found.commit}, generation {release.generation}")
+        situation = look_around(cluster, settings, release, known)
+        digest = render.render(settings, release).digest
+        decision = decide(settings, release, known, situation, digest)
+        outcome.details.update(decision=decision.verdict, reason=decision.reason)
+        if decision.proceed:
+            outcome.succeeded(decision.reason)
+        else:
+            outcome.skipped(f"{decision.verdict}: {decision.reason}")
+    return decision.proceed, settings.model_dump(mode="json"), release.model_dump()
+
+
+def look_up(settings: Settings) -> Found:
+    """What the revision is. A whole commit sha whose weights are complete in the bucket is known without the hub.
+
+    Raises RequestError for a model or revision that is not there or cannot be served, AccessError without a grant.
+    """
+    if hub.is_commit(settings.revision) and (known := in_bucket(settings, settings.revision)):
+        return known
+    source = hub.of(settings)
+    commit = source.commit(settings.model, settings.revision)
+    source.check_access(settings.model)
+    snapshot = source.at(settings.model, commit)
+    chosen = checkpoint.select(snapshot)
+    config = next(file for file in chosen.served if file.path == checkpoint.CONFIG)
+    wire = Wire()
+    try:
+        content = snapshot.content(wire, config)
+    finally:
+        wire.close()
+    key = identity.weights_key([("base", chosen.served)])
+    where = f"{settings.model}'s {checkpoint.CONFIG}"
+    return Found(commit, key, architecture(where, checkpoint.parse_json(where, content)))
+
+
+def in_bucket(settings: Settings, commit: str) -> Found | None:
+    """What a commit is by the manifest of its weights; None when no complete weights name it."""
+    for uri in storage.list_uris(f"gs://{settings.bucket}/models/{settings.model}/"):
+        weights_uri, _, name = uri.rpartition("/")
+        if name != manifest.NAME:
+            continue
+        known, _ = manifest.read(weights_uri)
+        source = manifest.Repository(model=settings.model, commit=commit)
+        if known and source in known.repositories and not manifest.differences(known, manifest.listing(weights_uri)):
+            where = f"{weights_uri}/{checkpoint.CONFIG}"
+            return Found(commit, known.weights_key, architecture(where, storage.read_json(where) or {}))
+    return None
+
+
+def architecture(where: str, config: dict[str, Any]) -> str:
+    """The architecture that a config.json names. Raises RequestError when it names none."""
+    named = config.get("architectures")
+    if not isinstance(named, list) or not named or not isinstance(named[0], str):
+        raise RequestError(f"{where} names no architecture: it is not a model that vLLM can load")
+    return named[0]
+
+
+def check_architecture(settings: Settings, architecture: str) -> None:
+    """Raises RequestError when the engine's image is known not to serve the architecture."""
+    image = render.engine_image(settings)
+    served = catalog.supported_architectures(image)
+    if served is None or architecture in served:
+        return
+    since = catalog.first_version(architecture)
+    cure = (
+        f"vLLM serves it from {since} on: set engine.image to such a version"
+        if since
+        else f"the catalog's images serve {', '.join(sorted(served))}; for another, set engine.image to one by digest"
+    )
+    raise RequestError(f"{settings.model} is a {architecture}, which {image} cannot serve: {cure}")
+
+
+def name_release(settings: Settings, run_id: str, found: Found, *, live: str) -> Release:
+    """The release, with the generation that it makes under these settings."""
+    return Release(
+        run_id=run_id,
+        model=settings.model,
+        commit=found.commit,
+        weights_key=found.weights_key,
+        weights_uri=f"gs://{settings.bucket}/models/{settings.model}/{found.weights_key}",
+        generation=identity.generation(
+            found.weights_key,
+            render.engine_image(settings),
+            render.engine_flags(settings),
+            render.accelerator(settings),
+            render.volume(settings),
+        ),
+        live=live,
+        architecture=found.architecture,
+    )
+
+
+def look_around(cluster: Cluster, settings: Settings, release: Release, known: Record) -> Situation:
+    """What there is of the release's generation, and what is left over."""
+    service = cluster.get("Service", settings.name, settings.namespace)
+    deployment = cluster.get("Deployment", names.server(release.generation), settings.namespace) or {}
+    metadata, status = deployment.get("metadata", {}), deployment.get("status", {})
+    current = status.get("observedGeneration", 0) >= metadata.get("generation", 0)
+    left = leftovers.find(cluster, settings, known, release.run_id, release.generation)
+    left += leftovers.running_though_kept(cluster, settings, known)
+    held = cluster.get("Lease", settings.name, settings.namespace)
+    dead = held is not None and lease.holder(held) not in ("", release.run_id) and lease.free_at(held) <= time.time()
+    return Situation(
+        serving=record.serving_generation(service),
+        replicas=status.get("readyReplicas", 0) if current else 0,
+        settings_digest=(metadata.get("annotations") or {}).get(names.SETTINGS, ""),
+        leftovers=tuple(f"{item['kind']}/{item['metadata']['name']}" for item in left),
+        dead_holder=lease.holder(held) if held and dead else "",
+        damage=tuple(damage(release.weights_uri)),
+    )
+
+
+def damage(weights_uri: str) -> list[str]:
+    """In what the weights in the bucket are not complete, a line each."""
+    try:
+        known, _ = manifest.read(weights_uri)
+    except PipelineError as error:
+        return [str(error)]
+    if known is None:
+        return [f"{manifest.uri(weights_uri)} is missing"]
+    return manifest.differences(known, manifest.listing(weights_uri))
