@@ -42,7 +42,7 @@ class Listing:
             start=query.get("startOffset", ""),
             end=query.get("endOffset", ""),
             glob=query.get("matchGlob", ""),
-            include_trailing_delimiter=query.get("includeTrailingDelimiter") == "true",
+            include_trailing_delimiter=query.get("includeTrailingDelimiter", "").lower() == "true",
             max_results=min(most, PAGE),
             page_token=query.get("pageToken", ""),
         )

@@ -50,7 +50,7 @@ class ContentRange(NamedTuple):
     def parse(cls, header: str) -> ContentRange:
         """Raises GcsError 400."""
         found = re.fullmatch(r"bytes (?:\*|(\d+)-(\d+))/(?:\*|(\d+))", header.strip())
-        if not found:
+        if not found or (found[1] and int(found[2]) < int(found[1])):
             raise invalid(f"Failed to parse Content-Range header: {header}")
         return cls(*(int(number) if number else None for number in found.groups()))
 
@@ -279,17 +279,16 @@ class StorageHandler(Handler):
     def _continue(self, bucket: Bucket, session: Session) -> None:
         """A PUT to a session: bytes, or the question how many there are."""
         uploads = self.server.uploads
-        writer = uploads.take_over(session)
-        if session.generation is not None:
-            self._drain()
-            return self._uploaded(bucket, bucket.find(session.name))
         header, length = self.headers.get("Content-Range"), self.headers.get("Content-Length")
         asked = ContentRange.parse(header) if header else ContentRange(0, None, int(length) if length else None)
+        if session.generation is not None:
+            return self._uploaded(bucket, bucket.find(session.name))
         total = self._total(session, asked)
         if asked.first is None:
             if asked.total is None or asked.total != session.size:
                 return self._incomplete(session)
         else:
+            writer = uploads.take_over(session)
             self._check_range(session, asked, total, length)
             skip = session.size - asked.first
             try:
@@ -344,7 +343,8 @@ class StorageHandler(Handler):
 
     def _incomplete(self, session: Session) -> None:
         """308 with what is there; 200 for clients that cannot take a 308 for anything but a redirect."""
-        headers = {"Range": f"bytes=0-{session.size - 1}"} if session.size else {}
+        kept = Uploads.kept(session)
+        headers = {"Range": f"bytes=0-{kept - 1}"} if kept else {}
         if self.headers.get("X-GUploader-No-308") == "yes":
             return self.send(200, headers=headers | {"X-Http-Status-Code-Override": "308"})
         return self.send(308, headers=headers)

@@ -251,9 +251,14 @@ class Uploads:
     def _save(self, session: Session) -> None:
         write_json(self.data_file(session).with_suffix(".json"), session.as_record())
 
+    @staticmethod
+    def kept(session: Session) -> int:
+        """How much of the session would be left if its request broke off now."""
+        return session.size - session.size % QUANTUM
+
     def settle(self, session: Session) -> None:
-        """Between requests: what is beyond a multiple of 256 KiB is dropped."""
-        kept = session.size - session.size % QUANTUM
+        """After a request: what is beyond a multiple of 256 KiB is dropped."""
+        kept = self.kept(session)
         if kept != session.size:
             os.truncate(self.data_file(session), kept)
             session.size, session.content = kept, None
@@ -271,7 +276,7 @@ class Uploads:
         with open(self.data_file(session), "ab", buffering=0) as data:
             for piece in pieces:
                 with session.lock:
-                    if session.writer is not writer:
+                    if session.writer is not writer or session.generation is not None:
                         raise ConnectionDropped
                     if session.content is None:
                         session.content = Content(session.size, crc_of(self.data_file(session)))
@@ -282,6 +287,10 @@ class Uploads:
         """Makes the object. Raises GcsError 400 (hashes), 412; the session is gone then."""
         with session.lock:
             bucket = self.store.bucket(session.bucket)
+            if session.generation is not None:
+                return bucket.find(session.name)  # another request has finished it meanwhile
+            if session.cancelled:
+                raise SessionGone
             content = session.content or Content(session.size, crc_of(self.data_file(session)))
             draft = StoredObject(session.name, content.size, content.crc32c, session.fields, upload_id=session.id)
             given = Expected(**session.expected)
