@@ -1,0 +1,148 @@
+"""The step that puts a generation's objects into the cluster and waits until its server is ready or has failed."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from components import lease, names, render
+from components.clients import kubernetes
+from components.clients.kubernetes import ApiError, Cluster, Object, Subject
+from components.deploy_server import words
+from components.deploy_server.diagnosis import Diagnosis, Patience, Problem
+from components.errors import InconclusiveError, PipelineError, ReleaseError, RequestError
+from components.log import Say
+from components.outcome import Outcome, recorded
+from components.release import Release
+from components.settings import Settings, in_seconds, validated
+
+LOG_LINES = 400
+"""Enough of an engine's log: a traceback of the front end, some 40 lines, follows the cause."""
+_SAY_EVERY_SECONDS = 5
+
+
+def run(settings: dict[str, Any], release: dict[str, Any], passed: bool, reasons: list[str]) -> tuple[bool, list[str]]:
+    """Deploys the release's generation. Returns the verdict so far with its reasons: handed on as it is when the release
+    has failed already, (False, the cause) when it fails here."""
+    config, target = validated(Settings, settings), Release.model_validate(release)
+    with recorded("deploy_server", config, target.run_id) as outcome:
+        if not passed:
+            outcome.skipped("nothing is deployed: the release has failed already")
+            return passed, reasons
+        cluster = kubernetes.connect(config)
+        with lease.held(cluster, config, target.run_id):
+            try:
+                deploy(cluster, config, target, outcome)
+            except ReleaseError as error:
+                outcome.failed(error)
+                return False, [str(error)]
+    return True, reasons
+
+
+def deploy(
+    cluster: Cluster, settings: Settings, release: Release, outcome: Outcome, patience: Patience | None = None
+) -> None:
+    """Applies what the generation needs and waits for it; says `skipped` when all of it is there and ready.
+
+    Raises ReleaseError when the server cannot become ready, InconclusiveError when that teaches nothing about the
+    release, RequestError and AccessError for what a person has to change.
+    """
+    rendered = render.render(settings, release)
+    name = names.server(release.generation)
+    there = cluster.get("Deployment", name, settings.namespace)
+    _refuse_another_deployments(there, settings)
+    outcome.details |= {"generation": release.generation, "deployment": name}
+    current = (there or {}).get("metadata", {}).get("annotations", {}).get(names.SETTINGS) == rendered.digest
+    # Somebody else scales a Deployment too: a kept generation rests at zero.
+    if there and current and is_ready(there, at_least=settings.serving.replicas):
+        outcome.skipped(f"{name} is there and ready")
+        return
+    for item in [*rendered.shared, *rendered.generation]:
+        _apply(cluster, item, outcome.say)
+    seconds = wait_until_ready(cluster, settings, name, outcome, patience or patience_of(settings))
+    outcome.succeeded(f"{name} is ready after {seconds:.0f} s")
+
+
+def is_ready(deployment: Object, at_least: int) -> bool:
+    """Whether a Deployment's present template has all its replicas ready, and as many as are wanted."""
+    diagnosis = Diagnosis(deployment["metadata"]["name"], "", "", Patience(0, 0), 0)
+    diagnosis.observe("ADDED", {**deployment, "kind": "Deployment"}, 0)
+    return diagnosis.ready and deployment["spec"].get("replicas", 1) >= at_least
+
+
+def patience_of(settings: Settings) -> Patience:
+    """The settings' two time-outs, and for the rest what Kubernetes needs."""
+    serving = settings.serving
+    return Patience(capacity=in_seconds(serving.capacity_timeout), ready=in_seconds(serving.ready_timeout))
+
+
+def wait_until_ready(cluster: Cluster, settings: Settings, name: str, outcome: Outcome, patience: Patience) -> float:
+    """Watches the generation until it is ready: returns the seconds it took. Raises what `deploy` says."""
+    started = time.monotonic()
+    diagnosis = Diagnosis(name, settings.namespace, settings.bucket, patience, started)
+    selector = names.selector(settings, name.removeprefix(names.server("")))
+    subjects = (
+        Subject("Deployment", settings.namespace, fields=f"metadata.name={name}"),
+        Subject("ReplicaSet", settings.namespace, labels=selector),
+        Subject("Pod", settings.namespace, labels=selector),
+        Subject("Event", settings.namespace),
+    )
+    said, said_at = "", 0.0
+    # The diagnosis ends every wait by itself; this end is for a pod that comes and goes for ever.
+    limit = started + 3 * (patience.capacity + patience.ready)
+    with cluster.follow(*subjects) as changes:
+        for change in changes.until(limit):
+            now = time.monotonic()
+            if change:
+                diagnosis.observe(*change, now)
+            if diagnosis.ready:
+                return now - started
+            if problem := diagnosis.problem(now):
+                raise _explained(cluster, settings, problem, outcome)
+            progress = diagnosis.progress(now)
+            # The words before the first comma are the stage, the rest counts seconds.
+            changed = progress.partition(",")[0] != said.partition(",")[0]
+            if changed or now - said_at >= _SAY_EVERY_SECONDS:
+                outcome.say(progress)
+                said, said_at = progress, now
+    raise InconclusiveError(f"{name} was never ready, though its pods came and went. Run again")
+
+
+def _explained(cluster: Cluster, settings: Settings, problem: Problem, outcome: Outcome) -> PipelineError:
+    """The problem as an error, with the container's own words where a pod has any."""
+    if not problem.pod:
+        return problem.error(problem.message)
+    read = {"container": names.SERVER_CONTAINER, "tail": LOG_LINES}
+    log = cluster.log(problem.pod, settings.namespace, **read)
+    if not words.cause(log):
+        log = cluster.log(problem.pod, settings.namespace, **read, previous=True)
+    outcome.details["log"] = log.splitlines()[-60:]
+    said = words.cause(log)
+    return problem.error(
+        f"{problem.message}{': ' if said else ''}{said}. See `kubectl -n {settings.namespace} logs {problem.pod} -c "
+        f"{names.SERVER_CONTAINER} --previous`"
+    )
+
+
+def _apply(cluster: Cluster, item: Object, say: Say) -> None:
+    what = f"{item['kind']}/{item['metadata']['name']}"
+    if item["kind"] == "PodMonitoring" and not cluster.serves(item["apiVersion"]):
+        say(f"left out {what}: the cluster has no managed Prometheus")
+        return
+    try:
+        cluster.apply(item)
+    except ApiError as error:
+        raise RequestError(
+            f"the cluster refuses {what}: {error}. `patches`, `labels` and `annotations` in the settings can meet its rules"
+        ) from error
+    say(f"applied {what}")
+
+
+def _refuse_another_deployments(there: Object | None, settings: Settings) -> None:
+    """Two deployments in one namespace may come to the same generation; its objects can belong to one alone."""
+    owner = ((there or {}).get("metadata", {}).get("labels") or {}).get(names.DEPLOYMENT, settings.name)
+    if owner != settings.name:
+        raise RequestError(
+            f"the deployment {owner} in namespace {settings.namespace} serves the same generation already. Call its "
+            f"Service, or give this deployment a namespace of its own"
+        )

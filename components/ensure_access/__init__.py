@@ -1,0 +1,1 @@
+"""Takes the deployment's Lease and sees to the namespace, the service account and the bucket's binding."""

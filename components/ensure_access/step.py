@@ -1,0 +1,173 @@
+"""The step that lets serving pods read the bucket, after taking the Lease: from here on this run alone changes things."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from components import lease, leftovers, names, record, render
+from components.clients import google, kubernetes, storage
+from components.clients.kubernetes import Cluster, ConflictError, Object
+from components.errors import AccessError, RequestError
+from components.log import Say
+from components.outcome import recorded
+from components.release import Release
+from components.settings import Settings, validated
+
+VIEWER = "roles/storage.objectViewer"
+PROFILE_ROLE = "gke.gcsfuse.profileUser"
+"""The custom role that Google's guide makes for the controller of the FUSE profiles; it has to exist in the project."""
+PROFILE_PERMISSIONS = (
+    "storage.objects.list,storage.buckets.get,storage.anywhereCaches.create,storage.anywhereCaches.get,"
+    "storage.anywhereCaches.list,storage.anywhereCaches.update"
+)
+PROFILE_CONTROLLER = ("gcs-fuse-csi-driver", "gcs-fuse-csi-controller-sa")
+"""Namespace and service account of GKE's controller that looks at a bucket before pods mount it by profile."""
+
+
+@dataclass(frozen=True)
+class Binding:
+    """A role on the bucket for a Kubernetes service account."""
+
+    role: str
+    member: str
+
+    def command(self, settings: Settings) -> str:
+        """How a person gives it."""
+        return (
+            f"gcloud storage buckets add-iam-policy-binding gs://{settings.bucket} --member={self.member} "
+            f"--role={self.role}"
+        )
+
+
+def run(settings: dict[str, Any], release: dict[str, Any]) -> None:
+    """Takes the Lease, removes what dead runs left, and sees to namespace, service account and bucket bindings."""
+    config, target = validated(Settings, settings), Release.model_validate(release)
+    with recorded("ensure_access", config, target.run_id) as outcome:
+        cluster = kubernetes.connect(config)
+        namespace, account = render.access_objects(config)
+        changed = ensure_namespace(cluster, namespace, config)
+        lease.take(cluster, config, target.run_id, outcome.say)
+        with lease.held(cluster, config, target.run_id):
+            known = record.read(cluster, config)
+            changed += leftovers.remove(cluster, config, known, target.run_id, target.generation, outcome.say)
+            changed += ensure_service_account(cluster, account)
+            if config.engine.api_key_secret:
+                changed += ensure_api_key(cluster, config)
+            changed += ensure_bindings(config, bindings(config), outcome.say)
+        outcome.details["changed"] = changed
+        if changed:
+            outcome.succeeded(f"changed: {', '.join(changed)}")
+        else:
+            outcome.skipped("namespace, service account and bindings were there")
+
+
+def ensure_namespace(cluster: Cluster, namespace: Object, settings: Settings) -> list[str]:
+    """Makes the namespace if it is not there; one that is stays as its owner made it. Returns what was changed."""
+    name = settings.namespace
+    there = cluster.get("Namespace", name)
+    if there is None:
+        try:
+            cluster.create(namespace)
+        except ConflictError:
+            return []  # Somebody made it meanwhile.
+        return [f"Namespace/{name}"]
+    if there["metadata"].get("deletionTimestamp"):
+        raise RequestError(
+            f"namespace {name} is being deleted: wait until it is gone (`kubectl get namespace {name} --watch`), or name "
+            "another"
+        )
+    return []
+
+
+def ensure_service_account(cluster: Cluster, account: Object) -> list[str]:
+    """Brings the service account of the serving pods into the form that we give it. Returns what was changed."""
+    meta = account["metadata"]
+    there = cluster.get("ServiceAccount", meta["name"], meta["namespace"])
+    if there and _holds(there, account):
+        return []
+    cluster.apply(account)
+    return [f"ServiceAccount/{meta['name']}"]
+
+
+def ensure_api_key(cluster: Cluster, settings: Settings) -> list[str]:
+    """Copies the server's API key from Secret Manager to where pods can read it. Returns what was changed.
+
+    Running pods keep the key that they started with.
+    """
+    import base64
+
+    assert settings.engine.api_key_secret
+    key = google.secret(settings.engine.api_key_secret)
+    name = names.api_key(settings)
+    secret: Object = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": name, "namespace": settings.namespace, "labels": {names.DEPLOYMENT: settings.name}},
+        "type": "Opaque",
+        "data": {names.API_KEY: base64.b64encode(key.encode()).decode()},
+    }
+    there = cluster.get("Secret", name, settings.namespace)
+    if there and _holds(there, secret):
+        return []
+    cluster.apply(secret)
+    return [f"Secret/{name}"]
+
+
+def bindings(settings: Settings) -> list[Binding]:
+    """The roles on the bucket that serving needs, by workload identity: no key, and no role on the whole project."""
+    address = google.cluster_address(settings.project, settings.location, settings.cluster, settings.endpoint)
+    pool = (
+        f"principal://iam.googleapis.com/projects/{google.project_number(settings.project)}/locations/global/"
+        f"workloadIdentityPools/{address.workload_pool}/subject"
+    )
+    wanted = [Binding(VIEWER, f"{pool}/ns/{settings.namespace}/sa/{settings.serving.service_account}")]
+    if settings.volume.profile == "serving":
+        namespace, account = PROFILE_CONTROLLER
+        wanted.append(
+            Binding(f"projects/{settings.project}/roles/{PROFILE_ROLE}", f"{pool}/ns/{namespace}/sa/{account}")
+        )
+    return wanted
+
+
+def ensure_bindings(settings: Settings, wanted: list[Binding], say: Say) -> list[str]:
+    """Gives the bucket's roles, or with `access: check` looks whether they are given. Returns what was changed.
+
+    Raises AccessError with the commands that are left to do.
+    """
+    if settings.access == "check":
+        missing = [b for b in wanted if not storage.has_bucket_binding(settings.bucket, b.role, b.member)]
+        if missing:
+            raise AccessError(
+                f"the bucket {settings.bucket} lacks {len(missing)} of {len(wanted)} bindings (access: check leaves them "
+                "to you):\n" + "\n".join(_commands(settings, missing))
+            )
+        return []
+    changed = []
+    for binding in wanted:
+        if storage.ensure_bucket_binding(settings.bucket, binding.role, binding.member):
+            changed.append(f"{binding.role} on gs://{settings.bucket}")
+            say(f"gave {binding.role} on gs://{settings.bucket} to {binding.member.partition('/subject/')[2]}")
+    return changed
+
+
+def _commands(settings: Settings, missing: list[Binding]) -> list[str]:
+    """What a person types, the custom role first."""
+    commands = [binding.command(settings) for binding in missing]
+    if any(PROFILE_ROLE in binding.role for binding in missing):
+        commands.insert(
+            0,
+            f"gcloud iam roles create {PROFILE_ROLE} --project={settings.project} --permissions={PROFILE_PERMISSIONS}"
+            "  # once",
+        )
+    return commands
+
+
+def _holds(there: Object, wanted: Object) -> bool:
+    """Whether an object has everything that is wanted of it, and maybe more."""
+    return all(
+        _holds(there[key], value)
+        if isinstance(value, dict) and isinstance(there.get(key), dict)
+        else there.get(key) == value
+        for key, value in wanted.items()
+    )
