@@ -25,21 +25,21 @@ class LogFile:
     def write(self, data: bytes) -> None:
         """Takes output as it comes; b"" ends it."""
         if not data:
-            if self._pending:
-                self._lines([self._pending], b"F")
-                self._pending = b""
+            self._write([self._pending] if self._pending else [])
             self._file.close()
             return
         *lines, self._pending = (self._pending + data).split(b"\n")
-        if lines:
-            self._lines(lines, b"F")
-        while len(self._pending) >= MAX_LINE:
-            self._lines([self._pending[:MAX_LINE]], b"P")
-            self._pending = self._pending[MAX_LINE:]
+        self._write(lines)
 
-    def _lines(self, lines: list[bytes], tag: bytes) -> None:
+    def _write(self, lines: list[bytes]) -> None:
         now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%f000Z").encode()
-        self._file.write(b"".join(b"%s stdout %s %s\n" % (now, tag, line) for line in lines))
+        text = b""
+        for line in lines:
+            while len(line) > MAX_LINE:
+                text += b"%s stdout P %s\n" % (now, line[:MAX_LINE])
+                line = line[MAX_LINE:]
+            text += b"%s stdout F %s\n" % (now, line)
+        self._file.write(text)
 
 
 def log_path(pods: Path, uid: str, container: str, restart: int) -> Path:

@@ -1,0 +1,517 @@
+"""A whole cluster driven by the official client and kubectl: workloads from nothing to ready, and what goes wrong.
+
+kubernetes_cluster.py says how to run this against a real control plane.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import time
+import urllib.request
+from typing import Any
+
+import pytest
+from kubernetes import client, watch
+from kubernetes.client.exceptions import ApiException
+from tests.contract.kubernetes_cluster import PYTHON_IMAGE, Cluster, cluster, wait_for
+
+__all__ = ["cluster"]
+
+SERVER = """
+import http.server, os, signal, sys
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_GET(self):
+        body = os.environ["ANSWER"].encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+print("serving", flush=True)
+http.server.ThreadingHTTPServer((sys.argv[1], 8000), Handler).serve_forever()
+"""
+
+
+class Kube:
+    """The official client in one namespace."""
+
+    def __init__(self, cluster: Cluster, namespace: str):
+        api = cluster.api()
+        self.cluster, self.namespace = cluster, namespace
+        self.core, self.apps, self.batch = client.CoreV1Api(api), client.AppsV1Api(api), client.BatchV1Api(api)
+        self.raw = api
+
+    def pods(self, selector: str = "") -> list[Any]:
+        return self.core.list_namespaced_pod(self.namespace, label_selector=selector).items
+
+    def pod(self, name: str) -> Any:
+        return self.core.read_namespaced_pod(name, self.namespace)
+
+    def create_pod(self, name: str, **spec: Any) -> Any:
+        return self.core.create_namespaced_pod(self.namespace, pod_manifest(name, **spec))
+
+    def log(self, pod: str, **options: Any) -> str:
+        return self.core.read_namespaced_pod_log(pod, self.namespace, **options)
+
+    def events(self, name: str) -> list[tuple[str, str, str]]:
+        """(type, reason, message) of an object's events, in order."""
+        items = self.core.list_namespaced_event(self.namespace, field_selector=f"involvedObject.name={name}").items
+        items.sort(key=lambda event: int(event.metadata.resource_version))
+        return [(event.type, event.reason, event.message) for event in items]
+
+    def wait_event(self, name: str, reason: str, words: str = "", seconds: float = 20.0) -> str:
+        return wait_for(
+            lambda: next((text for _, why, text in self.events(name) if why == reason and words in text), None),
+            seconds,
+            lambda: self.events(name),
+        )
+
+    def wait_phase(self, name: str, phase: str, seconds: float = 20.0) -> Any:
+        def there() -> Any:
+            pod = self.pod(name)
+            return pod if pod.status.phase == phase else None
+
+        return wait_for(there, seconds, lambda: (self.pod(name).status, self.events(name)))
+
+    def kubectl(self, *args: str, text: str = "") -> str:
+        command = ["kubectl", "--kubeconfig", str(self.cluster.kubeconfig), "-n", self.namespace, *args]
+        done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+
+def pod_manifest(name: str, command: list[str] | None = None, **spec: Any) -> dict[str, Any]:
+    container = {
+        "name": "main",
+        "image": spec.pop("image", PYTHON_IMAGE),
+        "command": command or ["python", "-c", "print('hello')"],
+        **spec.pop("container", {}),
+    }
+    metadata = {"name": name, "annotations": spec.pop("annotations", {}), "labels": spec.pop("labels", {})}
+    spec.setdefault("restartPolicy", "Never")
+    spec.setdefault("terminationGracePeriodSeconds", 5)
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {"containers": [container], **spec}}
+
+
+def deployment(name: str, answer: str, replicas: int = 1, labels: dict[str, str] | None = None, **spec: Any) -> dict:
+    labels = {"app": name, **(labels or {})}
+    template = {
+        "metadata": {"labels": labels},
+        "spec": {
+            "terminationGracePeriodSeconds": 5,
+            "containers": [
+                {
+                    "name": "server",
+                    "image": PYTHON_IMAGE,
+                    "command": ["python", "-c", SERVER],
+                    "args": ["0.0.0.0"],
+                    "env": [{"name": "ANSWER", "value": answer}],
+                    "ports": [{"name": "http", "containerPort": 8000}],
+                    "readinessProbe": {"httpGet": {"path": "/", "port": "http"}, "periodSeconds": 1},
+                }
+            ],
+            **spec.pop("pod", {}),
+        },
+    }
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": name},
+        "spec": {"replicas": replicas, "selector": {"matchLabels": {"app": name}}, "template": template, **spec},
+    }
+
+
+@pytest.fixture
+def kube(cluster: Cluster, request: pytest.FixtureRequest) -> Any:
+    """A namespace of the test's own, deleted afterwards."""
+    name = request.node.name.replace("_", "-").split("[")[0].removeprefix("test-")[:50].strip("-")
+    made = Kube(cluster, name)
+    made.core.create_namespace({"metadata": {"name": name}})
+    wait_for(lambda: _exists(lambda: made.core.read_namespaced_service_account("default", name)))
+    yield made
+    made.core.delete_namespace(name)
+
+
+def _exists(read: Any) -> bool:
+    try:
+        read()
+    except ApiException as error:
+        assert error.status == 404
+        return False
+    return True
+
+
+def get(url: str) -> str:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(url, timeout=5) as answer:
+        return answer.read().decode()
+
+
+def test_a_deployment_comes_from_nothing_to_ready_through_a_scale_up(kube: Kube) -> None:
+    gpu = {
+        "nodeSelector": {
+            "cloud.google.com/gke-accelerator": "nvidia-l4",
+            "cloud.google.com/gke-gpu-driver-version": "latest",
+        }
+    }
+    body = deployment("vllm", "tokens", pod=gpu)
+    limits = {"nvidia.com/gpu": "1", "memory": "10Gi", "cpu": "2"}
+    body["spec"]["template"]["spec"]["containers"][0]["resources"] = {"limits": limits, "requests": limits}
+    kube.apps.create_namespaced_deployment(kube.namespace, body)
+    seen = []
+    for event in watch.Watch().stream(kube.apps.list_namespaced_deployment, kube.namespace, timeout_seconds=30):
+        status = event["object"].status
+        conditions = {entry.type: (entry.status, entry.reason) for entry in status.conditions or []}
+        seen.append(conditions)
+        if conditions.get("Progressing") == ("True", "NewReplicaSetAvailable"):
+            break
+    assert conditions["Available"] == ("True", "MinimumReplicasAvailable"), seen
+    assert any(entry.get("Available") == ("False", "MinimumReplicasUnavailable") for entry in seen)
+    assert status.ready_replicas == status.available_replicas == status.updated_replicas == 1
+    [pod] = kube.pods("app=vllm")
+    reasons = [reason for _, reason, _ in kube.events(pod.metadata.name)]
+    for earlier, later in (("FailedScheduling", "Scheduled"), ("TriggeredScaleUp", "Scheduled"), ("Pulled", "Started")):
+        assert earlier in reasons, reasons
+        assert reasons.index(earlier) <= reasons.index(later)
+    words = kube.wait_event(pod.metadata.name, "TriggeredScaleUp")
+    assert words.startswith(
+        "pod triggered scale-up: [{https://www.googleapis.com/compute/v1/projects/demo-project/zones/"
+    )
+    assert words.endswith("0->1 (max: 1000)}]")
+    node = kube.core.read_node(pod.spec.node_name)
+    assert node.metadata.labels["node.kubernetes.io/instance-type"] == "g2-standard-4"
+    assert node.metadata.labels["cloud.google.com/gke-gpu-driver-version"] == "latest"
+    assert [taint.key for taint in node.spec.taints] == ["nvidia.com/gpu"]
+    assert {entry.type: entry.status for entry in node.status.conditions}["Ready"] == "True"
+    tolerated = {toleration.key for toleration in pod.spec.tolerations}
+    assert "nvidia.com/gpu" in tolerated, "added as GKE's admission does"
+    assert get(f"http://{pod.status.pod_ip}:8000/") == "tokens"
+    assert kube.log(pod.metadata.name) == "serving\n"
+
+
+def test_a_jobs_result_is_read_from_its_pods_log(kube: Kube) -> None:
+    body = {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": "validate"},
+        "spec": {
+            "backoffLimit": 0,
+            "template": {
+                "spec": {
+                    "restartPolicy": "Never",
+                    "containers": [
+                        {
+                            "name": "main",
+                            "image": PYTHON_IMAGE,
+                            "command": ["python", "-c", "print('progress'); print('{\"verdict\": \"passed\"}')"],
+                        }
+                    ],
+                }
+            },
+        },
+    }
+    kube.batch.create_namespaced_job(kube.namespace, body)
+    kube.kubectl("wait", "--for=condition=complete", "job/validate", "--timeout=20s")
+    job = kube.batch.read_namespaced_job("validate", kube.namespace)
+    assert (job.status.succeeded, job.status.failed, job.status.active) == (1, None, None)
+    assert {entry.type for entry in job.status.conditions} == {"SuccessCriteriaMet", "Complete"}
+    assert job.status.completion_time >= job.status.start_time
+    [pod] = kube.pods("job-name=validate")
+    assert kube.log(pod.metadata.name, tail_lines=1) == '{"verdict": "passed"}\n'
+    assert kube.kubectl("logs", "job/validate") == 'progress\n{"verdict": "passed"}\n'
+    state = pod.status.container_statuses[0].state.terminated
+    assert (pod.status.phase, state.reason, state.exit_code) == ("Succeeded", "Completed", 0)
+    kube.batch.delete_namespaced_job("validate", kube.namespace, propagation_policy="Foreground")
+    wait_for(lambda: not kube.pods())
+    wait_for(lambda: not _exists(lambda: kube.batch.read_namespaced_job("validate", kube.namespace)))
+
+
+def _job(name: str, code: str, restart: str = "Never", **spec: Any) -> dict[str, Any]:
+    template = {
+        "spec": {
+            "restartPolicy": restart,
+            "terminationGracePeriodSeconds": 1,
+            "containers": [{"name": "main", "image": PYTHON_IMAGE, "command": ["python", "-c", code]}],
+        }
+    }
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": name},
+        "spec": {"template": template, **spec},
+    }
+
+
+def _failed(kube: Kube, name: str) -> Any:
+    def condition() -> Any:
+        status = kube.batch.read_namespaced_job_status(name, kube.namespace).status
+        return next((entry for entry in status.conditions or [] if entry.type == "Failed"), None)
+
+    return wait_for(condition)
+
+
+def test_a_job_gives_up_at_its_limits(kube: Kube) -> None:
+    kube.batch.create_namespaced_job(kube.namespace, _job("crash", "raise SystemExit(3)", backoffLimit=1))
+    kube.batch.create_namespaced_job(
+        kube.namespace, _job("slow", "import time; time.sleep(60)", activeDeadlineSeconds=1)
+    )
+    policy = {"rules": [{"action": "FailJob", "onExitCodes": {"operator": "In", "values": [42]}}]}
+    kube.batch.create_namespaced_job(
+        kube.namespace, _job("policy", "raise SystemExit(42)", backoffLimit=5, podFailurePolicy=policy)
+    )
+    kube.batch.create_namespaced_job(kube.namespace, _job("brief", "pass", backoffLimit=0, ttlSecondsAfterFinished=1))
+    crashed = _failed(kube, "crash")
+    assert (crashed.reason, crashed.message) == (
+        "BackoffLimitExceeded",
+        "Job has reached the specified backoff limit",
+    )
+    assert kube.batch.read_namespaced_job("crash", kube.namespace).status.failed == 2
+    slow = _failed(kube, "slow")
+    assert (slow.reason, slow.message) == ("DeadlineExceeded", "Job was active longer than specified deadline")
+    ended = _failed(kube, "policy")
+    assert ended.reason == "PodFailurePolicy"
+    assert "failed with exit code 42 matching FailJob rule at index 0" in ended.message
+    assert len(kube.pods("job-name=policy")) == 1
+    wait_for(lambda: not _exists(lambda: kube.batch.read_namespaced_job("brief", kube.namespace)))
+    wait_for(lambda: not kube.pods("job-name=brief"))
+
+
+def test_a_crash_loop_shows_what_a_kubelet_shows(kube: Kube) -> None:
+    code = "import sys; print('loading'); print('no such model', file=sys.stderr); sys.exit(7)"
+    kube.create_pod("crash", ["python", "-c", code], restartPolicy="Always")
+
+    def looping() -> Any:
+        [status] = kube.pod("crash").status.container_statuses or [None]
+        waiting = status and status.state.waiting
+        return status if waiting and waiting.reason == "CrashLoopBackOff" and status.restart_count >= 2 else None
+
+    status = wait_for(looping, what=lambda: kube.pod("crash").status)
+    assert status.state.waiting.message.startswith("back-off ")
+    assert "restarting failed container=main pod=crash_" in status.state.waiting.message
+    last = status.last_state.terminated
+    assert (last.exit_code, last.reason, status.ready, status.started) == (7, "Error", False, False)
+    assert kube.pod("crash").status.phase == "Running"
+    assert "Back-off restarting failed container main in pod crash_" in kube.wait_event("crash", "BackOff")
+    assert kube.log("crash") == "loading\nno such model\n"
+    assert kube.log("crash", previous=True) == "loading\nno such model\n"
+    assert "no such model" in kube.kubectl("logs", "crash", "--previous", "--timestamps")
+
+
+def test_a_container_beyond_its_memory_limit_is_killed(kube: Kube) -> None:
+    code = "import time; x = b'1' * 300_000_000; time.sleep(60)"
+    kube.create_pod("hungry", ["python", "-c", code], container={"resources": {"limits": {"memory": "100Mi"}}})
+    state = kube.wait_phase("hungry", "Failed").status.container_statuses[0].state.terminated
+    assert (state.reason, state.exit_code) == ("OOMKilled", 137)
+
+
+def test_an_image_that_is_not_there(kube: Kube) -> None:
+    kube.create_pod("typo", image="example.com/pyhton:1")
+    words = kube.wait_event("typo", "Failed", "Failed to pull image")
+    assert words.startswith('Failed to pull image "example.com/pyhton:1": ')
+    assert words.endswith("not found")
+    assert kube.wait_event("typo", "BackOff") == 'Back-off pulling image "example.com/pyhton:1"'
+
+    def backing_off() -> Any:
+        [status] = kube.pod("typo").status.container_statuses
+        return status.state.waiting if status.state.waiting.reason == "ImagePullBackOff" else None
+
+    assert 'Back-off pulling image "example.com/pyhton:1": ErrImagePull' in wait_for(backing_off).message
+    with pytest.raises(ApiException, match="is waiting to start"):
+        kube.log("typo")
+
+
+def _volume(kube: Kube, name: str, handle: str, options: list[str]) -> dict[str, Any]:
+    """A pre-bound PersistentVolume and its claim; the pod's volume."""
+    size = {"storage": "1Ti"}
+    kube.core.create_persistent_volume(
+        {
+            "metadata": {"name": name},
+            "spec": {
+                "accessModes": ["ReadOnlyMany"],
+                "capacity": size,
+                "storageClassName": "gcsfusecsi-serving",
+                "persistentVolumeReclaimPolicy": "Retain",
+                "claimRef": {"namespace": kube.namespace, "name": name},
+                "mountOptions": options,
+                "csi": {"driver": "gcsfuse.csi.storage.gke.io", "volumeHandle": handle, "readOnly": True},
+            },
+        }
+    )
+    kube.core.create_namespaced_persistent_volume_claim(
+        kube.namespace,
+        {
+            "metadata": {"name": name},
+            "spec": {
+                "accessModes": ["ReadOnlyMany"],
+                "storageClassName": "gcsfusecsi-serving",
+                "volumeName": name,
+                "resources": {"requests": size},
+            },
+        },
+    )
+    return {"name": "weights", "persistentVolumeClaim": {"claimName": name, "readOnly": True}}
+
+
+def _reader(name: str, volume: dict[str, Any], **spec: Any) -> dict[str, Any]:
+    return pod_manifest(
+        name,
+        ["python", "-c", "import os, sys; print(sorted(os.listdir(sys.argv[1])))", "/model"],
+        container={"volumeMounts": [{"name": "weights", "mountPath": "/model", "readOnly": True}]},
+        volumes=[volume],
+        **{"annotations": {"gke-gcsfuse/volumes": "true"}, **spec},
+    )
+
+
+def test_weights_are_mounted_once_iam_allows_it(kube: Kube) -> None:
+    kube.cluster.upload("models/org/tiny/key/config.json", b"{}")
+    options = ["implicit-dirs", "only-dir:models/org/tiny/key"]
+    volume = _volume(kube, "weights-g1", "weights:g1", options)
+    kube.core.create_namespaced_pod(kube.namespace, _reader("reader", volume))
+    words = kube.wait_event("reader", "FailedMount")
+    assert words.startswith(
+        'MountVolume.SetUp failed for volume "weights-g1" : rpc error: code = PermissionDenied desc = '
+        'failed to get GCS bucket "weights": googleapi: Error 403: '
+    )
+    assert kube.pod("reader").status.container_statuses[0].state.waiting.reason == "ContainerCreating"
+    kube.cluster.grant(kube.namespace, "default")
+    kube.wait_phase("reader", "Succeeded")
+    assert kube.log("reader") == "['config.json']\n"
+    assert kube.core.read_persistent_volume("weights-g1").status.phase == "Bound"
+    claim = kube.core.read_namespaced_persistent_volume_claim("weights-g1", kube.namespace)
+    assert claim.status.phase == "Bound"
+    kube.core.create_namespaced_pod(kube.namespace, _reader("plain", volume, annotations={}))
+    assert "failed to find the sidecar container in Pod spec" in kube.wait_event("plain", "FailedMount")
+    kube.core.delete_namespaced_pod("plain", kube.namespace)
+    kube.core.delete_namespaced_pod("reader", kube.namespace)
+    kube.core.delete_namespaced_persistent_volume_claim("weights-g1", kube.namespace)
+    wait_for(lambda: kube.core.read_persistent_volume("weights-g1").status.phase == "Released")
+    kube.core.delete_persistent_volume("weights-g1")
+    wait_for(lambda: not _exists(lambda: kube.core.read_persistent_volume("weights-g1")))
+    stored = kube.cluster.folder / "buckets/weights/objects/models/org/tiny/key/config.json"
+    assert stored.read_bytes() == b"{}", "unmounting leaves the bucket whole"
+
+
+def test_a_claim_in_use_is_protected(kube: Kube) -> None:
+    kube.cluster.grant(kube.namespace, "default")
+    volume = _volume(kube, "protected", "weights:protected", ["implicit-dirs"])
+    body = pod_manifest(
+        "user",
+        ["python", "-c", "import time; time.sleep(60)"],
+        container={"volumeMounts": [{"name": "weights", "mountPath": "/model"}]},
+        volumes=[volume],
+        annotations={"gke-gcsfuse/volumes": "true"},
+        terminationGracePeriodSeconds=0,
+    )
+    kube.core.create_namespaced_pod(kube.namespace, body)
+    kube.wait_phase("user", "Running")
+    kube.core.delete_namespaced_persistent_volume_claim("protected", kube.namespace)
+    time.sleep(0.5)
+    claim = kube.core.read_namespaced_persistent_volume_claim("protected", kube.namespace)
+    assert claim.metadata.deletion_timestamp
+    assert claim.metadata.finalizers == ["kubernetes.io/pvc-protection"]
+    kube.core.delete_namespaced_pod("user", kube.namespace)
+    wait_for(
+        lambda: not _exists(lambda: kube.core.read_namespaced_persistent_volume_claim("protected", kube.namespace))
+    )
+    kube.core.delete_persistent_volume("protected")
+
+
+def test_what_no_machine_has_is_declined(kube: Kube) -> None:
+    kube.create_pod(
+        "tpu", nodeSelector={"cloud.google.com/gke-accelerator": "nvidia-h100-80gb"},
+        container={"resources": {"limits": {"nvidia.com/gpu": "1"}}},
+    )  # fmt: skip
+    words = kube.wait_event("tpu", "NotTriggerScaleUp")
+    assert words.startswith("pod didn't trigger scale-up: ")
+    assert "node(s) didn't match Pod's node affinity/selector" in words
+    condition = kube.pod("tpu").status.conditions[0]
+    assert (condition.type, condition.status, condition.reason) == ("PodScheduled", "False", "Unschedulable")
+
+
+def test_a_scale_up_fails_in_the_autoscalers_words_and_is_tried_again(kube: Kube) -> None:
+    selector = {"cloud.google.com/gke-accelerator": "nvidia-l4", "cloud.google.com/gke-spot": "true"}
+    kube.cluster.configure(decline={"nvidia-l4": "GCE out of resources"})
+    kube.create_pod("spot", nodeSelector=selector, container={"resources": {"limits": {"nvidia.com/gpu": "1"}}})
+    words = kube.wait_event("spot", "FailedScaleUp")
+    assert words.startswith("Node scale up in zones us-central1-")
+    assert words.endswith(
+        "associated with this pod failed: GCE out of resources. Pod is at risk of not being scheduled."
+    )
+    assert kube.wait_event("spot", "NotTriggerScaleUp") == (
+        "pod didn't trigger scale-up: 1 in backoff after failed scale-up"
+    )
+    kube.cluster.configure(decline={})
+    kube.wait_phase("spot", "Succeeded")
+    node = kube.core.read_node(kube.pod("spot").spec.node_name)
+    assert node.metadata.labels["cloud.google.com/gke-spot"] == "true"
+
+
+def test_quota_bounds_the_nodes_and_empty_ones_are_given_back(kube: Kube) -> None:
+    selector = {"cloud.google.com/gke-accelerator": "nvidia-l4"}
+    wait = ["python", "-c", "import time; time.sleep(60)"]
+
+    def create(name: str, cards: str) -> None:
+        limits = {"nvidia.com/gpu": cards}
+        kube.create_pod(name, wait, nodeSelector=selector, container={"resources": {"limits": limits}})
+
+    create("both", "2")
+    node = kube.wait_phase("both", "Running").spec.node_name
+    assert kube.core.read_node(node).status.capacity["nvidia.com/gpu"] == "2"
+    create("third", "1")
+    words = kube.wait_event("third", "FailedScaleUp")
+    assert "GCE quota exceeded" in words
+    assert "Insufficient nvidia.com/gpu" in kube.wait_event("third", "FailedScheduling", "Insufficient")
+    kube.core.delete_namespaced_pod("both", kube.namespace, grace_period_seconds=0)
+    kube.wait_phase("third", "Running")
+
+
+def test_a_rolling_update_never_falls_below_what_must_be_available(kube: Kube) -> None:
+    rolling = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
+    kube.apps.create_namespaced_deployment(kube.namespace, deployment("web", "one", 2, strategy=rolling))
+    kube.kubectl("rollout", "status", "deployment/web", "--timeout=30s")
+    lowest, most = 2, 0
+    body = {
+        "spec": {
+            "template": {"spec": {"containers": [{"name": "server", "env": [{"name": "ANSWER", "value": "two"}]}]}}
+        }
+    }
+    patched = kube.apps.patch_namespaced_deployment("web", kube.namespace, body)
+    assert patched.metadata.generation == 2
+    for event in watch.Watch().stream(kube.apps.list_namespaced_deployment, kube.namespace, timeout_seconds=40):
+        status = event["object"].status
+        if status.observed_generation == 2:
+            lowest, most = min(lowest, status.available_replicas or 0), max(most, status.replicas)
+            reason = next(entry.reason for entry in status.conditions if entry.type == "Progressing")
+            if reason == "NewReplicaSetAvailable" and status.updated_replicas == status.replicas == 2:
+                break
+    assert (lowest, most) == (2, 3)
+    live = [pod for pod in kube.pods("app=web") if not pod.metadata.deletion_timestamp]
+    assert {get(f"http://{pod.status.pod_ip}:8000/") for pod in live} == {"two"}
+    assert kube.kubectl("rollout", "history", "deployment/web").count("<none>") == 2
+    kube.kubectl("rollout", "undo", "deployment/web")
+    kube.kubectl("rollout", "status", "deployment/web", "--timeout=30s")
+    sets = kube.apps.list_namespaced_replica_set(kube.namespace).items
+    assert sorted(item.metadata.annotations["deployment.kubernetes.io/revision"] for item in sets) == ["2", "3"]
+    kube.apps.delete_namespaced_deployment("web", kube.namespace)
+    wait_for(lambda: not kube.apps.list_namespaced_replica_set(kube.namespace).items)
+    wait_for(lambda: not kube.pods())
+
+
+def test_a_rollout_that_cannot_progress_says_so(kube: Kube) -> None:
+    body = deployment("stuck", "x", progressDeadlineSeconds=1)
+    body["spec"]["template"]["spec"]["containers"][0]["readinessProbe"]["httpGet"]["port"] = 9
+    kube.apps.create_namespaced_deployment(kube.namespace, body)
+
+    def deadline() -> Any:
+        status = kube.apps.read_namespaced_deployment("stuck", kube.namespace).status
+        return next((entry for entry in status.conditions or [] if entry.reason == "ProgressDeadlineExceeded"), None)
+
+    condition = wait_for(deadline)
+    assert (condition.type, condition.status) == ("Progressing", "False")
+    assert condition.message.endswith("has timed out progressing.")
+    [pod] = kube.pods("app=stuck")
+    words = kube.wait_event(pod.metadata.name, "Unhealthy")
+    assert words.startswith(f'Readiness probe failed: Get "http://{pod.status.pod_ip}:9/": dial tcp ')
+    assert words.endswith("connect: connection refused")
