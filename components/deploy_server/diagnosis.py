@@ -391,8 +391,8 @@ def _lasts(pod: _Pod, state: str, holds: bool, now: float, patience: float) -> b
 
 def _grant_controller(bucket: str) -> str:
     return (
-        "The serving profile needs a role on it for GKE's gcs-fuse-csi-controller-sa: run with access: check to be told "
-        f"which, see `gcloud storage buckets get-iam-policy gs://{bucket}`, or set volume.profile: manual"
+        "The serving profile needs a role on it for GKE's gcs-fuse-csi-controller-sa: run with access: check to be "
+        f"told which, see `gcloud storage buckets get-iam-policy gs://{bucket}`, or set volume.profile: manual"
     )
 
 

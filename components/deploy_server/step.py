@@ -22,8 +22,8 @@ _SAY_EVERY_SECONDS = 5
 
 
 def run(settings: dict[str, Any], release: dict[str, Any], passed: bool, reasons: list[str]) -> tuple[bool, list[str]]:
-    """Deploys the release's generation. Returns the verdict so far with its reasons: handed on as it is when the release
-    has failed already, (False, the cause) when it fails here."""
+    """Deploys the release's generation. Returns the verdict so far with its reasons: handed on as it is when the
+    release has failed already, (False, the cause) when it fails here."""
     config, target = validated(Settings, settings), Release.model_validate(release)
     with recorded("deploy_server", config, target.run_id) as outcome:
         if not passed:
@@ -112,10 +112,11 @@ def _explained(cluster: Cluster, settings: Settings, problem: Problem, outcome: 
     """The problem as an error, with the container's own words where a pod has any."""
     if not problem.pod:
         return problem.error(problem.message)
-    read = {"container": names.SERVER_CONTAINER, "tail": LOG_LINES}
-    log = cluster.log(problem.pod, settings.namespace, **read)
-    if not words.cause(log):
-        log = cluster.log(problem.pod, settings.namespace, **read, previous=True)
+    for previous in (False, True):
+        container = names.SERVER_CONTAINER
+        log = cluster.log(problem.pod, settings.namespace, container=container, tail=LOG_LINES, previous=previous)
+        if words.cause(log):
+            break
     outcome.details["log"] = log.splitlines()[-60:]
     said = words.cause(log)
     return problem.error(
@@ -133,7 +134,8 @@ def _apply(cluster: Cluster, item: Object, say: Say) -> None:
         cluster.apply(item)
     except ApiError as error:
         raise RequestError(
-            f"the cluster refuses {what}: {error}. `patches`, `labels` and `annotations` in the settings can meet its rules"
+            f"the cluster refuses {what}: {error}. `patches`, `labels` and `annotations` in the settings can meet its "
+            "rules"
         ) from error
     say(f"applied {what}")
 

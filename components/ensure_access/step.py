@@ -1,4 +1,4 @@
-"""The step that lets serving pods read the bucket, after taking the Lease: from here on this run alone changes things."""
+"""The step that takes the Lease, so that this run alone changes things, and lets serving pods read the bucket."""
 
 from __future__ import annotations
 
@@ -31,13 +31,6 @@ class Binding:
 
     role: str
     member: str
-
-    def command(self, settings: Settings) -> str:
-        """How a person gives it."""
-        return (
-            f"gcloud storage buckets add-iam-policy-binding gs://{settings.bucket} --member={self.member} "
-            f"--role={self.role}"
-        )
 
 
 def run(settings: dict[str, Any], release: dict[str, Any]) -> None:
@@ -74,8 +67,8 @@ def ensure_namespace(cluster: Cluster, namespace: Object, settings: Settings) ->
         return [f"Namespace/{name}"]
     if there["metadata"].get("deletionTimestamp"):
         raise RequestError(
-            f"namespace {name} is being deleted: wait until it is gone (`kubectl get namespace {name} --watch`), or name "
-            "another"
+            f"namespace {name} is being deleted: wait until it is gone (`kubectl get namespace {name} --watch`), or "
+            "name another"
         )
     return []
 
@@ -139,35 +132,53 @@ def ensure_bindings(settings: Settings, wanted: list[Binding], say: Say) -> list
         missing = [b for b in wanted if not storage.has_bucket_binding(settings.bucket, b.role, b.member)]
         if missing:
             raise AccessError(
-                f"the bucket {settings.bucket} lacks {len(missing)} of {len(wanted)} bindings (access: check leaves them "
-                "to you):\n" + "\n".join(_commands(settings, missing))
+                f"the bucket {settings.bucket} lacks {len(missing)} of {len(wanted)} bindings, and access: check leaves "
+                "them to you:\n" + "\n".join(_commands(settings, missing))
             )
         return []
     changed = []
     for binding in wanted:
-        if storage.ensure_bucket_binding(settings.bucket, binding.role, binding.member):
+        try:
+            given = storage.ensure_bucket_binding(settings.bucket, binding.role, binding.member)
+        except AccessError:
+            raise
+        except RequestError as error:
+            if not binding.role.endswith(PROFILE_ROLE):
+                raise
+            # The one role that is not Google's own: whoever asks for it first finds that it is not there.
+            raise RequestError(
+                f"{error}. The serving profile's role has to be made once in a project: `{_create_profile_role(settings)}`"
+            ) from error
+        if given:
             changed.append(f"{binding.role} on gs://{settings.bucket}")
             say(f"gave {binding.role} on gs://{settings.bucket} to {binding.member.partition('/subject/')[2]}")
     return changed
 
 
 def _commands(settings: Settings, missing: list[Binding]) -> list[str]:
-    """What a person types, the custom role first."""
-    commands = [binding.command(settings) for binding in missing]
-    if any(PROFILE_ROLE in binding.role for binding in missing):
-        commands.insert(
-            0,
-            f"gcloud iam roles create {PROFILE_ROLE} --project={settings.project} --permissions={PROFILE_PERMISSIONS}"
-            "  # once",
+    """What a person types; for the profile also what happens once in a project."""
+    commands = []
+    for binding in missing:
+        if binding.role.endswith(PROFILE_ROLE):
+            commands.append(_create_profile_role(settings))
+        commands.append(
+            f"gcloud storage buckets add-iam-policy-binding gs://{settings.bucket} --member={binding.member} "
+            f"--role={binding.role}"
         )
     return commands
 
 
+def _create_profile_role(settings: Settings) -> str:
+    return f"gcloud iam roles create {PROFILE_ROLE} --project={settings.project} --permissions={PROFILE_PERMISSIONS}"
+
+
 def _holds(there: Object, wanted: Object) -> bool:
     """Whether an object has everything that is wanted of it, and maybe more."""
-    return all(
-        _holds(there[key], value)
-        if isinstance(value, dict) and isinstance(there.get(key), dict)
-        else there.get(key) == value
-        for key, value in wanted.items()
-    )
+    for key, value in wanted.items():
+        given = there.get(key)
+        if isinstance(value, dict) and isinstance(given, dict):
+            if not _holds(given, value):
+                return False
+        elif given != value:
+            return False
+    return True
