@@ -138,6 +138,7 @@ class Store:
         try:
             fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            self._held.close()
             raise RootInUse(
                 f"another storage emulator serves {root}: stop it, or give this one another --root"
             ) from None
@@ -258,7 +259,11 @@ class Store:
             write_json(pending, asdict(draft))
             target = bucket.folder / draft.location
             target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(bucket.uploads / f"{upload}.data", target)
+            try:
+                os.replace(bucket.uploads / f"{upload}.data", target)
+            except OSError:
+                pending.unlink()  # or the next start would take the bytes that are there for these
+                raise
             pending.replace(bucket.metadata_file(draft.name))
             bucket.objects[draft.name] = draft
             return draft

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,10 @@ _SYSTEM_PARAMETERS = {"alt", "fields", "key", "prettyPrint", "quotaUser", "uploa
 
 @dataclass
 class Conformance:
-    """One API's document, and the methods that were seen to be used."""
+    """One API's document."""
 
     api: str
     version: str
-    seen: set[str] = field(default_factory=set)
 
     @cached_property
     def document(self) -> dict[str, Any]:
@@ -74,7 +73,6 @@ class Conformance:
         if "upload_id" in queried:
             return  # The requests of a resumable session are in no document.
         method = self._method(request.method, parts.path)
-        self.seen.add(method["id"])
         allowed = _SYSTEM_PARAMETERS | set(method.get("parameters", {})) | set(self.document.get("parameters", {}))
         unknown = {name.removeprefix("$") for name in queried} - allowed
         assert not unknown, f"{method['id']} has no parameter {unknown}"
