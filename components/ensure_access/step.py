@@ -132,7 +132,7 @@ def ensure_bindings(settings: Settings, wanted: list[Binding], say: Say) -> list
         missing = [b for b in wanted if not storage.has_bucket_binding(settings.bucket, b.role, b.member)]
         if missing:
             raise AccessError(
-                f"the bucket {settings.bucket} lacks {len(missing)} of {len(wanted)} bindings, and access: check leaves "
+                f"gs://{settings.bucket} lacks {len(missing)} of {len(wanted)} bindings, and access: check leaves "
                 "them to you:\n" + "\n".join(_commands(settings, missing))
             )
         return []
@@ -147,7 +147,7 @@ def ensure_bindings(settings: Settings, wanted: list[Binding], say: Say) -> list
                 raise
             # The one role that is not Google's own: whoever asks for it first finds that it is not there.
             raise RequestError(
-                f"{error}. The serving profile's role has to be made once in a project: `{_create_profile_role(settings)}`"
+                f"{error}. The serving profile's role is made once in a project: `{_create_profile_role(settings)}`"
             ) from error
         if given:
             changed.append(f"{binding.role} on gs://{settings.bucket}")

@@ -171,6 +171,8 @@ def _explained(item: Any, path: tuple[str | int, ...]) -> str:
         return f"must be {_WRONG_TYPE[kind]}{shown}"
     if kind == "literal_error":
         return f"must be {context['expected'].replace(chr(39), '')}, not {given!r}"
+    if kind == "too_short":
+        return f"needs {context['min_length']} or more"
     if kind == "value_error":
         return str(context["error"])
     return f"{item['msg'].replace('Input should be', 'must be')}, not {given!r}"

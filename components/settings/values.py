@@ -120,7 +120,10 @@ Model = Annotated[
 Registry = Annotated[
     str,
     AfterValidator(
-        _matching(r"[a-z0-9][-a-z0-9.:/_]*[a-z0-9]", "a registry, like us-docker.pkg.dev/P/mirror (no https://)")
+        _matching(
+            r"[a-z0-9][-a-z0-9.]*(:\d+)?(/[a-z0-9][-a-z0-9._]*)*",
+            "a registry, like us-docker.pkg.dev/P/mirror (no https://)",
+        )
     ),
 ]
 Folder = Annotated[str, AfterValidator(_matching(r"(gs://[^/]+(/.*[^/])?)?", "a gs://BUCKET/FOLDER (no / at its end)"))]

@@ -1,0 +1,180 @@
+"""What settings accept and refuse, and that they mean the same after the pipeline language has had them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from components import identity, render
+from components.errors import RequestError
+from components.settings import EXPLICIT, Settings, validated
+
+BASE: dict[str, Any] = {"scenario": "gcs-fuse", "project": "demo-project", "bucket": "demo-bucket"}
+
+
+def settings(**changes: Any) -> Settings:
+    return validated(Settings, {**BASE, **changes})
+
+
+def refusal(**changes: Any) -> str:
+    with pytest.raises(RequestError) as caught:
+        settings(**changes)
+    return str(caught.value)
+
+
+def as_floats(value: Any) -> Any:
+    """What a struct parameter does to its numbers on the way to a step."""
+    if isinstance(value, dict):
+        return {key: as_floats(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [as_floats(item) for item in value]
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def generation_of(config: Settings) -> str:
+    return identity.generation(
+        "0123456789abcdef",
+        render.engine_image(config),
+        render.engine_flags(config),
+        render.accelerator(config),
+        render.volume(config),
+    )
+
+
+def test_the_shortest_settings_say_where_and_take_the_guides_defaults():
+    config = settings()
+    assert (config.model, config.accelerator.type, config.accelerator.count) == ("google/gemma-3-4b-it", "nvidia-l4", 1)
+    assert config.pipeline_root == "gs://demo-bucket/pipelines"
+
+
+def test_integers_that_became_floats_are_integers_again_and_name_the_same_generation():
+    before = settings(
+        serving={"replicas": 3, "drain_seconds": 30},
+        engine={"max_model_len": 8192, "extra_args": ["--max-num-seqs", "64"]},
+        validation={"concurrencies": [1, 8], "max_tokens": 32},
+        patches=[{"kind": "Deployment", "spec": {"template": {"spec": {"priority": 7}}}}],
+    )
+    travelled = json.loads(json.dumps(as_floats(before.model_dump())))
+    explicit = {key: travelled.pop(key) for key in EXPLICIT}
+    after = Settings.from_parameters(travelled, **explicit)
+    assert after == before
+    assert json.dumps(after.model_dump()) == json.dumps(before.model_dump())
+    assert generation_of(after) == generation_of(before)
+    assert after.serving.replicas == 3
+    assert type(after.patches[0]["spec"]["template"]["spec"]["priority"]) is int
+
+
+def test_what_changes_in_place_keeps_the_generation():
+    in_place: list[dict[str, Any]] = [
+        {"serving": {"replicas": 4}},
+        {"serving": {"exposure": "public"}, "engine": {"api_key_secret": "projects/p/secrets/s/versions/1"}},
+        {"validation": {"max_tokens": 9}},
+        {"labels": {"team": "a"}},
+        {"keep_previous": 3},
+        {"namespace": "other"},
+    ]
+    assert {generation_of(settings(**changes)) for changes in in_place} == {generation_of(settings())}
+
+
+def test_what_makes_another_server_makes_another_generation():
+    other: list[dict[str, Any]] = [
+        {},
+        {"engine": {"image": "vllm/vllm-openai:v0.33.1"}},
+        {"engine": {"max_model_len": 4096}},
+        {"engine": {"quantization": "fp8"}},
+        {"engine": {"extra_args": ["--enforce-eager"]}},
+        {"accelerator": {"spot": True}},
+        {"accelerator": {"memory": "24Gi"}},
+        {"accelerator": {"type": "nvidia-a100-40gb"}},
+        {"volume": {"profile": "manual"}},
+        {"images": {"registry": "mirror.example.com/all"}},
+        {"bucket": "another-bucket"},
+    ]
+    assert len({generation_of(settings(**changes)) for changes in other}) == len(other)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"bukket": "x"}, "bukket: unknown key; did you mean bucket?"),
+        ({"hub": {"token": "hf_abc"}}, "hub.token: unknown key; there are token_secret"),
+        ({"project": None}, "project: must be a text"),
+        ({"serving": {"replicas": "3"}}, "serving.replicas: must be a whole number, not '3'"),
+        ({"serving": {"replicas": True}}, "serving.replicas: must be a whole number, not True"),
+        ({"serving": {"replicas": 2.5}}, "serving.replicas: must be a whole number, not 2.5"),
+        ({"serving": {"replicas": 0}}, "serving.replicas: must be greater than or equal to 1, not 0"),
+        ({"serving": 3}, "serving: must be a mapping, not 3"),
+        ({"serving": {"exposure": "internl"}}, "serving.exposure: must be internal, gateway or public, not 'internl'"),
+        ({"serving": {"capacity_timeout": "30 min"}}, "write a number and s, m or h, like 90s or 30m"),
+        ({"accelerator": {"memory": "20GB"}}, "accelerator.memory: '20GB' is not a Kubernetes quantity"),
+        ({"accelerator": {"spot": "yes"}}, "accelerator.spot: must be true or false, not 'yes'"),
+        ({"namespace": "Gemma_1"}, "namespace: 'Gemma_1' is not a Kubernetes name"),
+        ({"namespace": "n" * 64}, "has 64 characters; a Kubernetes name"),
+        ({"name": "n" * 41}, "has 41 characters; a deployment's name"),
+        ({"bucket": "b" * 64}, "has 64 characters; a bucket's name"),
+        ({"bucket": "gs://demo-bucket"}, "bucket: 'gs://demo-bucket' is not a bucket's name"),
+        ({"bucket": "googles-bucket"}, "is a name that Cloud Storage gives to nobody"),
+        ({"cluster": "-gemma"}, "cluster: '-gemma' is not a cluster's name"),
+        ({"location": "Iowa"}, "location: 'Iowa' is not a region or zone, like us-central1"),
+        ({"model": "gemma-3-4b-it"}, "model: 'gemma-3-4b-it' is not a model of the hub"),
+        ({"images": {"registry": "https://mirror.example.com"}}, "(no https://)"),
+        ({"pipeline_root": "gs://bucket/runs/"}, "no / at its end"),
+        (
+            {"validation": {"prompts": [{"content": "x", "pattern": "("}]}},
+            "prompts.0.pattern: '(' is not a regular exp",
+        ),
+        ({"validation": {"prompts": []}}, "validation.prompts: needs 1 or more"),
+        ({"validation": {"prompts": [{"contnt": "x"}]}}, "prompts.0.contnt: unknown key; did you mean content?"),
+        ({"validation": {"concurrencies": [0]}}, "concurrencies.0: must be greater than or equal to 1"),
+        ({"labels": {"a b": "c"}}, "labels.a b: 'a b' is not a key of Kubernetes metadata"),
+        ({"labels": {"team": "a b"}}, "labels.team: 'a b' is not a label's value"),
+        ({"labels": {"team": 5}}, "labels.team: must be a text"),
+        ({"annotations": {"gemma-pipelines/run": "x"}}, "keys under gemma-pipelines/ are how the project finds"),
+        ({"patches": [{"spec": {}}]}, "patches: patch 1 needs the `kind`"),
+        ({"patches": [{"kind": "Service", "metadata": {"name": "gemma"}}]}, "patch 1 (Service) changes nothing"),
+        ({"patches": ["x"]}, "patches.0: must be a mapping"),
+        ({"engine": {"extra_args": ["--swap-space=4"]}}, "--swap-space is not for extra_args: vLLM has dropped it"),
+        ({"engine": {"extra_args": ["--api-key", "secret"]}}, "set engine.api_key_secret"),
+        ({"engine": {"extra_args": ["--max-model-len=9"]}}, "set engine.max_model_len"),
+        ({"serving": {"exposure": "public"}}, "serving.exposure public needs engine.api_key_secret"),
+        ({"serving": {"exposure": "gateway"}}, "is not built for the scenario gcs-fuse"),
+        ({"model": "google/gemma-3-12b-it"}, "cannot start"),
+        ({"engine": {"max_model_len": 500000}}, "was made for 131072 tokens of context, not 500000"),
+    ],
+)
+def test_a_wrong_setting_is_refused_with_what_to_do(changes: dict[str, Any], words: str):
+    assert words in refusal(**changes)
+
+
+def test_everything_that_is_wrong_is_said_at_once():
+    lines = refusal(namespace="A", location="B", serving={"replicas": 0}).splitlines()
+    assert {line.partition(":")[0] for line in lines} == {"namespace", "location", "serving.replicas"}
+
+
+@pytest.mark.parametrize("value", ["hf_verysecret", 12345])
+@pytest.mark.parametrize("where", [("hub", "token_secret"), ("engine", "api_key_secret")])
+def test_a_secret_that_was_written_into_the_settings_is_not_repeated(where: tuple[str, str], value: Any):
+    said = refusal(**{where[0]: {where[1]: value}})
+    assert str(value) not in said
+    assert ".".join(where) in said
+
+
+def test_a_public_server_with_a_key_is_allowed():
+    config = settings(
+        serving={"exposure": "public"}, engine={"api_key_secret": "projects/p/secrets/key/versions/latest"}
+    )
+    assert config.serving.exposure == "public"
+
+
+def test_a_fine_tune_is_sized_like_the_model_it_was_made_from():
+    assert "engine.sizing_like" in refusal(model="acme/gemma-3-4b-support")
+    config = settings(model="acme/gemma-3-4b-support", engine={"sizing_like": "google/gemma-3-4b-it"})
+    assert render.accelerator(config) == render.accelerator(settings())
+    assert "acme/gemma-3-4b-support" in render.engine_flags(config)
+
+
+def test_settings_cannot_be_changed_in_passing():
+    with pytest.raises(Exception, match="frozen"):
+        settings().name = "other"
