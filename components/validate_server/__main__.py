@@ -1,0 +1,32 @@
+"""The Job that validates a server: `python -m components.validate_server PLAN`.
+
+Its last line is the verdict (checks.verdict). A server that fails is a verdict, exit code 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+
+from components.validate_server.checks import Plan, verdict
+
+API_KEY = "VLLM_API_KEY"
+"""The variable that holds the key of the server's API, if it has one: the one that vLLM itself reads."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Judge a server that should serve one model.")
+    parser.add_argument("plan", type=Plan.model_validate_json, help="what to ask, as JSON (checks.Plan)")
+    options = parser.parse_args()
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+
+    result = asyncio.run(verdict(options.plan, os.environ.get(API_KEY), say))
+    print(json.dumps(result, ensure_ascii=False), flush=True)
+
+
+if __name__ == "__main__":
+    main()

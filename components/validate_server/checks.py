@@ -1,0 +1,191 @@
+"""What a generation has to show, in order, and the verdict: every reason against it in words."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from typing import Any
+
+import httpx
+from pydantic import BaseModel, ConfigDict
+
+from components.log import Say
+from components.settings import Prompt, Thresholds, Validation, in_seconds
+from components.validate_server.load import run_round
+from components.validate_server.server import Answer, BadAnswer, Server
+
+REACH_SECONDS = 30.0
+"""How long a Service's new endpoint may take to be known on every node."""
+_SHOWN = 20
+"""Reasons and answers that the verdict holds at most: it is one line of a log (components/job.py)."""
+_SHOWN_LENGTH = 1000
+
+
+class Plan(BaseModel):
+    """What the Job is asked to do: its one argument, as JSON."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    url: str
+    """The generation's own Service."""
+    model: str
+    """The name that the engine must go by."""
+    request_seconds: float
+    """The longest that a request may take."""
+    validation: Validation
+    reach_seconds: float = REACH_SECONDS
+
+
+async def verdict(plan: Plan, api_key: str | None, say: Say) -> dict[str, Any]:
+    """Judges the server: `{"passed", "reasons": [words], "answer": {"prompt", "text"} | None, "figures": {"chat":
+    [{"prompt", "text", "finish_reason", "completion_tokens"}], "streaming": {"ttft_ms", "chunks", …} | None, "load":
+    [row of load.py]}}`. The load runs only against a server that has answered well so far."""
+    checks = _Checks(plan, say)
+    headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {api_key}"} if api_key else {})
+    # A server closes connections that were idle for 5 s (uvicorn): ours are gone before that.
+    limits = httpx.Limits(max_connections=None, keepalive_expiry=2)
+    timeout = httpx.Timeout(None, connect=10)
+    async with httpx.AsyncClient(base_url=plan.url, headers=headers, limits=limits, timeout=timeout) as http:
+        try:
+            async with asyncio.timeout(in_seconds(plan.validation.timeout)):
+                await checks.run(Server(http, plan.model, plan.request_seconds))
+        except TimeoutError:
+            checks.reasons.append(
+                f"the checks were not done after validation.timeout ({plan.validation.timeout}), but at: {checks.at}"
+            )
+    return {
+        "passed": not checks.reasons,
+        "reasons": [_cut(reason) for reason in checks.reasons[:_SHOWN]],
+        "answer": checks.answer,
+        "figures": checks.figures,
+    }
+
+
+class _Checks:
+    def __init__(self, plan: Plan, say: Say):
+        self._plan, self._say = plan, say
+        self.at = ""
+        self.reasons: list[str] = []
+        self.answer: dict[str, str] | None = None
+        self.figures: dict[str, Any] = {"chat": [], "streaming": None, "load": []}
+
+    async def run(self, server: Server) -> None:
+        wanted = self._plan.validation
+        try:
+            self._begin("/health")
+            await self._reach(server)
+            self._begin("/v1/models")
+            await server.models()
+        except BadAnswer as error:
+            self.reasons.append(str(error))
+            return  # What does not answer, or is another model, has nothing more to show.
+        for prompt in wanted.prompts:
+            self._begin(f"the prompt {_cut(prompt.content, 60)!r}")
+            try:
+                await self._ask(server, prompt)
+            except BadAnswer as error:
+                self.reasons.append(f"{_cut(prompt.content, 60)!r}: {error}")
+        if self.reasons:
+            return
+        for concurrency in wanted.concurrencies:
+            self._begin(f"load: {concurrency} at once")
+            row = await run_round(
+                server,
+                [prompt.content for prompt in wanted.prompts],
+                concurrency=concurrency,
+                requests=wanted.requests_per_concurrency,
+                max_tokens=wanted.load_max_tokens,
+                say=self._say,
+            )
+            row["failures"] = [_cut(failure) for failure in row["failures"]]
+            self.figures["load"].append(row)
+            self._say(
+                f"load: {concurrency} at once, {row['tokens_per_second']:.0f} tokens/s, first token "
+                f"{row['ttft_ms']['p95']:.1f} ms, next {row['itl_ms']['p95']:.2f} ms (p95), {row['errors']} errors"
+            )
+        self.reasons += broken(wanted.thresholds, self.figures["load"])
+
+    def _begin(self, what: str) -> None:
+        self.at = what
+        self._say(what)
+
+    async def _reach(self, server: Server) -> None:
+        """/health, with patience for a Service that is new."""
+        give_up = time.monotonic() + self._plan.reach_seconds
+        while True:
+            try:
+                return await server.health()
+            except BadAnswer:
+                if time.monotonic() > give_up:
+                    raise
+                await asyncio.sleep(0.5)  # There is no way to be told.
+
+    async def _ask(self, server: Server, prompt: Prompt) -> None:
+        """One prompt: whole, again, and as a stream. Raises BadAnswer."""
+        max_tokens = self._plan.validation.max_tokens
+        answer, again = [await server.chat(prompt.content, max_tokens) for _ in range(2)]
+        self._show(prompt, answer)
+        if again.text != answer.text:
+            # The second prompt came from the prefix cache, through other kernels, which may tip a near tie between two
+            # tokens. From the cache twice, it must be the same.
+            answer, again = again, await server.chat(prompt.content, max_tokens)
+        if again.text != answer.text:
+            raise BadAnswer(
+                f"at temperature 0 the same question got different answers: {_cut(answer.text, 80)!r}, then "
+                f"{_cut(again.text, 80)!r}"
+            )
+        if prompt.pattern and not re.search(prompt.pattern, answer.text):
+            raise BadAnswer(f"the answer does not match {prompt.pattern!r}: {_cut(answer.text, 200)!r}")
+        streamed = await server.stream(prompt.content, max_tokens)
+        if streamed.text != answer.text:
+            raise BadAnswer(
+                f"streamed, the answer is another one: {_cut(streamed.text, 80)!r}, not {_cut(answer.text, 80)!r}"
+            )
+        if streamed.completion_tokens != again.completion_tokens:
+            raise BadAnswer(
+                f"streamed, the same answer has {streamed.completion_tokens} tokens, not {again.completion_tokens}"
+            )
+        self.figures["streaming"] = self.figures["streaming"] or {
+            "ttft_ms": round(streamed.ttft * 1000, 3),
+            "mean_itl_ms": round(1000 * sum(streamed.itl) / len(streamed.itl), 3) if streamed.itl else 0.0,
+            "chunks": len(streamed.times),
+            "completion_tokens": streamed.completion_tokens,
+        }
+
+    def _show(self, prompt: Prompt, answer: Answer) -> None:
+        shown = {"prompt": _cut(prompt.content), "text": _cut(answer.text)}
+        self.answer = self.answer or shown
+        if len(self.figures["chat"]) < _SHOWN:
+            numbers = {"finish_reason": answer.finish_reason, "completion_tokens": answer.completion_tokens}
+            self.figures["chat"].append(shown | numbers)
+
+
+def broken(thresholds: Thresholds, rows: list[dict[str, Any]]) -> list[str]:
+    """The thresholds that the load broke: errors in any round, the rest at the highest concurrency."""
+    reasons = []
+    for row in rows:
+        if row["errors"] / row["requests"] > thresholds.max_error_rate:
+            reasons.append(
+                f"{row['errors']} of {row['requests']} requests failed with {row['concurrency']} at once "
+                f"(max_error_rate {thresholds.max_error_rate:g}): " + "; ".join(row["failures"])
+            )
+    row = max(rows, key=lambda row: row["concurrency"])
+    at_once = f"with {row['concurrency']} at once"
+    fastest = thresholds.min_tokens_per_second
+    if fastest is not None and row["tokens_per_second"] < fastest:
+        reasons.append(
+            f"{row['tokens_per_second']:.1f} tokens a second {at_once}, fewer than min_tokens_per_second ({fastest:g})"
+        )
+    for what, measured, name in (
+        ("the first token", row["ttft_ms"]["p95"], "max_p95_time_to_first_token_ms"),
+        ("the next token", row["itl_ms"]["p95"], "max_p95_inter_token_latency_ms"),
+    ):
+        limit = getattr(thresholds, name)
+        if limit is not None and measured > limit:
+            reasons.append(f"{what} took {measured:.1f} ms at p95 {at_once}, more than {name} ({limit:g})")
+    return reasons
+
+
+def _cut(text: str, length: int = _SHOWN_LENGTH) -> str:
+    return text if len(text) <= length else text[:length] + "…"

@@ -1,0 +1,22 @@
+"""The verdict as a page that needs nothing but itself: KFP's HTML artifact."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import Any
+
+from components.release import Release
+from components.settings import Settings
+
+_NOTHING: dict[str, Any] = {"chat": [], "streaming": None, "load": []}
+
+
+def render(settings: Settings, release: Release, verdict: dict[str, Any]) -> str:
+    """The page for a verdict (checks.verdict), or for one that was given before anything was asked: then without
+    figures."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(files(__package__).joinpath("page.html.j2").read_text())
+    figures = verdict.get("figures", _NOTHING)
+    return template.render(settings=settings, release=release, verdict=verdict, figures=figures)

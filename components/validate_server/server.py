@@ -1,0 +1,237 @@
+"""The server under validation: one method a question, each of which takes nothing on trust.
+
+Shapes are those of vLLM's OpenAI API (vllm/entrypoints/openai/chat_completion/protocol.py). Whatever else comes with a
+200 is a BadAnswer: a page of HTML, another model's name, no text, a stream that stops half-way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+MODELS = "/v1/models"
+CHAT = "/v1/chat/completions"
+_SAID = re.compile(r"[^\s\ufffd\u200b-\u200f\u2060\ufeff\x00-\x1f\x7f]")
+"""A character that says something: no white space, no replacement character, nothing invisible."""
+
+
+class BadAnswer(Exception):
+    """The server did not answer as it should; the message says in what."""
+
+
+@dataclass
+class Answer:
+    """One answer. Of a stream, `times` are the arrivals of its token chunks (time.perf_counter, like `sent`): chunks
+    with a choice, but for the first one's bare role."""
+
+    text: str
+    finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
+    sent: float = 0.0
+    times: list[float] = field(default_factory=list)
+
+    # Definitions of `vllm bench serve` (vllm/benchmarks/serve.py); seconds.
+
+    @property
+    def ttft(self) -> float:
+        """Time to first token: from the request to the first token chunk."""
+        return self.times[0] - self.sent
+
+    @property
+    def itl(self) -> list[float]:
+        """Inter-token latencies: between token chunks that follow each other."""
+        return [later - earlier for earlier, later in zip(self.times, self.times[1:], strict=False)]
+
+    @property
+    def e2e(self) -> float:
+        """From the request to the last token chunk."""
+        return self.times[-1] - self.sent
+
+    @property
+    def tpot(self) -> float | None:
+        """Time per output token after the first."""
+        if self.completion_tokens < 2:
+            return None
+        return (self.e2e - self.ttft) / (self.completion_tokens - 1)
+
+
+class Server:
+    """An engine's API. `model`: the name that it must go by; `seconds`: the longest that a request may take."""
+
+    def __init__(self, http: httpx.AsyncClient, model: str, seconds: float):
+        self._http, self._model, self._seconds = http, model, seconds
+
+    async def health(self) -> None:
+        """/health answers 200."""
+        await self._read("GET", "/health")
+
+    async def models(self) -> None:
+        """/v1/models shows the served name."""
+        listing = _json(await self._read("GET", MODELS), MODELS)
+        try:
+            names = [card["id"] for card in listing["data"]]
+        except (KeyError, TypeError) as error:
+            raise BadAnswer(f"{MODELS} answered something that is no list of models: {_short(listing)}") from error
+        if self._model not in names:
+            raise BadAnswer(f"{MODELS} does not show {self._model}; it shows {', '.join(map(str, names)) or 'none'}")
+
+    async def chat(self, prompt: str, max_tokens: int) -> Answer:
+        """The whole answer at temperature 0."""
+        body = _json(await self._read("POST", CHAT, self._question(prompt, max_tokens)), CHAT)
+        try:
+            self._check_object(body, "chat.completion")
+            (choice,) = body["choices"]
+            if choice["message"]["role"] != "assistant":
+                raise BadAnswer(f"the answer comes from {choice['message']['role']!r}, not from the assistant")
+            return _answer(choice["message"]["content"], choice["finish_reason"], body["usage"], max_tokens)
+        except (KeyError, TypeError, ValueError) as error:
+            raise BadAnswer(f"{CHAT} answered something that is no chat completion: {_short(body)}") from error
+
+    async def stream(self, prompt: str, max_tokens: int, **options: Any) -> Answer:
+        """The answer as it is made, at temperature 0, to its very end."""
+        question = self._question(prompt, max_tokens) | {"stream": True, "stream_options": {"include_usage": True}}
+        text, times, finish, usage, done = "", list[float](), None, None, False
+        sent = time.perf_counter()
+        async with self._request("POST", CHAT, question | options) as response:
+            kind = response.headers.get("content-type", "")
+            if not kind.startswith("text/event-stream"):
+                await response.aread()
+                raise BadAnswer(f"a stream was asked for, and {kind or 'something'} came: {_short(response.text)}")
+            async for payload, now in _events(response):
+                if done:
+                    raise BadAnswer("the stream goes on after [DONE]")
+                if payload == b"[DONE]":
+                    done = True
+                    continue
+                try:
+                    chunk = json.loads(payload)
+                    self._check_object(chunk, "chat.completion.chunk")
+                    if not chunk["choices"]:
+                        usage = chunk["usage"]
+                        continue
+                    (choice,) = chunk["choices"]
+                    content, role = choice["delta"].get("content") or "", choice["delta"].get("role")
+                    if finish:
+                        raise BadAnswer("the stream goes on after its finish reason")
+                    finish = choice.get("finish_reason")
+                except (AttributeError, KeyError, TypeError, ValueError) as error:
+                    raise BadAnswer(f"the stream holds something that is no chunk: {_short(payload)}") from error
+                if content or not role:
+                    times.append(now)
+                    text += content
+        if not done:
+            raise BadAnswer(f"the stream broke off after {len(times)} chunks: it ended without [DONE]")
+        if not finish:
+            raise BadAnswer("the stream ended without a finish reason")
+        if usage is None:
+            raise BadAnswer("the stream ended without usage, which was asked for")
+        answer = _answer(text, finish, usage, max_tokens)
+        answer.sent, answer.times = sent, times
+        return answer
+
+    def _question(self, prompt: str, max_tokens: int) -> dict[str, Any]:
+        message = {"role": "user", "content": prompt}
+        return {"model": self._model, "messages": [message], "max_tokens": max_tokens, "temperature": 0}
+
+    def _check_object(self, body: dict[str, Any], kind: str) -> None:
+        if "error" in body:
+            raise BadAnswer(f"the server told an error: {_short(body['error'])}")
+        if body["model"] != self._model:
+            raise BadAnswer(f"the answer comes from the model {body['model']!r}, not {self._model}")
+        if body["object"] != kind:
+            raise BadAnswer(f"a {kind} was asked for, and a {body['object']} came")
+
+    async def _read(self, method: str, path: str, question: dict[str, Any] | None = None) -> httpx.Response:
+        async with self._request(method, path, question) as response:
+            await response.aread()
+        return response
+
+    @asynccontextmanager
+    async def _request(
+        self, method: str, path: str, question: dict[str, Any] | None = None
+    ) -> AsyncIterator[httpx.Response]:
+        try:
+            async with asyncio.timeout(self._seconds), self._http.stream(method, path, json=question) as response:
+                if response.status_code != 200:
+                    await response.aread()
+                    status = f"{response.status_code} {response.reason_phrase}".strip()
+                    raise BadAnswer(f"{path} answered {status}: {_short(response.text) or 'nothing'}")
+                yield response
+        except TimeoutError as error:
+            raise BadAnswer(f"{path} did not finish its answer within {self._seconds:g} s") from error
+        except httpx.RequestError as error:
+            raise BadAnswer(f"{path}: {type(error).__name__}: {error}") from error
+
+
+def _answer(text: Any, finish_reason: Any, usage: Any, max_tokens: int) -> Answer:
+    """The answer, if its text, its finish reason and its usage are those of an answer."""
+    if not isinstance(text, str) or not text:
+        raise BadAnswer("the answer has no text")
+    if not _SAID.search(text):
+        raise BadAnswer(f"the answer is nothing but white space and replacement characters: {text[:40]!r}")
+    said = "".join(text.split())
+    if len(said) >= 16 and len(set(said)) == 1:
+        # What an engine says whose weights make no sense: the same token over and over.
+        raise BadAnswer(f"the answer is one character over and over: {text[:40]!r}")
+    if finish_reason not in ("stop", "length"):
+        raise BadAnswer(f"the answer finished for the reason {finish_reason!r}, neither stop nor length")
+    try:
+        prompt, completion, total = (usage[key] for key in ("prompt_tokens", "completion_tokens", "total_tokens"))
+        consistent = prompt >= 1 and 1 <= completion <= max_tokens and total == prompt + completion
+    except (KeyError, TypeError):
+        consistent = False
+    if not consistent:
+        raise BadAnswer(f"the usage is not consistent, with at most {max_tokens} tokens allowed: {_short(usage)}")
+    return Answer(text, finish_reason, prompt, completion)
+
+
+async def _events(response: httpx.Response) -> AsyncIterator[tuple[bytes, float]]:
+    """The payload of every `data:` line and when it came.
+
+    Lines are split as bytes: httpx's own lines also end at U+2028, which may stand in a text. A stream of the engine
+    has one line an event.
+    """
+    rest = b""
+    try:
+        async for data in response.aiter_bytes():
+            now = time.perf_counter()
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                if line.startswith(b"data:"):
+                    yield line[5:].strip(), now
+                elif line.strip() and not line.startswith((b":", b"event:", b"id:", b"retry:")):
+                    raise BadAnswer(f"the stream holds a line that is no event: {_short(line)}")
+    except (httpx.RemoteProtocolError, httpx.ReadError) as error:
+        raise BadAnswer(f"the stream broke off: {error or type(error).__name__}") from error
+    if rest.strip():
+        raise BadAnswer(f"the stream broke off in the middle of a line: {_short(rest)}")
+
+
+def _json(response: httpx.Response, path: str) -> Any:
+    try:
+        body = response.json()
+    except ValueError as error:
+        kind = response.headers.get("content-type", "no content type")
+        raise BadAnswer(f"{path} answered 200 with something that is not JSON ({kind}): {_short(response.text)}") from (
+            error
+        )
+    if not isinstance(body, dict):
+        raise BadAnswer(f"{path} answered 200 with something that is no JSON object: {_short(body)}")
+    return body
+
+
+def _short(value: Any) -> str:
+    """The beginning of whatever came, on one line."""
+    text = value.decode(errors="replace") if isinstance(value, bytes) else value
+    text = text if isinstance(text, str) else json.dumps(text, ensure_ascii=False)
+    text = " ".join(text.split())
+    return text if len(text) <= 200 else text[:200] + "…"

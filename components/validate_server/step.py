@@ -1,0 +1,144 @@
+"""The step that has a new generation judged by a Job in the cluster, and reads the verdict."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from components import image, lease, names
+from components.clients import kubernetes
+from components.clients.kubernetes import Cluster, Object
+from components.errors import InconclusiveError, ReleaseError
+from components.job import run_job
+from components.log import Say
+from components.outcome import recorded
+from components.release import Release
+from components.settings import Settings, in_seconds, validated
+from components.validate_server import page
+from components.validate_server.checks import Plan
+
+ONE_CORE = {"cpu": "1", "memory": "512Mi"}
+"""What the load generator needs: on Autopilot a request is a limit too."""
+
+
+def run(
+    settings: dict[str, Any], release: dict[str, Any], passed: bool, reasons: list[str]
+) -> tuple[bool, list[str], dict[str, float], str]:
+    """Validates the release's generation through its own Service.
+
+    Returns the verdict so far, its reasons, numbers for KFP's Metrics, and a page for a reader. When the release has
+    failed already, nothing is asked.
+    """
+    config, target = validated(Settings, settings), Release.model_validate(release)
+    with recorded("validate_server", config, target.run_id) as outcome:
+        if not passed:
+            outcome.skipped("nothing is asked: the release has failed already")
+            return False, reasons, {}, page.render(config, target, {"passed": False, "reasons": reasons})
+        cluster = kubernetes.connect(config)
+        with lease.held(cluster, config, target.run_id):
+            verdict = judge(cluster, config, target, outcome.say)
+        outcome.details |= {key: verdict[key] for key in ("passed", "reasons", "answer", "figures")}
+        if verdict["passed"]:
+            outcome.succeeded(summary(verdict))
+        else:
+            outcome.failed(ReleaseError("; ".join(verdict["reasons"])))
+        return verdict["passed"], verdict["reasons"], numbers(verdict), page.render(config, target, verdict)
+
+
+def judge(cluster: Cluster, settings: Settings, release: Release, say: Say) -> dict[str, Any]:
+    """The Job's verdict (checks.verdict).
+
+    Raises InconclusiveError when the Job brings none, or when a pod that was asked did not live to the end of the
+    questions: what it then failed to answer is not the release's fault.
+    """
+    plan = Plan(
+        url=f"http://{names.server(release.generation)}.{settings.namespace}.svc.cluster.local:{names.PORT}",
+        model=settings.model,
+        request_seconds=in_seconds(settings.serving.request_timeout),
+        validation=settings.validation,
+    )
+    # Kubernetes expands $(NAME) in arguments; in JSON a dollar can be written so that it does not.
+    argument = plan.model_dump_json().replace("$", "\\u0024")
+    before = server_pods(cluster, settings, release)
+    verdict = run_job(
+        cluster,
+        settings,
+        step="validate-server",
+        run_id=release.run_id,
+        generation=release.generation,
+        args=["-m", "components.validate_server", argument],
+        image=image.reference(settings),
+        # The Job's pod may have to wait for a node of its own.
+        timeout=in_seconds(settings.validation.timeout) + in_seconds(settings.serving.capacity_timeout),
+        say=say,
+        env=api_key(settings),
+        resources=ONE_CORE,
+    )
+    if not verdict["passed"] and (cause := taken_away(before, server_pods(cluster, settings, release))):
+        raise InconclusiveError(
+            f"{cause} while {release.generation} was validated, which then failed ({'; '.join(verdict['reasons'])}). "
+            "Nothing was learnt about the release; run again"
+        )
+    return verdict
+
+
+def api_key(settings: Settings) -> list[Object]:
+    """The variable that brings the server's API key into the Job, where the server has one."""
+    if not settings.engine.api_key_secret:
+        return []
+    secret = {"name": names.api_key(settings), "key": names.API_KEY}
+    return [{"name": "VLLM_API_KEY", "valueFrom": {"secretKeyRef": secret}}]
+
+
+def server_pods(cluster: Cluster, settings: Settings, release: Release) -> list[Object]:
+    return cluster.list("Pod", settings.namespace, labels=names.selector(settings, release.generation))
+
+
+def taken_away(before: list[Object], after: list[Object]) -> str:
+    """Which of a server's pods somebody took away between two looks, or none of them was ready to begin with; empty
+    when all of them were there throughout. A container that crashed is no excuse: its pod stays."""
+    there = {pod["metadata"]["uid"]: pod for pod in after}
+    ready = [pod for pod in before if _condition(pod, "Ready")]
+    for pod in ready:
+        name, now = pod["metadata"]["name"], there.get(pod["metadata"]["uid"])
+        if now is None or now["metadata"].get("deletionTimestamp"):
+            return f"the pod {name} was deleted"
+        disruption = _condition(now, "DisruptionTarget") or {}
+        if reason := disruption.get("reason") or now["status"].get("reason"):
+            return f"the pod {name} was taken away ({reason})"
+    if not ready and not any(_restarts(pod) for pod in after):
+        return "the server had no ready pod"
+    return ""
+
+
+def _condition(pod: Object, kind: str) -> Object | None:
+    for condition in pod["status"].get("conditions") or []:
+        if condition["type"] == kind and condition["status"] == "True":
+            found: Object = condition
+            return found
+    return None
+
+
+def _restarts(pod: Object) -> int:
+    return sum(status.get("restartCount", 0) for status in pod["status"].get("containerStatuses") or [])
+
+
+def numbers(verdict: dict[str, Any]) -> dict[str, float]:
+    """The figures as KFP's Metrics take them: flat, `tokens_per_second_16` for 16 streams at once."""
+    found: dict[str, float] = {"passed": float(verdict["passed"])}
+    for row in verdict["figures"]["load"]:
+        found |= {
+            f"tokens_per_second_{row['concurrency']}": row["tokens_per_second"],
+            f"p95_time_to_first_token_ms_{row['concurrency']}": row["ttft_ms"]["p95"],
+            f"p95_inter_token_latency_ms_{row['concurrency']}": row["itl_ms"]["p95"],
+            f"error_rate_{row['concurrency']}": row["errors"] / row["requests"],
+        }
+    return found
+
+
+def summary(verdict: dict[str, Any]) -> str:
+    """The verdict of a server that passed, in one line."""
+    row = max(verdict["figures"]["load"], key=lambda row: row["concurrency"])
+    return (
+        f"passed: {row['tokens_per_second']:.0f} tokens/s with {row['concurrency']} at once, first token "
+        f"{row['ttft_ms']['p95']:.0f} ms, next {row['itl_ms']['p95']:.1f} ms (p95)"
+    )
