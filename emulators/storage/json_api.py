@@ -233,8 +233,11 @@ class JsonApi:
         sources, destination = call.body.get("sourceObjects", []), call.body.get("destination") or {}
         if not 1 <= len(sources) <= COMPOSE_AT_MOST:
             raise invalid(f"The number of source components provided ({len(sources)}) must be between 1 and 32.")
+        valid_name(name)
         with self.store.lock:
             bucket = self.store.bucket(bucket_name)
+            # Asked again when the bytes are there; asked now, because copying them for nothing is slow.
+            self._preconditions(call).check(bucket.objects.get(name))
             parts: list[StoredObject] = []
             for source in sources:
                 generation = source.get("generation")
@@ -247,7 +250,7 @@ class JsonApi:
         fields = {"contentType": parts[0].fields.get("contentType", "application/octet-stream")}
         stored = self.uploads.put(
             bucket,
-            valid_name(name),
+            name,
             pieces_of(files),
             fields | fields_of_resource(destination),
             self._preconditions(call),
@@ -257,16 +260,18 @@ class JsonApi:
         return Answer(200, object_resource(bucket, stored, call.base_url))
 
     def copy(self, call: Call, bucket: str, name: str, to_bucket: str, to_name: str, rewrite: bool) -> Answer:
+        valid_name(to_name)
         with self.store.lock:
             source_bucket, target = self.store.bucket(bucket), self.store.bucket(to_bucket)
             source = source_bucket.find(name, call.query.get("sourceGeneration"))
             Preconditions.of_query(call.query, call.headers, source=True).check(source)
+            self._preconditions(call).check(target.objects.get(to_name))
             file = self.store.open(source_bucket, source)
         # A body replaces the metadata of the source as a whole.
         fields = fields_of_resource(call.body) if call.body else source.fields
         stored = self.uploads.put(
             target,
-            valid_name(to_name),
+            to_name,
             pieces_of([file]),
             fields,
             self._preconditions(call),
