@@ -29,6 +29,28 @@ from emulators.kubernetes.apiserver.schema import Schema
 
 LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 
+# Parts of Go structs that are there (empty) even in an object that is about to be created: whoever fills them in did
+# not add them. Custom resources have no such parts.
+_ALWAYS_THERE = {
+    "f:containers",
+    "f:jobTemplate",
+    "f:metadata",
+    "f:podSelector",
+    "f:scaleTargetRef",
+    "f:spec",
+    "f:strategy",
+    "f:template",
+    "f:updateStrategy",
+}
+
+_PATHS_ALWAYS_THERE: FieldSet = {
+    ("f:status",),
+    ("f:spec", "f:resources"),
+    ("f:status", "f:daemonEndpoints"),
+    ("f:status", "f:daemonEndpoints", "f:kubeletEndpoint"),
+    ("f:status", "f:nodeInfo"),
+}
+
 _NEVER_OWNED: FieldSet = {
     ("f:apiVersion",),
     ("f:kind",),
@@ -87,6 +109,7 @@ class Writer:
     time: str
     ignored: tuple[str, ...] = ()
     """Top-level fields that this endpoint does not write: `status` of the resource, the rest of its status."""
+    custom: bool = False
 
     def updating(self) -> Manager:
         return Manager(self.name, "Update", self.api_version, self.subresource)
@@ -129,6 +152,8 @@ def write_managed(managed: Managed) -> list[dict[str, Any]]:
         }
         if manager.subresource:
             entry["subresource"] = manager.subresource
+        if not owned.time:
+            del entry["time"]
         entries.append(entry)
     order = ("operation", "time", "manager", "apiVersion", "subresource")
     return sorted(entries, key=lambda entry: [entry.get(name, "") for name in order])
@@ -167,6 +192,8 @@ def record_update(schema: Schema, live: dict[str, Any] | None, new: dict[str, An
     found = compare(schema, live or empty, new)
     managed = _taken(managed, found, None)
     gained = writer.may_own(found.added | found.modified)
+    if not writer.custom:
+        gained = {path for path in gained - _PATHS_ALWAYS_THERE if path[-1] not in _ALWAYS_THERE}
     if gained:
         manager = writer.updating()
         before = managed.get(manager)

@@ -109,6 +109,15 @@ def _pod(item: Object, store: Store, now: str) -> None:
     spec = item["spec"]
     item["status"]["qosClass"] = qos_class(spec)
     _service_account(item, store)
+    tolerate_unready_nodes(spec)
+    wanted = spec.get("priorityClassName")
+    chosen = store.get(("scheduling.k8s.io", "priorityclasses"), "", wanted) if wanted else None
+    spec["priority"] = chosen["value"] if chosen else 0
+    spec["preemptionPolicy"] = (chosen or {}).get("preemptionPolicy", "PreemptLowerPriority")
+
+
+def tolerate_unready_nodes(spec: Object) -> None:
+    """Five minutes on a node that is not ready, unless the pod says otherwise (DefaultTolerationSeconds)."""
     tolerations = spec.setdefault("tolerations", [])
     for key in ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"):
         tolerated = any(
@@ -116,10 +125,6 @@ def _pod(item: Object, store: Store, now: str) -> None:
         )
         if not tolerated:
             tolerations.append({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300})
-    wanted = spec.get("priorityClassName")
-    chosen = store.get(("scheduling.k8s.io", "priorityclasses"), "", wanted) if wanted else None
-    spec["priority"] = chosen["value"] if chosen else 0
-    spec["preemptionPolicy"] = (chosen or {}).get("preemptionPolicy", "PreemptLowerPriority")
 
 
 def _service_account(item: Object, store: Store) -> None:
@@ -182,14 +187,17 @@ def _job(item: Object, store: Store, now: str) -> None:
     spec.setdefault("selector", {}).setdefault("matchLabels", {})["batch.kubernetes.io/controller-uid"] = uid
 
 
-def _daemon_set(item: Object, store: Store, now: str) -> None:
-    annotations = item["metadata"].setdefault("annotations", {})
-    annotations.setdefault("deprecated.daemonset.template.generation", "1")
-
-
 def _claim(item: Object, store: Store, now: str) -> None:
     item["metadata"].setdefault("finalizers", []).append("kubernetes.io/pvc-protection")
-    if "storageClassName" not in item["spec"]:
+    spec = item["spec"]
+    source, reference = spec.get("dataSource"), spec.get("dataSourceRef")
+    if source and not reference:
+        spec["dataSourceRef"] = dict(source)
+    elif reference and not source and not reference.get("namespace"):
+        groups = {("", "PersistentVolumeClaim"), ("snapshot.storage.k8s.io", "VolumeSnapshot")}
+        if (reference.get("apiGroup", ""), reference.get("kind")) in groups:
+            spec["dataSource"] = dict(reference)
+    if "storageClassName" not in spec:
         classes = [
             each
             for each in store.list(("storage.k8s.io", "storageclasses"))
@@ -197,7 +205,7 @@ def _claim(item: Object, store: Store, now: str) -> None:
         ]
         if classes:
             newest = max(classes, key=lambda each: each["metadata"]["creationTimestamp"])
-            item["spec"]["storageClassName"] = newest["metadata"]["name"]
+            spec["storageClassName"] = newest["metadata"]["name"]
 
 
 def _volume(item: Object, store: Store, now: str) -> None:
@@ -260,7 +268,6 @@ _PREPARE: dict[str, Callable[[Object, Store, str], None]] = {
     "Pod": _pod,
     "Namespace": _namespace,
     "Job": _job,
-    "DaemonSet": _daemon_set,
     "PersistentVolumeClaim": _claim,
     "PersistentVolume": _volume,
     "Service": _service,

@@ -184,6 +184,7 @@ def _stateful_set(item: Object) -> None:
 
 
 def _daemon_set(item: Object) -> None:
+    item["metadata"].setdefault("annotations", {}).setdefault("deprecated.daemonset.template.generation", "1")
     spec = item.setdefault("spec", {})
     _template(spec)
     _set(spec, revisionHistoryLimit=10)
@@ -268,6 +269,9 @@ def _service(item: Object) -> None:
         _set(spec, externalTrafficPolicy="Cluster")
     if spec["type"] == "LoadBalancer":
         _set(spec, allocateLoadBalancerNodePorts=True)
+    for address in item.get("status", {}).get("loadBalancer", {}).get("ingress", []):
+        if "ip" in address:
+            _set(address, ipMode="VIP")
 
 
 def _volume_object(item: Object) -> None:
@@ -284,13 +288,6 @@ def _claim_spec(spec: Object) -> None:
     for part in ("limits", "requests"):
         if part in spec["resources"]:
             spec["resources"][part] = {name: canonical(value) for name, value in spec["resources"][part].items()}
-    source, reference = spec.get("dataSource"), spec.get("dataSourceRef")
-    if source and not reference:
-        spec["dataSourceRef"] = dict(source)
-    elif reference and not source and not reference.get("namespace"):
-        groups = {("", "PersistentVolumeClaim"), ("snapshot.storage.k8s.io", "VolumeSnapshot")}
-        if (reference.get("apiGroup", ""), reference.get("kind")) in groups:
-            spec["dataSource"] = dict(reference)
 
 
 def _claim(item: Object) -> None:
@@ -359,7 +356,10 @@ def _endpoints(item: Object) -> None:
 
 
 def _node(item: Object) -> None:
+    item.setdefault("spec", {})
     status = item.setdefault("status", {})
+    _set(status, nodeInfo={}, daemonEndpoints={})
+    _set(status["daemonEndpoints"], kubeletEndpoint={})
     for name in ("capacity", "allocatable"):
         if name in status:
             status[name] = {resource: canonical(amount) for resource, amount in status[name].items()}

@@ -26,6 +26,12 @@ RETURNED = {
 }
 """Kinds of which a deletion returns the object; of the others a Status, once they are gone."""
 
+ORPHANED_JOBS = (
+    "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to remove them or set "
+    "propagationPolicy=Orphan to suppress this warning"
+)
+"""What the server says to whoever deletes a Job without a propagation policy."""
+
 # Kinds whose dependents stay unless told otherwise, for compatibility (DefaultGarbageCollectionPolicy).
 _ORPHANING = {("batch", "Job"), ("", "ReplicationController")}
 
@@ -53,8 +59,9 @@ class Wish:
         if not propagation and "orphanDependents" in body:
             propagation = "Orphan" if body["orphanDependents"] else "Background"
         if propagation not in ("", "Background", "Foreground", "Orphan"):
-            supported = ("Background", "Foreground", "Orphan")
-            cause = errors.not_supported("propagationPolicy", propagation, supported)
+            choices = 'supported values: "Foreground", "Background", "Orphan", "nil"'
+            message = f"Unsupported value: {errors.quoted(propagation)}: {choices}"
+            cause = errors.Cause("FieldValueNotSupported", message, "propagationPolicy")
             raise errors.invalid("meta.k8s.io", "DeleteOptions", "", [cause])
         preconditions = body.get("preconditions") or {}
         return cls(grace, propagation, preconditions.get("uid"), preconditions.get("resourceVersion"))

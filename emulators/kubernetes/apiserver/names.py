@@ -34,6 +34,10 @@ _QUALIFIED_WORDS = (
     "name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric "
     "character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is '" + _QUALIFIED + "')"
 )
+_KEY_WORDS = (
+    _QUALIFIED_WORDS.replace("name part must", "a valid label key must")
+    + " with an optional DNS subdomain prefix and '/' (e.g. 'example.com/MyName')"
+)
 _LABEL_VALUE_WORDS = (
     "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must start and "
     "end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or '12345', regex used for validation is '"
@@ -49,6 +53,7 @@ _CONFIG_KEY_WORDS = (
 _LABEL_NAMED = {"Namespace"}
 _PATH_NAMED = {"Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding"}
 
+_STANDARD_FINALIZERS = {"foregroundDeletion", "kubernetes", "orphan"}
 ANNOTATIONS_LIMIT = 256 * 1024
 
 
@@ -74,6 +79,8 @@ def path_segment(name: str) -> list[str]:
 
 
 def qualified_name(name: str) -> list[str]:
+    if name.count("/") > 1:
+        return [_KEY_WORDS]
     prefix, slash, last = name.rpartition("/")
     problems = []
     if slash:
@@ -101,6 +108,22 @@ def config_key(key: str) -> list[str]:
         problems.append(_CONFIG_KEY_WORDS)
     if key in (".", ".."):
         problems.append(f"must not be '{key}'")
+    return problems
+
+
+def port_name(name: str) -> list[str]:
+    """IANA service names: what names of ports must be (apimachinery util/validation.IsValidPortName)."""
+    problems = []
+    if len(name) > 15:
+        problems.append("must be no more than 15 characters")
+    if not re.fullmatch("[-a-z0-9]+", name):
+        problems.append("must contain only alpha-numeric characters (a-z, 0-9), and hyphens (-)")
+    if not re.search("[a-z]", name):
+        problems.append("must contain at least one letter (a-z)")
+    if "--" in name:
+        problems.append("must not contain consecutive hyphens")
+    if name.startswith("-") or name.endswith("-"):
+        problems.append("must not begin or end with a hyphen")
     return problems
 
 
@@ -140,6 +163,9 @@ def metadata_causes(resource: Resource, item: Object, live: Object | None) -> li
     for index, name in enumerate(metadata.get("finalizers", [])):
         field = f"metadata.finalizers[{index}]"
         found += [invalid_value(field, name, words) for words in qualified_name(name)]
+        if resource.crd is None and "/" not in name and name not in _STANDARD_FINALIZERS:
+            words = "name is neither a standard finalizer name nor is it fully qualified"
+            found.append(invalid_value(field, name, words))
     found += _owner_causes(metadata.get("ownerReferences", []))
     if live is not None and live["metadata"].get("deletionTimestamp"):
         added = sorted(set(metadata.get("finalizers", [])) - set(live["metadata"].get("finalizers", [])))

@@ -34,14 +34,9 @@ def json_patch(target: Any, operations: Any) -> Any:
         try:
             target = _operate(target, operation)
         except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise _unprocessable(operation, error) from error
+            message = "the server rejected our request due to an error in our request"
+            raise ApiError(422, "Invalid", message, {}) from error
     return target
-
-
-def _unprocessable(operation: Any, error: Exception) -> ApiError:
-    message = "the server rejected our request due to an error in our request"
-    cause = {"message": f"{operation}: {type(error).__name__}: {error}"}
-    return ApiError(422, "Invalid", message, {"causes": [cause]})
 
 
 def _operate(target: Any, operation: dict[str, Any]) -> Any:

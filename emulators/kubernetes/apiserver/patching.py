@@ -20,19 +20,19 @@ JSON, MERGE = "application/json-patch+json", "application/merge-patch+json"
 STRATEGIC, APPLY = "application/strategic-merge-patch+json", "application/apply-patch+yaml"
 
 
-def parse(body: bytes, content_type: str) -> Any:
-    """A body as JSON, or YAML where it says so. Raises ApiError 400 and 415."""
+def parse(body: bytes, content_type: str, kind: str) -> Any:
+    """An object's body (of `kind`, for messages) as JSON, or YAML where it says so. Raises ApiError 400 and 415."""
     if content_type not in ("", "application/json", "application/yaml", "*/*"):
-        supported = ["application/json", "application/yaml"]
-        raise errors.unsupported_media_type(supported)
-    return _yaml(body) if content_type == "application/yaml" else _json(body)
-
-
-def _json(body: bytes) -> Any:
+        raise errors.unsupported_media_type(["application/json", "application/yaml"])
+    if content_type == "application/yaml":
+        return _yaml(body)
     try:
-        return json.loads(body or b"{}")
+        return json.loads(body)
     except ValueError as error:
-        raise errors.bad_request(f"couldn't get version/kind; json parse error: {error}") from error
+        raise errors.bad_request(
+            f"the object provided is unrecognized (must be of type {kind}): couldn't get version/kind; json parse "
+            f"error: {error} ({body[:50].decode(errors='replace') or '<empty>'})"
+        ) from error
 
 
 def _yaml(body: bytes) -> Any:
@@ -76,7 +76,7 @@ def patch(
     """The patched object (or Scale) and whether it is new. Raises ApiError."""
     supported = [JSON, MERGE, APPLY] if resource.crd is not None else [JSON, MERGE, STRATEGIC, APPLY]
     if content_type not in supported:
-        raise errors.unsupported_media_type(supported)
+        raise ApiError(415, "UnsupportedMediaType", "415: Unsupported Media Type", {})
     if content_type == APPLY:
         return _apply(storage, resource, namespace, name, subresource, _yaml(body), query, options)
     if "force" in query:
@@ -100,7 +100,7 @@ def patch(
         return scale.change(storage, resource, live, patched, options), False
     _keep_identity(patched, resource, name)
     item = _decoded(storage, resource, patched, changes, options)
-    return storage.replace(resource, live, item, options, subresource), False
+    return storage.replace(resource, live, item, options, subresource, is_patch=True), False
 
 
 def _keep_identity(patched: Any, resource: Resource, name: str) -> None:
@@ -149,7 +149,7 @@ def _apply(
     if subresource == "scale":
         live = storage.live(resource, namespace, name)
         return scale.change(storage, resource, live, body, options), False
-    applied = _typed(resource, namespace, name, body)
+    applied = _typed(storage, resource, namespace, name, body)
     force = query.get("force") in ("true", "1")
     schema, writer = storage.stored_schema(resource), storage.writer(resource, options, subresource)
     found = storage.store.get(resource.storage_key, applied["metadata"].get("namespace", ""), name)
@@ -160,14 +160,19 @@ def _apply(
         made = apply.apply(schema, empty, applied, writer, force)
         return storage.insert(resource, copied(made), lambda new: None, options), True
     merged = apply.apply(schema, found, applied, writer, force)
-    return storage.replace(resource, found, copied(merged), options, subresource, own=lambda new: None), False
+    return storage.replace(
+        resource, found, copied(merged), options, subresource, own=lambda new: None, is_patch=True
+    ), False
 
 
-def _typed(resource: Resource, namespace: str, name: str, body: Any) -> Object:
+def _typed(storage: Storage, resource: Resource, namespace: str, name: str, body: Any) -> Object:
     """An applied configuration in the stored version. Raises ApiError for what does not fit the schema."""
     if not isinstance(body, dict):
         raise errors.bad_request("error decoding YAML: the patch is no object")
-    version, kind = body.get("apiVersion"), body.get("kind")
+    version, kind = str(body.get("apiVersion")), body.get("kind")
+    group, _, number = version.rpartition("/")
+    if all((made.group, made.version, made.kind) != (group, number, kind) for made in storage.resources):
+        raise errors.bad_request(f"invalid object type: {version}, Kind={kind}")
     if version != resource.api_version:
         raise errors.bad_request(
             f"Incorrect version specified in apply patch. Specified patch version: {version}, expected: "
@@ -184,7 +189,8 @@ def _typed(resource: Resource, namespace: str, name: str, body: Any) -> Object:
         raise errors.bad_request(
             "the namespace of the provided object does not match the namespace sent on the request"
         )
-    where = f"{namespace}/{name}; {resource.api_version}, Kind={resource.kind}"
+    given = (body.get("metadata") or {}).get("namespace") or ""
+    where = f"{given}/{name}; {resource.api_version}, Kind={resource.kind}"
     unknown: list[str] = []
     problems: list[str] = []
     try:
@@ -195,6 +201,5 @@ def _typed(resource: Resource, namespace: str, name: str, body: Any) -> Object:
         problems.append(f".{wrong.path}: expected {wanted}, got {json_type(wrong.value)}")
     problems += [f".{path}: field not declared in schema" for path in unknown]
     if problems:
-        text = problems[0] if len(problems) == 1 else "errors:\n" + "\n".join(f"  {line}" for line in problems)
-        raise ApiError(500, "", f"failed to create typed patch object ({where}): {text}")
+        raise ApiError(500, "", f"failed to create typed patch object ({where}): {problems[0]}")
     return kept(resource, item)

@@ -9,6 +9,7 @@ from emulators.kubernetes.apiserver import errors
 from emulators.kubernetes.apiserver.deletion import Wish
 from emulators.kubernetes.apiserver.resources import Resource
 from emulators.kubernetes.apiserver.schema import copied
+from emulators.kubernetes.apiserver.selectors import selects
 from emulators.kubernetes.apiserver.storage import Storage, now
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ def _spend_budget(storage: Storage, pod: Object, dry_run: bool) -> None:
     budgets = [
         budget
         for budget in storage.store.list(key, pod["metadata"]["namespace"])
-        if _selects(budget["spec"].get("selector"), labels)
+        if selects(budget["spec"].get("selector"), labels)
     ]
     if not budgets:
         return
@@ -176,21 +177,3 @@ def _spend_budget(storage: Storage, pod: Object, dry_run: bool) -> None:
     message = "Cannot evict pod as it would violate the pod's disruption budget."
     details = {"causes": [{"reason": "DisruptionBudget", "message": why}]}
     raise errors.ApiError(429, "TooManyRequests", message, details)
-
-
-def _selects(selector: Object | None, labels: dict[str, str]) -> bool:
-    if selector is None:
-        return False
-    if any(labels.get(name) != value for name, value in selector.get("matchLabels", {}).items()):
-        return False
-    return all(_holds(each, labels) for each in selector.get("matchExpressions", []))
-
-
-def _holds(expression: Object, labels: dict[str, str]) -> bool:
-    name, values = expression["key"], expression.get("values", [])
-    return {
-        "In": labels.get(name) in values,
-        "NotIn": labels.get(name) not in values,
-        "Exists": name in labels,
-        "DoesNotExist": name not in labels,
-    }[expression["operator"]]

@@ -93,11 +93,16 @@ class Form:
                 "metadata": metadata,
                 "items": [tables.partial(shown) for _, shown in pairs],
             }
+        shown_items = [shown for _, shown in pairs]
+        if self.resource.crd is None:
+            # Typed lists of the real server do not repeat kind and version in their items.
+            omitted = ("kind", "apiVersion")
+            shown_items = [{name: part for name, part in item.items() if name not in omitted} for item in shown_items]
         return {
             "kind": f"{self.resource.kind}List",
             "apiVersion": self.resource.api_version,
             "metadata": metadata,
-            "items": [shown for _, shown in pairs],
+            "items": shown_items,
         }
 
 

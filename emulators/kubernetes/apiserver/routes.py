@@ -12,9 +12,9 @@ from typing import Any
 
 from emulators.kubernetes.apiserver import discovery, errors, openapi, patching, pods, reviews, scale
 from emulators.kubernetes.apiserver.conversion import served
-from emulators.kubernetes.apiserver.deletion import RETURNED, Wish
+from emulators.kubernetes.apiserver.deletion import ORPHANED_JOBS, RETURNED, Wish
 from emulators.kubernetes.apiserver.reading import Form, Watch, listing, selection
-from emulators.kubernetes.apiserver.resources import Resource, subresource_verbs
+from emulators.kubernetes.apiserver.resources import SUBRESOURCE_KINDS, Resource, subresource_verbs
 from emulators.kubernetes.apiserver.storage import Options, Storage
 from emulators.kubernetes.apiserver.tokens import Tokens, User
 
@@ -33,6 +33,8 @@ class Call:
     user: User
     server: str
     """Host and port that the client speaks to."""
+    warnings: list[str] = field(default_factory=list)
+    """What is to be said beside the answer, whether it is a success or not."""
 
     @property
     def accept(self) -> str:
@@ -42,9 +44,9 @@ class Call:
     def content_type(self) -> str:
         return self.headers.get("Content-Type", "").partition(";")[0].strip()
 
-    def parsed(self) -> Any:
-        """The body, JSON or YAML; an empty object where there is none. Raises ApiError 400 and 415."""
-        return patching.parse(self.body, self.content_type)
+    def parsed(self, kind: str) -> Any:
+        """The body, JSON or YAML, which is to be of `kind`. Raises ApiError 400 and 415."""
+        return patching.parse(self.body, self.content_type, kind)
 
 
 @dataclass
@@ -70,7 +72,6 @@ class Answer:
     body: Any
     status: int = 200
     content_type: str = "application/json"
-    warnings: list[str] = field(default_factory=list)
     extra_headers: dict[str, str] = field(default_factory=dict)
 
 
@@ -135,6 +136,8 @@ class Routes:
             or (needs_namespace and target.verb not in ("list", "watch"))
         ):
             raise errors.method_not_allowed()
+        if resource.kind == "Endpoints":
+            call.warnings.append("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice")
         if target.subresource in ("log", "binding", "eviction", "token"):
             return self._part(call, target)
         handler: dict[str, Callable[[Call, Target], Answer]] = {
@@ -216,12 +219,11 @@ class Routes:
             cause = errors.not_supported("fieldValidation", validation, supported)
             raise errors.invalid("meta.k8s.io", kind, "", [cause])
         manager = query.get("fieldManager") or call.headers.get("User-Agent", "").split("/")[0] or "unknown"
-        return Options(manager[:128], bool(dry_run), validation)
+        return Options(manager[:128], bool(dry_run), validation, call.warnings)
 
-    def _shown(self, call: Call, target: Target, item: Object, status: int = 200, warnings: Any = ()) -> Answer:
+    def _shown(self, call: Call, target: Target, item: Object, status: int = 200) -> Answer:
         form = Form(target.resource, call.accept, dict(call.query))
-        body = item if form.sort == "object" else form.one(item)
-        return Answer(body, status, warnings=list(warnings))
+        return Answer(item if form.sort == "object" else form.one(item), status)
 
     def _get(self, call: Call, target: Target) -> Answer:
         live = self.storage.live(target.resource, target.namespace, target.name)
@@ -240,27 +242,27 @@ class Routes:
     def _create(self, call: Call, target: Target) -> Answer:
         options = self._options(call, "CreateOptions")
         if target.resource.kind in reviews.KINDS:
-            body = reviews.review(target.resource, call.parsed(), call.user, self.tokens)
+            body = reviews.review(target.resource, call.parsed(target.resource.kind), call.user, self.tokens)
             return Answer(body, 201)
         if target.resource.kind == "Binding":
-            binding = call.parsed()
+            binding = call.parsed("Binding")
             resource = self.resources.find("", "v1", "pods")
             assert resource is not None
             pod = self.storage.live(resource, target.namespace, str((binding.get("metadata") or {}).get("name")))
             return Answer(pods.bind(self.storage, resource, pod, binding), 201)
-        made = self.storage.create(target.resource, target.namespace, call.parsed(), options)
-        return self._shown(call, target, made, 201, options.warnings)
+        made = self.storage.create(target.resource, target.namespace, call.parsed(target.resource.kind), options)
+        return self._shown(call, target, made, 201)
 
     def _update(self, call: Call, target: Target) -> Answer:
         options = self._options(call, "UpdateOptions")
         resource = target.resource
         if target.subresource == "scale":
             live = self.storage.live(resource, target.namespace, target.name)
-            return Answer(scale.change(self.storage, resource, live, call.parsed(), options))
+            return Answer(scale.change(self.storage, resource, live, call.parsed("Scale"), options))
         made, is_new = self.storage.update(
-            resource, target.namespace, target.name, call.parsed(), options, target.subresource
+            resource, target.namespace, target.name, call.parsed(resource.kind), options, target.subresource
         )
-        return self._shown(call, target, made, 201 if is_new else 200, options.warnings)
+        return self._shown(call, target, made, 201 if is_new else 200)
 
     def _patch(self, call: Call, target: Target) -> Answer:
         options = self._options(call, "PatchOptions")
@@ -277,13 +279,15 @@ class Routes:
         )
         if target.subresource == "scale":
             return Answer(made)
-        return self._shown(call, target, made, 201 if is_new else 200, options.warnings)
+        return self._shown(call, target, made, 201 if is_new else 200)
 
     def _delete(self, call: Call, target: Target) -> Answer:
         options = self._options(call, "DeleteOptions")
-        resource, body = target.resource, call.parsed() if call.body else {}
-        live = self.storage.live(resource, target.namespace, target.name)
+        resource, body = target.resource, call.parsed("DeleteOptions") if call.body else {}
         wish = Wish.of(body, dict(call.query))
+        live = self.storage.live(resource, target.namespace, target.name)
+        if (resource.group, resource.kind) == ("batch", "Job") and not wish.propagation:
+            call.warnings.append(ORPHANED_JOBS)
         dry_run = options.dry_run or body.get("dryRun") == ["All"]
         item, gone = self.storage.delete(resource, live, wish, dry_run)
         if not gone or resource.kind in RETURNED:
@@ -300,7 +304,7 @@ class Routes:
 
     def _delete_collection(self, call: Call, target: Target) -> Answer:
         options = self._options(call, "DeleteOptions")
-        resource, body = target.resource, call.parsed() if call.body else {}
+        resource, body = target.resource, call.parsed("DeleteOptions") if call.body else {}
         wish = Wish.of(body, dict(call.query))
         matches = selection(resource, dict(call.query))
         found = [item for item in self.storage.store.list(resource.storage_key, target.namespace) if matches(item)]
@@ -315,7 +319,7 @@ class Routes:
         if target.subresource == "log":
             url = pods.log_url(self.storage, live, dict(call.query))
             return Answer(LogStream(url, live)) if url else Answer("", 204, "text/plain")
-        options, body = self._options(call, "CreateOptions"), call.parsed()
+        options, body = self._options(call, "CreateOptions"), call.parsed(SUBRESOURCE_KINDS[target.subresource][2])
         if target.subresource == "token":
             return Answer(reviews.token_request(live, body, self.tokens), 201)
         if target.subresource == "binding":

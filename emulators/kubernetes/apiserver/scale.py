@@ -7,6 +7,7 @@ from typing import Any
 from emulators.kubernetes.apiserver import errors
 from emulators.kubernetes.apiserver.resources import Resource
 from emulators.kubernetes.apiserver.schema import copied
+from emulators.kubernetes.apiserver.selectors import selector_text
 from emulators.kubernetes.apiserver.storage import Options, Storage
 
 Object = dict[str, Any]
@@ -25,15 +26,6 @@ def _read(item: Object, path: str) -> Any:
     for part in path.strip(".").split("."):
         value = value.get(part) if isinstance(value, dict) else None
     return value
-
-
-def selector_text(selector: Object) -> str:
-    """A label selector as the query parameter writes it."""
-    parts = [f"{name}={value}" for name, value in sorted(selector.get("matchLabels", {}).items())]
-    words = {"In": "{0} in ({1})", "NotIn": "{0} notin ({1})", "Exists": "{0}", "DoesNotExist": "!{0}"}
-    for each in selector.get("matchExpressions", []):
-        parts.append(words[each["operator"]].format(each["key"], ",".join(sorted(each.get("values", [])))))
-    return ",".join(parts)
 
 
 def shown(resource: Resource, item: Object) -> Object:

@@ -8,11 +8,13 @@ server's decoder does: it refuses wrong types, drops nulls and reports unknown f
 from __future__ import annotations
 
 import json
+import re
 from functools import cache, cached_property
 from importlib import resources as package_files
 from typing import Any
 
 from emulators.kubernetes.apiserver.errors import ApiError, bad_request
+from emulators.kubernetes.apiserver.quantities import QUANTITY_WORDS, parsed
 
 DEFINITIONS_VERSION = "1.35.0"
 
@@ -32,7 +34,7 @@ def definitions() -> dict[str, dict[str, Any]]:
 
 @cache
 def builtin(name: str) -> Schema:
-    return Schema(definitions()[name])
+    return Schema(definitions()[name], name.rpartition(".")[2])
 
 
 class Schema:
@@ -41,8 +43,11 @@ class Schema:
     `kind` is `map`, `list`, `scalar`, or `any` where the schema says nothing (merging then goes by the value).
     """
 
-    def __init__(self, raw: dict[str, Any]):
+    def __init__(self, raw: dict[str, Any], name: str = ""):
+        self.name = name
+        """Go's name of the struct, for messages; empty where the schema is inline."""
         while "$ref" in raw:
+            self.name = raw["$ref"].rpartition(".")[2]
             beside = {key: value for key, value in raw.items() if key not in ("$ref", "description")}
             raw = {**definitions()[raw["$ref"].rpartition("/")[2]], **beside}
         self.raw = raw
@@ -128,7 +133,6 @@ _PYTHON_TYPES: dict[str, tuple[type, ...]] = {
     "integer": (int,),
     "number": (int, float),
 }
-_GO_TYPES = {"object": "map", "array": "slice", "string": "string", "boolean": "bool", "integer": "int32"}
 
 
 def fits(value: Any, types: list[str]) -> bool:
@@ -149,30 +153,58 @@ def json_type(value: Any) -> str:
 
 
 class WrongType(Exception):
-    """A value that the schema's type cannot hold."""
+    """A value that the schema of a field cannot hold."""
 
-    def __init__(self, path: str, value: Any, types: list[str]):
+    def __init__(self, path: str, value: Any, schema: Schema, owner: str):
         super().__init__(path)
-        self.path, self.value, self.types = path, value, types
+        self.path, self.value, self.types = path, value, schema.types
+        self._schema, self._owner = schema, owner
 
     def as_bad_request(self, kind: str, version: str) -> ApiError:
         """As the decoder of built-in kinds words it."""
-        wanted = next((name for name in self.types if name != "null"), "")
         return bad_request(
             f'{kind} in version "{version}" cannot be handled as a {kind}: json: cannot unmarshal '
-            f"{json_type(self.value)} into Go struct field {kind}.{self.path} of type {_GO_TYPES.get(wanted, wanted)}"
+            f"{json_type(self.value)} into Go struct field {self._owner}.{self.path} of type {_go_type(self._schema)}"
         )
 
 
-def decode(schema: Schema, value: Any, unknown: list[str], path: str = "") -> Any:
+def _go_type(schema: Schema) -> str:
+    wanted = next((name for name in schema.types if name != "null"), "")
+    if wanted == "array":
+        return "[]" + _go_type(schema.element)
+    if schema.kind == "map" and not schema.fields:
+        return "map[string]" + _go_type(schema.element)
+    if wanted == "object":
+        return f"v1.{schema.name}"
+    return {"boolean": "bool", "integer": schema.raw.get("format", "int32")}.get(wanted, wanted)
+
+
+class Undecodable(Exception):
+    """A text that is not what its Go type reads: a quantity, base64."""
+
+    def as_bad_request(self, kind: str, version: str) -> ApiError:
+        return bad_request(f'{kind} in version "{version}" cannot be handled as a {kind}: {self}')
+
+
+def _check_text(schema: Schema, value: Any) -> None:
+    if schema.name == "Quantity" and parsed(value) is None:
+        raise Undecodable(QUANTITY_WORDS)
+    if schema.raw.get("format") == "byte" and isinstance(value, str):
+        bad = re.search(r"[^A-Za-z0-9+/=\r\n]", value)
+        if bad or len(re.sub(r"\s", "", value)) % 4:
+            raise Undecodable(f"illegal base64 data at input byte {bad.start() if bad else len(value)}")
+
+
+def decode(schema: Schema, value: Any, unknown: list[str], path: str = "", owner: str = "") -> Any:
     """`value` without nulls and without the fields that the schema does not have; their paths go to `unknown`.
 
-    Raises WrongType for a value that Go could not decode into the field.
+    Raises WrongType and Undecodable for a value that Go could not decode into the field.
     """
     if not fits(value, schema.types):
-        raise WrongType(path, value, schema.types)
+        raise WrongType(path, value, schema, owner)
+    _check_text(schema, value)
     if isinstance(value, list) and schema.kind == "list":
-        return [decode(schema.element, item, unknown, f"{path}[{index}]") for index, item in enumerate(value)]
+        return [decode(schema.element, item, unknown, f"{path}[{index}]", owner) for index, item in enumerate(value)]
     if not isinstance(value, dict) or schema.kind != "map":
         return value
     decoded = {}
@@ -181,12 +213,22 @@ def decode(schema: Schema, value: Any, unknown: list[str], path: str = "") -> An
         field = f"{path}.{name}" if path else name
         if name not in schema.fields and not open_ended:
             unknown.append(field)
+        elif item in ([], {}) and schema.name and _is_left_out(schema, name):
+            continue
         elif item is not None:
-            decoded[name] = decode(schema.of(name), item, unknown, field)
+            decoded[name] = decode(schema.of(name), item, unknown, field, schema.name or owner)
         elif name not in schema.fields:
             # A null value of an open map decodes to the element's zero value: "" for labels and their like.
             decoded[name] = "" if "string" in schema.of(name).types else None
     return decoded
+
+
+def _is_left_out(schema: Schema, name: str) -> bool:
+    """Whether Go leaves an empty value of the field out when it encodes (`omitempty`): lists and maps, not structs."""
+    field = schema.of(name)
+    return name not in schema.raw.get("required", []) and (
+        field.kind == "list" or (field.kind == "map" and not field.fields)
+    )
 
 
 def fill_required(schema: Schema, value: Any) -> Any:

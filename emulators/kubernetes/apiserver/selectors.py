@@ -132,3 +132,17 @@ def field_selector(text: str, storage_key: tuple[str, str], selectable: tuple[st
         return all((field_value(item, path) == value) == equal for path, equal, value in requirements)
 
     return matches
+
+
+def selector_text(selector: dict[str, Any]) -> str:
+    """A LabelSelector object as the query parameter writes it."""
+    parts = [f"{name}={value}" for name, value in sorted(selector.get("matchLabels", {}).items())]
+    words = {"In": "{0} in ({1})", "NotIn": "{0} notin ({1})", "Exists": "{0}", "DoesNotExist": "!{0}"}
+    for each in selector.get("matchExpressions", []):
+        parts.append(words[each["operator"]].format(each["key"], ",".join(sorted(each.get("values", [])))))
+    return ",".join(parts)
+
+
+def selects(selector: dict[str, Any] | None, labels: dict[str, str]) -> bool:
+    """Whether a LabelSelector object selects `labels`; None selects nothing, an empty one everything."""
+    return selector is not None and label_selector(selector_text(selector))({"metadata": {"labels": labels}})

@@ -39,6 +39,7 @@ class Record:
     """One request on its way into the log."""
 
     def __init__(self, request: web.Request):
+        self.warnings: list[str] = []
         self.entry: dict[str, Any] = {
             "time": time.time(),
             "method": request.method,
@@ -106,7 +107,8 @@ class Server:
         if user is None and segments[0] not in ANYBODY:
             raise errors.unauthorized()
         user = user or User("system:anonymous")
-        call = Call(request.method, segments, request.query, request.headers, body, user, request.host)
+        headers, warnings = request.headers, record.warnings
+        call = Call(request.method, segments, request.query, headers, body, user, request.host, warnings)
         target = self.routes.target(call)
         record.aims_at(target)
         if fault and fault.action == "status":
@@ -136,7 +138,7 @@ class Server:
         data = text.encode()
         headers = {"Content-Type": answer.content_type, "Cache-Control": "no-cache, private", **answer.extra_headers}
         response = web.Response(status=answer.status, body=data, headers=headers)
-        for warning in answer.warnings:
+        for warning in record.warnings:
             response.headers.add("Warning", f"299 - {json.dumps(warning)}")
         record.entry |= {"status": answer.status, "bytes_out": len(data)}
         # Before the answer, so that who has the answer finds its entry.

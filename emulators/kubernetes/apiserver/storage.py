@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from emulators.kubernetes.apiserver import creation, custom, deletion, errors, validation
+from emulators.kubernetes.apiserver import creation, custom, deletion, errors, names, validation
 from emulators.kubernetes.apiserver.apply import Writer, record_update
 from emulators.kubernetes.apiserver.conversion import kept, served
 from emulators.kubernetes.apiserver.defaults import apply_defaults
 from emulators.kubernetes.apiserver.errors import ApiError
 from emulators.kubernetes.apiserver.resources import Resource, Resources
-from emulators.kubernetes.apiserver.schema import Schema, WrongType, copied, decode, fill_required
+from emulators.kubernetes.apiserver.schema import Schema, Undecodable, WrongType, copied, decode, fill_required
 from emulators.kubernetes.apiserver.store import Store
 
 Object = dict[str, Any]
@@ -116,24 +116,34 @@ class Storage:
         if not isinstance(body, dict):
             raise errors.bad_request(f"the object provided is unrecognized (must be of type {resource.kind})")
         kind, version = body.get("kind") or resource.kind, body.get("apiVersion") or resource.api_version
-        if kind != resource.kind:
-            raise errors.bad_request(
-                f'{kind} in version "{version.rpartition("/")[2]}" cannot be handled as a {resource.kind}: '
-                f"no kind {kind!r} is served at this path"
-            )
-        if version != resource.api_version:
-            raise errors.bad_request(
-                f"the API version in the data ({version}) does not match the expected API version "
-                f"({resource.api_version})"
-            )
+        if (kind, version) != (resource.kind, resource.api_version):
+            raise self._mistaken(resource, str(kind), str(version))
         body = {**body, "kind": kind, "apiVersion": version, "metadata": body.get("metadata") or {}}
         unknown: list[str] = []
         try:
             item = decode(resource.schema, body, unknown)
         except WrongType as wrong:
             raise custom.wrong_type(resource, body, wrong) from wrong
+        except Undecodable as wrong:
+            raise wrong.as_bad_request(resource.kind, resource.version) from wrong
         self.judge_unknown(resource, unknown, options)
         return kept(resource, item)
+
+    def _mistaken(self, resource: Resource, kind: str, version: str) -> ApiError:
+        """What is said to an object of another kind or version than the path's."""
+        if resource.crd is not None:
+            if kind == resource.kind:
+                text = f"the API version in the data ({version}) does not match the expected API version "
+                return errors.bad_request(text + f"({resource.api_version})")
+            text = f"the kind in the data ({kind}) does not match the expected kind ({resource.kind})"
+            return errors.bad_request(text)
+        group, _, number = version.rpartition("/")
+        if any((made.group, made.version, made.kind) == (group, number, kind) for made in self.resources):
+            home = resource.group.partition(".")[0] or "core"
+            why = f"converting ({number}.{kind}) to ({home}.{resource.kind}): unknown conversion"
+        else:
+            why = f'no kind "{kind}" is registered for version "{version}" in scheme "pkg/runtime/scheme.go:111"'
+        return errors.bad_request(f'{kind} in version "{number}" cannot be handled as a {resource.kind}: {why}')
 
     def judge_unknown(self, resource: Resource, unknown: list[str], options: Options) -> None:
         """Refuses unknown fields, or warns of them, as `fieldValidation` says."""
@@ -196,7 +206,7 @@ class Storage:
         live = self.live(resource, namespace, name)
         if not item["metadata"].get("resourceVersion") and (resource.crd is not None or resource.kind in _CONDITIONAL):
             cause = errors.invalid_value("metadata.resourceVersion", 0, "must be specified for an update")
-            raise errors.invalid(resource.group, resource.kind, name, [cause])
+            raise errors.invalid(resource.group, resource.plural, name, [cause])
         return self.replace(resource, live, item, options, subresource), False
 
     def replace(
@@ -207,9 +217,10 @@ class Storage:
         options: Options,
         subresource: str = "",
         own: Callable[[Object], None] | None = None,
+        is_patch: bool = False,
     ) -> Object:
         """Stores `item` (decoded) in the place of `live`; `own` writes its managedFields (default: an Update's)."""
-        self._check_preconditions(resource, live, item)
+        self._check_preconditions(resource, live, item, is_patch)
         item = self._isolated(resource, live, item, subresource)
         before, metadata = live["metadata"], item["metadata"]
         for fixed in ("uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation"):
@@ -223,8 +234,10 @@ class Storage:
             self.own(resource, live, item, options, subresource)
         if resource.kind == "Service" and resource.crd is None and not subresource:
             creation.allocate_service(item, live, self.store)
+        if resource.kind == "Pod" and resource.crd is None and not subresource:
+            creation.tolerate_unready_nodes(item["spec"])
         item = self._encoded(resource, item)
-        if _wanted(resource, item) != _wanted(resource, live) and "generation" in before:
+        if subresource != "status" and "generation" in before and _wanted(resource, item) != _wanted(resource, live):
             metadata["generation"] = before["generation"] + 1
         self._refuse_invalid(resource, item, live, subresource)
         metadata["resourceVersion"] = before["resourceVersion"]
@@ -250,10 +263,13 @@ class Storage:
             custom.withdraw(item, self.store, self.resources)
         return self.store.delete(resource.storage_key, item)
 
-    def _check_preconditions(self, resource: Resource, live: Object, item: Object) -> None:
+    def _check_preconditions(self, resource: Resource, live: Object, item: Object, is_patch: bool) -> None:
         before, metadata = live["metadata"], item["metadata"]
         name = before["name"]
         if metadata.get("uid") not in (None, "", before["uid"]):
+            if is_patch:
+                cause = errors.invalid_value("metadata.uid", metadata["uid"], "field is immutable")
+                raise errors.invalid(resource.group, resource.kind, name, [cause])
             key = "/".join(filter(None, ("/registry", *resource.storage_key, before.get("namespace"), name)))
             raise errors.conflict(
                 resource.group,
@@ -273,10 +289,10 @@ class Storage:
                 metadata = {**live["metadata"], "managedFields": item["metadata"].get("managedFields")}
                 metadata = {name: value for name, value in metadata.items() if value is not None}
             else:
-                for name in ("labels", "ownerReferences", "finalizers"):
-                    metadata.pop(name, None)
-                    if name in live["metadata"]:
-                        metadata[name] = copied(live["metadata"][name])
+                kept_name = {"Deployment": "labels", "Pod": "ownerReferences"}.get(resource.kind, "")
+                metadata.pop(kept_name, None)
+                if kept_name in live["metadata"]:
+                    metadata[kept_name] = copied(live["metadata"][kept_name])
             whole = copied({name: value for name, value in live.items() if name not in ("metadata", "status")})
             whole = {**whole, "metadata": metadata}
             return {**whole, "status": item["status"]} if "status" in item else whole
@@ -301,6 +317,9 @@ class Storage:
         if marked is None:
             return served(resource, live), False
         gone = deletion.is_finished(marked)
+        if gone and resource.kind != "Pod":
+            # What goes at once never carries the marks of a deletion.
+            marked = live
         if dry_run:
             return served(resource, marked), gone
         if gone:
@@ -325,7 +344,11 @@ class Storage:
 
     def _encoded(self, resource: Resource, item: Object) -> Object:
         """As Go encodes a built-in kind: required scalars are there even when nobody set them."""
-        if resource.crd is not None or "status" not in item:
+        if resource.crd is not None:
+            return item
+        if resource.kind == "Event":
+            return {"source": {}, "reportingComponent": "", "reportingInstance": "", **item}
+        if "status" not in item:
             return item
         status: Object = fill_required(self.stored_schema(resource).of("status"), item["status"])
         return {**item, "status": status}
@@ -336,7 +359,11 @@ class Storage:
             ignored = ("spec", "metadata") if resource.crd is not None else ("spec",)
         elif "status" in resource.subresources:
             ignored = ("status",)
-        return Writer(options.manager, resource.storage_version, subresource, now(), ignored)
+        # The scale handler of the real server leaves no time.
+        moment = "" if subresource == "scale" else now()
+        return Writer(
+            options.manager, resource.storage_version, subresource, moment, ignored, custom=resource.crd is not None
+        )
 
     def own(
         self, resource: Resource, live: Object | None, item: Object, options: Options, subresource: str = ""
@@ -345,7 +372,7 @@ class Storage:
 
     def _refuse_invalid(self, resource: Resource, item: Object, live: Object | None, subresource: str = "") -> None:
         if resource.crd is not None:
-            causes = validation.metadata_causes(resource, item, live) + custom.causes(resource, served(resource, item))
+            causes = names.metadata_causes(resource, item, live) + custom.causes(resource, served(resource, item))
         else:
             causes = validation.causes(resource, item, live, subresource)
         if causes:
