@@ -1,7 +1,7 @@
 """Strategic merge patches, as kubectl applies them: maps merge, a list's items merge by their key, null deletes.
 
 Lists without a key are replaced whole, tolerations and args among them, as the Kubernetes API says. Directives:
-`$patch: delete` and `$patch: replace`.
+`$patch: replace` and `$patch: delete`; the latter says in a map what null says.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ MERGE_KEYS = {
     "topologySpreadConstraints": "topologyKey",
 }
 """List field → the key of its items (`x-kubernetes-patch-merge-key` of the API's schema)."""
+DELETE = {"$patch": "delete"}
+"""Deletes the field that it is the value of."""
 _PORT_KEYS = {"Service": "port"}
 """A Service's ports go by `port`; a container's by `containerPort`."""
 
@@ -40,14 +42,12 @@ def _merge(old: Any, new: Any, keys: dict[str, str], where: str) -> Any:
     unknown = {key for key in new if key.startswith("$")} - {"$patch"}
     if unknown or directive not in (None, "replace", "delete", "merge"):
         raise RequestError(f"patches: {where}: {', '.join(sorted(unknown)) or f'$patch: {directive}'} is not supported")
-    if directive == "delete":
-        raise RequestError(f"patches: {where}: $patch: delete works on items of lists; null deletes a field")
     changes = {key: value for key, value in new.items() if key != "$patch"}
     if not isinstance(old, dict) or directive == "replace":
         old = {}
     merged = copy.deepcopy(old)
     for key, value in changes.items():
-        if value is None:
+        if value in (None, DELETE):
             merged.pop(key, None)
         elif isinstance(value, list) and key in keys and all(isinstance(item, dict) for item in value):
             merged[key] = _merge_list(merged.get(key) or [], value, keys, f"{where}.{key}", keys[key])

@@ -270,6 +270,12 @@ class Settings(Section):
         # The pipeline language knows floats alone: a struct's 3 comes back as 3.0, in patches too.
         return _integral(values)
 
+    @field_validator("patches", mode="before")
+    @classmethod
+    def _deletions_have_no_null(cls, patches: Any) -> Any:
+        # A struct of the pipeline language cannot hold null.
+        return _without_null(patches)
+
     @field_validator("patches")
     @classmethod
     def _patches_are_patches(cls, patches: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -322,12 +328,23 @@ class Settings(Section):
         if not self.pipeline_root:
             object.__setattr__(self, "pipeline_root", f"gs://{self.bucket}/pipelines")
 
+    def as_struct(self) -> dict[str, Any]:
+        """The settings as a pipeline parameter: plain values; a struct of kfp cannot hold null, which is left out."""
+        return self.model_dump(mode="json", exclude_none=True)
+
     @classmethod
     def from_parameters(cls, rest: dict[str, Any], **explicit: Any) -> Settings:
         """Settings from pipeline parameters: the struct `rest` and the explicit fields. Raises RequestError."""
         from components.settings.reading import validated
 
         return validated(cls, {**rest, **explicit})
+
+
+def _without_null(value: Any) -> Any:
+    """The patch with its nulls as the directive that means the same."""
+    if isinstance(value, dict):
+        return {key: {"$patch": "delete"} if item is None else _without_null(item) for key, item in value.items()}
+    return [_without_null(item) for item in value] if isinstance(value, list) else value
 
 
 def _integral(value: Any) -> Any:

@@ -9,9 +9,20 @@ import pytest
 
 from components import identity, render
 from components.errors import RequestError
+from components.release import Release
 from components.settings import EXPLICIT, Settings, validated
 
 BASE: dict[str, Any] = {"scenario": "gcs-fuse", "project": "demo-project", "bucket": "demo-bucket"}
+
+
+RELEASE = Release(
+    run_id="run-1",
+    model="google/gemma-3-4b-it",
+    commit="c" * 40,
+    weights_key="0123456789abcdef",
+    weights_uri="gs://demo-bucket/models/google/gemma-3-4b-it/0123456789abcdef",
+    generation="g0123456789",
+)
 
 
 def settings(**changes: Any) -> Settings:
@@ -64,6 +75,15 @@ def test_integers_that_became_floats_are_integers_again_and_name_the_same_genera
     assert generation_of(after) == generation_of(before)
     assert after.serving.replicas == 3
     assert type(after.patches[0]["spec"]["template"]["spec"]["priority"]) is int
+
+
+def test_a_patch_may_delete_and_still_travels_as_a_struct():
+    config = settings(patches=[{"kind": "Deployment", "spec": {"template": {"spec": {"tolerations": None}}}}])
+    struct = json.dumps(config.as_struct())
+    assert "null" not in struct
+    assert validated(Settings, json.loads(struct)) == config
+    spec = render.render(config, RELEASE).generation[-1]["spec"]["template"]["spec"]
+    assert "tolerations" not in spec
 
 
 def test_what_changes_in_place_keeps_the_generation():

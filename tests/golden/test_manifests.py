@@ -1,0 +1,188 @@
+"""Rendered manifests: compared with golden files both ways, and judged by the API's own schemas.
+
+`make golden` writes them again.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+
+import emulators
+from components import render
+from components.release import Release
+from components.settings import Settings, validated
+
+GOLDEN = Path(__file__).parent / "manifests"
+CRDS = Path(emulators.__file__).parent / "kubernetes" / "crds"
+KUBERNETES = ("1.33", "1.35")
+"""The oldest and the newest version whose schema every object has to pass."""
+
+RENDERED: dict[str, dict[str, Any]] = {
+    "gcs-fuse": {},
+    "gcs-fuse-manual-volume": {"volume": {"profile": "manual"}},
+    "gcs-fuse-gemma-4": {
+        "model": "google/gemma-4-31B-it",
+        "accelerator": {"count": 4},
+        "engine": {"extra_args": ["--reasoning-parser", "gemma4"]},
+    },
+    "gcs-fuse-house-rules": {
+        "model": "google/gemma-3-12b-it",
+        "name": "chat",
+        "namespace": "serving",
+        "accelerator": {"spot": True, "memory": "40Gi"},
+        "engine": {"quantization": "fp8", "api_key_secret": "projects/demo-project/secrets/key/versions/latest"},
+        "serving": {"replicas": 3, "exposure": "public", "client_namespaces": ["web"], "request_timeout": "5m"},
+        "images": {"registry": "eu-docker.pkg.dev/demo-project/mirror"},
+        "labels": {"team": "assistants"},
+        "annotations": {"example.com/owner": "assistants@example.com"},
+        "patches": [
+            {
+                "kind": "Deployment",
+                "spec": {
+                    "template": {
+                        "spec": {
+                            "priorityClassName": "high",
+                            "containers": [{"name": "vllm", "env": [{"name": "VLLM_LOGGING_LEVEL", "value": "DEBUG"}]}],
+                        }
+                    }
+                },
+            },
+            {
+                "kind": "Service",
+                "metadata": {
+                    "name": "chat",
+                    "annotations": {"networking.gke.io/load-balancer-type": "Internal"},
+                },
+            },
+        ],
+    },
+}
+
+each_case = pytest.mark.parametrize("case", RENDERED)
+
+
+def config_of(case: str) -> Settings:
+    return validated(
+        Settings, {"scenario": "gcs-fuse", "project": "demo-project", "bucket": "demo-bucket", **RENDERED[case]}
+    )
+
+
+def release_of(config: Settings) -> Release:
+    return Release(
+        run_id="run-1",
+        model=config.model,
+        commit="c" * 40,
+        weights_key="0123456789abcdef",
+        weights_uri=f"gs://demo-bucket/models/{config.model}/0123456789abcdef",
+        generation="g0123456789",
+    )
+
+
+def documents(case: str) -> list[dict[str, Any]]:
+    """All that is ever applied for a case: what render shows, and the Service that promote writes."""
+    config = config_of(case)
+    shown = list(yaml.safe_load_all(render.rendered_for(config, release_of(config))))
+    return [*shown, render.stable_service(config, "g0123456789")]
+
+
+@each_case
+def test_what_is_rendered_is_the_golden_file(case: str, update_golden: bool):
+    text = yaml.safe_dump_all(documents(case), allow_unicode=True, sort_keys=False, width=120)
+    golden = GOLDEN / f"{case}.yaml"
+    if update_golden:
+        golden.write_text(text)
+    assert golden.exists(), "no golden file: make golden"
+    assert text == golden.read_text(), "reviewed and meant? then: make golden"
+
+
+def test_there_is_no_golden_file_that_nothing_renders():
+    assert {path.name for path in GOLDEN.iterdir()} == {f"{case}.yaml" for case in RENDERED}
+
+
+@each_case
+@pytest.mark.parametrize("version", KUBERNETES)
+def test_kubernetes_own_schema_takes_every_object(case: str, version: str):
+    judged = [item for item in documents(case) if item["kind"] != "PodMonitoring"]
+    assert len(judged) >= 8
+    for item in judged:
+        kubernetes_validate.validate(item, version, strict=True)
+
+
+@each_case
+def test_the_schema_of_managed_prometheus_takes_the_pod_monitoring(case: str):
+    definition = yaml.safe_load((CRDS / "monitoring.googleapis.com_podmonitorings.yaml").read_text())
+    schema = next(v for v in definition["spec"]["versions"] if v["name"] == "v1")["schema"]["openAPIV3Schema"]
+    monitoring = [item for item in documents(case) if item["kind"] == "PodMonitoring"]
+    assert len(monitoring) == 1
+    jsonschema.validate(monitoring[0], strict(schema))
+
+
+def strict(schema: Any) -> Any:
+    """The schema, refusing fields that it does not know as the API server does (metadata is its own affair)."""
+    if not isinstance(schema, dict):
+        return schema
+    made = {key: strict(value) for key, value in schema.items() if key != "properties"}
+    if "properties" in schema:
+        made["properties"] = {
+            key: {} if key == "metadata" and not value.get("properties") and "items" not in value else strict(value)
+            for key, value in schema["properties"].items()
+        }
+        made.setdefault("additionalProperties", False)
+    return made
+
+
+@each_case
+def test_every_pod_passes_the_restricted_standard(case: str):
+    """https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted, and beyond it."""
+    (deployment,) = (item for item in documents(case) if item["kind"] == "Deployment")
+    pod = deployment["spec"]["template"]["spec"]
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert pod["securityContext"]["runAsUser"] > 0
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert pod["automountServiceAccountToken"] is False
+    assert pod["enableServiceLinks"] is False
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
+    for container in pod["containers"]:
+        context = container["securityContext"]
+        assert context["allowPrivilegeEscalation"] is False
+        assert context["privileged"] is False
+        assert context["readOnlyRootFilesystem"] is True
+        assert context["capabilities"] == {"drop": ["ALL"]}
+        written = {mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")}
+        assert written == {"/cache", "/tmp", "/dev/shm"}
+    assert {next(iter(volume.keys() - {"name"})) for volume in pod["volumes"]} == {"persistentVolumeClaim", "emptyDir"}
+
+
+@each_case
+def test_a_pod_that_goes_has_time_to_finish_its_slowest_request(case: str):
+    (deployment,) = (item for item in documents(case) if item["kind"] == "Deployment")
+    pod = deployment["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    args = container["args"]
+    delay = container["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert pod["terminationGracePeriodSeconds"] > delay + int(args[args.index("--shutdown-timeout") + 1])
+
+
+@each_case
+def test_nothing_names_the_generation_inside_the_pod(case: str):
+    """The path of the model is part of the compile cache's key, so it is the same in every generation."""
+    (deployment,) = (item for item in documents(case) if item["kind"] == "Deployment")
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    inside = {key: container[key] for key in ("command", "args", "env", "volumeMounts")}
+    assert "g0123456789" not in yaml.safe_dump(inside)
+    assert container["args"][0] == "/model"
+
+
+@each_case
+def test_nothing_looks_like_a_secret_or_a_placeholder(case: str):
+    text = (GOLDEN / f"{case}.yaml").read_text()
+    assert not re.search(r"hf_[A-Za-z0-9]{8,}|BEGIN [A-Z ]*PRIVATE KEY|Bearer |--api-key", text)
+    assert "${" not in text
+    assert ":latest" not in text
