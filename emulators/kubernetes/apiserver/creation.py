@@ -170,6 +170,11 @@ def _namespace(item: Object, store: Store, now: str) -> None:
     item["spec"] = {"finalizers": ["kubernetes"]}
 
 
+def _definition(item: Object, store: Store, now: str) -> None:
+    versions = item["spec"].get("versions", [])
+    item["status"]["storedVersions"] = [version["name"] for version in versions if version.get("storage")]
+
+
 def _job(item: Object, store: Store, now: str) -> None:
     spec, metadata = item["spec"], item["metadata"]
     if spec.get("manualSelector"):
@@ -265,6 +270,7 @@ def _free_address(taken: set[str]) -> str:
 
 
 _PREPARE: dict[str, Callable[[Object, Store, str], None]] = {
+    "CustomResourceDefinition": _definition,
     "Pod": _pod,
     "Namespace": _namespace,
     "Job": _job,

@@ -10,6 +10,7 @@ from emulators.kubernetes.apiserver import apply, errors, scale
 from emulators.kubernetes.apiserver.conversion import kept, served
 from emulators.kubernetes.apiserver.errors import ApiError
 from emulators.kubernetes.apiserver.patch import json_patch, merge_patch, strategic_merge
+from emulators.kubernetes.apiserver.reading import truth
 from emulators.kubernetes.apiserver.resources import Resource
 from emulators.kubernetes.apiserver.schema import WrongType, copied, decode, json_type
 from emulators.kubernetes.apiserver.storage import Options, Storage
@@ -150,7 +151,7 @@ def _apply(
         live = storage.live(resource, namespace, name)
         return scale.change(storage, resource, live, body, options), False
     applied = _typed(storage, resource, namespace, name, body)
-    force = query.get("force") in ("true", "1")
+    force = truth(query, "force")
     schema, writer = storage.stored_schema(resource), storage.writer(resource, options, subresource)
     found = storage.store.get(resource.storage_key, applied["metadata"].get("namespace", ""), name)
     if found is None:

@@ -9,7 +9,7 @@ import asyncio
 import base64
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from emulators.kubernetes.apiserver import errors, tables
@@ -44,6 +44,11 @@ def integer(query: Query, name: str) -> int:
         return int(text)
     except ValueError as error:
         raise errors.bad_request(f'strconv.ParseInt: parsing "{text}": invalid syntax') from error
+
+
+def truth(query: Mapping[str, str], name: str) -> bool:
+    """A yes or no of the query, as Go reads it (the Python client writes `True`)."""
+    return query.get(name, "") in ("1", "t", "T", "true", "True", "TRUE")
 
 
 def revision_of(query: Query) -> int:
@@ -157,14 +162,14 @@ class Watch:
         self.store, self.form, self.namespace = store, form, namespace
         self.matches = selection(form.resource, query)
         self.seconds = integer(query, "timeoutSeconds") or DEFAULT_WATCH_SECONDS
-        self.bookmarks = query.get("allowWatchBookmarks") in ("true", "1")
+        self.bookmarks = truth(query, "allowWatchBookmarks")
         self.headers_sent = False
         self.lines: list[str] = []
         self.woken = asyncio.Event()
         revision = revision_of(query)
-        initial = query.get("sendInitialEvents")
-        if initial == "true" or (initial is None and not revision):
-            self._send_initial(end=initial == "true")
+        initial = truth(query, "sendInitialEvents")
+        if initial or ("sendInitialEvents" not in query and not revision):
+            self._send_initial(end=initial)
             revision = store.revision
         changes = store.since(revision)
         self.too_old = changes is None

@@ -13,7 +13,7 @@ from typing import Any
 from emulators.kubernetes.apiserver import discovery, errors, openapi, patching, pods, reviews, scale
 from emulators.kubernetes.apiserver.conversion import served
 from emulators.kubernetes.apiserver.deletion import ORPHANED_JOBS, RETURNED, Wish
-from emulators.kubernetes.apiserver.reading import Form, Watch, listing, selection
+from emulators.kubernetes.apiserver.reading import Form, Watch, listing, selection, truth
 from emulators.kubernetes.apiserver.resources import SUBRESOURCE_KINDS, Resource, subresource_verbs
 from emulators.kubernetes.apiserver.storage import Options, Storage
 from emulators.kubernetes.apiserver.tokens import Tokens, User
@@ -84,7 +84,6 @@ class LogStream:
 
 
 _VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch", "GET": "get", "HEAD": "get", "DELETE": "delete"}
-_TRUE = ("true", "1")
 
 
 class Routes:
@@ -117,7 +116,7 @@ class Routes:
             raise errors.no_such_path()
         verb = _VERBS.get(call.method, call.method.lower())
         if verb == "get" and not name:
-            verb = "watch" if call.query.get("watch") in _TRUE else "list"
+            verb = "watch" if truth(call.query, "watch") else "list"
         if verb == "delete" and not name:
             verb = "deletecollection"
         return Target(resource, namespace, name, subresource, verb)

@@ -115,6 +115,9 @@ class Storage:
         """A request's object in the stored version, without what its schema does not have. Raises ApiError."""
         if not isinstance(body, dict):
             raise errors.bad_request(f"the object provided is unrecognized (must be of type {resource.kind})")
+        if resource.crd is not None and not body.get("kind"):
+            text = f"the object provided is unrecognized (must be of type {resource.kind}): Object 'Kind' is missing"
+            raise errors.bad_request(text)
         kind, version = body.get("kind") or resource.kind, body.get("apiVersion") or resource.api_version
         if (kind, version) != (resource.kind, resource.api_version):
             raise self._mistaken(resource, str(kind), str(version))
@@ -153,10 +156,8 @@ class Storage:
         if options.field_validation == "Warn":
             options.warnings += complaints
             return
-        text = "strict decoding error: " + ", ".join(complaints)
-        if resource.crd is None:
-            text = f'{resource.kind} in version "{resource.version}" cannot be handled as a {resource.kind}: {text}'
-        raise errors.bad_request(text)
+        text = f'{resource.kind} in version "{resource.version}" cannot be handled as a {resource.kind}: '
+        raise errors.bad_request(text + "strict decoding error: " + ", ".join(complaints))
 
     def _place(self, resource: Resource, namespace: str, item: Object) -> None:
         metadata = item["metadata"]
