@@ -6,6 +6,7 @@ import asyncio
 import os
 import sys
 import time
+from collections.abc import Sequence
 
 from emulators.engine import log
 from emulators.engine.args import parse
@@ -32,9 +33,9 @@ def max_model_len(given: int | None, derived: int) -> int:
     return given
 
 
-def main() -> int:
+def main(argv: Sequence[str]) -> int:
     """Exit codes: 0 after a drained end, 1 for a model that does not load, 2 for arguments (argparse)."""
-    args = parse(sys.argv[1:])
+    args = parse(argv)
     started = time.monotonic()
     try:
         checkpoint = open_config(args.model)
@@ -62,8 +63,6 @@ def main() -> int:
         log.ENGINE_CORE,
     )
 
-    # aiohttp's client reads every CA certificate when imported (60 ms); nothing here speaks TLS.
-    os.environ.setdefault("SSL_CERT_FILE", os.devnull)
     from emulators.engine.server import serve
 
     try:
@@ -93,4 +92,6 @@ def core_failed(failure: BadModel) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # aiohttp's client reads every CA certificate when imported (60 ms); nothing here speaks TLS.
+    os.environ.setdefault("SSL_CERT_FILE", os.devnull)
+    sys.exit(main(sys.argv[1:]))

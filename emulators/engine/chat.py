@@ -162,7 +162,10 @@ class Answer:
 
     def usage(self, completion: int) -> dict[str, Any]:
         prompt = len(self.prompt.ids)
-        return {"prompt_tokens": prompt, "total_tokens": prompt + completion, "completion_tokens": completion}
+        usage = {"prompt_tokens": prompt, "total_tokens": prompt + completion, "completion_tokens": completion}
+        # With a reasoning parser vLLM counts the reasoning's tokens; this model does not think.
+        details = {"completion_tokens_details": {"reasoning_tokens": 0}} if self.model.args.reasoning_parser else {}
+        return {**usage, **details}
 
     def finish_reason(self, output: Output) -> str | None:
         """A called tool ends with `tool_calls`, unless the request named it."""
@@ -187,11 +190,7 @@ class Answer:
             "choices": [self.choice(index, outputs) for index, outputs in enumerate(results)],
             "service_tier": None,
             "system_fingerprint": self.model.fingerprint,
-            "usage": {
-                **self.usage(generated),
-                "prompt_tokens_details": None,
-                "completion_tokens_details": None,
-            },
+            "usage": {"prompt_tokens_details": None, "completion_tokens_details": None, **self.usage(generated)},
             "prompt_logprobs": None,
             "prompt_token_ids": self.prompt.ids if self.body.return_token_ids else None,
             "prompt_text": None,

@@ -23,6 +23,8 @@ from emulators.engine.streams import dumps
 from emulators.engine.tokenizer import TemplateFailed, Tokenizer
 
 MAX_BODY = 64 << 20
+# aiohttp takes 0 for no limit at all.
+AT_ONCE = 0.01
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -54,7 +56,7 @@ class Server:
     @web.middleware
     async def guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """The API key (of /v1 alone, as in vLLM), errors as JSON, and the access log."""
-        status = 500
+        status = 200  # of a stream that its client leaves
         try:
             if self.keys and request.path.startswith("/v1") and request.method != "OPTIONS":
                 scheme, _, token = request.headers.get("Authorization", "").partition(" ")
@@ -73,6 +75,9 @@ class Server:
         except web.HTTPException as error:
             status = error.status
             return answer({"detail": error.reason}, status, allow(error))
+        except Exception:
+            status = 500
+            raise
         finally:
             if not self.args.disable_uvicorn_access_log:
                 log.access(f'{request.remote} - "{request.method} {request.path_qs} HTTP/1.1" {status}')
@@ -210,7 +215,7 @@ async def serve(args: argparse.Namespace, checkpoint: Checkpoint, tokenizer: Tok
         loop.add_signal_handler(number, tell, number)
 
     # A client that goes away cancels its handler, and with it its sequences.
-    runner = web.AppRunner(server.app, access_log=None, handler_cancellation=True, shutdown_timeout=0)
+    runner = web.AppRunner(server.app, access_log=None, handler_cancellation=True, shutdown_timeout=AT_ONCE)
     await runner.setup()
     host = args.host or "0.0.0.0"
     site = web.TCPSite(runner, host, args.port, backlog=2048)

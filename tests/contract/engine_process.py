@@ -7,7 +7,6 @@ VLLM_CONTRACT_MODEL      the name that it serves (default: the first of its /v1/
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -74,15 +73,16 @@ class Engine:
         messages = [{"role": "user", "content": content}]
         return self.client.post("/v1/chat/completions", json={"messages": messages, **more})
 
+    def cpu_seconds(self) -> float:
+        """What the process has used so far."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def stop(self) -> None:
+        """Ends it the short way; how it ends when it is asked to has tests of its own."""
         self.client.close()
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-            try:
-                self.process.wait(10)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
+        self.process.kill()
+        self.process.wait()
 
 
 @contextmanager
