@@ -413,9 +413,14 @@ def _containers(pod: Object) -> list[Object]:
 
 def _started(pod: Object) -> bool:
     """Whether the engine's container has run: its volumes are there then."""
-    server = next((c for c in _containers(pod) if c["name"] == names.SERVER_CONTAINER), {})
-    return bool((server.get("state") or {}).get("running") or server.get("lastState") or server.get("restartCount"))
+    server = _server(pod)
+    return _running(pod) or bool(server.get("lastState") or server.get("restartCount"))
 
 
 def _running(pod: Object) -> bool:
-    return any(c["name"] == names.SERVER_CONTAINER and (c.get("state") or {}).get("running") for c in _containers(pod))
+    return "running" in (_server(pod).get("state") or {})
+
+
+def _server(pod: Object) -> Object:
+    """The status of the engine's container; empty before there is one."""
+    return next((container for container in _containers(pod) if container["name"] == names.SERVER_CONTAINER), {})
