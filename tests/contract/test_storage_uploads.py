@@ -6,6 +6,7 @@ Runs against a real service, too: see storage_service.py.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import io
 import os
@@ -220,23 +221,28 @@ def send_and_vanish(gcs, uri, data, start, total):
 
 
 def test_two_clients_at_one_session(gcs, prefix):
-    """A new request takes over from one that is stuck; what the old one still sends is not taken."""
+    """A new request takes over from one that is stuck; what the old one sends then is not taken."""
+    if not gcs.emulated:
+        pytest.skip("what the service does with two writers is not documented")
     data = os.urandom(4 * QUANTUM)
     uri = gcs.open_session(prefix + "x", size=len(data))
     parts = urlsplit(uri)
-    if parts.scheme != "http":
-        pytest.skip("holds a plain connection open")
-    with socket.create_connection((parts.hostname, parts.port)) as stuck:
+    with socket.create_connection((parts.hostname, parts.port), timeout=5) as stuck:
         stuck.sendall(
             f"PUT {parts.path}?{parts.query} HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Length: {len(data)}\r\n"
             f"Content-Range: bytes 0-{len(data) - 1}/{len(data)}\r\n\r\n".encode()
-            + bytes(QUANTUM)
+            + data[:QUANTUM]
         )
         assert settled(gcs, uri, QUANTUM) == QUANTUM
-        response = put(gcs, uri, data, f"bytes 0-{len(data) - 1}/{len(data)}")
-    assert response.status_code == 200
-    found = gcs.bucket.blob(prefix + "x").download_as_bytes()
-    assert found == bytes(QUANTUM) + data[QUANTUM:], "what was kept of the first is not sent again"
+        second = put(gcs, uri, data[QUANTUM : 2 * QUANTUM], f"bytes {QUANTUM}-{2 * QUANTUM - 1}/*")
+        assert persisted(second) == 2 * QUANTUM
+        stuck.sendall(bytes(1000))
+        with contextlib.suppress(ConnectionResetError):
+            assert stuck.recv(1) == b"", "the server has hung up"
+    assert persisted(put(gcs, uri, b"", "bytes */*")) == 2 * QUANTUM
+    rest = put(gcs, uri, data[2 * QUANTUM :], f"bytes {2 * QUANTUM}-{len(data) - 1}/{len(data)}")
+    assert rest.status_code == 200
+    assert gcs.bucket.blob(prefix + "x").download_as_bytes() == data
 
 
 # -- hashes -------------------------------------------------------------------------------------------------
