@@ -6,12 +6,14 @@ are worded as the real server words them. CEL rules (`x-kubernetes-validations`)
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from emulators.kubernetes.apiserver import errors
-from emulators.kubernetes.apiserver.errors import ApiError, Cause
+from emulators.kubernetes.apiserver.errors import Cause
+from emulators.kubernetes.apiserver.fieldsets import item_element
 from emulators.kubernetes.apiserver.resources import Resource, Resources
-from emulators.kubernetes.apiserver.schema import Schema, WrongType, copied
+from emulators.kubernetes.apiserver.schema import Schema, copied
 from emulators.kubernetes.apiserver.store import Store
 
 Object = dict[str, Any]
@@ -113,14 +115,6 @@ def apply_defaults(schema: Schema, value: Any) -> None:
             apply_defaults(schema.element, item)
 
 
-def wrong_type(resource: Resource, body: Object, wrong: WrongType) -> ApiError:
-    """A value of the wrong type: 400 for built-in kinds, which cannot be decoded; 422 for custom ones."""
-    if resource.crd is None:
-        return wrong.as_bad_request(resource.kind, resource.version)
-    name = str(body["metadata"].get("name", ""))
-    return errors.invalid(resource.group, resource.kind, name, [_type_cause(wrong.path, wrong.value, wrong.types)])
-
-
 _JSON_TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", list: "array", dict: "object"}
 
 
@@ -176,7 +170,26 @@ def causes(resource: Resource, item: Object) -> list[Cause]:
     found = sorted(
         _validator(resource).iter_errors(item), key=lambda error: [str(part) for part in error.absolute_path]
     )
-    return [cause for error in found for cause in _cause(error)]
+    broken = [cause for error in found for cause in _cause(error)]
+    return broken + _duplicates(resource.schema, item, "")
+
+
+def _duplicates(schema: Schema, value: Any, path: str) -> list[Cause]:
+    """Items of sets and keyed lists that are there twice."""
+    found = []
+    if isinstance(value, dict):
+        for name, item in value.items():
+            if path or name != "metadata":
+                found += _duplicates(schema.of(name), item, f"{path}.{name}" if path else name)
+    elif isinstance(value, list) and schema.kind == "list":
+        seen = set()
+        for index, item in enumerate(value):
+            found += _duplicates(schema.element, item, f"{path}[{index}]")
+            element = "" if schema.atomic else item_element(schema, item)
+            if element and element in seen:
+                found.append(errors.duplicate(f"{path}[{index}]", json.loads(element.partition(":")[2])))
+            seen.add(element)
+    return found
 
 
 def _cause(error: Any) -> list[Cause]:
@@ -191,7 +204,9 @@ def _cause(error: Any) -> list[Cause]:
     if rule == "type":
         return [_type_cause(where, value, limit if isinstance(limit, list) else [limit])]
     if rule == "enum":
-        return [errors.not_supported(where, value, [str(choice) for choice in limit])]
+        choices = ", ".join(errors.quoted(str(choice)) for choice in limit if choice is not None)
+        message = f"Unsupported value: {errors.quoted(value)}: supported values: {choices}"
+        return [Cause("FieldValueNotSupported", message, where)]
     details = {
         "minimum": f"should be greater than or equal to {limit}",
         "maximum": f"should be less than or equal to {limit}",

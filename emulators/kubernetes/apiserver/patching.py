@@ -77,6 +77,8 @@ def patch(
     """The patched object (or Scale) and whether it is new. Raises ApiError."""
     supported = [JSON, MERGE, APPLY] if resource.crd is not None else [JSON, MERGE, STRATEGIC, APPLY]
     if content_type not in supported:
+        if resource.crd is not None:
+            raise errors.unsupported_media_type(supported)
         raise ApiError(415, "UnsupportedMediaType", "415: Unsupported Media Type", {})
     if content_type == APPLY:
         return _apply(storage, resource, namespace, name, subresource, _yaml(body), query, options)

@@ -195,31 +195,41 @@ def _check_text(schema: Schema, value: Any) -> None:
             raise Undecodable(f"illegal base64 data at input byte {bad.start() if bad else len(value)}")
 
 
-def decode(schema: Schema, value: Any, unknown: list[str], path: str = "", owner: str = "") -> Any:
-    """`value` without nulls and without the fields that the schema does not have; their paths go to `unknown`.
+def decode(
+    schema: Schema, value: Any, unknown: list[str], path: str = "", owner: str = "", *, check_types: bool = True
+) -> Any:
+    """`value` without the fields that the schema does not have, whose paths go to `unknown`; built-in kinds also
+    without nulls and without what Go leaves out.
 
-    Raises WrongType and Undecodable for a value that Go could not decode into the field.
+    Raises WrongType and Undecodable for a value that Go could not decode into the field. Without `check_types` only
+    the built-in parts of a custom resource are checked so: the rest is its own schema's to judge.
     """
-    if not fits(value, schema.types):
+    if (check_types or owner) and not fits(value, schema.types):
         raise WrongType(path, value, schema, owner)
     _check_text(schema, value)
     if isinstance(value, list) and schema.kind == "list":
-        return [decode(schema.element, item, unknown, f"{path}[{index}]", owner) for index, item in enumerate(value)]
+        return [
+            decode(schema.element, item, unknown, f"{path}[{index}]", owner, check_types=check_types)
+            for index, item in enumerate(value)
+        ]
     if not isinstance(value, dict) or schema.kind != "map":
         return value
     decoded = {}
     open_ended = "additionalProperties" in schema.raw or schema.keeps_unknown
     for name, item in value.items():
         field = f"{path}.{name}" if path else name
+        of = schema.of(name)
         if name not in schema.fields and not open_ended:
             unknown.append(field)
-        elif item in ([], {}) and schema.name and _is_left_out(schema, name):
-            continue
-        elif item is not None:
-            decoded[name] = decode(schema.of(name), item, unknown, field, schema.name or owner)
-        elif name not in schema.fields:
+        elif item is None and (schema.name or owner):
             # A null value of an open map decodes to the element's zero value: "" for labels and their like.
-            decoded[name] = "" if "string" in schema.of(name).types else None
+            if name not in schema.fields:
+                decoded[name] = "" if "string" in of.types else None
+        elif not (
+            (item is None and not of.raw.get("nullable") and ("default" in of.raw or of.name))
+            or (item in ([], {}) and schema.name and _is_left_out(schema, name))
+        ):
+            decoded[name] = decode(of, item, unknown, field, schema.name or owner, check_types=check_types)
     return decoded
 
 

@@ -124,10 +124,8 @@ class Storage:
         body = {**body, "kind": kind, "apiVersion": version, "metadata": body.get("metadata") or {}}
         unknown: list[str] = []
         try:
-            item = decode(resource.schema, body, unknown)
-        except WrongType as wrong:
-            raise custom.wrong_type(resource, body, wrong) from wrong
-        except Undecodable as wrong:
+            item = decode(resource.schema, body, unknown, check_types=resource.crd is None)
+        except (WrongType, Undecodable) as wrong:
             raise wrong.as_bad_request(resource.kind, resource.version) from wrong
         self.judge_unknown(resource, unknown, options)
         return kept(resource, item)
