@@ -19,7 +19,7 @@ REACH_SECONDS = 30.0
 """How long a Service's new endpoint may take to be known on every node."""
 _SHOWN = 20
 """Reasons and answers that the verdict holds at most: it is one line of a log (components/job.py)."""
-_SHOWN_LENGTH = 1000
+_SHOWN_LENGTH = 600
 
 
 class Plan(BaseModel):

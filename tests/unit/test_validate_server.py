@@ -1,0 +1,369 @@
+"""What a server must answer to pass, and that each kind of nonsense which comes with a 200 does not."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from components.settings import Prompt, Thresholds, Validation
+from components.validate_server.checks import Plan, verdict
+from tests.unit import engine as engines
+from tests.unit.engine import CUT, EVENTS, MODEL, Engine, Reply, event, reply, served, usage
+
+QUICK = Validation(
+    prompts=[Prompt(content="What is a pod?"), Prompt(content="쿠버네티스 파드란 무엇인가요?", pattern="containers")],
+    max_tokens=16,
+    concurrencies=[1, 3],
+    requests_per_concurrency=4,
+    load_max_tokens=8,
+)
+
+
+def plan(url: str, **changes: Any) -> Plan:
+    values = {"url": url, "model": MODEL, "request_seconds": 5, "validation": QUICK, "reach_seconds": 0}
+    return Plan.model_validate({**values, **changes})
+
+
+def judged(engine: Engine, api_key: str | None = None, **changes: Any) -> dict[str, Any]:
+    with served(engine) as url:
+        return asyncio.run(verdict(plan(url, **changes), api_key, lambda line: None))
+
+
+def changed(**validation: Any) -> Validation:
+    return QUICK.model_copy(update=validation)
+
+
+def test_a_good_server_passes() -> None:
+    found = judged(Engine())
+    assert (found["passed"], found["reasons"]) == (True, [])
+    assert found["answer"] == {"prompt": "What is a pod?", "text": "".join(engines.WORDS)}
+    assert [row["concurrency"] for row in found["figures"]["load"]] == [1, 3]
+    assert all(row["requests"] == 4 and row["errors"] == 0 for row in found["figures"]["load"])
+    assert all(row["output_tokens"] == 4 * len(engines.WORDS) for row in found["figures"]["load"])
+    assert found["figures"]["streaming"]["chunks"] == len(engines.WORDS)
+
+
+def test_questions_are_asked_at_temperature_0_and_every_request_of_the_load_is_another_one() -> None:
+    engine = Engine()
+    judged(engine)
+    assert {question["temperature"] for question in engine.asked} == {0}
+    assert {question["model"] for question in engine.asked} == {MODEL}
+    load = [question for question in engine.asked if question.get("ignore_eos")]
+    assert len({question["messages"][0]["content"] for question in load}) == len(load) == 8
+
+
+def test_the_key_is_shown_when_there_is_one() -> None:
+    with_key, without = Engine(), Engine()
+    judged(with_key, "secret")
+    judged(without)
+    assert with_key.keys == {"Bearer secret"}
+    assert without.keys == {None}
+
+
+# -- nonsense -----------------------------------------------------------------------------------------------
+
+
+class Sick(Engine):
+    def health(self) -> Reply:
+        return reply(b"", 503)
+
+
+class AnotherModel(Engine):
+    def models(self) -> Reply:
+        return reply({"object": "list", "data": [{"id": "meta/other"}]})
+
+
+class NoList(Engine):
+    def models(self) -> Reply:
+        return reply({"message": "welcome"})
+
+
+class Page(Engine):
+    def chat(self, question: dict[str, Any]) -> Reply:
+        return reply(b"<!doctype html>\n<p>Welcome", content_type="text/html")
+
+
+class Array(Engine):
+    def chat(self, question: dict[str, Any]) -> Reply:
+        return reply([1, 2])
+
+
+class Refusing(Engine):
+    def chat(self, question: dict[str, Any]) -> Reply:
+        return reply({"error": {"message": "EngineCore encountered an issue"}}, 500)
+
+
+class ErrorInside(Engine):
+    def chat(self, question: dict[str, Any]) -> Reply:
+        return reply({"error": {"message": "boom"}})
+
+
+class Spoiled(Engine):
+    """Puts a value somewhere into the completion."""
+
+    def __init__(self, value: Any, *path: Any):
+        super().__init__()
+        self.value, self.path = value, path
+
+    def completion(self, question: dict[str, Any]) -> dict[str, Any]:
+        body = super().completion(question)
+        place: Any = body
+        for key in self.path[:-1]:
+            place = place[key]
+        place[self.path[-1]] = self.value
+        return body
+
+
+def spoiled_text(text: Any) -> Spoiled:
+    return Spoiled(text, "choices", 0, "message", "content")
+
+
+class Moody(Engine):
+    def completion(self, question: dict[str, Any]) -> dict[str, Any]:
+        body = super().completion(question)
+        body["choices"][0]["message"]["content"] += str(len(self.asked))
+        return body
+
+
+class Stream(Engine):
+    """Answers a stream with these pieces."""
+
+    def __init__(self, *pieces: bytes, content_type: str = EVENTS):
+        super().__init__()
+        self.pieces, self.content_type = list(pieces), content_type
+
+    def stream(self, question: dict[str, Any]) -> Reply:
+        return 200, self.content_type, self.pieces
+
+
+CHUNKS = [event(chunk) for chunk in Engine().chunks({})]
+DONE = event(b"[DONE]")
+OTHER = json.loads(CHUNKS[1][6:])
+
+
+def with_delta(content: str, finish: str | None = None, **more: Any) -> bytes:
+    choice = {"index": 0, "delta": {"content": content}, "finish_reason": finish}
+    return event({**OTHER, "choices": [choice], **more})
+
+
+NONSENSE: dict[str, tuple[Engine, str]] = {
+    "unhealthy": (Sick(), "/health answered 503 Service Unavailable: nothing"),
+    "another model's list": (AnotherModel(), f"/v1/models does not show {MODEL}; it shows meta/other"),
+    "a list that is none": (NoList(), "/v1/models answered something that is no list of models"),
+    "a page": (
+        Page(),
+        "/v1/chat/completions answered 200 with something that is not JSON (text/html): <!doctype html>",
+    ),
+    "an array": (Array(), "no JSON object: [1, 2]"),
+    "an error": (Refusing(), "answered 500 Internal Server Error"),
+    "an error inside": (ErrorInside(), 'the server told an error: {"message": "boom"}'),
+    "no text": (spoiled_text(""), "the answer has no text"),
+    "null": (spoiled_text(None), "the answer has no text"),
+    "blanks": (spoiled_text(" \n\t\u200b"), "nothing but white space"),
+    "replacement characters": (spoiled_text("\ufffd \ufffd"), "nothing but white space and replacement characters"),
+    "one token for ever": (spoiled_text("!" * 40), "one character over and over"),
+    "another model": (Spoiled("meta/other", "model"), "comes from the model 'meta/other'"),
+    "another object": (Spoiled("text_completion", "object"), "a text_completion came"),
+    "no choices": (Spoiled([], "choices"), "no chat completion"),
+    "another speaker": (Spoiled("user", "choices", 0, "message", "role"), "comes from 'user'"),
+    "no finish": (Spoiled(None, "choices", 0, "finish_reason"), "for the reason None"),
+    "another finish": (Spoiled("error", "choices", 0, "finish_reason"), "for the reason 'error'"),
+    "no usage": (Spoiled(None, "usage"), "the usage is not consistent"),
+    "no tokens": (Spoiled(usage(0), "usage"), "the usage is not consistent"),
+    "too many tokens": (Spoiled(usage(17), "usage"), "with at most 16 tokens allowed"),
+    "a wrong sum": (Spoiled({**usage(), "total_tokens": 3}, "usage"), "the usage is not consistent"),
+    "moods": (Moody(), "at temperature 0 the same question got different answers"),
+    "a page for a stream": (
+        Stream(b"<p>hello", content_type="text/html"),
+        "a stream was asked for, and text/html came",
+    ),
+    "a page as a stream": (Stream(b"<p>hello\n"), "a line that is no event: <p>hello"),
+    "an empty stream": (Stream(), "it ended without [DONE]"),
+    "no end": (Stream(*CHUNKS), "it ended without [DONE]"),
+    "a stream cut between chunks": (Stream(*CHUNKS[:4], CUT), "the stream broke off"),
+    "a stream that stops half-way": (Stream(*CHUNKS[:4]), "the stream broke off after 3 chunks"),
+    "a stream cut in a chunk": (Stream(*CHUNKS[:3], CHUNKS[4][:30]), "broke off in the middle of a line"),
+    "a stream without a finish": (Stream(*CHUNKS[:-2], CHUNKS[-1], DONE), "ended without a finish reason"),
+    "a stream without usage": (Stream(*CHUNKS[:-1], DONE), "ended without usage"),
+    "a stream of no JSON": (Stream(CHUNKS[0], event(b"{oops"), DONE), "holds something that is no chunk: {oops"),
+    "a stream of no chunks": (Stream(event(b"7"), DONE), "holds something that is no chunk: 7"),
+    "an error in a stream": (Stream(CHUNKS[0], event({"error": {"message": "died"}}), DONE), '{"message": "died"}'),
+    "another model's stream": (Stream(with_delta("x", model="meta/other"), DONE), "from the model 'meta/other'"),
+    "more after the finish": (Stream(*CHUNKS[:-1], CHUNKS[2], DONE), "goes on after its finish reason"),
+    "more after the end": (Stream(*CHUNKS, DONE, CHUNKS[2]), "goes on after [DONE]"),
+    "another text as a stream": (
+        Stream(CHUNKS[0], *[with_delta(word) for word in "abcdefg"], with_delta("h", "stop"), CHUNKS[-1], DONE),
+        "streamed, the answer is another one: 'abcdefgh'",
+    ),
+    "a stream of blanks": (Stream(with_delta(" "), with_delta(" ", "stop"), CHUNKS[-1], DONE), "but white space"),
+}
+
+
+@pytest.mark.parametrize("kind", NONSENSE)
+def test_nonsense_does_not_pass(kind: str) -> None:
+    engine, words = NONSENSE[kind]
+    found = judged(engine)
+    assert not found["passed"]
+    assert words in found["reasons"][0]
+    assert found["figures"]["load"] == [], "a server that answers nonsense is not loaded"
+
+
+def test_a_server_that_is_away_does_not_pass() -> None:
+    with served(Engine()) as url:
+        pass
+    found = asyncio.run(verdict(plan(url), None, lambda line: None))
+    assert "/health: ConnectError" in found["reasons"][0]
+
+
+def test_a_service_that_is_new_is_waited_for() -> None:
+    class Late(Engine):
+        looks = 0
+
+        def health(self) -> Reply:
+            self.looks += 1
+            return reply(b"", 200 if self.looks > 2 else 502)
+
+    engine = Late()
+    assert judged(engine, reach_seconds=10)["passed"]
+    assert engine.looks >= 3
+
+
+def test_an_answer_that_takes_too_long_does_not_pass() -> None:
+    engine = Engine()
+    engine.pause = 0.1
+    found = judged(engine, request_seconds=0.3)
+    assert "did not finish its answer within 0.3 s" in found["reasons"][0]
+
+
+def test_checks_that_take_too_long_do_not_pass() -> None:
+    engine = Engine()
+    engine.pause = 0.1
+    found = judged(engine, validation=changed(timeout="1s"))
+    assert found["reasons"] == [
+        "the checks were not done after validation.timeout (1s), but at: the prompt 'What is a pod?'"
+    ]
+
+
+def test_a_near_tie_that_the_prefix_cache_tips_is_no_mood() -> None:
+    class Warming(Engine):
+        def completion(self, question: dict[str, Any]) -> dict[str, Any]:
+            body = super().completion(question)
+            if sum(asked["messages"] == question["messages"] for asked in self.asked) == 1:
+                body["choices"][0]["message"]["content"] = "A pod is one group of containers."
+            return body
+
+    assert judged(Warming())["passed"]
+
+
+def test_a_line_separator_in_a_text_is_text() -> None:
+    class Separated(Engine):
+        words = ("One\u2028", "two\x85", "containers")  # type: ignore[assignment]
+
+    assert judged(Separated())["passed"]
+
+
+def test_comments_in_a_stream_are_passed_over() -> None:
+    assert judged(Stream(b": ping\n\n", *CHUNKS, DONE))["passed"]
+
+
+def test_chunks_are_put_together_wherever_the_network_cuts_them() -> None:
+    whole = b"".join([*CHUNKS, DONE]).replace(b"\n", b"\r\n")
+    assert judged(Stream(*(whole[at : at + 7] for at in range(0, len(whole), 7))))["passed"]
+
+
+def test_a_pattern_decides_where_there_is_one() -> None:
+    found = judged(Engine(), validation=changed(prompts=[Prompt(content="Capital?", pattern="Seoul|서울")]))
+    assert found["reasons"] == ["'Capital?': the answer does not match 'Seoul|서울': 'A pod is a group of containers.'"]
+
+
+# -- thresholds ---------------------------------------------------------------------------------------------
+
+
+class Slow(Engine):
+    pause = 0.01
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "words"),
+    [
+        ({"min_tokens_per_second": 1e6}, "tokens a second with 3 at once, fewer than min_tokens_per_second (1e+06)"),
+        ({"max_p95_time_to_first_token_ms": 0.5}, "more than max_p95_time_to_first_token_ms (0.5)"),
+        ({"max_p95_inter_token_latency_ms": 0.5}, "the next token took"),
+    ],
+)
+def test_a_server_that_is_too_slow_does_not_pass(thresholds: dict[str, float], words: str) -> None:
+    found = judged(Slow(), validation=changed(thresholds=Thresholds.model_validate(thresholds)))
+    assert not found["passed"]
+    (reason,) = found["reasons"]
+    assert words in reason
+
+
+def test_a_server_that_is_fast_enough_passes() -> None:
+    limits = Thresholds(
+        min_tokens_per_second=1, max_p95_time_to_first_token_ms=5000, max_p95_inter_token_latency_ms=5000
+    )
+    assert judged(Slow(), validation=changed(thresholds=limits))["passed"]
+
+
+class Overloaded(Engine):
+    """Cuts every fourth stream of the load short."""
+
+    def stream(self, question: dict[str, Any]) -> Reply:
+        status, kind, pieces = super().stream(question)
+        loaded = sum(1 for asked in self.asked if asked.get("ignore_eos"))
+        return status, kind, [*pieces[:3], CUT] if loaded % 4 == 1 else pieces
+
+
+def test_errors_under_load_do_not_pass() -> None:
+    found = judged(Overloaded())
+    assert len(found["reasons"]) == 2
+    assert found["reasons"][0].startswith(
+        "1 of 4 requests failed with 1 at once (max_error_rate 0): the stream broke off"
+    )
+    assert [row["errors"] for row in found["figures"]["load"]] == [1, 1]
+
+
+def test_as_many_errors_as_are_allowed_pass() -> None:
+    assert judged(Overloaded(), validation=changed(thresholds=Thresholds(max_error_rate=0.25)))["passed"]
+
+
+# -- the Job ------------------------------------------------------------------------------------------------
+
+
+def job(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "components.validate_server", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize(("engine", "passed"), [(Engine(), True), (AnotherModel(), False)])
+def test_the_jobs_last_line_is_the_verdict_and_either_is_a_success(engine: Engine, passed: bool) -> None:
+    with served(engine) as url:
+        ended = job(plan(url).model_dump_json())
+    assert (ended.returncode, ended.stderr) == (0, "")
+    *progress, last = ended.stdout.splitlines()
+    assert json.loads(last)["passed"] is passed
+    assert progress[:2] == ["/health", "/v1/models"]
+    assert not any(line.startswith("{") for line in progress)
+
+
+def test_a_job_that_is_asked_wrongly_crashes() -> None:
+    assert job('{"url": "http://127.0.0.1:1"}').returncode == 2
+
+
+def test_a_verdict_stays_one_line_that_a_log_can_hold() -> None:
+    class Talkative(Engine):
+        words = ("대한민국 " * 2_000,)  # type: ignore[assignment]
+
+    prompts = [Prompt(content=f"{number} " + "질문 " * 1000) for number in range(24)]
+    found = judged(Talkative(), validation=changed(prompts=prompts, concurrencies=[1]))
+    assert found["passed"]
+    assert len(json.dumps(found, ensure_ascii=False).encode()) < 100_000
+    patterned = [prompt.model_copy(update={"pattern": "[0-9]" * 500}) for prompt in prompts]
+    found = judged(Talkative(), validation=changed(prompts=patterned))
+    assert not found["passed"]
+    assert len(json.dumps(found, ensure_ascii=False).encode()) < 100_000
