@@ -45,14 +45,21 @@ class Hub:
     """One hub, as one token sees it.
 
     token: None asks anonymously. token_secret: where the token came from, which errors name in its stead. endpoint: an
-    address other than HF_ENDPOINT's.
+    address other than HF_ENDPOINT's. attempts: of a question, before the hub counts as away.
     """
 
-    def __init__(self, token: str | None = None, *, token_secret: str | None = None, endpoint: str | None = None):
+    def __init__(
+        self,
+        token: str | None = None,
+        *,
+        token_secret: str | None = None,
+        endpoint: str | None = None,
+        attempts: int = 8,
+    ):
         from huggingface_hub import HfApi, constants
 
         self.endpoint = (endpoint or os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
-        self._token, self._token_secret = token, token_secret
+        self._token, self._token_secret, self._attempts = token, token_secret, attempts
         # False, not None: None would let the library look for a token of its own.
         self._api = HfApi(endpoint=self.endpoint, token=token or False)
 
@@ -102,7 +109,9 @@ class Hub:
 
     def _call(self, model: str, revision: str, ask: Callable[[], Result]) -> Result:
         """The answer to `ask`, tried again while the hub is busy or away."""
-        return Patience().until_it_works(f"{model} on {self.endpoint}", lambda: self.once(model, revision, ask))
+        return Patience(self._attempts).until_it_works(
+            f"{model} on {self.endpoint}", lambda: self.once(model, revision, ask)
+        )
 
     def once(self, model: str, revision: str, ask: Callable[[], Result]) -> Result:
         """The answer to `ask`. Raises Interrupted for what may heal, else one of our errors."""

@@ -210,7 +210,7 @@ class Cluster:
     ) -> Any:
         """One request, tried again for half a minute while the API server is away or busy."""
         from kubernetes.client.exceptions import ApiException
-        from urllib3.exceptions import HTTPError
+        from urllib3.exceptions import HTTPError, SSLError
 
         give_up = time.monotonic() + 30
         pause = 0.2
@@ -222,8 +222,14 @@ class Cluster:
                 if error.status not in (429, 500, 502, 503, 504) or time.monotonic() > give_up:
                     raise self._refused(method, path, error) from error
             except HTTPError as error:
+                cause = getattr(error, "reason", error)
+                if isinstance(cause, SSLError):
+                    raise RequestError(
+                        f"{self.name} shows a certificate that its endpoint should not have ({cause}). See `endpoint` "
+                        "in the settings, and whether a proxy opens TLS on the way"
+                    ) from error
                 if time.monotonic() > give_up:
-                    raise InconclusiveError(f"the API server of {self.name} does not answer: {error}") from error
+                    raise InconclusiveError(f"the API server of {self.name} does not answer: {cause}") from error
             time.sleep(pause)  # Nothing to watch: the server itself is away.
             pause = min(pause * 2, 5)
 

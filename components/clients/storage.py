@@ -97,6 +97,23 @@ def read_json(uri: str) -> Any | None:
 
 def read_json_with_generation(uri: str) -> tuple[Any | None, int]:
     """The object's value and its generation; (None, 0) when there is no such object."""
+    data, generation = _read(uri)
+    if data is None:
+        return None, 0
+    try:
+        return json.loads(data), generation
+    except ValueError as error:
+        raise RequestError(f"{uri} is not JSON ({error}). If nobody needs it: `gcloud storage rm {uri}`") from error
+
+
+def read_text(uri: str) -> str | None:
+    """The object's text; None when there is no such object."""
+    data, _ = _read(uri)
+    return None if data is None else data.decode()
+
+
+def _read(uri: str) -> tuple[bytes | None, int]:
+    """An object's bytes and its generation; (None, 0) when there is no such object."""
     from google.api_core.exceptions import NotFound
 
     blob = _blob(uri)
@@ -107,10 +124,7 @@ def read_json_with_generation(uri: str) -> tuple[Any | None, int]:
             if _bucket_is_missing(error):
                 raise
             return None, 0
-    try:
-        return json.loads(data), int(blob.generation)
-    except ValueError as error:
-        raise RequestError(f"{uri} is not JSON ({error}). If nobody needs it: `gcloud storage rm {uri}`") from error
+    return data, int(blob.generation)
 
 
 # -- objects ------------------------------------------------------------------------------------------------

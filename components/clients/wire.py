@@ -200,10 +200,10 @@ def _in_words(error: Exception) -> str:
     return f"the connection broke ({type(error).__name__})"
 
 
-def pieces(wire: Wire, response: http.client.HTTPResponse, length: int) -> Iterator[bytes]:
-    """Exactly `length` bytes of an answer's body. Raises Interrupted when it ends early."""
+def pieces(wire: Wire, response: http.client.HTTPResponse, length: int, size: int = PIECE) -> Iterator[bytes]:
+    """Exactly `length` bytes of an answer's body, `size` at a time. Raises Interrupted when it ends early."""
     while length:
-        piece = wire.read(response, min(PIECE, length))
+        piece = wire.read(response, min(size, length))
         if not piece:
             wire.close()
             raise Interrupted(f"the answer ended {length} bytes early")

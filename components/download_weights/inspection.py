@@ -18,34 +18,34 @@ from components.identity import ServedFile
 _GUESS = 256 << 10
 
 
-def check(snapshot: Snapshot, chosen: Chosen) -> None:
+def check(snapshot: Snapshot, chosen: Chosen, attempts: int) -> None:
     """Checks the header of every shard, and the index against all of them. Raises ReleaseError."""
     with concurrent.futures.ThreadPoolExecutor(8, "inspect") as pool:
         held = dict(
             zip(
                 [shard.path for shard in chosen.shards],
-                pool.map(lambda shard: _tensors(snapshot, shard), chosen.shards),
+                pool.map(lambda shard: _tensors(snapshot, shard, attempts), chosen.shards),
                 strict=True,
             )
         )
     checkpoint.check_shards(chosen, held)
 
 
-def _tensors(snapshot: Snapshot, shard: ServedFile) -> set[str]:
+def _tensors(snapshot: Snapshot, shard: ServedFile, attempts: int) -> set[str]:
     try:
-        return _read_tensors(snapshot, shard)
+        return _read_tensors(snapshot, shard, attempts)
     except ReleaseError:
         # These bytes have no digest of their own: only what is wrong twice is the release's fault.
-        return _read_tensors(snapshot, shard)
+        return _read_tensors(snapshot, shard, attempts)
 
 
-def _read_tensors(snapshot: Snapshot, shard: ServedFile) -> set[str]:
-    wire = Wire()
+def _read_tensors(snapshot: Snapshot, shard: ServedFile, attempts: int) -> set[str]:
+    wire, patience = Wire(), Patience(attempts)
     try:
-        head = snapshot.head(wire, shard, _GUESS, Patience())
+        head = snapshot.head(wire, shard, _GUESS, patience)
         length = checkpoint.header_length(shard, head)
         if length > len(head):
-            head = snapshot.head(wire, shard, length, Patience())
+            head = snapshot.head(wire, shard, length, patience)
         return checkpoint.tensors(shard, head[8:length])
     finally:
         wire.close()

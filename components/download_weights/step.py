@@ -42,7 +42,7 @@ def run(settings: dict[str, Any], release: dict[str, Any]) -> tuple[bool, list[s
         return True, [], moved
 
 
-def bring(settings: Settings, release: Release, say: Say, limits: Limits | None = None) -> int:
+def bring(settings: Settings, release: Release, say: Say, limits: Limits = Limits()) -> int:  # noqa: B008 (frozen)
     """Makes the weights complete in the bucket, the manifest last. Returns how many bytes of content it sent.
 
     Where the manifest is there and true, the hub is not asked at all. Raises ReleaseError when the files cannot be a
@@ -66,7 +66,7 @@ def bring(settings: Settings, release: Release, say: Say, limits: Limits | None 
     chosen = checkpoint.select(snapshot)
     if identity.weights_key([("base", chosen.served)]) != release.weights_key:
         raise InconclusiveError(f"{release.model} at {release.commit} lists other files than it did. Run again")
-    inspection.check(snapshot, chosen)
+    inspection.check(snapshot, chosen, limits.attempts)
     sessions = Sessions(settings, release.weights_key)
     sessions.load()
     transfer = Transfer(snapshot, release.weights_uri, sessions, say, limits)
@@ -121,6 +121,6 @@ def verify(weights_uri: str) -> list[str]:
     weights_uri = weights_uri.rstrip("/").removesuffix(f"/{manifest.NAME}")
     known, _ = manifest.read(weights_uri)
     if known is None:
-        raise RequestError(f"{manifest.uri(weights_uri)} is not there: the weights are not complete, or not here")
+        raise RequestError(f"no complete weights at {weights_uri}: there is no {manifest.NAME}")
     there = manifest.listing(weights_uri)
     return manifest.differences(known, there) + manifest.strays(known, there)

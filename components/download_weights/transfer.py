@@ -20,7 +20,7 @@ from components import digest
 from components.clients import storage
 from components.clients.storage import PreconditionError, StoredObject
 from components.clients.upload import SessionGone, Upload, WrongBytes
-from components.clients.wire import Interrupted, Patience, Stopped, Wire, pieces
+from components.clients.wire import PIECE, Interrupted, Patience, Stopped, Wire, pieces
 from components.digest import Digest
 from components.download_weights import progress
 from components.download_weights.sessions import Sessions
@@ -31,6 +31,10 @@ from components.manifest import File
 
 SMALL = 4 << 20
 """Bytes: up to here a file is moved in one piece. Files that the hub keeps in git (10 MB at most) always are."""
+
+
+SMALLEST_PIECE = 32 << 10
+"""Bytes read at a time from a connection that keeps breaking."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +82,9 @@ class Lane:
 class Transfer:
     """Moves files of one source to one prefix of a bucket."""
 
-    def __init__(self, source: Source, weights_uri: str, sessions: Sessions, say: Say, limits: Limits | None = None):
+    def __init__(self, source: Source, weights_uri: str, sessions: Sessions, say: Say, limits: Limits):
         self.source, self.weights_uri, self.sessions, self._say = source, weights_uri, sessions, say
-        self.limits = limits or Limits()
+        self.limits = limits
         self.stop = threading.Event()
         self._lanes: list[Lane] = []
         self._own = threading.local()
@@ -270,7 +274,9 @@ class FileMove:
         while self.position < last:
             try:
                 answer = self._open_answer(self.position)
-                for piece in pieces(self._lane.down, answer, last - self.position):
+                # A piece that breaks off is lost: smaller ones still get on where whole ones do not.
+                size = max(SMALLEST_PIECE, PIECE >> 2 * self._hub_patience.failures)
+                for piece in pieces(self._lane.down, answer, last - self.position, size):
                     if self._transfer.stop.is_set():
                         raise Stopped
                     self._hub_patience.progress()
