@@ -34,8 +34,8 @@ ACCELERATORS = {
 def default_images() -> list[dict[str, Any]]:
     """What runs for which image: vLLM is the emulated engine, any `python` this interpreter."""
     return [
-        {"match": "vllm", "argv0": {"vllm": [sys.executable, "-m", "emulators.engine"]}},
-        {"match": "python", "argv0": {"python": [sys.executable]}},
+        {"match": r"(.*/)?vllm-openai[:@].*", "argv0": {"vllm": [sys.executable, "-m", "emulators.engine"]}},
+        {"match": r"(.*/)?python[^/]*[:@].*", "argv0": {"python": [sys.executable]}},
     ]
 
 
@@ -120,11 +120,11 @@ class Cloud:
             "HF_HOME": str(tmp / "huggingface"),
             "STORAGE_EMULATOR_HOST": self._url["storage"],
             "GEMMA_PIPELINES_API_ENDPOINT": self._url["google"],
+            # google.auth asks the one whether it runs in the cloud, and the other for a token.
+            "GCE_METADATA_IP": self._url["google"].removeprefix("http://"),
             "GCE_METADATA_HOST": self._url["google"].removeprefix("http://"),
             # Credentials of the person at this machine must not reach an emulator.
             "CLOUDSDK_CONFIG": str(tmp / "gcloud"),
-            # The cluster's DNS endpoint has a certificate of a public authority; this is ours.
-            "SSL_CERT_FILE": str(self._certificate),
             "NO_PROXY": "127.0.0.1,localhost",
             "no_proxy": "127.0.0.1,localhost",
             "TMPDIR": str(tmp),
@@ -224,7 +224,9 @@ class Cloud:
         endpoint = self._url["apiserver"].removeprefix("https://")
         config = {
             "project": {"id": self.project, "number": "123456789012"},
-            "service_account": self.service_account,
+            # As GKE's metadata server names a federated identity. For a service account's own name, google.auth would
+            # ask Google itself where it may be used from.
+            "service_account": f"{self.project}.svc.id.goog",
             "token": tokens["pipeline"],
             "clusters": [
                 {
@@ -244,7 +246,7 @@ class Cloud:
 
     def _start_gke(self) -> None:
         config = {
-            "zones": [f"{self.location}-{zone}" for zone in "abc"],
+            "zones": [self.location] if self.location[-2] == "-" else [f"{self.location}-{zone}" for zone in "abc"],
             "accelerators": self.accelerators,
             "scale_up_seconds": self.scale_up_seconds,
             "storage": {"endpoint": self._url["storage"], "root": str(self.folder / "buckets")},

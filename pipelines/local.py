@@ -38,8 +38,9 @@ DEFAULTS: dict[str, Any] = {
 }
 """What a run without a settings file is about."""
 
-OVERRIDES: dict[str, Any] = {"lease": {"duration": "10s", "wait": "60s"}}
-"""Settings that differ here: no step waits minutes for its machine, so a dead run is known as dead sooner."""
+OVERRIDES: dict[str, Any] = {"endpoint": "ip", "lease": {"duration": "10s", "wait": "60s"}}
+"""Settings that differ here: the cluster's certificate is its own, as at GKE's IP endpoint, and no step waits minutes
+for its machine, so that a dead run is known as dead sooner."""
 
 Entry = dict[str, Any]
 
@@ -181,7 +182,7 @@ def execute(
 
     Returns what pipelines/execute.py found. Raises PipelineError when that process itself broke.
     """
-    values = settings.model_dump(mode="json")
+    values = settings.as_struct()
     explicit = ("project", "location", "cluster", "namespace", "bucket", "model", "revision")
     work = Path(tempfile.mkdtemp(dir=folder / "tmp", prefix="run-"))
     request = work / "request.json"
@@ -223,11 +224,11 @@ def _read(child: subprocess.Popen[str], log: Path, show: Callable[[Entry], None]
         for line in child.stdout:
             file.write(line)
             file.flush()
-            if not line.startswith("{"):
-                continue
             try:
-                entry = json.loads(line)
+                entry = json.loads(line)  # kfp indents what its steps say.
             except ValueError:
+                continue
+            if not isinstance(entry, dict):
                 continue
             if "step" in entry:
                 show(entry)

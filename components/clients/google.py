@@ -1,6 +1,6 @@
 """Google's APIs other than storage: credentials, secrets, project numbers, and the way to a cluster.
 
-All clients use Application Default Credentials and REST; `GEMMA_PIPELINES_API_ENDPOINT` (scheme and host, for a
+All clients use Application Default Credentials and REST (whose errors are named after HTTP codes, not gRPC's); `GEMMA_PIPELINES_API_ENDPOINT` (scheme and host, for a
 private endpoint or another implementation of the APIs) replaces the host of every one of them.
 """
 
@@ -56,14 +56,14 @@ def secret(name: str) -> str:
         raise RequestError(
             f"{name} does not exist. Create it: `gcloud secrets create {secret_id} --data-file=-`, then paste the token"
         ) from error
-    except (exceptions.PermissionDenied, exceptions.Unauthenticated) as error:
+    except (exceptions.Forbidden, exceptions.Unauthorized) as error:
         secret_id = name.split("/")[3]
         raise AccessError(
             f"{name}: {_said(error)}. Grant the pipeline's service account roles/secretmanager.secretAccessor: `gcloud "
             f"secrets add-iam-policy-binding {secret_id} --member=serviceAccount:… "
             "--role=roles/secretmanager.secretAccessor`"
         ) from error
-    except exceptions.FailedPrecondition as error:
+    except exceptions.BadRequest as error:
         raise RequestError(f"{name}: {_said(error)}. Enable that version, or name another") from error
     except exceptions.GoogleAPICallError as error:
         raise InconclusiveError(f"{name}: Secret Manager did not answer: {_said(error)}") from error
@@ -77,7 +77,7 @@ def project_number(project: str) -> str:
 
     try:
         found = _client(resourcemanager_v3.ProjectsClient).get_project(name=f"projects/{project}")
-    except (exceptions.PermissionDenied, exceptions.NotFound, exceptions.Unauthenticated) as error:
+    except (exceptions.Forbidden, exceptions.NotFound, exceptions.Unauthorized) as error:
         raise AccessError(
             f"project {project}: {_said(error)}. Check its id (`gcloud projects list`); the pipeline needs "
             "roles/browser on it"
@@ -116,7 +116,7 @@ def cluster_address(
             f"{name} does not exist. See `gcloud container clusters list --project {project}`, or create it: `gcloud "
             f"container clusters create-auto {cluster} --project {project} --location {location}`"
         ) from error
-    except (exceptions.PermissionDenied, exceptions.Unauthenticated) as error:
+    except (exceptions.Forbidden, exceptions.Unauthorized) as error:
         raise AccessError(
             f"{name}: {_said(error)}. Grant the pipeline's service account roles/container.clusterViewer on {project}"
         ) from error

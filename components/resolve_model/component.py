@@ -18,7 +18,7 @@ def resolve_model(
     revision: str,
     settings: dict,
     run_id: str,
-) -> NamedTuple("Outputs", [("proceed", bool), ("merged", dict), ("release", dict)]):  # type: ignore[valid-type]
+) -> NamedTuple("Outputs", [("Output", bool), ("merged", dict), ("release", dict)]):  # type: ignore[valid-type]
     """Finds, by reading alone, what the revision is and whether there is anything to do.
 
     Args:
@@ -27,7 +27,7 @@ def resolve_model(
         run_id: name of this run, which labels all that it makes.
 
     Returns:
-        proceed: whether the run goes on.
+        Output: whether the run goes on (by this name kfp.local finds what a condition in the same DAG reads).
         merged: the whole settings, validated.
         release: commit, weights key, generation and the live generation (components/release.py).
     """

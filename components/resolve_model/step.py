@@ -56,7 +56,7 @@ def run(rest: dict[str, Any], run_id: str, **explicit: str) -> tuple[bool, dict[
             outcome.succeeded(decision.reason)
         else:
             outcome.skipped(f"{decision.verdict}: {decision.reason}")
-    return decision.proceed, settings.model_dump(mode="json"), release.model_dump()
+    return decision.proceed, settings.as_struct(), release.model_dump()
 
 
 def look_up(settings: Settings) -> Found:

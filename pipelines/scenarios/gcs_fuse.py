@@ -43,7 +43,7 @@ def pipeline(
     with dsl.ExitHandler(report, name="refresh"):
         resolved = retried(step(resolve_model(**where), "Resolve the model"))
         merged, release = resolved.outputs["merged"], resolved.outputs["release"]
-        with dsl.If(resolved.outputs["proceed"] == True, name="there-is-something-to-do"):  # noqa: E712
+        with dsl.If(resolved.outputs["Output"] == True, name="there-is-something-to-do"):  # noqa: E712
             access = retried(step(ensure_access(settings=merged, release=release), "Ensure access"))
             weights = retried(step(download_weights(settings=merged, release=release), "Download the weights"))
             weights.after(access)

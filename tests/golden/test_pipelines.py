@@ -86,7 +86,7 @@ def test_nothing_is_done_when_there_is_nothing_to_do(scenario: Scenario, compile
     specification = load(compiled[scenario.name])
     for name in tasks(specification).keys() & MUTATING:
         conditions = conditions_above(specification, name)
-        assert any("resolve-model-proceed'] == true" in condition for condition in conditions), name
+        assert any("resolve-model-Output'] == true" in condition for condition in conditions), name
 
 
 @each_scenario
