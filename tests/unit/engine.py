@@ -102,7 +102,7 @@ def served(engine: Engine) -> Iterator[str]:
             self.send_header("Transfer-Encoding", "chunked")
             self.end_headers()
             try:
-                for piece in pieces:
+                for piece in filter(None, pieces):
                     if piece == CUT:
                         self.close_connection = True
                         return
