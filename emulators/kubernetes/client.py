@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import collections
-import contextlib
 import datetime
 import json
 import logging
@@ -47,6 +46,11 @@ class ApiError(Exception):
         self.reason = status_object.get("reason", "")
         self.message = status_object.get("message", body if isinstance(body, str) else "")
         super().__init__(f"{status} {self.reason}: {self.message}")
+
+    @property
+    def namespace_is_going(self) -> bool:
+        """Nothing can be created in a namespace that is being deleted: no fault of whoever tried."""
+        return self.status == 403 and "because it is being terminated" in self.message
 
 
 class Client:
@@ -305,6 +309,8 @@ class Informer:
                 delay = 0.1
                 while True:
                     version = await self._follow(version)
+                    # A server that ends every watch at once must not make this a busy loop.
+                    await asyncio.sleep(0.05)
             except ApiError as error:
                 if error.status != 410:
                     log.warning("watching %s: %s", self.resource.plural, error)
@@ -389,48 +395,53 @@ class Informers:
 
 
 class EventRecorder:
-    """Writes core/v1 Events; the same event again raises the count of the first, as client-go's correlator does."""
+    """Writes core/v1 Events in the background, in order; the same event again raises the count of the first, as
+    client-go's correlator does."""
 
-    def __init__(self, client: Client, component: str, host: str = ""):
-        self._client = client
-        self._source = {"component": component, **({"host": host} if host else {})}
-        self._component = component
-        self._seen: dict[tuple[str, str, str, str], asyncio.Task[Object | None]] = {}
+    def __init__(self, client: Client, component: str):
+        self._client, self._component = client, component
+        self._queue: asyncio.Queue[tuple[Object, str, str, str, str]] = asyncio.Queue()
+        self._written: collections.OrderedDict[tuple[str, str, str, str], Object] = collections.OrderedDict()
+        self._writer: asyncio.Task[None] | None = None
 
     def event(
         self, item: Object, kind: Literal["Normal", "Warning"], reason: str, message: str, host: str = ""
     ) -> None:
-        """Writes in the background; an event that cannot be written is logged and forgotten."""
-        key = (item["metadata"].get("uid", ""), kind, reason, message)
-        earlier = self._seen.pop(key, None)
-        self._seen[key] = asyncio.create_task(self._write(item, kind, reason, message, host, earlier))
-        if len(self._seen) > 4096:
-            self._seen.pop(next(iter(self._seen)))
+        """An event that cannot be written is logged and forgotten."""
+        if self._writer is None:
+            self._writer = asyncio.create_task(self._write_all(), name=f"events of {self._component}")
+        self._queue.put_nowait((item, kind, reason, message, host))
 
     async def flush(self) -> None:
         """Waits until all events are written."""
-        await asyncio.gather(*self._seen.values())
+        await self._queue.join()
 
-    async def _write(
-        self, item: Object, kind: str, reason: str, message: str, host: str, earlier: asyncio.Task[Object | None] | None
-    ) -> Object | None:
-        before = await earlier if earlier else None
-        now = timestamp()
-        meta = item["metadata"]
-        namespace = meta.get("namespace") or "default"
-        with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+    async def _write_all(self) -> None:
+        while True:
+            entry = await self._queue.get()
             try:
-                if before:
-                    counted = {"count": before.get("count", 1) + 1, "lastTimestamp": now}
-                    return await self._client.patch(EVENTS, before["metadata"]["name"], namespace, counted)
-                return await self._client.create(
-                    EVENTS, self._body(item, namespace, kind, reason, message, host, now), namespace
-                )
+                await self._write(*entry)
             except ApiError as error:
-                # A namespace that is going away takes no new events.
-                if error.status not in (403, 404):
-                    log.warning("event %s for %s: %s", reason, meta["name"], error)
-        return None
+                level = logging.DEBUG if error.status == 404 or error.namespace_is_going else logging.WARNING
+                log.log(level, "event %s for %s: %s", entry[2], entry[0]["metadata"]["name"], error)
+            except (aiohttp.ClientError, TimeoutError) as error:
+                log.info("event %s: %s", entry[2], error)
+            finally:
+                self._queue.task_done()
+
+    async def _write(self, item: Object, kind: str, reason: str, message: str, host: str) -> None:
+        key = (item["metadata"].get("uid", ""), kind, reason, message)
+        before, now = self._written.get(key), timestamp()
+        namespace = item["metadata"].get("namespace") or "default"
+        if before:
+            counted = {"count": before.get("count", 1) + 1, "lastTimestamp": now}
+            name = before["metadata"]["name"]
+            self._written[key] = await self._client.patch(EVENTS, name, namespace, counted)
+            return
+        body = self._body(item, namespace, kind, reason, message, host, now)
+        self._written[key] = await self._client.create(EVENTS, body, namespace)
+        if len(self._written) > 4096:
+            self._written.popitem(last=False)
 
     def _body(self, item: Object, namespace: str, kind: str, reason: str, message: str, host: str, now: str) -> Object:
         meta = item["metadata"]
@@ -447,7 +458,7 @@ class EventRecorder:
             "type": kind,
             "reason": reason,
             "message": message[:1024],
-            "source": {**self._source, **({"host": host} if host else {})},
+            "source": {"component": self._component, **({"host": host} if host else {})},
             "reportingComponent": self._component,
             "reportingInstance": host,
             "firstTimestamp": now,

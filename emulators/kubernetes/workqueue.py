@@ -65,7 +65,7 @@ class WorkQueue:
             self._failures.pop(key, None)
         except (ApiError, aiohttp.ClientError, TimeoutError) as error:
             after = self._backoff(key)
-            expected = isinstance(error, ApiError) and error.status in (404, 409)
+            expected = isinstance(error, ApiError) and (error.status in (404, 409) or error.namespace_is_going)
             log.log(logging.DEBUG if expected else logging.WARNING, "%s %s: %s", self.name, key, error)
         except Exception:
             after = self._backoff(key)

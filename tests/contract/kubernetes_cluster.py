@@ -10,8 +10,10 @@ from __future__ import annotations
 import base64
 import json
 import os
+import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +22,9 @@ from typing import Any
 import pytest
 import requests
 import yaml
+from kubernetes import client
+from kubernetes import config as client_config
+from kubernetes.client.exceptions import ApiException
 
 from emulators import process
 
@@ -135,9 +140,7 @@ class Cluster:
 
     def api(self) -> Any:
         """The official client's ApiClient."""
-        from kubernetes import config
-
-        return config.new_client_from_config(str(self.kubeconfig))
+        return client_config.new_client_from_config(str(self.kubeconfig))
 
     @property
     def storage_url(self) -> str:
@@ -177,3 +180,139 @@ def wait_for(condition: Callable[[], Any], seconds: float = 20.0, what: Callable
         if time.monotonic() > deadline:
             pytest.fail(f"not within {seconds} s: {what() if what else condition}")
         time.sleep(0.05)
+
+
+SERVER = """
+import http.server, os, signal, sys
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_GET(self):
+        body = os.environ["ANSWER"].encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *args):
+        pass
+print("serving", flush=True)
+http.server.ThreadingHTTPServer((sys.argv[1], 8000), Handler).serve_forever()
+"""
+
+
+class Kube:
+    """The official client in one namespace."""
+
+    def __init__(self, cluster: Cluster, namespace: str):
+        api = cluster.api()
+        self.cluster, self.namespace = cluster, namespace
+        self.core, self.apps, self.batch = client.CoreV1Api(api), client.AppsV1Api(api), client.BatchV1Api(api)
+        self.raw = api
+
+    def pods(self, selector: str = "") -> list[Any]:
+        return self.core.list_namespaced_pod(self.namespace, label_selector=selector).items
+
+    def pod(self, name: str) -> Any:
+        return self.core.read_namespaced_pod(name, self.namespace)
+
+    def create_pod(self, name: str, command: list[str] | None = None, **spec: Any) -> Any:
+        return self.core.create_namespaced_pod(self.namespace, pod_manifest(name, command, **spec))
+
+    def log(self, pod: str, **options: Any) -> str:
+        # Left to itself the client takes a log that is JSON for an object.
+        answer = self.core.read_namespaced_pod_log(pod, self.namespace, _preload_content=False, **options)
+        return answer.data.decode()
+
+    def events(self, name: str) -> list[tuple[str, str, str]]:
+        """(type, reason, message) of an object's events, in order."""
+        items = self.core.list_namespaced_event(self.namespace, field_selector=f"involvedObject.name={name}").items
+        items.sort(key=lambda event: int(event.metadata.resource_version))
+        return [(event.type, event.reason, event.message) for event in items]
+
+    def wait_event(self, name: str, reason: str, words: str = "", seconds: float = 20.0) -> str:
+        return wait_for(
+            lambda: next((text for _, why, text in self.events(name) if why == reason and words in text), None),
+            seconds,
+            lambda: self.events(name),
+        )
+
+    def wait_phase(self, name: str, phase: str, seconds: float = 20.0) -> Any:
+        def there() -> Any:
+            pod = self.pod(name)
+            return pod if pod.status.phase == phase else None
+
+        return wait_for(there, seconds, lambda: (self.pod(name).status, self.events(name)))
+
+    def kubectl(self, *args: str, text: str = "") -> str:
+        command = ["kubectl", "--kubeconfig", str(self.cluster.kubeconfig), "-n", self.namespace, *args]
+        done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+
+def pod_manifest(name: str, command: list[str] | None = None, **spec: Any) -> dict[str, Any]:
+    container = {
+        "name": "main",
+        "image": spec.pop("image", PYTHON_IMAGE),
+        "command": command or ["python", "-c", "print('hello')"],
+        **spec.pop("container", {}),
+    }
+    metadata = {"name": name, "annotations": spec.pop("annotations", {}), "labels": spec.pop("labels", {})}
+    spec.setdefault("restartPolicy", "Never")
+    spec.setdefault("terminationGracePeriodSeconds", 5)
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {"containers": [container], **spec}}
+
+
+def deployment(name: str, answer: str, replicas: int = 1, labels: dict[str, str] | None = None, **spec: Any) -> dict:
+    labels = {"app": name, **(labels or {})}
+    template = {
+        "metadata": {"labels": labels},
+        "spec": {
+            "terminationGracePeriodSeconds": 5,
+            "containers": [
+                {
+                    "name": "server",
+                    "image": PYTHON_IMAGE,
+                    "command": ["python", "-c", SERVER],
+                    "args": ["0.0.0.0"],
+                    "env": [{"name": "ANSWER", "value": answer}],
+                    "ports": [{"name": "http", "containerPort": 8000}],
+                    "readinessProbe": {"httpGet": {"path": "/", "port": "http"}, "periodSeconds": 1},
+                }
+            ],
+            **spec.pop("pod", {}),
+        },
+    }
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": name},
+        "spec": {"replicas": replicas, "selector": {"matchLabels": {"app": name}}, "template": template, **spec},
+    }
+
+
+@pytest.fixture
+def kube(cluster: Cluster, request: pytest.FixtureRequest) -> Any:
+    """A namespace of the test's own, deleted afterwards."""
+    name = request.node.name.replace("_", "-").split("[")[0].removeprefix("test-")[:50].strip("-")
+    made = Kube(cluster, name)
+    made.core.create_namespace({"metadata": {"name": name}})
+    wait_for(lambda: exists(lambda: made.core.read_namespaced_service_account("default", name)))
+    yield made
+    made.core.delete_namespace(name)
+
+
+def exists(read: Any) -> bool:
+    try:
+        read()
+    except ApiException as error:
+        if error.status != 404:
+            raise
+        return False
+    return True
+
+
+def get(url: str) -> str:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(url, timeout=5) as answer:
+        return answer.read().decode()

@@ -5,148 +5,26 @@ kubernetes_cluster.py says how to run this against a real control plane.
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 import time
-import urllib.request
 from typing import Any
 
 import pytest
-from kubernetes import client, watch
+from kubernetes import watch
 from kubernetes.client.exceptions import ApiException
-from tests.contract.kubernetes_cluster import PYTHON_IMAGE, Cluster, cluster, wait_for
 
-__all__ = ["cluster"]
+from tests.contract.kubernetes_cluster import (
+    PYTHON_IMAGE,
+    Kube,
+    cluster,
+    deployment,
+    exists,
+    get,
+    kube,
+    pod_manifest,
+    wait_for,
+)
 
-SERVER = """
-import http.server, os, signal, sys
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-class Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    def do_GET(self):
-        body = os.environ["ANSWER"].encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-print("serving", flush=True)
-http.server.ThreadingHTTPServer((sys.argv[1], 8000), Handler).serve_forever()
-"""
-
-
-class Kube:
-    """The official client in one namespace."""
-
-    def __init__(self, cluster: Cluster, namespace: str):
-        api = cluster.api()
-        self.cluster, self.namespace = cluster, namespace
-        self.core, self.apps, self.batch = client.CoreV1Api(api), client.AppsV1Api(api), client.BatchV1Api(api)
-        self.raw = api
-
-    def pods(self, selector: str = "") -> list[Any]:
-        return self.core.list_namespaced_pod(self.namespace, label_selector=selector).items
-
-    def pod(self, name: str) -> Any:
-        return self.core.read_namespaced_pod(name, self.namespace)
-
-    def create_pod(self, name: str, **spec: Any) -> Any:
-        return self.core.create_namespaced_pod(self.namespace, pod_manifest(name, **spec))
-
-    def log(self, pod: str, **options: Any) -> str:
-        return self.core.read_namespaced_pod_log(pod, self.namespace, **options)
-
-    def events(self, name: str) -> list[tuple[str, str, str]]:
-        """(type, reason, message) of an object's events, in order."""
-        items = self.core.list_namespaced_event(self.namespace, field_selector=f"involvedObject.name={name}").items
-        items.sort(key=lambda event: int(event.metadata.resource_version))
-        return [(event.type, event.reason, event.message) for event in items]
-
-    def wait_event(self, name: str, reason: str, words: str = "", seconds: float = 20.0) -> str:
-        return wait_for(
-            lambda: next((text for _, why, text in self.events(name) if why == reason and words in text), None),
-            seconds,
-            lambda: self.events(name),
-        )
-
-    def wait_phase(self, name: str, phase: str, seconds: float = 20.0) -> Any:
-        def there() -> Any:
-            pod = self.pod(name)
-            return pod if pod.status.phase == phase else None
-
-        return wait_for(there, seconds, lambda: (self.pod(name).status, self.events(name)))
-
-    def kubectl(self, *args: str, text: str = "") -> str:
-        command = ["kubectl", "--kubeconfig", str(self.cluster.kubeconfig), "-n", self.namespace, *args]
-        done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=60, check=False)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-
-def pod_manifest(name: str, command: list[str] | None = None, **spec: Any) -> dict[str, Any]:
-    container = {
-        "name": "main",
-        "image": spec.pop("image", PYTHON_IMAGE),
-        "command": command or ["python", "-c", "print('hello')"],
-        **spec.pop("container", {}),
-    }
-    metadata = {"name": name, "annotations": spec.pop("annotations", {}), "labels": spec.pop("labels", {})}
-    spec.setdefault("restartPolicy", "Never")
-    spec.setdefault("terminationGracePeriodSeconds", 5)
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {"containers": [container], **spec}}
-
-
-def deployment(name: str, answer: str, replicas: int = 1, labels: dict[str, str] | None = None, **spec: Any) -> dict:
-    labels = {"app": name, **(labels or {})}
-    template = {
-        "metadata": {"labels": labels},
-        "spec": {
-            "terminationGracePeriodSeconds": 5,
-            "containers": [
-                {
-                    "name": "server",
-                    "image": PYTHON_IMAGE,
-                    "command": ["python", "-c", SERVER],
-                    "args": ["0.0.0.0"],
-                    "env": [{"name": "ANSWER", "value": answer}],
-                    "ports": [{"name": "http", "containerPort": 8000}],
-                    "readinessProbe": {"httpGet": {"path": "/", "port": "http"}, "periodSeconds": 1},
-                }
-            ],
-            **spec.pop("pod", {}),
-        },
-    }
-    return {
-        "apiVersion": "apps/v1",
-        "kind": "Deployment",
-        "metadata": {"name": name},
-        "spec": {"replicas": replicas, "selector": {"matchLabels": {"app": name}}, "template": template, **spec},
-    }
-
-
-@pytest.fixture
-def kube(cluster: Cluster, request: pytest.FixtureRequest) -> Any:
-    """A namespace of the test's own, deleted afterwards."""
-    name = request.node.name.replace("_", "-").split("[")[0].removeprefix("test-")[:50].strip("-")
-    made = Kube(cluster, name)
-    made.core.create_namespace({"metadata": {"name": name}})
-    wait_for(lambda: _exists(lambda: made.core.read_namespaced_service_account("default", name)))
-    yield made
-    made.core.delete_namespace(name)
-
-
-def _exists(read: Any) -> bool:
-    try:
-        read()
-    except ApiException as error:
-        assert error.status == 404
-        return False
-    return True
-
-
-def get(url: str) -> str:
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(url, timeout=5) as answer:
-        return answer.read().decode()
+__all__ = ["cluster", "kube"]
 
 
 def test_a_deployment_comes_from_nothing_to_ready_through_a_scale_up(kube: Kube) -> None:
@@ -225,7 +103,7 @@ def test_a_jobs_result_is_read_from_its_pods_log(kube: Kube) -> None:
     assert (pod.status.phase, state.reason, state.exit_code) == ("Succeeded", "Completed", 0)
     kube.batch.delete_namespaced_job("validate", kube.namespace, propagation_policy="Foreground")
     wait_for(lambda: not kube.pods())
-    wait_for(lambda: not _exists(lambda: kube.batch.read_namespaced_job("validate", kube.namespace)))
+    wait_for(lambda: not exists(lambda: kube.batch.read_namespaced_job("validate", kube.namespace)))
 
 
 def _job(name: str, code: str, restart: str = "Never", **spec: Any) -> dict[str, Any]:
@@ -274,12 +152,12 @@ def test_a_job_gives_up_at_its_limits(kube: Kube) -> None:
     assert ended.reason == "PodFailurePolicy"
     assert "failed with exit code 42 matching FailJob rule at index 0" in ended.message
     assert len(kube.pods("job-name=policy")) == 1
-    wait_for(lambda: not _exists(lambda: kube.batch.read_namespaced_job("brief", kube.namespace)))
+    wait_for(lambda: not exists(lambda: kube.batch.read_namespaced_job("brief", kube.namespace)))
     wait_for(lambda: not kube.pods("job-name=brief"))
 
 
 def test_a_crash_loop_shows_what_a_kubelet_shows(kube: Kube) -> None:
-    code = "import sys; print('loading'); print('no such model', file=sys.stderr); sys.exit(7)"
+    code = "import sys; print('loading', flush=True); print('no such model', file=sys.stderr); sys.exit(7)"
     kube.create_pod("crash", ["python", "-c", code], restartPolicy="Always")
 
     def looping() -> Any:
@@ -374,7 +252,8 @@ def test_weights_are_mounted_once_iam_allows_it(kube: Kube) -> None:
         'MountVolume.SetUp failed for volume "weights-g1" : rpc error: code = PermissionDenied desc = '
         'failed to get GCS bucket "weights": googleapi: Error 403: '
     )
-    assert kube.pod("reader").status.container_statuses[0].state.waiting.reason == "ContainerCreating"
+    [status] = wait_for(lambda: kube.pod("reader").status.container_statuses)
+    assert status.state.waiting.reason == "ContainerCreating"
     kube.cluster.grant(kube.namespace, "default")
     kube.wait_phase("reader", "Succeeded")
     assert kube.log("reader") == "['config.json']\n"
@@ -388,7 +267,7 @@ def test_weights_are_mounted_once_iam_allows_it(kube: Kube) -> None:
     kube.core.delete_namespaced_persistent_volume_claim("weights-g1", kube.namespace)
     wait_for(lambda: kube.core.read_persistent_volume("weights-g1").status.phase == "Released")
     kube.core.delete_persistent_volume("weights-g1")
-    wait_for(lambda: not _exists(lambda: kube.core.read_persistent_volume("weights-g1")))
+    wait_for(lambda: not exists(lambda: kube.core.read_persistent_volume("weights-g1")))
     stored = kube.cluster.folder / "buckets/weights/objects/models/org/tiny/key/config.json"
     assert stored.read_bytes() == b"{}", "unmounting leaves the bucket whole"
 
@@ -412,9 +291,7 @@ def test_a_claim_in_use_is_protected(kube: Kube) -> None:
     assert claim.metadata.deletion_timestamp
     assert claim.metadata.finalizers == ["kubernetes.io/pvc-protection"]
     kube.core.delete_namespaced_pod("user", kube.namespace)
-    wait_for(
-        lambda: not _exists(lambda: kube.core.read_namespaced_persistent_volume_claim("protected", kube.namespace))
-    )
+    wait_for(lambda: not exists(lambda: kube.core.read_namespaced_persistent_volume_claim("protected", kube.namespace)))
     kube.core.delete_persistent_volume("protected")
 
 
@@ -478,10 +355,9 @@ def test_a_rolling_update_never_falls_below_what_must_be_available(kube: Kube) -
         }
     }
     patched = kube.apps.patch_namespaced_deployment("web", kube.namespace, body)
-    assert patched.metadata.generation == 2
     for event in watch.Watch().stream(kube.apps.list_namespaced_deployment, kube.namespace, timeout_seconds=40):
         status = event["object"].status
-        if status.observed_generation == 2:
+        if (status.observed_generation or 0) >= patched.metadata.generation:
             lowest, most = min(lowest, status.available_replicas or 0), max(most, status.replicas)
             reason = next(entry.reason for entry in status.conditions if entry.type == "Progressing")
             if reason == "NewReplicaSetAvailable" and status.updated_replicas == status.replicas == 2:

@@ -127,8 +127,10 @@ class GarbageCollector:
             for kind, item in dependents:
                 meta = item["metadata"]
                 if not meta.get("deletionTimestamp"):
+                    # Who has dependents of its own waits for them in turn.
+                    policy = "Foreground" if self._dependents.get(meta["uid"]) else "Background"
                     answer = await self._client.delete(
-                        kind, meta["name"], meta.get("namespace", ""), uid=meta["uid"], propagation="Foreground"
+                        kind, meta["name"], meta.get("namespace", ""), uid=meta["uid"], propagation=policy
                     )
                     self._watched[kind].observe(answer)
             if not blocking:

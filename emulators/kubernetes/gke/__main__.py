@@ -129,7 +129,11 @@ def main() -> None:
             finally:
                 await gke.stop()
 
-    asyncio.run(run())
+    try:
+        asyncio.run(run())
+    except OSError as error:
+        # A port that is taken, a folder that cannot be written.
+        sys.exit(f"{args.config}: {error}")
 
 
 if __name__ == "__main__":

@@ -9,11 +9,14 @@ An empty node whose accelerators a new one needs is given back first, as GKE's s
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from emulators.kubernetes.client import Client, EventRecorder, Informers, Object, condition
+import aiohttp
+
+from emulators.kubernetes.client import ApiError, Client, EventRecorder, Informers, Object, condition
 from emulators.kubernetes.controllers.pods import is_finished
 from emulators.kubernetes.gke.config import Config
 from emulators.kubernetes.gke.machines import (
@@ -34,6 +37,8 @@ from emulators.kubernetes.resources import NODES, PODS
 from emulators.kubernetes.scheduling import NodeState, VolumeNeeds, misfit, node_states, volume_needs
 from emulators.kubernetes.workqueue import WorkQueue
 
+log = logging.getLogger(__name__)
+
 QUOTA_EXCEEDED = "GCE quota exceeded"
 # Autoscaler's words for a pool that has just failed, and for one that is at its limit.
 IN_BACKOFF = "in backoff after failed scale-up"
@@ -42,13 +47,11 @@ POOL_MAXIMUM = 1000
 
 @dataclass
 class Upcoming:
-    """A node that was announced and has not registered yet, with the pods that it is for."""
+    """A node that was announced and has not registered yet."""
 
-    name: str
+    node: Object
     machine: MachineType
     zone: str
-    state: NodeState
-    pods: list[Object] = field(default_factory=list)
 
 
 class Autoscaler:
@@ -76,7 +79,7 @@ class Autoscaler:
         pending = [pod for pod in self._pods.items.values() if _is_unschedulable(pod)]
         # What the scheduler will place by itself in a moment needs no node.
         settled = node_states(self._nodes.items.values(), self._pods.items.values())
-        settled += [upcoming.state for upcoming in self._upcoming]
+        settled += [NodeState(upcoming.node) for upcoming in self._upcoming]
         for pod in sorted(pending, key=lambda pod: pod["metadata"]["creationTimestamp"]):
             needs = volume_needs(pod, self._informers)
             if needs.problem:
@@ -113,6 +116,8 @@ class Autoscaler:
             words = f"Node scale up in zones {zone} associated with this pod failed: {failure}."
             self._events.event(pod, "Warning", "FailedScaleUp", f"{words} Pod is at risk of not being scheduled.")
             self._backoff[pool] = now + self._config.backoff_seconds
+            # The next round says that the pool is being left alone.
+            self.queue.add("all", self._config.scale_up_seconds)
             return None
         name = f"gk3-{self._config.cluster}-{pool}-{secrets.token_hex(2)}"
         node = node_template(
@@ -124,17 +129,19 @@ class Autoscaler:
             _driver(pod),
             name,
         )
-        upcoming = Upcoming(name, machine, zone, NodeState(node), [pod])
+        upcoming = Upcoming(node, machine, zone)
         self._upcoming.append(upcoming)
-        task = asyncio.create_task(self._bring_up(upcoming, node))
+        task = asyncio.create_task(self._bring_up(upcoming))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return upcoming.state
+        return NodeState(node)
 
-    async def _bring_up(self, upcoming: Upcoming, node: Object) -> None:
+    async def _bring_up(self, upcoming: Upcoming) -> None:
         await asyncio.sleep(self._config.scale_up_seconds)
         try:
-            self._nodes.observe(await self._keeper.register(node))
+            self._nodes.observe(await self._keeper.register(upcoming.node))
+        except (ApiError, aiohttp.ClientError, TimeoutError) as error:
+            log.warning("registering %s: %s", upcoming.node["metadata"]["name"], error)
         finally:
             self._upcoming.remove(upcoming)
             self.queue.add("all", 1.0)

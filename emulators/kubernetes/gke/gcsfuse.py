@@ -78,7 +78,7 @@ class LinkMounter:
 
     async def mount(self, mount: Mount) -> None:
         folder = self._root / mount.bucket / "objects" / mount.directory
-        mount.target.unlink(missing_ok=True)
+        await self.unmount(mount.target)
         if folder.is_dir():
             mount.target.symlink_to(folder.absolute(), target_is_directory=True)
         else:

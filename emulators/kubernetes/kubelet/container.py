@@ -113,7 +113,7 @@ class Container:
         name, attempts = self.spec["image"], 0
         while not self._stopping.is_set():
             if self._worker.node.image(name) is not None:
-                self._event("Normal", "Pulled", f'Container image "{name}" already present on machine')
+                self._announce_image(name)
                 return True
             why = f'failed to pull and unpack image "{name}": failed to resolve reference "{name}": {name}: not found'
             if self.spec.get("imagePullPolicy") == "Never":
@@ -133,6 +133,15 @@ class Container:
             await self._pause(self._backoff(attempts))
             attempts += 1
         return False
+
+    def _announce_image(self, name: str) -> None:
+        first = self._worker.node.pulls(self._worker.pod["spec"]["nodeName"], name)
+        if first or self.spec.get("imagePullPolicy") == "Always":
+            self._event("Normal", "Pulling", f'Pulling image "{name}"')
+            words = f'Successfully pulled image "{name}" in 1ms (1ms including waiting). Image size: 0 bytes.'
+        else:
+            words = f'Container image "{name}" already present on machine'
+        self._event("Normal", "Pulled", words)
 
     async def _run_once(self) -> int | None:
         """One process from start to end; None when the pod ended before it started."""
@@ -274,20 +283,20 @@ class Container:
 
     # -- end ------------------------------------------------------------------------------------------------
 
-    async def terminate(self, grace_seconds: float) -> None:
+    async def terminate(self, grace_seconds: float, hooks: bool = True) -> None:
         """Ends the container for good: preStop, SIGTERM, and SIGKILL when the grace period is over."""
         self._stopping.set()
         if self.process:
             self._event("Normal", "Killing", f"Stopping container {self.name}")
-            await self._stop_process(grace_seconds)
+            await self._stop_process(grace_seconds, hooks)
 
-    async def _stop_process(self, grace_seconds: float) -> None:
+    async def _stop_process(self, grace_seconds: float, hooks: bool = True) -> None:
         process = self.process
         if process is None or process.exited.done():
             return
         deadline = time.monotonic() + grace_seconds
         hook = (self.spec.get("lifecycle") or {}).get("preStop")
-        if hook and grace_seconds:
+        if hook and hooks and grace_seconds:
             rewrite = Rewriter(self._worker.mounts(self.spec), self._worker.around.pod_ip)
             env = await self._environment_for_hooks(rewrite)
             try:

@@ -7,6 +7,8 @@ import ipaddress
 import logging
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, Protocol
@@ -15,7 +17,8 @@ from emulators.kubernetes.client import Client, EventRecorder, Informers, Object
 from emulators.kubernetes.kubelet.container import Container
 from emulators.kubernetes.kubelet.csi import NodeDriver
 from emulators.kubernetes.kubelet.pod import PodWorker
-from emulators.kubernetes.kubelet.process import ContainerProcess, kill_leftovers, session_memory
+from emulators.kubernetes.kubelet.process import ContainerProcess, session_memory
+from emulators.kubernetes.kubelet.reaper import kill_leftovers
 from emulators.kubernetes.kubelet.volumes import VolumeManager
 from emulators.kubernetes.resources import PODS
 from emulators.kubernetes.workqueue import WorkQueue
@@ -65,6 +68,8 @@ class Kubelet:
         self._statuses = WorkQueue("pod status", self._write_status)
         self._limited = asyncio.Event()
         self._memory: asyncio.Task[None] | None = None
+        self._reaper: subprocess.Popen[bytes] | None = None
+        self._pulled: set[tuple[str, str]] = set()
 
     async def start(self) -> None:
         """Clears what a killed process left, then takes over the pods that are there."""
@@ -74,7 +79,14 @@ class Kubelet:
         for folder in self.pods.iterdir():
             if folder.name not in known:
                 shutil.rmtree(folder, ignore_errors=True)
+        self._reaper = subprocess.Popen(
+            [sys.executable, "-m", "emulators.kubernetes.kubelet.reaper", str(self.pods)],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+        )
         self._informer.on_change(self._pod_changed)
+        # Whoever waits for this start must not take yesterday's Ready for today's.
+        await asyncio.gather(*(worker.write_status() for worker in self._workers.values()))
         self._memory = asyncio.create_task(self._watch_memory())
 
     async def stop(self) -> None:
@@ -85,6 +97,9 @@ class Kubelet:
             worker.leave()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
         await self._statuses.stop()
+        if self._reaper and self._reaper.stdin:
+            self._reaper.stdin.close()
+            self._reaper.wait()
 
     # -- pods -----------------------------------------------------------------------------------------------
 
@@ -160,6 +175,12 @@ class Kubelet:
             self._next_address = following if following <= last else int(self._network.network_address) + 2
             if address not in taken:
                 return address
+
+    def pulls(self, node: str, image: str) -> bool:
+        """Whether the image has to be pulled on the node: it has not been there before."""
+        known = (node, image) in self._pulled
+        self._pulled.add((node, image))
+        return not known
 
     def kill(self, process: ContainerProcess) -> None:
         process.signal(signal.SIGKILL)

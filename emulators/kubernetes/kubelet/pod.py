@@ -211,9 +211,10 @@ class PodWorker:
 
     async def _stop_containers(self, grace: float) -> None:
         """Containers together, then the sidecars, the last one first."""
-        await asyncio.gather(*(container.terminate(grace) for container in self.main))
+        hooks = not self._leaving
+        await asyncio.gather(*(container.terminate(grace, hooks) for container in self.main))
         for container in reversed(self.init):
-            await container.terminate(grace)
+            await container.terminate(grace, hooks)
 
     async def _clean_up(self) -> None:
         """Reports the end, lets the API server forget the pod, and removes its folder."""

@@ -143,15 +143,3 @@ def session_memory(sessions: set[int]) -> dict[int, int]:
         if session in totals:
             totals[session] += int(fields[21]) * page
     return totals
-
-
-def kill_leftovers(pods: Path) -> None:
-    """Kills what an earlier process of this kind left when it was killed: processes whose TMPDIR is a pod's."""
-    marker = f"TMPDIR={pods}/".encode()
-    for entry in os.scandir("/proc"):
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
-            continue
-        with contextlib.suppress(OSError):
-            environment = Path(entry.path, "environ").read_bytes()
-            if any(variable.startswith(marker) for variable in environment.split(b"\0")):
-                os.kill(int(entry.name), signal.SIGKILL)

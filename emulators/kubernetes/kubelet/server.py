@@ -7,6 +7,7 @@ import datetime
 import ipaddress
 import ssl
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from aiohttp import web
@@ -47,7 +48,7 @@ class KubeletServer:
         container = next((entry for entry in [*worker.init, *worker.main] if entry.name == wanted), None)
         if container is None:
             return web.Response(status=404, text=f'container "{wanted}" not found in pod "{name}"\n')
-        previous = request.query.get("previous") == "true"
+        previous = _is_true(request.query, "previous")
         path = latest_log(self._kubelet.pods, worker.uid, wanted, previous)
         if path is None:
             if previous:
@@ -63,9 +64,9 @@ class KubeletServer:
 
     async def _send(self, request: web.Request, response: web.StreamResponse, path: Path, container: Container) -> None:
         query = request.query
-        timestamps = query.get("timestamps") == "true"
+        timestamps = _is_true(query, "timestamps")
         left = int(query["limitBytes"]) if "limitBytes" in query else None
-        follow = query.get("follow") == "true" and container.log is not None and container.log.path == path
+        follow = _is_true(query, "follow") and container.log is not None and container.log.path == path
         changed = asyncio.Event()
         if follow:
             container.followers.add(changed)
@@ -95,11 +96,15 @@ class KubeletServer:
         await response.write_eof()
 
 
-def _since(query: object) -> datetime.datetime | None:
-    values = dict(query)  # type: ignore[call-overload]
-    if "sinceSeconds" in values:
-        return datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=int(values["sinceSeconds"]))
-    return parse_time(values["sinceTime"]) if "sinceTime" in values else None
+def _is_true(query: Mapping[str, str], name: str) -> bool:
+    """As Go reads a boolean."""
+    return query.get(name, "") in ("1", "t", "T", "true", "True", "TRUE")
+
+
+def _since(query: Mapping[str, str]) -> datetime.datetime | None:
+    if "sinceSeconds" in query:
+        return datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=int(query["sinceSeconds"]))
+    return parse_time(query["sinceTime"]) if "sinceTime" in query else None
 
 
 def _self_signed(address: str) -> ssl.SSLContext:

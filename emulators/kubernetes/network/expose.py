@@ -39,6 +39,9 @@ class Expose:
 
     async def start(self) -> None:
         for entry in self._entries:
+            if entry.file:
+                # An earlier process's address.
+                entry.file.unlink(missing_ok=True)
             host, _, port = entry.address.rpartition(":")
             choose = partial(self._services.endpoint, entry.namespace, entry.service, entry.port)
             server = await listen(host, int(port), choose)
