@@ -94,4 +94,5 @@ def core_failed(failure: BadModel) -> int:
 if __name__ == "__main__":
     # aiohttp's client reads every CA certificate when imported (60 ms); nothing here speaks TLS.
     os.environ.setdefault("SSL_CERT_FILE", os.devnull)
-    sys.exit(main(sys.argv[1:]))
+    # A container's `vllm serve …` comes here with its subcommand.
+    sys.exit(main(sys.argv[2:] if sys.argv[1:2] == ["serve"] else sys.argv[1:]))
