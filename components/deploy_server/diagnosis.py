@@ -304,8 +304,7 @@ class Diagnosis:
             return None
         # "Back-off pulling image" alone says nothing; the event or the state before it had the registry's words.
         failed = pod.latest("Failed").message
-        pulled = failed if failed.startswith("Failed to pull") else ""
-        said = " ".join(filter(None, [pulled, waiting.get("message", "")]))
+        said = failed if failed.startswith("Failed to pull") else waiting.get("message", "")
         if re.search(r"not found|manifest unknown|does not exist|name unknown", said, re.IGNORECASE):
             return Problem(
                 RequestError, f"the image {image} does not exist: {said}. Set engine.image, or images.registry"

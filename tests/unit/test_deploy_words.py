@@ -43,6 +43,13 @@ NO_MEMORY = """\
             "(APIServer pid=1) RuntimeError: Engine core initialization failed. See root cause above.\n",
             "RuntimeError: Engine core initialization failed. See root cause above.",
         ),
+        (
+            "(APIServer pid=1) pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig\n"
+            "(APIServer pid=1)   Value error, User-specified max_model_len (99) is greater than the derived one\n",
+            "pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig Value error, "
+            "User-specified max_model_len (99) is greater than the derived one",
+        ),
+        ("vllm serve: error: unrecognized arguments: -x\n", "vllm serve: error: unrecognized arguments: -x"),
         ("one\n\ntwo\nthree\nfour\n", "two\nthree\nfour"),
         ("Killed\n", "Killed"),
         ("", ""),

@@ -1,0 +1,142 @@
+"""deploy_server's own order: what is applied, what is left alone, and whose words end up in an error."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+
+from components import names, render
+from components.clients.kubernetes import ApiError
+from components.deploy_server import step
+from components.deploy_server.diagnosis import Patience
+from components.errors import InconclusiveError, ReleaseError, RequestError
+from components.outcome import Outcome
+from components.settings import Settings
+from tests.unit.cluster import MemoryCluster
+from tests.unit.deployment import RELEASE, quick
+
+NAME = names.server(RELEASE.generation)
+
+
+class Cluster(MemoryCluster):
+    """Brings a Deployment up as soon as it is applied, or has its pod end as a test says."""
+
+    def __init__(self, *objects: dict[str, Any], pod: dict[str, Any] | None = None, monitoring: bool = True):
+        super().__init__(*objects)
+        self.pod, self.monitoring = pod, monitoring
+        self.logs = {False: "", True: ""}
+        self.refuses: str = ""
+
+    def apply(self, body: dict[str, Any], *, force: bool = True) -> dict[str, Any]:
+        if body["kind"] == self.refuses:
+            raise ApiError(f'{body["kind"]}.apps "{NAME}" is invalid: spec.selector: field is immutable', 422, "", {})
+        applied = super().apply(body, force=force)
+        if body["kind"] == "Deployment" and self.pod is None:
+            wanted = body["spec"]["replicas"]
+            counts = {"replicas": wanted, "updatedReplicas": wanted, "readyReplicas": wanted}
+            self.set_status("Deployment", NAME, "gemma", observedGeneration=1, **counts)
+        elif body["kind"] == "Deployment":
+            self._store(copy.deepcopy(self.pod))
+        return applied
+
+    def serves(self, api_version: str) -> bool:
+        return self.monitoring
+
+    def log(self, pod: str, namespace: str, *, container: str = "", tail: int = 50, previous: bool = False) -> str:
+        assert (pod, container) == ("p1", names.SERVER_CONTAINER)
+        return self.logs[previous]
+
+
+def pod(**state: Any) -> dict[str, Any]:
+    labels = {names.DEPLOYMENT: "gemma", names.GENERATION: RELEASE.generation}
+    container = {"name": "vllm", "image": "i", "restartCount": 0, "state": {}, **state}
+    return {
+        "kind": "Pod",
+        "metadata": {"name": "p1", "namespace": "gemma", "labels": labels},
+        "spec": {"nodeName": "n1"},
+        "status": {"phase": "Pending", "containerStatuses": [container]},
+    }
+
+
+def deploy(cluster: MemoryCluster, settings: Settings | None = None, patience: Patience | None = None) -> Outcome:
+    outcome = Outcome("deploy_server", RELEASE.run_id)
+    step.deploy(cluster, settings or quick(), RELEASE, outcome, patience)  # type: ignore[arg-type]
+    return outcome
+
+
+def test_everything_is_applied_once_and_the_second_time_nothing_is():
+    cluster = Cluster()
+    assert deploy(cluster).status == "succeeded"
+    rendered = render.render(quick(), RELEASE)
+    assert [call[1:] for call in cluster.calls] == [
+        (item["kind"], item["metadata"]["name"]) for item in [*rendered.shared, *rendered.generation]
+    ]
+    cluster.calls.clear()
+    assert deploy(cluster).status == "skipped"
+    assert cluster.calls == []
+
+
+def test_changed_settings_are_applied_to_the_same_generation():
+    cluster = Cluster()
+    deploy(cluster)
+    cluster.calls.clear()
+    assert deploy(cluster, quick(serving={"replicas": 2})).status == "succeeded"
+    assert ("apply", "Deployment", NAME) in cluster.calls
+
+
+def test_a_kept_generation_that_rests_is_brought_up_again():
+    cluster = Cluster()
+    deploy(cluster)
+    cluster.patch("Deployment", NAME, "gemma", {"spec": {"replicas": 0}})
+    assert deploy(cluster).status == "succeeded"
+    assert cluster.objects["Deployment", "gemma", NAME]["spec"]["replicas"] == 1
+
+
+def test_a_cluster_without_managed_prometheus_gets_no_pod_monitoring(capsys: pytest.CaptureFixture[str]):
+    cluster = Cluster(monitoring=False)
+    deploy(cluster)
+    assert cluster.names("PodMonitoring") == set()
+    assert "left out PodMonitoring/gemma" in capsys.readouterr().out
+
+
+def test_what_the_api_server_refuses_is_told_in_its_words():
+    cluster = Cluster()
+    cluster.refuses = "Deployment"
+    with pytest.raises(RequestError, match=rf"the cluster refuses Deployment/{NAME}: .*field is immutable"):
+        deploy(cluster)
+
+
+def test_the_generation_of_another_deployment_is_left_alone():
+    theirs = {
+        "kind": "Deployment",
+        "metadata": {"name": NAME, "namespace": "gemma", "labels": {names.DEPLOYMENT: "other"}},
+        "spec": {},
+    }
+    cluster = Cluster(theirs)
+    with pytest.raises(RequestError, match="the deployment other in namespace gemma serves the same generation"):
+        deploy(cluster)
+    assert cluster.calls == []
+
+
+ENDED = {"terminated": {"exitCode": 1, "reason": "Error"}}
+
+
+@pytest.mark.parametrize("where", [False, True], ids=["log of this container", "log of the one before"])
+def test_a_crash_is_told_in_the_engines_words(where: bool):
+    cluster = Cluster(pod=pod(state={"waiting": {"reason": "CrashLoopBackOff"}}, lastState=ENDED, restartCount=1))
+    cluster.logs[where] = "(EngineCore pid=7) ERROR 11-24 03:42:19 [core.py:936] ValueError: no such layer\n"
+    outcome = Outcome("deploy_server", RELEASE.run_id)
+    with pytest.raises(ReleaseError) as caught:
+        step.deploy(cluster, quick(), RELEASE, outcome)  # type: ignore[arg-type]
+    assert "the engine ends with exit code 1: ValueError: no such layer" in str(caught.value)
+    assert f"kubectl -n gemma logs p1 -c {names.SERVER_CONTAINER}" in str(caught.value)
+    assert outcome.details["log"] == cluster.logs[where].splitlines()
+
+
+def test_waiting_ends_by_the_clock_and_says_on_the_way_what_it_waits_for(capsys: pytest.CaptureFixture[str]):
+    cluster = Cluster(pod=pod(state={"waiting": {"reason": "ContainerCreating"}}))
+    with pytest.raises(InconclusiveError, match="did not start its engine within serving"):
+        deploy(cluster, patience=Patience(capacity=0.2, ready=0.2))
+    assert "the pod has a node" in capsys.readouterr().out
