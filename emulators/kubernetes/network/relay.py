@@ -18,6 +18,7 @@ class Side(asyncio.Protocol):
     def __init__(self) -> None:
         self.transport: asyncio.Transport | None = None
         self.peer: Side | None = None
+        self.ended = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
@@ -27,11 +28,12 @@ class Side(asyncio.Protocol):
             self.peer.transport.write(data)
 
     def eof_received(self) -> bool:
-        """A side that has no more to say may still listen."""
-        if self.peer and self.peer.transport and self.peer.transport.can_write_eof():
-            self.peer.transport.write_eof()
-            return True
-        return False
+        """A side that has no more to say may still listen, until the other has no more to say either."""
+        self.ended = True
+        if self.peer is None or self.peer.ended or self.peer.transport is None:
+            return False
+        self.peer.transport.write_eof()
+        return True
 
     def connection_lost(self, _: Exception | None) -> None:
         if self.peer and self.peer.transport:

@@ -153,10 +153,10 @@ def test_an_inline_volume_names_its_bucket(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"role": "roles/storage.objectCreator"}, "PermissionDenied desc = failed to get GCS bucket .weights.: .* Error 403"),
+        ({"role": "roles/storage.objectCreator"}, "failed to get GCS bucket .weights.: .* Error 403"),
         ({"member": PRINCIPAL + "2"}, "code = PermissionDenied"),
         ({"bucket": "other"}, "code = NotFound desc = failed to get GCS bucket .other.: storage: bucket doesn't exist"),
-        ({"annotated": False}, "code = FailedPrecondition desc = failed to find the sidecar container in Pod spec"),
+        ({"annotated": False}, "FailedPrecondition desc = failed to find the sidecar container in Pod spec"),
         ({"mount_options": ["no-such-flag"]}, "code = InvalidArgument .* flag provided but not defined: -no-such-flag"),
         ({"mount_options": ["no-section:x:1"]}, "flag provided but not defined: -no-section"),
         ({"attributes": {"skipCSIBucketAccessCheck": "maybe"}}, "only accepts a valid bool value"),
