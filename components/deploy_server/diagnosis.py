@@ -18,6 +18,9 @@ from components.errors import AccessError, InconclusiveError, PipelineError, Rel
 Object = dict[str, Any]
 
 
+_NO_PODS = "waiting for the pods"
+
+
 @dataclass(frozen=True)
 class Patience:
     """How long a state may last before it counts as a failure, seconds. What is not a setting is Kubernetes' nature."""
@@ -202,7 +205,7 @@ class Diagnosis:
             return f"waiting: {self._refused[1]}"
         coming = self._coming()
         if not coming:
-            return "waiting for the pods"
+            return "the pods are ready" if any(_is_ready(pod.body) for pod in self._pods.values()) else _NO_PODS
         stages = [self._stage(pod, now) for pod in coming]
         more = f" ({len(coming)} pods are coming)" if len(coming) > 1 else ""
         return min(stages, key=lambda stage: stage[0])[1] + more
@@ -212,9 +215,7 @@ class Diagnosis:
         return [
             pod
             for pod in self._pods.values()
-            if not pod.failed_before
-            and not pod.body["metadata"].get("deletionTimestamp")
-            and _condition(pod.body, "Ready").get("status") != "True"
+            if not pod.failed_before and not pod.body["metadata"].get("deletionTimestamp") and not _is_ready(pod.body)
         ]
 
     def _problem_of(self, pod: _Pod, now: float) -> Problem | None:
@@ -375,8 +376,11 @@ class Diagnosis:
             return 4, "the engine has ended; Kubernetes starts it once more"
         if words := pod.latest("FailedMount", "FailedAttachVolume").message:
             return 2, f"mounting the volume: {words}"
-        if pod.latest("Pulling", "Pulled").reason == "Pulling":
+        pull = pod.latest("Pulling", "Pulled").reason
+        if pull == "Pulling":
             return 3, f"pulling the image, {now - pod.scheduled:.0f} s"
+        if pull == "Pulled":
+            return 3, "the image is there, the engine is about to start"
         return 2, "the pod has a node, its volumes are being mounted"
 
 
@@ -393,6 +397,10 @@ def _grant_controller(bucket: str) -> str:
         "The serving profile needs a role on it for GKE's gcs-fuse-csi-controller-sa: run with access: check to be "
         f"told which, see `gcloud storage buckets get-iam-policy gs://{bucket}`, or set volume.profile: manual"
     )
+
+
+def _is_ready(pod: Object) -> bool:
+    return bool(_condition(pod, "Ready").get("status") == "True")
 
 
 def _phase(pod: Object) -> str:

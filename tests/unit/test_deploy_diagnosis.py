@@ -254,6 +254,8 @@ def test_a_long_pull_is_shown(cluster: Cluster):
     cluster.after(120)
     assert cluster.problem is None
     assert cluster.progress == "pulling the image, 120 s"
+    cluster.event("Pulled", f'Successfully pulled image "{IMAGE}" in 2m0s')
+    assert cluster.progress == "the image is there, the engine is about to start"
 
 
 # -- volumes ------------------------------------------------------------------------------------------------
@@ -512,7 +514,7 @@ def test_ready_pods_and_pods_that_go_are_not_looked_at(cluster: Cluster):
     cluster.pods["going"]["metadata"]["deletionTimestamp"] = "2026-11-24T00:00:00Z"
     cluster.pod("going")
     assert cluster.problem is None
-    assert cluster.progress == "waiting for the pods"
+    assert cluster.progress == "the pods are ready"
 
 
 def test_several_pods_show_the_one_that_is_furthest_behind(cluster: Cluster):
