@@ -1,0 +1,143 @@
+"""components/clients/hub.py against a hub: what it finds, and what it says when it is refused."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from components.clients.hub import Hub, is_commit
+from components.clients.wire import Patience, Wire
+from components.errors import AccessError, InconclusiveError, RequestError
+from components.identity import ServedFile
+from tests.contract.transfer_site import GATED, TOKEN, UNGRANTED, Site, _site, folder, model, site
+
+__all__ = ["_site", "folder", "model", "site"]
+
+SECRET = "projects/demo-project/secrets/hf-token/versions/latest"
+
+
+def test_a_branch_is_resolved_to_its_commit_and_a_commit_to_itself(site: Site, model: str, folder: Path):
+    sha = site.commit(model, folder)
+    assert Hub().commit(model, "main") == sha
+    assert Hub().commit(model, sha) == sha
+    assert is_commit(sha)
+    assert not is_commit("main")
+
+
+def test_files_are_listed_with_what_git_or_lfs_names_them_by(site: Site, model: str, folder: Path):
+    sha = site.commit(model, folder)
+    files = {file.path: file for file in Hub().tree(model, sha)}
+    assert set(files) == {path.name for path in folder.iterdir()}
+    shard, config = files["model-00001-of-00002.safetensors"], files["config.json"]
+    assert shard.sha256 == hashlib.sha256((folder / shard.path).read_bytes()).hexdigest()
+    content = (folder / "config.json").read_bytes()
+    assert config.sha256 is None
+    assert config.blob_id == hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    assert config.size == len(content)
+
+
+def test_small_files_are_read_as_listed_and_the_head_of_large_ones(site: Site, model: str, folder: Path):
+    snapshot = Hub().at(model, site.commit(model, folder))
+    files = {file.path: file for file in snapshot.files()}
+    wire = Wire()
+    assert snapshot.content(wire, files["config.json"]) == (folder / "config.json").read_bytes()
+    shard = files["model-00001-of-00002.safetensors"]
+    assert snapshot.head(wire, shard, 100, Patience()) == (folder / shard.path).read_bytes()[:100]
+    assert snapshot.head(wire, files["config.json"], 10_000, Patience()) == (folder / "config.json").read_bytes()
+    wire.close()
+
+
+def test_content_that_never_is_what_the_listing_says_is_an_error(site: Site, model: str, folder: Path):
+    snapshot = Hub().at(model, site.commit(model, folder))
+    wrong = ServedFile("config.json", (folder / "config.json").stat().st_size, None, "0" * 40)
+    wire = Wire()
+    with pytest.raises(InconclusiveError, match="not those that the hub lists"):
+        snapshot.content(wire, wrong, Patience(2))
+    wire.close()
+
+
+@pytest.mark.parametrize("token", [None, TOKEN])
+def test_an_unknown_model_is_named(site: Site, token: str | None):
+    with pytest.raises(RequestError, match=r"test/nowhere is not on http.*private model") as error:
+        Hub(token).commit("test/nowhere", "main")
+    assert ("needs hub.token_secret" in str(error.value)) == (token is None)
+
+
+def test_an_unknown_revision_is_named(site: Site, model: str, folder: Path):
+    site.commit(model, folder)
+    with pytest.raises(RequestError, match=f"{model} has no revision 'nope'.*/commits"):
+        Hub().commit(model, "nope")
+
+
+def test_a_name_that_is_none_is_refused(site: Site):
+    with pytest.raises(RequestError, match="not a name that the hub allows"):
+        Hub().commit("a/b/c", "main")
+
+
+def test_a_gated_model_without_a_token_says_where_to_ask(site: Site, folder: Path):
+    site.commit(GATED, folder)
+    with pytest.raises(
+        AccessError, match=f"{GATED} is gated and no token.*{site.url('hub')}/{GATED}.*hub.token_secret"
+    ):
+        Hub().check_access(GATED)
+
+
+def test_a_gated_model_without_a_grant_names_the_secret_and_not_the_token(site: Site, folder: Path):
+    site.commit(GATED, folder)
+    with pytest.raises(
+        AccessError, match=f"{GATED} is gated.*{SECRET} has no grant.*{site.url('hub')}/{GATED}"
+    ) as error:
+        Hub(UNGRANTED, token_secret=SECRET).check_access(GATED)
+    assert UNGRANTED not in str(error.value)
+    Hub(TOKEN, token_secret=SECRET).check_access(GATED)
+
+
+def test_a_bad_token_names_the_secret_and_not_the_token(site: Site, model: str, folder: Path):
+    site.commit(model, folder)
+    with pytest.raises(
+        AccessError, match=f"refused the token in {SECRET}.*gcloud secrets versions add hf-token"
+    ) as error:
+        Hub("hf_wrong_token", token_secret=SECRET).commit(model, "main")
+    assert "hf_wrong_token" not in str(error.value)
+
+
+def test_the_machines_own_token_is_never_used(site: Site, folder: Path, monkeypatch: pytest.MonkeyPatch):
+    site.commit(GATED, folder)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with pytest.raises(AccessError, match="no token"):
+        Hub().check_access(GATED)
+
+
+def test_retry_after_is_honoured(site: Site, model: str, folder: Path):
+    sha = site.commit(model, folder)
+    site.script("hub", {"action": "status", "status": 429, "headers": {"Retry-After": "1"}, "path": "/api/models/"})
+    before = len(site.requests("hub"))
+    assert Hub().commit(model, "main") == sha
+    asked = site.requests("hub")[before:]
+    assert [entry["status"] for entry in asked] == [429, 200]
+    assert asked[1]["time"] - asked[0]["time"] >= 1
+    assert site.consumed("hub") == [1]
+
+
+def test_a_wait_of_hours_is_not_waited_for(site: Site, model: str, folder: Path):
+    site.commit(model, folder)
+    site.script("hub", {"action": "status", "status": 429, "headers": {"Retry-After": "7200"}, "path": "/api/models/"})
+    with pytest.raises(InconclusiveError, match="asks for 7200 s"):
+        Hub().commit(model, "main")
+    assert site.consumed("hub") == [1]
+
+
+@pytest.mark.parametrize("status", [500, 503])
+def test_a_hub_that_stays_down_is_inconclusive(site: Site, model: str, folder: Path, status: int):
+    site.commit(model, folder)
+    site.script("hub", {"action": "status", "status": status, "path": "/api/models/", "times": 9})
+    with pytest.raises(InconclusiveError, match=f"the hub answered {status}"):
+        Hub(attempts=3).commit(model, "main")
+    assert site.consumed("hub") == [3]
+
+
+def test_a_hub_that_is_not_there_is_inconclusive():
+    with pytest.raises(InconclusiveError, match=r"the hub does not answer \(ConnectError\)"):
+        Hub(endpoint="http://127.0.0.1:9", attempts=2).commit("a/b", "main")
