@@ -16,6 +16,12 @@ test: .venv/installed ## Every test that needs nothing but this machine
 test-unit: .venv/installed ## The unit tests, in seconds
 	@$(BIN)/pytest tests/unit
 
+real: .venv/installed ## Build the real parts: a control plane, gcsfuse, vLLM on the CPU (minutes, once)
+	@$(BIN)/python -m emulators.real build
+
+test-real: .venv/installed ## The tests against the real parts, which `make real` has built
+	@$(BIN)/pytest -m real tests/real
+
 lint: .venv/installed ## Style, types, and which package may import which
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet . || { echo "run: make format"; exit 1; }
@@ -47,4 +53,4 @@ clean: ## Remove what the tasks made
 	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-.PHONY: help demo test test-unit lint format golden bench bench-transfer bench-load clean
+.PHONY: help demo test test-unit real test-real lint format golden bench bench-transfer bench-load clean

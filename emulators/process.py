@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,14 +47,14 @@ class Process:
                 pipe.close()
 
 
-def start(module: str, *args: str, log: Path, env: dict[str, str] | None = None) -> Process:
-    """Starts `python -m module args…` and returns when it answers.
+def start(module: str, *args: str, log: Path, env: dict[str, str] | None = None, within: Sequence[str] = ()) -> Process:
+    """Starts `python -m module args…` and returns when it answers; `within` is a command that runs it elsewhere.
 
     Its stderr goes to `log`. Raises EmulatorFailed with the log's last lines when it ends instead.
     """
     with open(log, "a") as stderr:
         popen = subprocess.Popen(
-            [sys.executable, "-m", module, *args],
+            [*within, sys.executable, "-m", module, *args],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stderr,

