@@ -65,8 +65,9 @@ def _build_root(spec: dict[str, Any]) -> None:
         elif os.path.isdir(path):
             _bind(path, root + path, read_only=path not in ("/proc", "/sys"))
     _make_dev(root + "/dev")
-    os.mkdir(f"{root}/tmp")
-    os.chmod(f"{root}/tmp", 0o1777)  # noqa: S103 (as every /tmp)
+    temporary = f"{root}/tmp"  # noqa: S108 (a new one)
+    os.mkdir(temporary)
+    os.chmod(temporary, 0o1777)  # noqa: S103 (as every /tmp)
     for path in spec["show"]:
         _bind(path, root + path, read_only=True)
     # A mount may lie in another one.

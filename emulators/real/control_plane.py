@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from emulators.kubernetes.apiserver import tls
 from emulators.kubernetes.apiserver.tokens import read_token_file
@@ -87,8 +88,8 @@ class Component:
         """Raises ControlPlaneError when it has ended."""
         code = self.popen.poll()
         if code is not None:
-            words = " / ".join(self.log.read_text(errors="replace").strip().splitlines()[-3:])
-            raise ControlPlaneError(f"{self.name} ended with exit code {code}: {words}")
+            words = self.log.read_text(errors="replace").strip().splitlines()[-1:]
+            raise ControlPlaneError(f"{self.name} ended with exit code {code}: {''.join(words)}")
 
     def stop(self) -> None:
         if self.popen.poll() is None:
@@ -115,9 +116,7 @@ class ControlPlane:
         """Raises ControlPlaneError; returns early when told to end."""
         self._run.mkdir(parents=True, exist_ok=True, mode=0o700)
         tls.ensure(self.data / "tls")
-        key = self.data / "service-account.key"
-        if not key.exists():
-            tls.write_private(key, tls.private_pem(ec.generate_private_key(ec.SECP256R1())))
+        key = _service_account_key(self.data / "service-account.pem")
         etcd = self._start_etcd()
         self._start_apiserver(etcd, key)
         self._wait("kube-apiserver", "/readyz", told)
@@ -258,6 +257,14 @@ class ControlPlane:
         )
         with opener.open(request, timeout=10) as answer:
             answer.read()
+
+
+def _service_account_key(path: Path) -> Path:
+    """The key of service-account tokens, made on first start, in the one form that Kubernetes reads of an EC key."""
+    if not path.exists():
+        form = (PrivateFormat.TraditionalOpenSSL, NoEncryption())
+        tls.write_private(path, ec.generate_private_key(ec.SECP256R1()).private_bytes(Encoding.PEM, *form))
+    return path
 
 
 def _documents(path: Path) -> Iterator[dict[str, Any]]:
