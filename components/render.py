@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from components import catalog, names, patches
+from components import catalog, image, names, patches
 from components.errors import RequestError
 from components.release import Release
 from components.settings import Settings, in_seconds
@@ -113,6 +113,11 @@ def sizing(settings: Settings) -> catalog.Sizing:
 def engine_image(settings: Settings) -> str:
     """The engine's image as the pods pull it: from the mirror if there is one."""
     return mirrored(settings, settings.engine.image or catalog.engine_image())
+
+
+def component_image(settings: Settings) -> str:
+    """The image that Jobs run: the one that the pipeline was compiled with, from the mirror if there is one."""
+    return mirrored(settings, settings.images.components or image.DEFAULT)
 
 
 def engine_flags(settings: Settings) -> list[str]:

@@ -1,7 +1,8 @@
 """Google's APIs other than storage: credentials, secrets, project numbers, and the way to a cluster.
 
-All clients use Application Default Credentials and REST (whose errors are named after HTTP codes, not gRPC's); `GEMMA_PIPELINES_API_ENDPOINT` (scheme and host, for a
-private endpoint or another implementation of the APIs) replaces the host of every one of them.
+All clients use Application Default Credentials and REST, whose errors are named after HTTP codes, not after gRPC's.
+`GEMMA_PIPELINES_API_ENDPOINT` (scheme and host, for a private endpoint or another implementation of the APIs) replaces
+the host of every one of them.
 """
 
 from __future__ import annotations

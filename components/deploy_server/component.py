@@ -10,7 +10,7 @@ from components.image import DEFAULT
 @dsl.component(base_image=DEFAULT, packages_to_install=[], install_kfp_package=False)
 def deploy_server(settings: dict, release: dict, passed: bool, reasons: list) -> NamedTuple(
     "Outputs", [("so_far", bool), ("why", list)]
-):  # type: ignore[valid-type]
+):
     """Brings the generation up beside the live one, and waits until it is ready or cannot become it.
 
     Args:

@@ -10,7 +10,7 @@ from components.image import DEFAULT
 @dsl.component(base_image=DEFAULT, packages_to_install=[], install_kfp_package=False)
 def download_weights(settings: dict, release: dict) -> NamedTuple(
     "Outputs", [("passed", bool), ("reasons", list), ("bytes_transferred", int)]
-):  # type: ignore[valid-type]
+):
     """Streams the release's files from the hub to the bucket, verified, the manifest last.
 
     Args:

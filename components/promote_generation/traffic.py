@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 
-from components import image, names, render
+from components import names, render
 from components.clients.kubernetes import Cluster, ConflictError, Object, Subject
 from components.errors import InconclusiveError, PipelineError, RequestError
 from components.job import run_job
@@ -138,7 +138,7 @@ def _drain(cluster: Cluster, settings: Settings, generation: str, *, run_id: str
             run_id=run_id,
             generation=generation,
             args=["-m", "components.promote_generation", str(seconds), *addresses],
-            image=image.reference(settings),
+            image=render.component_image(settings),
             timeout=seconds + 120,
             say=say,
         )

@@ -18,7 +18,7 @@ def resolve_model(
     revision: str,
     settings: dict,
     run_id: str,
-) -> NamedTuple("Outputs", [("Output", bool), ("merged", dict), ("release", dict)]):  # type: ignore[valid-type]
+) -> NamedTuple("Outputs", [("Output", bool), ("merged", dict), ("release", dict)]):
     """Finds, by reading alone, what the revision is and whether there is anything to do.
 
     Args:

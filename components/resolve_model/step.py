@@ -59,6 +59,13 @@ def run(rest: dict[str, Any], run_id: str, **explicit: str) -> tuple[bool, dict[
     return decision.proceed, settings.as_struct(), release.model_dump()
 
 
+def release_of(settings: Settings, run_id: str) -> Release:
+    """The release of the settings' revision, for a reader: no cluster is asked, so none is live."""
+    found = look_up(settings)
+    check_architecture(settings, found.architecture)
+    return name_release(settings, run_id, found, live="")
+
+
 def look_up(settings: Settings) -> Found:
     """What the revision is. A whole commit sha whose weights are complete in the bucket is known without the hub.
 

@@ -15,7 +15,7 @@ def validate_server(
     reasons: list,
     metrics: dsl.Output[dsl.Metrics],
     page: dsl.Output[dsl.HTML],
-) -> NamedTuple("Outputs", [("verdict", bool), ("why", list)]):  # type: ignore[valid-type]
+) -> NamedTuple("Outputs", [("verdict", bool), ("why", list)]):
     """Asks the new generation, from inside the cluster, whether it serves what it should as fast as it should.
 
     Args:

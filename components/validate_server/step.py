@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from components import image, lease, names
+from components import lease, names, render
 from components.clients import kubernetes
 from components.clients.kubernetes import Cluster, Object
 from components.errors import InconclusiveError, ReleaseError
@@ -66,7 +66,7 @@ def judge(cluster: Cluster, settings: Settings, release: Release, say: Say) -> d
         run_id=release.run_id,
         generation=release.generation,
         args=["-m", "components.validate_server", argument],
-        image=image.reference(settings),
+        image=render.component_image(settings),
         # The Job's pod may have to wait for a node of its own.
         timeout=in_seconds(settings.validation.timeout) + in_seconds(settings.serving.capacity_timeout),
         say=say,
