@@ -129,8 +129,12 @@ def test_what_is_missing_holds_a_container_up_until_it_is_there(kube: Kube) -> N
     assert kube.wait_event("waits", "Failed") == 'Error: secret "later" not found'
     words = kube.wait_event("mounts", "FailedMount")
     assert words == 'MountVolume.SetUp failed for volume "s" : secret "later" not found'
-    [status] = wait_for(lambda: kube.pod("waits").status.container_statuses)
-    assert status.state.waiting.reason == "CreateContainerConfigError"
+
+    def reason() -> str:
+        [status] = kube.pod("waits").status.container_statuses
+        return status.state.waiting.reason
+
+    wait_for(lambda: reason() == "CreateContainerConfigError", what=reason)
     kube.core.create_namespaced_secret(kube.namespace, {"metadata": {"name": "later"}, "stringData": {"token": "x"}})
     kube.wait_phase("waits", "Succeeded")
     kube.wait_phase("mounts", "Succeeded")

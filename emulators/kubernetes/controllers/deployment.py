@@ -16,7 +16,6 @@ from collections.abc import Callable
 from emulators.kubernetes.client import (
     ApiError,
     Client,
-    EventRecorder,
     Informers,
     Object,
     condition,
@@ -27,6 +26,7 @@ from emulators.kubernetes.client import (
     timestamp,
 )
 from emulators.kubernetes.controllers.pods import is_finished
+from emulators.kubernetes.events import EventRecorder
 from emulators.kubernetes.resources import DEPLOYMENTS, PODS, REPLICA_SETS, Resource
 from emulators.kubernetes.workqueue import WorkQueue
 

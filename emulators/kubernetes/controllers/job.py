@@ -10,7 +10,6 @@ import copy
 
 from emulators.kubernetes.client import (
     Client,
-    EventRecorder,
     Informers,
     Object,
     condition,
@@ -22,6 +21,7 @@ from emulators.kubernetes.client import (
     timestamp,
 )
 from emulators.kubernetes.controllers.pods import is_active, is_finished, is_ready
+from emulators.kubernetes.events import EventRecorder
 from emulators.kubernetes.resources import JOBS, PODS
 from emulators.kubernetes.workqueue import WorkQueue
 

@@ -8,7 +8,6 @@ import copy
 from emulators.kubernetes.client import (
     ApiError,
     Client,
-    EventRecorder,
     Informers,
     Object,
     key_of,
@@ -17,6 +16,7 @@ from emulators.kubernetes.client import (
     timestamp,
 )
 from emulators.kubernetes.controllers.pods import available_in, deletion_order, is_active, is_ready
+from emulators.kubernetes.events import EventRecorder
 from emulators.kubernetes.resources import PODS, REPLICA_SETS
 from emulators.kubernetes.selectors import matches
 from emulators.kubernetes.workqueue import WorkQueue

@@ -5,7 +5,6 @@ from __future__ import annotations
 from emulators.kubernetes.client import (
     ApiError,
     Client,
-    EventRecorder,
     Informers,
     Object,
     condition,
@@ -13,6 +12,7 @@ from emulators.kubernetes.client import (
     parse_time,
     timestamp,
 )
+from emulators.kubernetes.events import EventRecorder
 from emulators.kubernetes.resources import CLAIMS, NODES, PODS, STORAGE_CLASSES, VOLUMES
 from emulators.kubernetes.scheduling import (
     NodeState,

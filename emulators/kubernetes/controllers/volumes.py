@@ -5,8 +5,9 @@ Making volumes is a CSI driver's business; a claim whose class has a provisioner
 
 from __future__ import annotations
 
-from emulators.kubernetes.client import Client, EventRecorder, Informers, Object, key_of
+from emulators.kubernetes.client import Client, Informers, Object, key_of
 from emulators.kubernetes.controllers.pods import is_finished
+from emulators.kubernetes.events import EventRecorder
 from emulators.kubernetes.quantity import parse_quantity
 from emulators.kubernetes.resources import CLAIMS, PODS, STORAGE_CLASSES, VOLUMES, Resource
 from emulators.kubernetes.scheduling import waits_for_consumer

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 
 import aiohttp
 
-from emulators.kubernetes.client import ApiError, Client, EventRecorder, Informers, Object, condition
+from emulators.kubernetes.client import ApiError, Client, Informers, Object, condition
 from emulators.kubernetes.controllers.pods import is_finished
+from emulators.kubernetes.events import EventRecorder
 from emulators.kubernetes.gke.config import Config
 from emulators.kubernetes.gke.machines import (
     ACCELERATOR_LABEL,

@@ -10,7 +10,8 @@ import datetime
 
 import aiohttp
 
-from emulators.kubernetes.client import ApiError, Client, EventRecorder, Informers, Object, timestamp
+from emulators.kubernetes.client import ApiError, Client, Informers, Object, timestamp
+from emulators.kubernetes.events import EventRecorder
 from emulators.kubernetes.resources import LEASES, NODES
 
 LEASE_NAMESPACE = "kube-node-lease"

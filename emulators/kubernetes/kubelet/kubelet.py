@@ -13,7 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, Protocol
 
-from emulators.kubernetes.client import Client, EventRecorder, Informers, Object
+from emulators.kubernetes.client import Client, Informers, Object
+from emulators.kubernetes.events import EventRecorder
 from emulators.kubernetes.kubelet.container import Container
 from emulators.kubernetes.kubelet.csi import NodeDriver
 from emulators.kubernetes.kubelet.pod import PodWorker

@@ -6,7 +6,8 @@ import asyncio
 import ipaddress
 from functools import partial
 
-from emulators.kubernetes.client import Client, EventRecorder, Informers, Object, key_of, split_key
+from emulators.kubernetes.client import Client, Informers, Object, key_of, split_key
+from emulators.kubernetes.events import EventRecorder
 from emulators.kubernetes.network.relay import listen
 from emulators.kubernetes.network.services import ServiceTable
 from emulators.kubernetes.resources import SERVICES
