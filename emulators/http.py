@@ -118,6 +118,11 @@ class Handler(BaseHTTPRequestHandler):
         """The path as the request log may show it: override it where a path holds a secret."""
         return self.path
 
+    def note(self, **fields: Any) -> None:
+        """Adds to the request's log entry what its path does not say."""
+        if self._entry is not None:
+            self._entry |= fields
+
     def _dispatch(self) -> None:
         parts = urlsplit(self.path)
         self.url_path = parts.path

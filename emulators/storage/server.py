@@ -231,6 +231,7 @@ class StorageHandler(Handler):
         name = self.query.get("name") or resource.get("name")
         if not name:
             raise required("name")
+        self.note(object=name)
         return valid_name(name)
 
     def _fields(self, resource: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,103 @@
+"""The report: what a run came to, read from what its steps left."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from components.write_report import page, step
+from components.write_report.summary import summarize
+from tests.unit.deployment import SETTINGS
+
+
+def outcome(name: str, status: str = "succeeded", started: int = 0, **details: Any) -> dict[str, Any]:
+    error = details.pop("error", None)
+    return {
+        "name": name,
+        "status": status,
+        "started_at": f"2026-11-24T00:00:{started:02d}+00:00",
+        "seconds": 2.0,
+        "message": f"{name} says",
+        "error": error,
+        **details,
+    }
+
+
+RESOLVED = outcome("resolve_model", commit="c" * 40, generation="g2", decision="deploy")
+BROKEN = {"type": "ReleaseError", "message": "a shard is cut short", "final": True}
+
+
+def summed(*outcomes: dict[str, Any], succeeded: bool = True) -> dict[str, Any]:
+    return summarize(SETTINGS, "run-1", list(outcomes), succeeded=succeeded, seconds=3.14159)
+
+
+def test_a_run_in_which_every_step_did_well_succeeded():
+    report = summed(RESOLVED, outcome("download_weights", bytes_transferred=42))
+    assert (report["status"], report["error"], report["bytes_transferred"]) == ("succeeded", None, 42)
+    assert (report["revision"], report["generation"], report["seconds"]) == ("c" * 40, "g2", 3.142)
+
+
+@pytest.mark.parametrize("decision", ["unchanged", "pinned", "validated"])
+def test_a_run_that_had_nothing_to_do_is_unchanged(decision):
+    assert summed({**RESOLVED, "status": "skipped", "decision": decision})["status"] == "unchanged"
+
+
+@pytest.mark.parametrize("status", ["failed", "inconclusive"])
+def test_the_first_step_that_went_wrong_is_the_error(status):
+    report = summed(
+        RESOLVED,
+        outcome("download_weights", status, error=BROKEN),
+        outcome("deploy_server", "failed", error={**BROKEN, "message": "later"}),
+        succeeded=False,
+    )
+    assert report["status"] == "failed"
+    assert report["error"] == {"step": "download_weights", "type": "ReleaseError", "message": "a shard is cut short"}
+
+
+def test_a_step_that_died_without_a_word_fails_the_run():
+    report = summed(RESOLVED, succeeded=False)
+    assert report["status"] == "failed"
+    assert report["error"]["type"] == "StepDied"
+    assert "after resolve_model" in report["error"]["message"]
+
+
+def test_wall_time_is_from_the_first_start_to_the_last_end():
+    assert step.wall_seconds([outcome("a", started=1), outcome("b", started=7)]) == 8.0
+    assert step.wall_seconds([]) == 0.0
+
+
+def test_a_run_that_only_resolved_has_written_nothing_that_needs_cleaning():
+    assert not step.began_to_write([RESOLVED])
+    assert step.began_to_write([RESOLVED, outcome("ensure_access")])
+
+
+def test_the_page_shows_steps_error_answer_and_load_and_escapes_what_a_model_says():
+    load = {
+        "concurrency": 16,
+        "requests": 32,
+        "errors": 0,
+        "tokens_per_second": 1234.5,
+        "ttft_ms": {"p50": 1.0, "p95": 2.0, "p99": 3.0},
+        "itl_ms": {"p50": 0.1, "p95": 0.2, "p99": 0.3},
+    }
+    validated = outcome(
+        "validate_server",
+        "failed",
+        error=BROKEN,
+        answer={"prompt": "Hello?", "text": "<script>alert(1)</script>"},
+        figures={"load": [load]},
+    )
+    outcomes = [RESOLVED, validated]
+    html = page.render(SETTINGS, summed(*outcomes, succeeded=False), outcomes)
+    for text in ("resolve_model says", "a shard is cut short", "Hello?", "1.0 / 2.0 / 3.0", "0.10 / 0.20 / 0.30"):
+        assert text in html
+    assert "<script>" not in html
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 bytes"), (999, "999 bytes"), (1000, "1.0 kB"), (4_464_849, "4.5 MB"), (23_500_000_000, "23.5 GB")],
+)
+def test_bytes_are_written_for_a_reader(count, text):
+    assert page.readable_bytes(count) == text
