@@ -7,6 +7,7 @@ from urllib.parse import urlencode
 
 from emulators.kubernetes.apiserver import errors
 from emulators.kubernetes.apiserver.deletion import Wish
+from emulators.kubernetes.apiserver.reading import truth
 from emulators.kubernetes.apiserver.resources import Resource
 from emulators.kubernetes.apiserver.schema import copied
 from emulators.kubernetes.apiserver.selectors import selects
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 
 Object = dict[str, Any]
 
-_LOG_OPTIONS = ("follow", "previous", "sinceSeconds", "sinceTime", "timestamps", "tailLines", "limitBytes")
+_LOG_SWITCHES = ("follow", "previous", "timestamps")
+_LOG_LIMITS = ("sinceSeconds", "sinceTime", "tailLines", "limitBytes")
 _DEFAULT_CONTAINER = "kubectl.kubernetes.io/default-container"
 
 
@@ -37,7 +39,10 @@ def log_url(storage: Storage, pod: Object, query: dict[str, str]) -> str | None:
     address = addresses.get("InternalIP")
     if not address or not port:
         raise errors.internal(f"no preferred addresses found; known addresses: {sorted(addresses)}")
-    options = urlencode({name: query[name] for name in _LOG_OPTIONS if name in query})
+    options = urlencode(
+        {name: "true" for name in _LOG_SWITCHES if truth(query, name)}
+        | {name: query[name] for name in _LOG_LIMITS if query.get(name)}
+    )
     path = f"/containerLogs/{metadata['namespace']}/{metadata['name']}/{container}"
     return f"https://{address}:{port}{path}" + (f"?{options}" if options else "")
 

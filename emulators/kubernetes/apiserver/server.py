@@ -85,6 +85,14 @@ class Server:
             return await self._admin(request)
         record = Record(request)
         fault = self.faults.take(request.method, request.raw_path)
+        consumed = fault.consumed if fault else 0
+        try:
+            return await self._respond(request, record, fault)
+        finally:
+            if fault and fault.consumed == consumed:
+                self.faults.give_back(fault)
+
+    async def _respond(self, request: web.Request, record: Record, fault: Fault | None) -> web.StreamResponse:
         try:
             answer = await self._answer(request, record, fault)
         except ApiError as error:
@@ -113,6 +121,7 @@ class Server:
         record.aims_at(target)
         if fault and fault.action == "status":
             # What went wrong in front of the server never reached it.
+            self.faults.consume(fault)
             status = ApiError(fault.status, "", fault.body or "scripted fault").status()
             return Answer(status, fault.status, extra_headers=fault.headers)
         return self.routes.answer(call, target)
@@ -204,6 +213,7 @@ class Server:
         await cut.prepare(request)
         await cut.write(data[:at])
         if fault.action == "corrupt":
+            self.faults.consume(fault)
             await cut.write(bytes([data[at] ^ 0xFF]) + data[at + 1 :])
             return cut
         try:
@@ -213,6 +223,7 @@ class Server:
         return cut
 
     async def _cut(self, request: web.Request, fault: Fault) -> None:
+        self.faults.consume(fault)
         if fault.action == "stall":
             try:
                 await asyncio.wait_for(self.stopping.wait(), fault.seconds)
