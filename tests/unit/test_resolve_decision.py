@@ -1,0 +1,125 @@
+"""Whether a run goes on: every branch of the decision, from plain values."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from components.errors import RejectedBeforeError, ReleaseError
+from components.record import Known, Pin, Record, Rejection
+from components.resolve_model.decision import Decision, Situation, decide
+from tests.unit.deployment import RELEASE, quick
+
+DIGEST = "0011223344556677"
+HEALTHY = Situation(serving="g2", replicas=1, settings_digest=DIGEST)
+REJECTED = Rejection(reason="shard 2 is cut short", at="2026-11-23T02:00:00Z", run_id="run-1")
+PINNED = Pin(generation="g1", at="2026-11-22T10:00:00Z", reason="rolled back from g2")
+OF_LIVE = Known(model="m", commit="b" * 40, weights_key="f" * 16, weights_uri="gs://b/x")
+
+
+def decided(record: Record, situation: Situation = HEALTHY, **settings: object) -> Decision:
+    return decide(quick(**settings), RELEASE, record, situation, DIGEST)
+
+
+def test_what_is_live_and_healthy_is_left_alone():
+    decision = decided(Record(live="g2"))
+    assert decision == Decision("unchanged", "g2 is live and healthy")
+    assert not decision.proceed
+
+
+def test_retry_does_not_touch_what_is_live_and_healthy():
+    assert decided(Record(live="g2"), retry=True).verdict == "unchanged"
+
+
+@pytest.mark.parametrize(
+    ("situation", "words"),
+    [
+        (replace(HEALTHY, serving=""), "the Service gemma selects no generation"),
+        (replace(HEALTHY, serving="g1"), "the Service gemma selects g1"),
+        (replace(HEALTHY, settings_digest=""), "its Deployment is gone"),
+        (replace(HEALTHY, settings_digest="other"), "its settings changed"),
+        (replace(HEALTHY, replicas=0), "0 of its 1 pods are ready"),
+        (replace(HEALTHY, damage=("config.json is missing",)), "damaged: config.json is missing"),
+        (
+            replace(HEALTHY, leftovers=("Job/a", "Job/b", "Job/c", "Job/d", "Job/e")),
+            "left Job/a, Job/b, Job/c and 2 more",
+        ),
+        (replace(HEALTHY, dead_holder="run-0"), "the dead run run-0 holds the Lease"),
+    ],
+)
+def test_what_is_live_and_not_as_it_should_be_is_deployed_again(situation: Situation, words: str):
+    decision = decided(Record(live="g2"), situation)
+    assert decision.proceed
+    assert decision.reason.startswith("g2 is live, but ")
+    assert words in decision.reason
+
+
+def test_more_replicas_are_a_change():
+    assert "1 of its 3 pods" in decided(Record(live="g2"), serving={"replicas": 3}).reason
+
+
+def test_what_was_rejected_is_not_tried_again():
+    with pytest.raises(RejectedBeforeError, match=r"rejected at 2026-11-23T02:00:00Z by run run-1: shard 2.*--retry"):
+        decided(Record(live="g1", rejected={"g2": REJECTED}))
+    assert issubclass(RejectedBeforeError, ReleaseError)
+
+
+def test_retry_tries_again_and_says_what_was_wrong():
+    decision = decided(Record(live="g1", rejected={"g2": REJECTED}), retry=True)
+    assert decision.proceed
+    assert "again: shard 2 is cut short" in decision.reason
+
+
+def test_a_pin_to_another_generation_stops_the_run_and_says_how_to_lift_it():
+    decision = decided(Record(live="g1", pinned=PINNED))
+    assert decision.verdict == "pinned"
+    assert not decision.proceed
+    for word in ("g1", "2026-11-22T10:00:00Z", "rolled back from g2", "promote --to g1", "--retry"):
+        assert word in decision.reason
+
+
+def test_retry_goes_against_a_pin():
+    assert decided(Record(live="g1", pinned=PINNED), retry=True).proceed
+
+
+def test_a_pin_to_the_generation_itself_stops_nothing():
+    pin = PINNED.model_copy(update={"generation": "g2"})
+    assert decided(Record(live="g1", pinned=pin)).proceed
+    assert decided(Record(live="g2", pinned=pin)).verdict == "unchanged"
+
+
+def test_a_validated_generation_waits_for_a_person():
+    decision = decided(Record(live="g1", validated="g2"), replace(HEALTHY, serving="g1"), promotion="manual")
+    assert decision.verdict == "validated"
+    assert "gemma-pipelines promote" in decision.reason
+
+
+def test_a_validated_generation_that_fell_ill_is_deployed_again():
+    decision = decided(Record(live="g1", validated="g2"), replace(HEALTHY, replicas=0), promotion="manual")
+    assert decision.proceed
+    assert "g2 waits to be promoted, but 0 of its 1 pods" in decision.reason
+
+
+def test_a_validated_generation_goes_on_when_promotion_became_automatic():
+    assert decided(Record(live="g1", validated="g2")).proceed
+
+
+def test_the_first_generation_says_so():
+    assert decided(Record()).reason == "g2 is the first generation"
+
+
+@pytest.mark.parametrize(
+    ("weights_key", "words"), [("f" * 16, "has other weights than g1"), (RELEASE.weights_key, "are not those of g1")]
+)
+def test_a_new_generation_says_what_is_new(weights_key: str, words: str):
+    known = OF_LIVE.model_copy(update={"weights_key": weights_key})
+    decision = decided(Record(live="g1", generations={"g1": known}))
+    assert decision.proceed
+    assert "g2 replaces g1" in decision.reason
+    assert words in decision.reason
+
+
+def test_a_kept_generation_that_comes_back_says_so():
+    decision = decided(Record(live="g1", kept=["g2"], generations={"g1": OF_LIVE}))
+    assert "g2, kept from before, replaces g1" in decision.reason
