@@ -22,19 +22,21 @@ PERCENTILES = (50, 95, 99)
 
 
 async def run_round(
-    server: Server, prompts: Sequence[str], *, concurrency: int, requests: int, max_tokens: int, say: Say
+    servers: Sequence[Server], prompts: Sequence[str], *, requests: int, max_tokens: int, say: Say
 ) -> dict[str, Any]:
-    """One round: `requests` streams (at least one for each place), `concurrency` at once.
+    """One round: `requests` streams (at least one for each place), as many at once as there are `servers`, all of them
+    the same one over a client each.
 
     Every request has a question of its own, or the prefix cache would answer; and its answer has `max_tokens` tokens,
     the end-of-sequence token ignored, so that rounds are comparable. Returns a row of figures (`row`).
     """
+    concurrency = len(servers)
     requests = max(requests, concurrency)
     numbers = iter(range(requests))
     answers: list[Answer] = []
     failures: Counter[str] = Counter()
 
-    async def work() -> None:
+    async def work(server: Server) -> None:
         for number in numbers:
             prompt = f"{number + 1} of {requests}, {concurrency} at once. {prompts[number % len(prompts)]}"
             try:
@@ -50,7 +52,7 @@ async def run_round(
     reporting = asyncio.create_task(report())
     started = time.perf_counter()
     try:
-        await asyncio.gather(*(work() for _ in range(concurrency)))
+        await asyncio.gather(*map(work, servers))
     finally:
         reporting.cancel()
     return row(concurrency, answers, failures, time.perf_counter() - started)

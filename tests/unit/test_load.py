@@ -7,12 +7,13 @@ import threading
 from collections import Counter
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 
+from components.settings import Validation
+from components.validate_server.checks import Plan, connected
 from components.validate_server.load import milliseconds, row, run_round
-from components.validate_server.server import Answer, Server
+from components.validate_server.server import Answer
 from tests.unit.engine import MODEL, WORDS, Engine, Reply, served
 
 
@@ -79,12 +80,11 @@ class Watched(Engine):
         return status, kind, counted()
 
 
-def load(engine: Engine, **changes: Any) -> dict[str, Any]:
+def load(engine: Engine, *, concurrency: int = 4, requests: int = 12) -> dict[str, Any]:
     async def run(url: str) -> dict[str, Any]:
-        async with httpx.AsyncClient(base_url=url) as http:
-            server = Server(http, MODEL, 10)
-            values = {"concurrency": 4, "requests": 12, "max_tokens": 8, "say": lambda line: None}
-            return await run_round(server, ["Why?"], **{**values, **changes})
+        plan = Plan(url=url, model=MODEL, request_seconds=10, validation=Validation(concurrencies=[concurrency]))
+        async with connected(plan, None) as servers:
+            return await run_round(servers, ["Why?"], requests=requests, max_tokens=8, say=lambda line: None)
 
     with served(engine) as url:
         return asyncio.run(run(url))
