@@ -1,0 +1,145 @@
+"""resolve_model against a hub, a bucket and a cluster: what it finds, what it refuses, and that it only reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from components.clients import storage
+from components.errors import AccessError, ReleaseError, RequestError
+from components.resolve_model import step
+from components.resolve_model.step import in_bucket, look_up
+from emulators.cloud import Cloud
+from tests.contract.transfer_site import GATED, QUICK, Site, _site, folder, model, site
+
+__all__ = ["_site", "folder", "model", "site"]
+
+PARAMETERS = {
+    "project": "demo-project",
+    "location": "us-central1",
+    "cluster": "gemma",
+    "namespace": "gemma",
+    "bucket": "demo-bucket",
+    "model": "google/gemma-3-4b-it",
+    "revision": "main",
+}
+REST = {
+    "scenario": "gcs-fuse",
+    "endpoint": "ip",
+    "hub": {"token_secret": "projects/demo-project/secrets/hf-token/versions/latest"},
+}
+WRITES = {"POST", "PUT", "PATCH", "DELETE"}
+
+
+def test_a_revision_is_its_commit_its_weights_and_its_architecture(site: Site, model: str, folder: Path):
+    commit = site.commit(model, folder)
+    settings = site.settings(model)
+    found = look_up(settings)
+    assert (found.commit, found.architecture) == (commit, "Gemma3ForCausalLM")
+    assert found.weights_key == site.release(settings).weights_key
+
+
+def test_a_commit_whose_weights_are_complete_is_known_without_the_hub(
+    site: Site, model: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    commit = site.commit(model, folder)
+    settings = site.settings(model)
+    release = site.release(settings)
+    site.bring(settings, release, QUICK)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    pinned = site.settings(model, revision=commit)
+    assert look_up(pinned) == step.Found(commit, release.weights_key, "Gemma3ForCausalLM")
+    assert in_bucket(pinned, "0" * 40) is None
+    storage.delete(f"{release.weights_uri}/tokenizer.json")
+    assert in_bucket(pinned, commit) is None
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [("{}", "names no architecture"), ("[]", "is not a JSON object"), ("{", "is not JSON")],
+)
+def test_a_config_that_says_nothing_is_refused(site: Site, model: str, folder: Path, config: str, words: str):
+    (folder / "config.json").write_text(config)
+    site.commit(model, folder)
+    with pytest.raises((RequestError, ReleaseError), match=words):
+        look_up(site.settings(model))
+
+
+def test_a_repository_of_pickles_is_refused(site: Site, model: str, folder: Path):
+    for path in folder.glob("*.safetensors*"):
+        path.unlink()
+    site.commit(model, folder)
+    with pytest.raises(RequestError, match=r"no safetensors: only pickles \(pytorch_model.bin\)"):
+        look_up(site.settings(model))
+
+
+def test_a_gate_is_met_here_and_not_after_an_hour_of_preparation(site: Site, folder: Path):
+    site.commit(GATED, folder)
+    with pytest.raises(AccessError, match="is gated"):
+        look_up(site.settings(GATED))
+
+
+# -- the whole step, in a whole cloud -----------------------------------------------------------------------
+
+
+def outcome(run_id: str) -> dict:
+    return storage.read_json(f"gs://demo-bucket/pipelines/{run_id}/steps/resolve_model.json")
+
+
+def test_the_step_says_what_there_is_to_do_and_writes_its_outcome_alone(emulated_cloud: Cloud, cloud_environment):
+    before = {name: len(emulated_cloud.requests(name)) for name in ("storage", "apiserver", "hub")}
+    proceed, merged, release = step.run(REST, "resolve-1", **PARAMETERS)
+    assert proceed is True
+    assert merged["scenario"] == "gcs-fuse"
+    assert merged["model"] == PARAMETERS["model"]
+    assert release["live"] == ""
+    assert release["generation"].startswith("g")
+    written = outcome("resolve-1")
+    assert written["status"] == "succeeded"
+    assert written["decision"] == "deploy"
+    assert "is the first generation" in written["reason"]
+    assert written["commit"] == release["commit"]
+    asked = {name: emulated_cloud.requests(name)[before[name] :] for name in before}
+    ours = {
+        name: [e for e in asked[name] if "controller" not in e["user"] and e["user"] != "system:gke"] for name in asked
+    }
+    assert not [entry for name in ("apiserver", "hub") for entry in ours[name] if entry["method"] in WRITES]
+    writes = [entry["path"] for entry in ours["storage"] if entry["method"] in WRITES]
+    assert len(writes) == 1
+
+
+def test_the_same_question_has_the_same_answer(emulated_cloud: Cloud, cloud_environment):
+    first, second = (step.run(REST, f"resolve-2-{number}", **PARAMETERS) for number in range(2))
+    assert {**first[2], "run_id": ""} == {**second[2], "run_id": ""}
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"revision": "nope"}, "RequestError", "has no revision 'nope'"),
+        ({"model": "google/gemma-3-27b-it"}, "RequestError", "is not on http"),
+    ],
+)
+def test_what_is_wrong_with_the_request_ends_the_step_with_words(
+    emulated_cloud: Cloud, cloud_environment, changes: dict, error: str, words: str
+):
+    run_id = f"resolve-{error.lower()}-{'-'.join(changes)}"
+    rest = {**REST, "accelerator": {"type": "nvidia-h100-80gb"}}
+    with pytest.raises(SystemExit) as ended:
+        step.run(rest, run_id, **{**PARAMETERS, **changes})
+    assert ended.value.code == 1
+    written = outcome(run_id)
+    assert written["status"] == "failed"
+    assert written["error"]["type"] == error
+    assert words in written["error"]["message"]
+
+
+def test_an_engine_that_cannot_serve_the_model_is_refused_before_a_byte_moves(emulated_cloud: Cloud, cloud_environment):
+    before = len(emulated_cloud.requests("storage"))
+    rest = {**REST, "engine": {"image": "vllm/vllm-openai:v0.7.0"}}
+    with pytest.raises(SystemExit):
+        step.run(rest, "resolve-old", **PARAMETERS)
+    assert "cannot serve" in outcome("resolve-old")["message"]
+    asked = emulated_cloud.requests("storage")[before:]
+    assert not [entry for entry in asked if "models" in entry["path"]]
