@@ -11,7 +11,7 @@ demo: .venv/installed ## A Gemma release from hub to validated, serving server, 
 	@$(BIN)/gemma-pipelines run 03
 
 test: .venv/installed ## Every test that needs nothing but this machine
-	@$(BIN)/pytest
+	@$(BIN)/pytest -n 2 --dist loadfile
 
 test-unit: .venv/installed ## The unit tests, in seconds
 	@$(BIN)/pytest tests/unit
