@@ -14,17 +14,18 @@ from emulators.kubernetes.gke import addons
 from emulators.kubernetes.gke.admission import Admission
 from emulators.kubernetes.gke.autoscaler import Autoscaler
 from emulators.kubernetes.gke.config import Config, ConfigError, load
-from emulators.kubernetes.gke.gcsfuse import DRIVER, GcsFuseDriver, LinkMounter
+from emulators.kubernetes.gke.gcsfuse import DRIVER, GcsFuseDriver, LinkMounter, Mounter
 from emulators.kubernetes.gke.nodes import NodeKeeper
 from emulators.kubernetes.kubelet.csi import NodeDriver
 from emulators.kubernetes.kubelet.environment import service_variables
 from emulators.kubernetes.kubelet.kubelet import Kubelet
+from emulators.kubernetes.kubelet.runtime import Runtime, SharedRoot
 from emulators.kubernetes.kubelet.server import KubeletServer
 from emulators.kubernetes.network import proxy
 from emulators.kubernetes.network.expose import Expose
 from emulators.kubernetes.network.loadbalancer import LoadBalancers
 from emulators.kubernetes.network.services import ServiceTable
-from emulators.kubernetes.resources import ENDPOINT_SLICES, SERVICES
+from emulators.kubernetes.resources import ENDPOINT_SLICES, SERVICES, STORAGE_CLASSES
 from emulators.kubernetes.service import run_until_told
 
 
@@ -46,6 +47,7 @@ class Gke:
             config.pod_network,
             config.node_address,
             config.crash_backoff_seconds,
+            self._runtime(),
         )
         self._server = KubeletServer(self._kubelet, config.node_address)
         self._autoscaler = Autoscaler(client, self._informers, config, self._nodes)
@@ -60,7 +62,27 @@ class Gke:
         storage = self._config.storage
         if storage is None:
             return {}
-        return {DRIVER: GcsFuseDriver(storage.endpoint, self._config.project, LinkMounter(storage.root))}
+        mounter: Mounter = LinkMounter(storage.root)
+        if storage.gcsfuse:
+            from emulators.real.gcsfuse import GcsFuseMounter
+
+            mounter = GcsFuseMounter(storage.endpoint, self._config.pods.with_name("gcsfuse"))
+        classes = self._informers.of(STORAGE_CLASSES)
+        return {
+            DRIVER: GcsFuseDriver(
+                storage.endpoint,
+                self._config.project,
+                mounter,
+                lambda name: classes.items.get(name, {}).get("mountOptions") or [],
+            )
+        }
+
+    def _runtime(self) -> Runtime:
+        if not self._config.private_roots:
+            return SharedRoot()
+        from emulators.real.runtime import PrivateRoot, interpreters
+
+        return PrivateRoot(interpreters())
 
     async def start(self) -> None:
         """Returns when nodes, Services and listeners are up."""

@@ -10,7 +10,9 @@ decline              {accelerator, or "cpu": words}: scale-ups fail with these w
 backoff_seconds      how long the autoscaler leaves a failed scale-up alone (GKE: 300)
 cluster              name of the cluster, in node names
 project              {"id", "number"}
-storage              {"endpoint": URL of the GCS emulator, "root": its folder}
+storage              {"endpoint": URL of the GCS emulator, "root": its folder,
+                     "gcsfuse": true for real mounts (emulators/real/gcsfuse.py) instead of links to that folder}
+private_roots        true: containers have a root and a user of their own (emulators/real/runtime.py)
 images               [{"match": regex on the whole image name, "argv0": {"vllm": ["/venv/bin/python", "-m", "x"]},
                      "entrypoint": […] for a container without a command, "env": {…}}]; the first match counts;
                      $(POD_IP) in values is the pod's address. An image that nothing matches cannot be pulled
@@ -66,6 +68,7 @@ class Project:
 class Storage:
     endpoint: str
     root: Path
+    gcsfuse: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ class Config:
     backoff_seconds: float = 5.0
     cluster: str = "gemma"
     storage: Storage | None = None
+    private_roots: bool = False
     images: list[Image] = field(default_factory=list)
     crash_backoff_seconds: float = 1.0
     pod_network: str = "127.64.0.0/16"
@@ -114,7 +118,9 @@ def load(path: Path) -> Config:
                 "path": path,
                 "pods": Path(given["pods"]).absolute(),
                 "project": Project(**given["project"]),
-                "storage": Storage(storage["endpoint"].rstrip("/"), Path(storage["root"])) if storage else None,
+                "storage": Storage(storage["endpoint"].rstrip("/"), Path(storage["root"]), bool(storage.get("gcsfuse")))
+                if storage
+                else None,
                 "images": [Image(**image) for image in given.get("images", [])],
                 "expose": [
                     Expose(**{**entry, "file": Path(entry["file"]) if entry.get("file") else None})

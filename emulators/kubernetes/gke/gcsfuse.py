@@ -9,6 +9,7 @@ Errors: the driver's docs/troubleshooting.md.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -77,6 +78,8 @@ class LinkMounter:
         self._root = root
 
     async def mount(self, mount: Mount) -> None:
+        for option in mount.options:
+            _check_flag(option)
         folder = self._root / mount.bucket / "objects" / mount.directory
         await self.unmount(mount.target)
         if folder.is_dir():
@@ -93,10 +96,17 @@ class LinkMounter:
 
 
 class GcsFuseDriver:
-    """The driver on every node."""
+    """The driver on every node. `class_options`: the mount options of a StorageClass, for the driver's profiles."""
 
-    def __init__(self, endpoint: str, project: Project, mounter: Mounter):
+    def __init__(
+        self,
+        endpoint: str,
+        project: Project,
+        mounter: Mounter,
+        class_options: Callable[[str], list[str]] = lambda _: [],
+    ):
         self._endpoint, self._project, self._mounter = endpoint, project, mounter
+        self._class_options = class_options
 
     async def publish(self, request: PublishRequest) -> None:
         attributes = request.attributes
@@ -113,9 +123,7 @@ class GcsFuseDriver:
         if (request.pod["metadata"].get("annotations") or {}).get(ENABLED, "").lower() != "true":
             raise CsiError("FailedPrecondition", "failed to find the sidecar container in Pod spec")
         inline = [option for option in attributes.get("mountOptions", "").split(",") if option]
-        options = [*request.mount_options, *inline]
-        for option in options:
-            _check_flag(option)
+        options = [*self._class_options(request.storage_class), *request.mount_options, *inline]
         if skip:
             # The driver did not ask, so gcsfuse itself finds out.
             await self._check_access(request.pod, bucket, "gcsfuse failed with error: mountWithStorageHandle: {why}")

@@ -147,7 +147,7 @@ class Container:
         """One process from start to end; None when the pod ended before it started."""
         started_at = timestamp()
         worker = self._worker
-        rewrite = Rewriter(worker.mounts(self.spec), worker.around.pod_ip)
+        rewrite = self._rewriter()
         environment = await self._environment(rewrite)
         if environment is None:
             return None
@@ -160,7 +160,7 @@ class Container:
         try:
             cwd = rewrite.path(self.spec.get("workingDir") or "") or worker.folder / "work" / self.name
             cwd.mkdir(parents=True, exist_ok=True)
-            self.process = await start(argv, env, cwd, self._on_output)
+            self.process = await start(self._command(argv), env, cwd, self._on_output)
         except StartError as error:
             self.log.write(b"")
             self._event("Warning", "Failed", f"Error: {error}")
@@ -212,6 +212,14 @@ class Container:
             env["TMPDIR"] = str(worker.folder / "tmp")
             return env, self._argv(variables, rewrite)
         return None
+
+    def _rewriter(self) -> Rewriter:
+        worker = self._worker
+        return worker.node.runtime.rewriter(worker.mounts(self.spec), worker.around.pod_ip)
+
+    def _command(self, argv: list[str]) -> list[str]:
+        worker = self._worker
+        return worker.node.runtime.command(worker.folder, worker.pod, self.spec, worker.mounts(self.spec), argv)
 
     def _argv(self, variables: dict[str, str], rewrite: Rewriter) -> list[str]:
         image = self._worker.node.image(self.spec["image"])
@@ -297,7 +305,7 @@ class Container:
         deadline = time.monotonic() + grace_seconds
         hook = (self.spec.get("lifecycle") or {}).get("preStop")
         if hook and hooks and grace_seconds:
-            rewrite = Rewriter(self._worker.mounts(self.spec), self._worker.around.pod_ip)
+            rewrite = self._rewriter()
             env = await self._environment_for_hooks(rewrite)
             try:
                 await asyncio.wait_for(self._hook(hook, process, env, rewrite), grace_seconds)
@@ -390,7 +398,8 @@ class Container:
         """A command inside the container: exec probes and hooks. (exit code, output)."""
         output: list[bytes] = []
         try:
-            process = await start([rewrite(word) for word in argv], env, self._worker.folder, output.append)
+            command = self._command([rewrite(word) for word in argv])
+            process = await start(command, env, self._worker.folder, output.append)
         except StartError as error:
             return 126, str(error)
         try:

@@ -25,6 +25,8 @@ class PublishRequest:
     ephemeral: bool
     pod: dict[str, Any]
     target: Path
+    storage_class: str = ""
+    """The PersistentVolume's, if it is one."""
 
 
 class NodeDriver(Protocol):

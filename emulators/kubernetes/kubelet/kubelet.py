@@ -20,6 +20,7 @@ from emulators.kubernetes.kubelet.csi import NodeDriver
 from emulators.kubernetes.kubelet.pod import PodWorker
 from emulators.kubernetes.kubelet.process import ContainerProcess, session_memory
 from emulators.kubernetes.kubelet.reaper import kill_leftovers
+from emulators.kubernetes.kubelet.runtime import Runtime
 from emulators.kubernetes.kubelet.volumes import VolumeManager
 from emulators.kubernetes.resources import PODS
 from emulators.kubernetes.workqueue import WorkQueue
@@ -55,7 +56,9 @@ class Kubelet:
         pod_network: str,
         host_ip: str,
         crash_backoff_seconds: float,
+        runtime: Runtime,
     ):
+        self.runtime = runtime
         self.client, self.pods, self.image, self.variables_for = client, pods, image, variables_for
         self.host_ip, self.crash_backoff_seconds = host_ip, crash_backoff_seconds
         self.volumes = VolumeManager(client, informers, drivers)

@@ -39,6 +39,8 @@ class VolumeManager:
         try:
             if "emptyDir" in volume:
                 folder.mkdir(exist_ok=True)
+                # Whoever the container runs as.
+                folder.chmod(0o777)
             elif "configMap" in volume:
                 self._write(folder, await self._config_map(pod, volume["configMap"], volume["configMap"].get("name")))
             elif "secret" in volume:
@@ -155,6 +157,7 @@ class VolumeManager:
             False,
             pod,
             folder,
+            volume["spec"].get("storageClassName") or "",
         )
         try:
             await self._driver(csi["driver"]).publish(request)
