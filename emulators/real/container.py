@@ -8,7 +8,8 @@ all of it goes with the process. As root the process becomes the pod's user; in 
 user only, it is shown as that user.
 
 SPEC.json: {"root": an empty folder to build in, "mounts": {path inside: {"from": path, "read_only": bool}},
-"show": [paths], "user": int, "group": int, "groups": [int], "read_only": bool, "cwd": path inside}
+"show": [paths], "user": int, "group": int, "groups": [int], "read_only": bool, "cwd": path inside,
+"own": [paths that become the user's]}
 
 It imports the standard library alone: it starts with every container, probe and hook.
 """
@@ -39,6 +40,9 @@ def main() -> None:
         spec = json.load(file)
     argv = sys.argv[2:]
     parent = os.getppid()
+    if _has_users():
+        for path in spec["own"]:
+            os.chown(path, spec["user"], spec["group"])
     _build_root(spec)
     try:
         _become(spec["user"], spec["group"], spec["groups"])
@@ -111,10 +115,14 @@ def _locked(path: str) -> int:
     )
 
 
-def _become(user: int, group: int, groups: list[int]) -> None:
+def _has_users() -> bool:
+    """Not so in a rootless namespace, which knows its owner alone."""
     with open("/proc/self/uid_map") as file:
-        alone = file.read().split()[2] == "1"
-    if alone and user:
+        return file.read().split()[2] != "1"
+
+
+def _become(user: int, group: int, groups: list[int]) -> None:
+    if user and not _has_users():
         outside = (os.getuid(), os.getgid())
         _call("unshare", _CLONE_NEWUSER)
         for name, value in (

@@ -22,7 +22,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
@@ -37,7 +37,7 @@ from emulators.real.namespace import NODE_ADDRESS, SERVICE_NETWORK
 from emulators.real.parts import BUILD
 
 CRDS = Path(__file__).parent.parent / "kubernetes" / "crds"
-AUDIT_POLICY = Path(__file__).parent / "config" / "audit-policy.yaml"
+CONFIG = Path(__file__).parent / "config"
 ISSUER = "https://kubernetes.default.svc.cluster.local"
 START_SECONDS = 60.0
 STOP_SECONDS = 5.0
@@ -104,13 +104,13 @@ class Component:
 class ControlPlane:
     """All four. `start` returns when the API server is ready and the CRDs are in; `stop` ends the clients first."""
 
-    def __init__(self, data: Path, tokens: Path, port: int, request_log: Path | None):
+    def __init__(self, data: Path, tokens: Path, port: int, request_log: Path | None, objects: Sequence[Path]):
         self.data, self.port, self.request_log = data.absolute(), port or _free_port(), request_log
         self.url = f"https://127.0.0.1:{self.port}"
         self._run = self.data / "run"
         self._components: list[Component] = []
         self._own = {name: secrets.token_urlsafe(24) for name in OWN_USERS}
-        self._given = tokens
+        self._given, self._objects = tokens, objects
 
     def start(self, told: threading.Event) -> None:
         """Raises ControlPlaneError; returns early when told to end."""
@@ -191,7 +191,7 @@ class ControlPlane:
             "--allow-privileged=true",
             "--profiling=false",
             "--shutdown-delay-duration=0s",
-            f"--audit-policy-file={AUDIT_POLICY}",
+            f"--audit-policy-file={CONFIG / 'audit-policy.yaml'}",
             "--audit-log-path=-",
             stdout=subprocess.PIPE,
         )
@@ -227,27 +227,38 @@ class ControlPlane:
             for component in self._components:
                 component.check()
             try:
-                return self._call("GET", path)
+                self._call("GET", path)
+                return
             except (urllib.error.URLError, OSError) as error:
                 if time.monotonic() > deadline:
                     raise ControlPlaneError(f"{what} did not become ready in {START_SECONDS:g} s: {error}") from error
-        return None
 
     def _install(self, told: threading.Event) -> None:
-        """The cluster's custom resources, as GKE has them."""
-        for path in sorted([*CRDS.glob("*.yaml"), *CRDS.glob("*.json")]):
+        """GKE's custom resources and roles, then what the caller wants in the cluster from the start."""
+        for path in [*sorted(CRDS.glob("*.yaml")), CONFIG / "gke.yaml", *self._objects]:
             for item in _documents(path):
-                base = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
                 name = item["metadata"]["name"]
                 try:
-                    self._call("PATCH", f"{base}/{name}?fieldManager=gke&force=true", item)
+                    self._call("PATCH", f"{self._path(item)}?fieldManager=gke&force=true", item)
                 except urllib.error.HTTPError as error:
-                    raise ControlPlaneError(f"{path.name}: {error.read().decode(errors='replace')}") from error
-                version = next(entry["name"] for entry in item["spec"]["versions"] if entry["served"])
-                plural = item["spec"]["names"]["plural"]
-                self._wait(f"{name}", f"/apis/{item['spec']['group']}/{version}/{plural}?limit=1", told)
+                    words = error.read().decode(errors="replace")
+                    raise ControlPlaneError(f"{path}: {item['kind']} {name}: {words}") from error
+                if item["kind"] == "CustomResourceDefinition":
+                    version = next(entry["name"] for entry in item["spec"]["versions"] if entry["served"])
+                    plural = item["spec"]["names"]["plural"]
+                    self._wait(name, f"/apis/{item['spec']['group']}/{version}/{plural}?limit=1", told)
 
-    def _call(self, method: str, path: str, body: Any = None) -> None:
+    def _path(self, item: dict[str, Any]) -> str:
+        """Where an object lies, as the API server's own discovery says."""
+        version, kind = item["apiVersion"], item["kind"]
+        base = f"/apis/{version}" if "/" in version else f"/api/{version}"
+        entry = next((each for each in self._call("GET", base)["resources"] if each["kind"] == kind), None)
+        if entry is None:
+            raise ControlPlaneError(f"{item['metadata']['name']}: {version} has no {kind}")
+        where = f"/namespaces/{item['metadata'].get('namespace', 'default')}" if entry["namespaced"] else ""
+        return f"{base}{where}/{entry['name']}/{item['metadata']['name']}"
+
+    def _call(self, method: str, path: str, body: Any = None) -> Any:
         headers = {"Authorization": f"Bearer {self._own['installer']}", "Content-Type": "application/apply-patch+yaml"}
         data = json.dumps(body).encode() if body else None
         request = urllib.request.Request(self.url + path, data, headers, method=method)  # noqa: S310
@@ -256,7 +267,8 @@ class ControlPlane:
             urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
         )
         with opener.open(request, timeout=10) as answer:
-            answer.read()
+            text = answer.read()
+            return json.loads(text) if answer.headers.get_content_type() == "application/json" else None
 
 
 def _service_account_key(path: Path) -> Path:
@@ -318,12 +330,19 @@ def main() -> None:
     parser = arguments("A real control plane.")
     parser.add_argument("--data", type=Path, required=True, help="folder that the cluster is kept in")
     parser.add_argument("--tokens", type=Path, required=True, help='token,user,uid,"group1,group2" a line')
+    parser.add_argument(
+        "--objects",
+        type=Path,
+        action="append",
+        default=[],
+        help="YAML of what is in the cluster from the start (roles)",
+    )
     options = parser.parse_args()
     try:
         read_token_file(options.tokens)
     except (OSError, ValueError) as error:
         sys.exit(f"cannot read the token file: {error}")
-    plane = ControlPlane(options.data, options.tokens, options.port, options.request_log)
+    plane = ControlPlane(options.data, options.tokens, options.port, options.request_log, options.objects)
     told = threading.Event()
     when_told_to_end(told.set)
     try:

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import cast
 
 from emulators.kubernetes.network.relay import Side
+from emulators.process import EmulatorFailed
 
 NODE_ADDRESS = "10.128.0.2"
 POD_NETWORK = "10.244.0.0/16"
@@ -49,7 +50,7 @@ _IFF_UP = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class NamespaceError(Exception):
+class NamespaceError(EmulatorFailed):
     """No namespace to be had, or a port that is taken: why, and the command that mends it."""
 
 

@@ -15,11 +15,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from emulators.process import EmulatorFailed
+
 BUILD = Path(__file__).parents[2] / "build" / "real"
 PINS = Path(__file__).parent / "pins"
 
 
-class RealPartError(Exception):
+class RealPartError(EmulatorFailed):
     """A real part that does not exist, is not built or cannot run here: each with the command that mends it."""
 
 
