@@ -126,8 +126,8 @@ def cloud(settings: Settings, folder: Path, weights: Path | None, say: Callable[
     """The emulators of a state folder, up while the block runs; a live generation is ready again when it begins."""
     from emulators.cloud import Cloud, EmulatorFailed, wait_for
 
-    endpoint = folder / "endpoint"
-    served_before = endpoint.exists()
+    endpoint, live = folder / "endpoint", folder / "live"
+    served_before = live.exists() or endpoint.exists()
     endpoint.unlink(missing_ok=True)
     model = weights.absolute() if weights else _tiny_model(settings, folder)
     emulated = Cloud(
@@ -154,7 +154,12 @@ def cloud(settings: Settings, folder: Path, weights: Path | None, say: Callable[
             _write_session(folder, emulated)
             if served_before and not wait_for(endpoint.exists, 60):
                 say("the live generation of this state did not come back within 60 s; going on without it")
-            yield emulated
+            try:
+                yield emulated
+            finally:
+                if endpoint.exists():
+                    live.touch()
+                    endpoint.unlink()  # Nobody answers there any more.
     except EmulatorFailed as error:
         raise PipelineError(f"the emulators did not start: {error}. Their logs are in {folder / 'logs'}") from error
 

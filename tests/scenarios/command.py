@@ -79,7 +79,7 @@ class Run:
 
 @dataclass
 class Traffic:
-    """A client that asks the endpoint without a pause, half of it in streams, until it is told to stop."""
+    """A client that asks the endpoint all the time, half of it in streams, until it is told to stop."""
 
     endpoint_file: Path
     model: str
@@ -125,6 +125,7 @@ class Traffic:
                 self.answers.append((time.time(), text))
             except Exception as error:  # noqa: BLE001 (any failure at all is what the test is about)
                 self.errors.append(repr(error))
+            time.sleep(0.05)
 
 
 def _streamed(body: str) -> str:
