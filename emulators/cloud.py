@@ -13,13 +13,16 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from emulators.process import EmulatorFailed, Process, start
+
+if TYPE_CHECKING:
+    from emulators.real.namespace import Namespace
 
 ACCELERATORS = {
     "nvidia-l4": 16,
@@ -31,10 +34,19 @@ ACCELERATORS = {
 """How many of each accelerator the project's quota allows unless said otherwise."""
 
 
-def default_images() -> list[dict[str, Any]]:
-    """What runs for which image: vLLM is the emulated engine, any `python` this interpreter."""
+def default_images(real: Collection[str] = ()) -> list[dict[str, Any]]:
+    """What runs for which image: vLLM is the emulated engine or the real one, any `python` this interpreter."""
+    engine: dict[str, Any] = {"argv0": {"vllm": [sys.executable, "-m", "emulators.engine"]}}
+    if "vllm" in real:
+        from emulators.real.parts import PARTS
+        from emulators.real.vllm import ENVIRONMENT
+        from emulators.real.vllm import __file__ as vllm
+
+        # The path itself: where a link leads is what a container's root has.
+        python = str(PARTS["vllm"].folder.resolve() / "bin" / "python")
+        engine = {"argv0": {"vllm": [python, vllm]}, "env": ENVIRONMENT}
     return [
-        {"match": r"(.*/)?vllm-openai[:@].*", "argv0": {"vllm": [sys.executable, "-m", "emulators.engine"]}},
+        {"match": r"(.*/)?vllm-openai[:@].*", **engine},
         {"match": r"(.*/)?python[^/]*[:@].*", "argv0": {"python": [sys.executable]}},
     ]
 
@@ -46,6 +58,11 @@ class Cloud:
     `repositories` are hub repositories (`org/name` → folder); those in `gated` need a grant, which the token in
     `secrets["hf-token"]` has. `secrets` are Secret Manager secrets by id. `expose` lists Services that get a loopback
     port: `{"namespace", "service", "port", "address", "file"}`.
+
+    `real` names the parts that are real (emulators/real). Then the cluster is a machine of its own: a private network
+    and private mounts, in which containers have roots and users of their own; what is outside reaches the API server
+    and what `expose` lists. `objects` are files of what is in a real control plane from the start: the roles that the
+    pipeline's identity has, since nobody else gives it any.
     """
 
     folder: Path
@@ -56,10 +73,13 @@ class Cloud:
     repositories: dict[str, Path] = field(default_factory=dict)
     gated: Sequence[str] = ()
     secrets: dict[str, str] = field(default_factory=dict)
-    images: list[dict[str, Any]] = field(default_factory=default_images)
+    images: list[dict[str, Any]] | None = None
     accelerators: dict[str, int] = field(default_factory=lambda: dict(ACCELERATORS))
     expose: list[dict[str, Any]] = field(default_factory=list)
     scale_up_seconds: float = 0.3
+    real: Collection[str] = ()
+    objects: Sequence[Path] = ()
+    _namespace: Namespace | None = field(default=None, init=False)
     _running: list[Process] = field(default_factory=list, init=False)
     _url: dict[str, str] = field(default_factory=dict, init=False)
 
@@ -82,6 +102,8 @@ class Cloud:
         tokens = {name: secrets.token_urlsafe(24) for name in ("pipeline", "controllers", "gke", "admin")}
         self._write_secrets(tmp, tokens)
         try:
+            if self.real:
+                self._start_namespace()
             with ThreadPoolExecutor() as pool:
                 for started in [
                     pool.submit(self._start_storage, tokens),
@@ -100,6 +122,9 @@ class Cloud:
         for process in reversed(self._running):
             process.stop()
         self._running.clear()
+        if self._namespace:
+            self._namespace.stop()
+            self._namespace = None
         shutil.rmtree(self.folder / "tmp", ignore_errors=True)
 
     def __enter__(self) -> Cloud:
@@ -143,11 +168,27 @@ class Cloud:
 
     @property
     def _certificate(self) -> Path:
-        return self.folder / "cluster" / "tls" / "ca.crt"
+        return self._cluster_folder / "tls" / "ca.crt"
 
-    def _start(self, name: str, module: str, *args: str, env: dict[str, str] | None = None) -> None:
+    @property
+    def _cluster_folder(self) -> Path:
+        return self.folder / ("control-plane" if "control-plane" in self.real else "cluster")
+
+    def _start_namespace(self) -> None:
+        from emulators.real.namespace import Namespace
+        from emulators.real.parts import require
+
+        require(self.real)
+        self._namespace = Namespace.start(self.folder / "logs" / "namespace.log")
+
+    def _start_in_cluster(self, name: str, module: str, *args: str) -> None:
+        self._start(name, module, *args, within=self._namespace.prefix if self._namespace else [])
+
+    def _start(
+        self, name: str, module: str, *args: str, env: dict[str, str] | None = None, within: Sequence[str] = ()
+    ) -> None:
         log = self.folder / "logs" / f"{name}.log"
-        process = start(module, *args, log=log, env={"TMPDIR": str(self.folder / "tmp"), **(env or {})})
+        process = start(module, *args, log=log, env={"TMPDIR": str(self.folder / "tmp"), **(env or {})}, within=within)
         self._running.append(process)
         self._url[name] = process.url
 
@@ -162,7 +203,8 @@ class Cloud:
         users = {
             "pipeline": (self.service_account, ""),
             "controllers": ("system:kube-controller-manager", "system:masters"),
-            "gke": ("system:gke", "system:masters"),
+            # A real API server asks what it may: emulators/real/config/gke.yaml.
+            "gke": ("system:gke", "" if "control-plane" in self.real else "system:masters"),
             "admin": ("admin", "system:masters"),
         }
         lines = [f'{tokens[key]},{name},{key},"{groups}"' for key, (name, groups) in users.items()]
@@ -190,18 +232,23 @@ class Cloud:
         )
 
     def _start_control_plane(self, tokens: dict[str, str]) -> None:
-        self._start(
+        real = "control-plane" in self.real
+        self._start_in_cluster(
             "apiserver",
-            "emulators.kubernetes.apiserver",
-            *("--data", str(self.folder / "cluster")),
+            "emulators.real.control_plane" if real else "emulators.kubernetes.apiserver",
+            # Their data are not each other's; tls/ is at the same place in both.
+            *("--data", str(self._cluster_folder)),
             *("--tokens", str(self.folder / "tmp" / "cluster-tokens.csv")),
+            *("--port", str(self._namespace.publish() if self._namespace else 0)),
+            *(argument for path in (self.objects if real else ()) for argument in ("--objects", str(path))),
             *self._request_log("apiserver"),
         )
         for user in ("controllers", "gke"):
             self._write_kubeconfig(self.folder / "tmp" / f"{user}.kubeconfig", user, tokens[user])
         self._write_kubeconfig(self.kubeconfig, "admin", tokens["admin"])
-        kubeconfig = str(self.folder / "tmp" / "controllers.kubeconfig")
-        self._start("controllers", "emulators.kubernetes.controllers", "--kubeconfig", kubeconfig)
+        if not real:
+            kubeconfig = str(self.folder / "tmp" / "controllers.kubeconfig")
+            self._start_in_cluster("controllers", "emulators.kubernetes.controllers", "--kubeconfig", kubeconfig)
 
     def _write_kubeconfig(self, path: Path, user: str, token: str) -> None:
         # JSON is YAML.
@@ -249,16 +296,40 @@ class Cloud:
             "zones": [self.location] if self.location[-2] == "-" else [f"{self.location}-{zone}" for zone in "abc"],
             "accelerators": self.accelerators,
             "scale_up_seconds": self.scale_up_seconds,
-            "storage": {"endpoint": self._url["storage"], "root": str(self.folder / "buckets")},
+            "storage": {
+                "endpoint": self._url["storage"],
+                "root": str(self.folder.absolute() / "buckets"),
+                "gcsfuse": "gcsfuse" in self.real,
+            },
             "project": {"id": self.project, "number": "123456789012"},
-            "images": self.images,
+            "images": default_images(self.real) if self.images is None else self.images,
             "pods": str(self.folder / "tmp" / "pods"),
             "expose": self.expose,
         }
+        if self._namespace:
+            config |= self._cluster_network(self._namespace)
         path = self.folder / "tmp" / "gke.json"
         path.write_text(json.dumps(config))
         kubeconfig = str(self.folder / "tmp" / "gke.kubeconfig")
-        self._start("gke", "emulators.kubernetes.gke", "--kubeconfig", kubeconfig, "--config", str(path))
+        self._start_in_cluster("gke", "emulators.kubernetes.gke", "--kubeconfig", kubeconfig, "--config", str(path))
+
+    def _cluster_network(self, namespace: Namespace) -> dict[str, Any]:
+        """What the cluster's own machine changes for GKE's parts: addresses, mounts, ports that cross."""
+        from emulators.real import namespace as network
+
+        for name in ("storage", "hub"):
+            namespace.reach(int(self._url[name].rpartition(":")[2]))
+        exposed = []
+        for entry in self.expose:
+            port = namespace.publish(int(entry.get("address", ":0").rpartition(":")[2]))
+            exposed.append({**entry, "address": f"127.0.0.1:{port}"})
+        return {
+            "expose": exposed,
+            "private_roots": True,
+            "pod_network": network.POD_NETWORK,
+            "node_address": network.NODE_ADDRESS,
+            "load_balancer_network": network.LOAD_BALANCER_NETWORK,
+        }
 
 
 _OF_THE_REAL_CLOUD = {

@@ -241,7 +241,7 @@ class ControlPlane:
                 try:
                     self._call("PATCH", f"{self._path(item)}?fieldManager=gke&force=true", item)
                 except urllib.error.HTTPError as error:
-                    words = error.read().decode(errors="replace")
+                    words = json.loads(error.read())["message"]
                     raise ControlPlaneError(f"{path}: {item['kind']} {name}: {words}") from error
                 if item["kind"] == "CustomResourceDefinition":
                     version = next(entry["name"] for entry in item["spec"]["versions"] if entry["served"])
@@ -252,15 +252,20 @@ class ControlPlane:
         """Where an object lies, as the API server's own discovery says."""
         version, kind = item["apiVersion"], item["kind"]
         base = f"/apis/{version}" if "/" in version else f"/api/{version}"
-        entry = next((each for each in self._call("GET", base)["resources"] if each["kind"] == kind), None)
+        # Subresources are in the list too, under the same kind.
+        served = (each for each in self._call("GET", base)["resources"] if "/" not in each["name"])
+        entry = next((each for each in served if each["kind"] == kind), None)
         if entry is None:
             raise ControlPlaneError(f"{item['metadata']['name']}: {version} has no {kind}")
         where = f"/namespaces/{item['metadata'].get('namespace', 'default')}" if entry["namespaced"] else ""
         return f"{base}{where}/{entry['name']}/{item['metadata']['name']}"
 
     def _call(self, method: str, path: str, body: Any = None) -> Any:
-        headers = {"Authorization": f"Bearer {self._own['installer']}", "Content-Type": "application/apply-patch+yaml"}
+        headers = {"Authorization": f"Bearer {self._own['installer']}"}
         data = json.dumps(body).encode() if body else None
+        if data:
+            # Not without a body: discovery refuses what it does not consume. JSON is YAML.
+            headers["Content-Type"] = "application/apply-patch+yaml"
         request = urllib.request.Request(self.url + path, data, headers, method=method)  # noqa: S310
         context = ssl.create_default_context(cafile=str(self.data / "tls" / "ca.crt"))
         opener = urllib.request.build_opener(
