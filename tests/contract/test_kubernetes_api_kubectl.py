@@ -149,3 +149,34 @@ def test_describe_shows_events(kubectl: Kubectl, core: client.CoreV1Api, namespa
 
     assert "FailedScheduling" in kubectl("describe", "pod", "p")
     assert "no nodes" in kubectl("get", "events")
+
+
+def test_create_makes_objects_of_many_kinds(kubectl: Kubectl) -> None:
+    """kubectl sends what it makes itself as protobuf."""
+    kubectl("create", "configmap", "settings", "--from-literal=colour=red")
+    kubectl("create", "secret", "generic", "keys", "--from-literal=token=hf")
+    kubectl("create", "deployment", "web", "--image=example.com/server:1", "--replicas=0", "--port=8000")
+    kubectl("create", "job", "once", "--image=example.com/tool:1", "--", "run", "--fast")
+    kubectl("create", "service", "clusterip", "web", "--tcp=80:8000")
+    kubectl("create", "serviceaccount", "worker")
+    kubectl("create", "role", "reader", "--verb=get,list", "--resource=pods")
+    kubectl("create", "rolebinding", "readers", "--role=reader", "--serviceaccount=default:worker")
+    kubectl("create", "poddisruptionbudget", "web", "--selector=app=web", "--max-unavailable=25%")
+    kubectl("create", "quota", "small", "--hard=pods=5,requests.cpu=2")
+    kubectl("create", "cronjob", "nightly", "--image=example.com/tool:1", "--schedule=0 3 * * *")
+
+    def read(path: str, *what: str) -> str:
+        return kubectl("get", *what, "-o", f"jsonpath={{{path}}}")
+
+    assert read(".data.colour", "configmap", "settings") == "red"
+    assert read(".data.token", "secret", "keys") == "aGY="
+    assert read(".spec.replicas", "deployment", "web") == "0"
+    assert read(".spec.template.spec.containers[0].ports[0].containerPort", "deployment", "web") == "8000"
+    assert read(".spec.template.spec.containers[0].command", "job", "once") == '["run","--fast"]'
+    assert read(".spec.ports[0].targetPort", "service", "web") == "8000"
+    assert read(".rules[0].verbs", "role", "reader") == '["get","list"]'
+    assert read(".subjects[0].name", "rolebinding", "readers") == "worker"
+    assert read(".spec.maxUnavailable", "poddisruptionbudget", "web") == "25%"
+    assert read(".spec.hard.pods", "quota", "small") == "5"
+    assert read(".spec.schedule", "cronjob", "nightly") == "0 3 * * *"
+    assert kubectl("create", "token", "worker").count(".") == 2

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable
 from typing import Any
 
@@ -329,8 +330,6 @@ def _binding(item: Object) -> None:
 
 
 def _secret(item: Object) -> None:
-    import base64
-
     _set(item, type="Opaque")
     # stringData is write-only: it becomes data.
     for name, text in item.pop("stringData", {}).items():

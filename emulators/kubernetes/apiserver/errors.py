@@ -11,6 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 
+class NoSuchPath(Exception):
+    """A path that no API has at all: the real server answers it in plain text."""
+
+
 class ApiError(Exception):
     """An answer other than success, raised anywhere below a handler."""
 

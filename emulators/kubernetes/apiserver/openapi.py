@@ -12,7 +12,7 @@ from typing import Any
 
 from emulators.kubernetes.apiserver.discovery import VERSION
 from emulators.kubernetes.apiserver.resources import Resource, Resources
-from emulators.kubernetes.apiserver.schema import Schema, definitions
+from emulators.kubernetes.apiserver.schema import definitions
 
 _META = "io.k8s.apimachinery.pkg.apis.meta.v1."
 
@@ -85,7 +85,7 @@ def _definition(made: Resource) -> dict[str, Any]:
     gvk = [{"group": made.group, "version": made.version, "kind": made.kind}]
     if made.crd is None:
         return definitions()[made.definition]
-    return {**Schema.of_custom(made.schema.raw).raw, "x-kubernetes-group-version-kind": gvk}
+    return {**made.schema.raw, "x-kubernetes-group-version-kind": gvk}
 
 
 def _closed(roots: dict[str, dict[str, Any]], prefix: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from emulators.kubernetes.apiserver import apply, errors, scale
+from emulators.kubernetes.apiserver import apply, errors, protobuf, scale
 from emulators.kubernetes.apiserver.conversion import kept, served
 from emulators.kubernetes.apiserver.errors import ApiError
 from emulators.kubernetes.apiserver.patch import json_patch, merge_patch, strategic_merge
@@ -22,9 +22,11 @@ STRATEGIC, APPLY = "application/strategic-merge-patch+json", "application/apply-
 
 
 def parse(body: bytes, content_type: str, kind: str) -> Any:
-    """An object's body (of `kind`, for messages) as JSON, or YAML where it says so. Raises ApiError 400 and 415."""
+    """An object's body (of `kind`, for messages): JSON, YAML or protobuf. Raises ApiError 400 and 415."""
+    if content_type == protobuf.CONTENT_TYPE:
+        return protobuf.decode(body)
     if content_type not in ("", "application/json", "application/yaml", "*/*"):
-        raise errors.unsupported_media_type(["application/json", "application/yaml"])
+        raise errors.unsupported_media_type(["application/json", "application/yaml", protobuf.CONTENT_TYPE])
     if content_type == "application/yaml":
         return _yaml(body)
     try:

@@ -108,6 +108,8 @@ class Routes:
         namespace = ""
         if rest[0] == "namespaces" and len(rest) >= 3 and not (rest[2] in ("status", "finalize") and len(rest) == 3):
             namespace, rest = rest[1], rest[2:]
+        if version not in self.resources.group_versions().get(group, ()):
+            raise errors.NoSuchPath
         resource = self.resources.find(group, version, rest[0])
         if resource is None or len(rest) > 3 or (namespace and not resource.namespaced):
             raise errors.no_such_path()
@@ -178,7 +180,7 @@ class Routes:
         elif parts[:1] == ["apis"] and len(parts) == 3:
             found = discovery.resource_list(self.resources, parts[1], parts[2])
         if found is None:
-            raise errors.no_such_path()
+            raise errors.NoSuchPath
         return Answer(found)
 
     def _openapi(self, call: Call) -> Answer:

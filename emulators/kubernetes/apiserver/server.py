@@ -97,6 +97,8 @@ class Server:
             answer = await self._answer(request, record, fault)
         except ApiError as error:
             answer = Answer(error.status(), error.code)
+        except errors.NoSuchPath:
+            answer = Answer("404 page not found\n", 404, "text/plain; charset=utf-8")
         except web.HTTPRequestEntityTooLarge:
             message = f"Request entity too large: limit is {_BODY_LIMIT}"
             answer = Answer(ApiError(413, "RequestEntityTooLarge", message).status(), 413)
