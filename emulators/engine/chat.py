@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import aclosing
 from typing import Any
@@ -12,9 +11,9 @@ from aiohttp import web
 
 from emulators.engine import logprobs
 from emulators.engine.core import EngineCore
-from emulators.engine.errors import ApiError
+from emulators.engine.errors import ApiError, refused
 from emulators.engine.generation import Run, constraint_of, runs
-from emulators.engine.model import Model, Prompt
+from emulators.engine.model import Model, Prompt, random_id
 from emulators.engine.protocol import ChatRequest, Message, NamedToolChoice, Tool, parse
 from emulators.engine.sampling import Output
 from emulators.engine.streams import DONE, collected, dumps, event, merged, open_stream
@@ -44,7 +43,8 @@ def render(
     except TemplateFailed as failure:
         raise ApiError(400, str(failure)) from failure
     texts = [part["text"] for part in parts(messages[-1]) if "text" in part] if messages else []
-    return Prompt(model.tokenizer.encode(prompt, special), " ".join(texts), dumps(media) if media else "")
+    ids = model.tokenizer.encode(prompt, special, model.max_model_len + 1)
+    return Prompt(ids, " ".join(texts), dumps(media) if media else "")
 
 
 def parts(message: Message) -> list[dict[str, Any]]:
@@ -67,6 +67,8 @@ def flatten(model: Model, message: Message, media: list[str]) -> dict[str, Any]:
             shown.append({"type": "text", "text": part["text"]})
         elif kind in MEDIA_PARTS:
             modality = MEDIA_PARTS[kind]
+            if not model.checkpoint.architecture.endswith("ForConditionalGeneration"):
+                raise ApiError(400, f"{model.names[0]} is not a multimodal model")
             allowed = allowed_media(model, modality)
             media.append(dumps(part))
             if allowed is not None and len(media) > allowed:
@@ -81,8 +83,8 @@ def flatten(model: Model, message: Message, media: list[str]) -> dict[str, Any]:
 
 
 def allowed_media(model: Model, modality: str) -> int | None:
-    """How many of a modality a prompt may hold: none where there is no encoder; None where nobody said."""
-    if not model.checkpoint.architecture.endswith("ForConditionalGeneration") or model.args.language_model_only:
+    """How many of a modality a prompt may hold: none where the encoders are left out; None where nobody said."""
+    if model.args.language_model_only:
         return 0
     return (model.args.limit_mm_per_prompt or {}).get(modality)
 
@@ -95,16 +97,12 @@ def called_tool(model: Model, request: ChatRequest) -> Tool | None:
     if choice == "none":
         return None
     if not tools:
-        raise ApiError(400, "When using `tool_choice`, `tools` must be set.", param="tool_choice")
+        raise refused("When using `tool_choice`, `tools` must be set.", "tool_choice")
     if isinstance(choice, NamedToolChoice):
         for tool in tools:
             if tool.function.name == choice.function.name:
                 return tool
-        raise ApiError(
-            400,
-            "The tool specified in `tool_choice` does not match any of the specified `tools`",
-            param="tool_choice",
-        )
+        raise refused("The tool specified in `tool_choice` does not match any of the specified `tools`", "tool_choice")
     if choice == "auto":
         if not (model.args.enable_auto_tool_choice and model.args.tool_call_parser):
             raise ApiError(
@@ -121,7 +119,7 @@ async def chat_completions(request: web.Request, model: Model, core: EngineCore)
     body = await parse(ChatRequest, request)
     adapter = model.resolve(body.model)
     if not body.messages:
-        raise ApiError(400, "messages must not be empty.", param="messages")
+        raise ApiError(400, "Cannot apply chat template to an empty conversation. Provide at least one message.")
     check_logprobs(model, body)
     tool = called_tool(model, body)
     kwargs = {"add_generation_prompt": body.add_generation_prompt, **(body.chat_template_kwargs or {})}
@@ -131,7 +129,7 @@ async def chat_completions(request: web.Request, model: Model, core: EngineCore)
         max_tokens = ("max_tokens", body.max_tokens)
     constraint = ("json", tool.function.parameters or {"type": "object"}) if tool else constraint_of(body)
     sequences = runs(model, body, prompt, adapter, max_tokens, constraint)
-    request_id = "chatcmpl-" + (request.headers.get("X-Request-Id") or body.request_id or uuid.uuid4().hex)
+    request_id = "chatcmpl-" + (request.headers.get("X-Request-Id") or body.request_id or random_id())
     answer = Answer(model, body, request_id, model.card_name(adapter), prompt, tool)
     with core.admitted(len(sequences)):
         if body.stream:
@@ -144,12 +142,13 @@ def check_logprobs(model: Model, body: ChatRequest) -> None:
     if not body.top_logprobs:
         return
     if not body.logprobs:
-        raise ApiError(400, "when using `top_logprobs`, `logprobs` must be set to true.", param="top_logprobs")
+        raise refused("when using `top_logprobs`, `logprobs` must be set to true.", "top_logprobs")
     if body.top_logprobs > model.args.max_logprobs:
-        raise ApiError(
-            400,
-            f"Requested sample logprobs of {body.top_logprobs}, which is greater than max allowed: "
-            f"{model.args.max_logprobs}",
+        most = model.args.max_logprobs
+        raise refused(
+            f"Requested sample logprobs of {body.top_logprobs}, which is greater than max allowed: {most}",
+            "logprobs",
+            body.top_logprobs,
         )
 
 

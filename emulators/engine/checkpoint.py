@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from emulators.engine.architectures import SUPPORTED, required_tensors, text_config
+from emulators.engine.architectures import SUPPORTED, Expected, required_tensors, text_config
 
 BYTES = {
     **dict.fromkeys(("F64", "I64", "U64"), 8),
@@ -71,6 +71,12 @@ class Checkpoint:
 def open_config(model: str) -> Checkpoint:
     """config.json, and what its architecture allows. Raises BadModel in vLLM's words."""
     folder = Path(model)
+    if not folder.is_dir():
+        raise BadModel(
+            "huggingface_hub.errors.HFValidationError",
+            f"Repo id must be in the form 'repo_name' or 'namespace/repo_name': '{model}'. "
+            "Use `repo_type` argument if needed.",
+        )
     if not (folder / "config.json").is_file():
         raise BadModel(
             "ValueError",
@@ -126,10 +132,9 @@ def shards(folder: Path) -> list[Path]:
         names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
     except (ValueError, KeyError, AttributeError) as error:
         raise BadWeights("JSONDecodeError", f"{index} is not an index of safetensors: {error!r}") from error
-    # vLLM globs and filters by the index, so that a shard that is missing shows as weights that are.
-    files = [folder / name for name in names if (folder / name).is_file()]
-    if not files:
-        raise BadWeights("RuntimeError", f"Cannot find any model weights with `{folder}`")
+    files = [folder / name for name in names]
+    if missing := {str(file) for file in files if not file.is_file()}:
+        raise BadWeights("FileNotFoundError", f"Weight files referenced in index but missing: {missing}")
     return files
 
 
@@ -137,7 +142,7 @@ def read_shard(file: Path) -> tuple[dict[str, Tensor], bytes]:
     """The tensors of one file and its raw header. Raises BadWeights in the words of the safetensors library."""
 
     def refuse(words: str) -> BadWeights:
-        return BadWeights("safetensors_rust.SafetensorError", f"Error while deserializing header: {words}")
+        return BadWeights("safetensors._safetensors_rust.SafetensorError", f"Error while deserializing header: {words}")
 
     size = file.stat().st_size
     with open(file, "rb") as stream:
@@ -193,15 +198,26 @@ def check_tensors(checkpoint: Checkpoint) -> dict[str, str]:
                 missing.add(expected.name)
             continue
         if tensor.shape != expected.shape and not quantized(checkpoint, expected.name):
-            raise BadWeights(
-                "AssertionError",
-                f"Attempted to load weight (torch.Size({list(tensor.shape)})) "
-                f"into parameter (torch.Size({list(expected.shape)}))",
-            )
+            raise mismatch(tensor.shape, expected)
         names[expected.key] = expected.name
     if missing:
         raise BadWeights("ValueError", f"Following weights were not initialized from checkpoint: {missing}")
     return names
+
+
+def mismatch(shape: tuple[int, ...], expected: Expected) -> BadWeights:
+    """A tensor of the wrong shape. The embeddings' rows are copied before anybody compares their width; of linear
+    layers vLLM says no more than AssertionError."""
+    if expected.key == "embed_tokens.weight" and shape[1:] != expected.shape[1:]:
+        return BadWeights(
+            "RuntimeError",
+            f"The size of tensor a ({expected.shape[1]}) must match the size of tensor b ({shape[1]}) "
+            "at non-singleton dimension 1",
+        )
+    return BadWeights(
+        "AssertionError",
+        f"Attempted to load weight (torch.Size({list(shape)})) into parameter (torch.Size({list(expected.shape)}))",
+    )
 
 
 def quantized(checkpoint: Checkpoint, name: str) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import uuid
 from contextlib import aclosing
 from typing import Any
 
@@ -11,9 +10,9 @@ from aiohttp import web
 
 from emulators.engine import logprobs
 from emulators.engine.core import EngineCore
-from emulators.engine.errors import ApiError
+from emulators.engine.errors import ApiError, refused
 from emulators.engine.generation import Run, constraint_of, runs
-from emulators.engine.model import Model, Prompt
+from emulators.engine.model import Model, Prompt, random_id
 from emulators.engine.protocol import CompletionRequest, parse
 from emulators.engine.sampling import Output
 from emulators.engine.streams import DONE, collected, dumps, event, merged, open_stream
@@ -25,14 +24,17 @@ def prompts(model: Model, body: CompletionRequest) -> list[Prompt]:
     single = isinstance(given, str) or (isinstance(given, list) and bool(given) and isinstance(given[0], int))
     found = []
     for item in [given] if single else given:
-        ids = model.tokenizer.encode(item, body.add_special_tokens) if isinstance(item, str) else item
+        if isinstance(item, str):
+            ids = model.tokenizer.encode(item, body.add_special_tokens, model.max_model_len + 1)
+        else:
+            ids = item
         vocabulary = model.tokenizer.fast.get_vocab_size()
         if any(not 0 <= id_ < vocabulary for id_ in ids):
             raise ApiError(400, f"Token id {max(ids)} is out of vocabulary")
         question = item if isinstance(item, str) else model.tokenizer.decode(ids)
         found.append(Prompt(ids, question))
     if not found or any(not prompt.ids for prompt in found):
-        raise ApiError(400, "Either prompt or prompt_embeds must be provided and non-empty.", param="prompt")
+        raise ApiError(400, "You must pass at least one prompt")
     return found
 
 
@@ -41,13 +43,11 @@ async def completions(request: web.Request, model: Model, core: EngineCore) -> w
     body = await parse(CompletionRequest, request)
     adapter = model.resolve(body.model)
     if body.suffix is not None:
-        raise ApiError(400, "suffix is not currently supported", param="suffix")
+        raise ApiError(400, "suffix is only supported for models with FIM completion rendering", param="suffix")
     if body.logprobs is not None and body.logprobs > model.args.max_logprobs:
-        raise ApiError(
-            400,
-            f"Requested sample logprobs of {body.logprobs}, which is greater than max allowed: "
-            f"{model.args.max_logprobs}",
-        )
+        most = model.args.max_logprobs
+        words = f"Requested sample logprobs of {body.logprobs}, which is greater than max allowed: {most}"
+        raise refused(words, "logprobs", body.logprobs)
     asked = prompts(model, body)
     constraint = constraint_of(body)
     sequences = [
@@ -55,7 +55,7 @@ async def completions(request: web.Request, model: Model, core: EngineCore) -> w
         for prompt in asked
         for run in runs(model, body, prompt, adapter, ("max_tokens", body.max_tokens), constraint)
     ]
-    request_id = "cmpl-" + (request.headers.get("X-Request-Id") or body.request_id or uuid.uuid4().hex)
+    request_id = "cmpl-" + (request.headers.get("X-Request-Id") or body.request_id or random_id())
     answer = Answer(model, body, request_id, model.card_name(adapter), asked)
     with core.admitted(len(sequences)):
         if body.stream:
@@ -130,9 +130,6 @@ class Answer:
             "created": self.created,
             "model": self.name,
             "choices": choices,
-            "usage": None,
-            "system_fingerprint": None,
-            "metrics": None,
         }
 
     async def stream(self, request: web.Request, core: EngineCore, runs: list[Run]) -> web.StreamResponse:
@@ -165,8 +162,8 @@ class Answer:
                     chunk["system_fingerprint"] = self.model.fingerprint
                 await response.write(event(chunk))
         if include:
-            usage = {**self.chunk([]), "usage": self.usage(sum(counts)), "system_fingerprint": self.model.fingerprint}
-            await response.write(event({key: value for key, value in usage.items() if value is not None}))
+            usage = {"usage": self.usage(sum(counts)), "system_fingerprint": self.model.fingerprint}
+            await response.write(event(self.chunk([]) | usage))
         await response.write(DONE)
         await response.write_eof()
         return response

@@ -62,12 +62,19 @@ class EngineCore:
         self.prefixes: OrderedDict[int, None] | None = OrderedDict() if prefix_caching else None
         metrics.running = lambda: len(self.running)
         metrics.waiting = lambda: len(self.waiting)
+        metrics.deferred = self.deferred
         metrics.kv_usage = self.kv_usage
         metrics.adapters = lambda: (self.adapters_of(self.running), self.adapters_of(self.waiting))
 
     @staticmethod
     def adapters_of(sequences: set[Sequence] | deque[Sequence]) -> set[str]:
         return {sequence.adapter for sequence in sequences if sequence.adapter}
+
+    def deferred(self) -> int:
+        """How many of the waiting would run, had their adapter a place."""
+        if len(self.running) >= self.max_num_seqs:
+            return 0
+        return len(self.waiting)
 
     def kv_usage(self) -> float:
         """The share of the KV cache that running sequences hold, 0 to 1."""
@@ -78,8 +85,10 @@ class EngineCore:
     def admitted(self, sequences: int) -> Iterator[None]:
         """Counts a request as in flight (once for each of its sequences, as vLLM does). Raises QueueOverflow."""
         if self.max_queued is not None and self.in_flight + sequences > self.max_queued:
+            self.metrics.rejections += 1
             raise QueueOverflow(
-                f"The maximum number of in-flight requests ({self.max_queued}) has been reached. Please retry later."
+                "The engine is currently busy and cannot accept new requests. "
+                "Please try again later or on a different instance."
             )
         self.in_flight += sequences
         self.idle.clear()

@@ -14,8 +14,15 @@ class ApiError(Exception):
         self.body = {"error": {"message": message, "type": kind, "param": param, "code": status}}
 
 
-def not_found(model: str) -> ApiError:
-    return ApiError(404, f"The model `{model}` does not exist.", "NotFoundError", "model")
+def not_found(model: str, names: list[str]) -> ApiError:
+    words = f"The model `{model}` does not exist. Valid aliases: {', '.join(names)}."
+    return ApiError(404, words, "NotFoundError", "model")
+
+
+def refused(message: str, parameter: str, value: Any = None) -> ApiError:
+    """vLLM's VLLMValidationError: it names the parameter, and the value where it has one."""
+    suffix = f"(parameter={parameter})" if value is None else f"(parameter={parameter}, value={value})"
+    return ApiError(400, f"{message} {suffix}", param=parameter)
 
 
 def invalid(details: list[Any], param: str | None) -> ApiError:

@@ -10,7 +10,7 @@ from typing import Any
 
 from emulators.engine import lora, structured, text
 from emulators.engine.core import Sequence
-from emulators.engine.errors import ApiError
+from emulators.engine.errors import ApiError, refused
 from emulators.engine.model import Model, Prompt
 from emulators.engine.protocol import GenerationRequest, check, stops
 from emulators.engine.sampling import Output, SamplingParams, decode
@@ -44,34 +44,28 @@ def runs(
 
 
 def fit(model: Model, prompt: Prompt, param: str, wanted: int | None) -> int:
-    """How many tokens may be generated. Raises ApiError 400 in vLLM's words where the prompt leaves no room.
+    """How many tokens may be generated: what is asked for, or what the prompt leaves room for.
 
-    vLLM reads no more of a prompt than it needs to refuse it, hence "at least".
+    Raises ApiError 400 in vLLM's words. vLLM reads no more of a text than it needs to refuse it, hence "at least".
     """
-    limit, length, asked = model.max_model_len, len(prompt.ids), wanted or 0
-    if wanted is not None and wanted < 1:
-        raise ApiError(400, f"max_tokens must be at least 1, got {wanted}.", param="max_tokens")
-    if asked > limit:
-        raise ApiError(
-            400,
-            f"{param}={asked} cannot be greater than max_model_len=max_total_tokens={limit}. "
-            f"Please request fewer output tokens. (parameter={param}, value={asked})",
-            param=param,
+    limit, length = model.max_model_len, len(prompt.ids)
+    if (wanted or 0) > limit:
+        words = f"{param}={wanted} cannot be greater than max_model_len={limit}. Please request fewer output tokens."
+        raise refused(words, param, wanted)
+    if length > limit:
+        shown = f"at least {length}" if length == limit + 1 else f"{length}"
+        raise refused(
+            f"This model's maximum context length is {limit} tokens. However, your prompt contains {shown} input "
+            "tokens, which exceeds this limit even without any output tokens. "
+            "Please reduce the length of the input prompt.",
+            "input_tokens",
+            length,
         )
-    if length + asked > limit:
-        read = min(length, limit - asked + 1)
-        raise ApiError(
-            400,
-            f"This model's maximum context length is {limit} tokens. However, you requested {asked} output "
-            f"tokens and your prompt contains at least {read} input tokens, for a total of at least "
-            f"{read + asked} tokens. "
-            "Please reduce the length of the input prompt or the number of requested output tokens. "
-            f"(parameter=input_tokens, value={read})",
-            param="input_tokens",
-        )
-    if length == limit:
-        raise ApiError(400, "max_tokens must be at least 1, got 0.", param="max_tokens")
-    return wanted or limit - length
+    room = limit - length
+    found = room if wanted is None else min(wanted, room)
+    if found < 1:
+        raise refused(f"max_tokens must be at least 1, got {found}.", "max_tokens", found)
+    return found
 
 
 def sampling_params(model: Model, request: GenerationRequest, max_tokens: int) -> SamplingParams:

@@ -27,7 +27,7 @@ def access(line: str) -> None:
 
 def traceback(words: str) -> None:
     """The end of the front end's traceback: what the exception said."""
-    write(f"({API_SERVER} pid={os.getpid()}) ", words)
+    write("", words)
 
 
 def info(where: str, message: str, process: str = API_SERVER) -> None:

@@ -21,6 +21,9 @@ class AdapterNotFound(Exception):
 class AdapterFailed(Exception):
     """The adapter is there but does not fit, in vLLM's words."""
 
+    def __init__(self, words: str):
+        super().__init__(f"Call to add_lora method failed: {words}")
+
 
 @dataclass
 class Adapter:

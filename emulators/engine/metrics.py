@@ -102,8 +102,8 @@ class Histogram:
 class Metrics:
     """What `/metrics` shows of one engine.
 
-    running, waiting, kv_usage: asked at scrape time. lora: (running, waiting) adapters' names at scrape time, or None
-    without `--enable-lora`.
+    Asked at scrape time: running, waiting, deferred (of the waiting, those whose adapter has no place), kv_usage,
+    adapters (names of those that run and that wait). max_loras: None without `--enable-lora`.
     """
 
     def __init__(self, model_name: str, max_model_len: int, cache_config: dict[str, str], max_loras: int | None):
@@ -113,9 +113,11 @@ class Metrics:
         self.started = time.time()
         self.running: Callable[[], int] = lambda: 0
         self.waiting: Callable[[], int] = lambda: 0
+        self.deferred: Callable[[], int] = lambda: 0
         self.kv_usage: Callable[[], float] = lambda: 0.0
         self.adapters: Callable[[], tuple[set[str], set[str]]] = lambda: (set(), set())
-        self.prompt_tokens = self.generation_tokens = self.prefix_queries = self.prefix_hits = self.preemptions = 0
+        self.prompt_tokens = self.generation_tokens = self.prefix_queries = self.prefix_hits = 0
+        self.preemptions = self.rejections = 0
         self.finished = dict.fromkeys(FINISH_REASONS, 0)
         tokens = one_two_five(max_model_len)
         self.request_prompt_tokens = Histogram(tokens)
@@ -143,15 +145,31 @@ class Metrics:
             shown = own if labels is None else labels_text(labels)
             family(f"vllm:{name}", "gauge", documentation, [f"vllm:{name}{shown} {float(value)!r}"])
 
-        def counter(name: str, documentation: str, value: int) -> None:
-            family(f"vllm:{name}_total", "counter", documentation, [f"vllm:{name}_total{own} {float(value)!r}"])
-            family(f"vllm:{name}_created", "gauge", documentation, [f"vllm:{name}_created{own} {self.started!r}"])
+        def counter(name: str, documentation: str, values: int | dict[str, int]) -> None:
+            """values: one, or one for each text of labels; when it was created is a gauge beside it."""
+            samples = values if isinstance(values, dict) else {own: values}
+            for suffix, kind in (("total", "counter"), ("created", "gauge")):
+                full = f"vllm:{name}_{suffix}"
+                shown = {key: self.started if suffix == "created" else float(value) for key, value in samples.items()}
+                family(full, kind, documentation, [f"{full}{key} {value!r}" for key, value in shown.items()])
 
         def histogram(name: str, documentation: str, values: Histogram) -> None:
             family(f"vllm:{name}", "histogram", documentation, list(values.samples(f"vllm:{name}", self.labels)))
 
         gauge("num_requests_running", "Number of requests in model execution batches.", self.running())
         gauge("num_requests_waiting", "Number of requests waiting to be processed.", self.waiting())
+        family(
+            "vllm:num_requests_waiting_by_reason",
+            "gauge",
+            "Number of waiting requests by reason.",
+            [
+                f"vllm:num_requests_waiting_by_reason{labels_text({**self.labels, 'reason': reason})} {float(count)!r}"
+                for reason, count in (
+                    ("capacity", self.waiting() - self.deferred()),
+                    ("deferred", self.deferred()),
+                )
+            ],
+        )
         gauge(
             "engine_sleep_state",
             "Engine sleep state; awake = 0 means engine is sleeping; awake = 1 means it is awake.",
@@ -166,15 +184,12 @@ class Metrics:
         counter("num_preemptions", "Cumulative number of preemption from the engine.", self.preemptions)
         counter("prompt_tokens", "Number of prefill tokens processed.", self.prompt_tokens)
         counter("generation_tokens", "Number of generation tokens processed.", self.generation_tokens)
-        family(
-            "vllm:request_success_total",
-            "counter",
-            "Count of successfully processed requests.",
-            [
-                f"vllm:request_success_total{labels_text({**self.labels, 'finished_reason': reason})} {float(count)!r}"
-                for reason, count in self.finished.items()
-            ],
-        )
+        finished = {labels_text({**self.labels, "finished_reason": key}): value for key, value in self.finished.items()}
+        counter("request_success", "Count of successfully processed requests.", finished)
+        rejected = {
+            labels_text({"model_name": self.labels["model_name"], "reason": "max_num_queued_reqs"}): self.rejections
+        }
+        counter("admission_rejections", "Number of admission attempts rejected by a queue limit, by reason.", rejected)
         histogram("request_prompt_tokens", "Number of prefill tokens processed.", self.request_prompt_tokens)
         histogram("request_generation_tokens", "Number of generation tokens processed.", self.request_generation_tokens)
         histogram("request_params_n", "Histogram of the n request parameter.", self.request_n)

@@ -26,9 +26,13 @@ def on(name: str) -> bool:
     return os.environ.get(name, "").lower() in ("1", "true")
 
 
+def random_id() -> str:
+    return uuid.uuid4().hex[:16]
+
+
 @dataclass
 class Prompt:
-    """A tokenised prompt. question: the text that decides the answer's language."""
+    """A tokenised prompt. question: the text that decides the answer's language. media: its images and the like."""
 
     ids: list[int]
     question: str
@@ -43,7 +47,6 @@ class Model:
         self.names: list[str] = args.served_model_name or [args.model]
         self.max_model_len: int = args.max_model_len
         self.adapters: dict[str, lora.Adapter] = {}
-        self.created = int(time.time())
         self.fingerprint = f"vllm-{VERSION}-{checkpoint.digest.hex()[:8]}"
 
     def resolve(self, name: str | None) -> lora.Adapter | None:
@@ -63,7 +66,7 @@ class Model:
                     log.warning("serving.py:266", f"Failed to load LoRA '{name}': {failure}")
                     raise ApiError(400, f"LoRA adapter '{name}' was found but could not be loaded.") from failure
                 return self.adapters[name]
-        raise not_found(name)
+        raise not_found(name, self.names)
 
     def open_adapter(self, name: str, path: str, base_model_name: str | None = None) -> lora.Adapter:
         """Raises AdapterNotFound, AdapterFailed."""
@@ -79,11 +82,13 @@ class Model:
         return adapter.name if adapter else self.names[0]
 
     def cards(self) -> list[dict[str, Any]]:
+        now = int(time.time())
+
         def card(name: str, root: str, parent: str | None, length: int | None) -> dict[str, Any]:
             permission = {
-                "id": f"modelperm-{uuid.uuid4().hex}",
+                "id": f"modelperm-{random_id()}",
                 "object": "model_permission",
-                "created": self.created,
+                "created": now,
                 "allow_create_engine": False,
                 "allow_sampling": True,
                 "allow_logprobs": True,
@@ -97,7 +102,7 @@ class Model:
             return {
                 "id": name,
                 "object": "model",
-                "created": self.created,
+                "created": now,
                 "owned_by": "vllm",
                 "root": root,
                 "parent": parent,

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from emulators.engine.errors import ApiError, invalid
+from emulators.engine.errors import ApiError, invalid, refused
 
 INT64 = 2**63
 
@@ -181,25 +181,34 @@ async def parse(kind: type[Request], request: web.Request) -> Request:
         return kind.model_validate(value)
     except ValidationError as error:
         details = [
-            {"type": item["type"], "loc": ".".join(map(str, ("body", *item["loc"]))), "msg": item["msg"]}
+            {
+                "type": item["type"],
+                "loc": ".".join(map(str, ("body", *item["loc"]))),
+                "msg": item["msg"],
+                "input": summary(item["input"]),
+            }
             for item in error.errors()
         ]
         raise invalid(details, details[0]["loc"]) from error
 
 
+def summary(value: Any) -> Any:
+    """A refused value as vLLM shows it: containers by their size alone."""
+    if isinstance(value, (list, dict)):
+        return f"<{type(value).__name__} of {len(value)} items>"
+    return value[:200] + "...[truncated]" if isinstance(value, str) and len(value) > 200 else value
+
+
 def check(request: GenerationRequest) -> None:
     """The checks of vLLM's SamplingParams. Raises ApiError 400."""
-
-    def refuse(message: str, param: str, value: Any) -> None:
-        raise ApiError(400, f"{message} (parameter={param}, value={value})", param=param)
 
     if request.n is not None and request.n < 1:
         raise ApiError(400, f"n must be at least 1, got {request.n}.")
     temperature = request.temperature
     if temperature is not None and temperature < 0:
-        refuse(f"temperature must be non-negative, got {temperature}.", "temperature", temperature)
+        raise refused(f"temperature must be non-negative, got {temperature}.", "temperature", temperature)
     if request.top_p is not None and not 0 < request.top_p <= 1:
-        refuse(f"top_p must be in (0, 1], got {request.top_p}.", "top_p", request.top_p)
+        raise refused(f"top_p must be in (0, 1], got {request.top_p}.", "top_p", request.top_p)
     if request.top_k is not None and request.top_k < -1:
         raise ApiError(400, f"top_k must be 0 (disable), or at least 1, got {request.top_k}.")
     for name in ("presence_penalty", "frequency_penalty"):
@@ -211,14 +220,11 @@ def check(request: GenerationRequest) -> None:
     if any(stop == "" for stop in stops(request)):
         raise ApiError(400, "stop cannot contain an empty string.")
     if request.stream_options is not None and not request.stream:
-        refuse("Stream options can only be defined when `stream=True`.", "stream_options", request.stream_options)
+        raise refused("Stream options can only be defined when `stream=True`.", "stream_options")
     form = request.response_format
     if form and form.type == "json_schema" and form.json_schema is None:
-        refuse(
-            "When response_format type is 'json_schema', the 'json_schema' field must be provided.",
-            "response_format",
-            form.type,
-        )
+        words = "When response_format type is 'json_schema', the 'json_schema' field must be provided."
+        raise refused(words, "response_format")
 
 
 def stops(request: GenerationRequest) -> list[str]:

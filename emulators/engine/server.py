@@ -9,6 +9,7 @@ import json
 import os
 import signal
 from collections.abc import Awaitable, Callable
+from http import HTTPStatus
 from typing import Any
 
 from aiohttp import web
@@ -39,11 +40,11 @@ class Server:
         self.app.on_response_prepare.append(self.as_uvicorn)
         add = self.app.router
         for path in ("/health", "/ping"):
-            add.add_get(path, self.health)
+            add.add_get(path, self.health, allow_head=False)
         add.add_post("/ping", self.health)
-        add.add_get("/version", self.version)
-        add.add_get("/metrics", self.metrics)
-        add.add_get("/v1/models", self.models)
+        add.add_get("/version", self.version, allow_head=False)
+        add.add_get("/metrics", self.metrics, allow_head=False)
+        add.add_get("/v1/models", self.models, allow_head=False)
         add.add_post("/v1/chat/completions", self.chat)
         add.add_post("/v1/completions", self.complete)
         add.add_post("/invocations", self.invocations)
@@ -80,7 +81,9 @@ class Server:
             raise
         finally:
             if not self.args.disable_uvicorn_access_log:
-                log.access(f'{request.remote} - "{request.method} {request.path_qs} HTTP/1.1" {status}')
+                host, port = (request.transport.get_extra_info("peername") if request.transport else None) or ("", 0)
+                reason = HTTPStatus(status).phrase
+                log.access(f'{host}:{port} - "{request.method} {request.path_qs} HTTP/1.1" {status} {reason}')
         return response
 
     async def as_uvicorn(self, request: web.Request, response: web.StreamResponse) -> None:

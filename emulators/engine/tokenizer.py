@@ -52,8 +52,9 @@ class Tokenizer:
             ids += value if isinstance(value, list) else [value] if isinstance(value, int) else []
         return list(dict.fromkeys(ids))
 
-    def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
-        return self.fast.encode(text, add_special_tokens=add_special_tokens).ids
+    def encode(self, text: str, add_special_tokens: bool = False, most: int | None = None) -> list[int]:
+        """The tokens of a text, `most` of them at most."""
+        return self.fast.encode(text, add_special_tokens=add_special_tokens).ids[:most]
 
     def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
         return self.fast.decode(ids, skip_special_tokens=skip_special_tokens)

@@ -29,7 +29,12 @@ async def tokenize(request: web.Request, model: Model) -> dict[str, Any]:
     elif body.prompt is not None:
         ids = model.tokenizer.encode(body.prompt, body.add_special_tokens is not False)
     else:
-        raise invalid([{"type": "missing", "loc": "body.prompt", "msg": "Field required"}], "body.prompt")
+        size = f"<dict of {len(body.model_fields_set)} items>"
+        missing = [
+            {"type": "missing", "loc": f"body.{name}", "msg": "Field required", "input": size}
+            for name in ("prompt", "messages")
+        ]
+        raise invalid(missing, "body.prompt")
     strings = [model.tokenizer.token(id_) for id_ in ids] if body.return_token_strs else None
     return {"count": len(ids), "max_model_len": model.max_model_len, "tokens": ids, "token_strs": strings}
 

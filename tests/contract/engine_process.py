@@ -1,6 +1,7 @@
 """Engines for the contract tests: the emulated one as a process of its own, or a real vLLM.
 
-VLLM_CONTRACT_ENDPOINT   address of a real vLLM (http://127.0.0.1:8000) that test_engine_api.py is to run against
+VLLM_CONTRACT_ENDPOINT   address of a real vLLM (http://127.0.0.1:8000) that test_engine_api.py is to run against; it
+                         must serve a text model with a --max-model-len of 2048 or more (0.32.0 on the CPU passes)
 VLLM_CONTRACT_MODEL      the name that it serves (default: the first of its /v1/models)
 """
 

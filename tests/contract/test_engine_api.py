@@ -20,6 +20,8 @@ from tests.contract.engine_process import RealEngine, running
 ENDPOINT = os.environ.get("VLLM_CONTRACT_ENDPOINT")
 ASK = [{"role": "user", "content": "Name three rivers."}]
 
+IMAGE = {"type": "image_url", "image_url": {"url": "data:,"}}
+
 CARD = {"id", "object", "created", "owned_by", "root", "parent", "max_model_len", "permission"}
 CHAT = {"id", "object", "created", "model", "choices", "service_tier", "system_fingerprint", "usage"}
 CHAT |= {"prompt_logprobs", "prompt_token_ids", "prompt_text", "kv_transfer_params", "ec_transfer_params", "metrics"}
@@ -31,7 +33,6 @@ COMPLETION = {"id", "object", "created", "model", "choices", "service_tier", "sy
 COMPLETION |= {"kv_transfer_params", "ec_transfer_params", "metrics"}
 TEXT_CHOICE = {"index", "text", "logprobs", "finish_reason", "stop_reason", "token_ids", "prompt_logprobs"}
 TEXT_CHOICE |= {"prompt_token_ids", "routed_experts"}
-TEXT_CHUNK = {"id", "object", "created", "model", "choices", "usage", "system_fingerprint", "metrics"}
 TEXT_DELTA = {"index", "text", "logprobs", "finish_reason", "stop_reason", "prompt_token_ids", "token_ids"}
 
 
@@ -187,7 +188,7 @@ def test_a_streamed_completion(stream, ask):
     body = {"prompt": "Once upon a time", "max_tokens": 8, "temperature": 0, "ignore_eos": True}
     *chunks, usage = stream("/v1/completions", **body, stream_options={"include_usage": True})
     for chunk in chunks:
-        same_keys(chunk, TEXT_CHUNK)
+        same_keys(chunk, CHUNK)
         same_keys(chunk["choices"][0], TEXT_DELTA)
     assert [chunk["choices"][0]["finish_reason"] for chunk in chunks if chunk["choices"][0]["finish_reason"]] == [
         "length"
@@ -287,7 +288,7 @@ def test_log_probabilities(ask):
 SCHEMA = {
     "type": "object",
     "properties": {
-        "name": {"type": "string"},
+        "name": {"type": "string", "maxLength": 12},
         "length": {"type": "integer", "minimum": 1, "maximum": 9},
         "banks": {"type": "array", "items": {"enum": ["left", "right"]}, "minItems": 2, "maxItems": 2},
     },
@@ -302,6 +303,12 @@ def test_a_json_schema_is_kept_to(ask, stream):
     chunks = stream(max_tokens=400, response_format=form, seed=1)
     streamed = "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks)
     jsonschema.validate(json.loads(streamed), SCHEMA)
+
+
+def test_a_choice(ask):
+    answer = ask(max_tokens=20, structured_outputs={"choice": ["north", "south"]}, seed=1)["choices"][0]
+    assert answer["message"]["content"] in ("north", "south")
+    assert answer["finish_reason"] == "stop"
 
 
 def test_a_json_object(ask):
@@ -328,10 +335,10 @@ def error(answer, status, kind):
     return body
 
 
-def test_an_unknown_model(engine):
+def test_an_unknown_model(engine, name):
     answer = engine.client.post("/v1/chat/completions", json={"model": "nobody", "messages": ASK})
     body = error(answer, 404, "NotFoundError")
-    assert body["message"] == "The model `nobody` does not exist."
+    assert body["message"] == f"The model `nobody` does not exist. Valid aliases: {name}."
     assert body["param"] == "model"
 
 
@@ -353,7 +360,7 @@ def test_a_body_without_messages(engine, name):
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        ({"max_tokens": "many"}, "max_tokens"),
+        ({"max_tokens": "many"}, "'loc': 'body.max_tokens', 'msg': 'Input should be a valid integer, unable to parse"),
         ({"temperature": -1}, "temperature must be non-negative"),
         ({"top_p": 2}, "top_p must be in"),
         ({"n": 0}, "n must be at least 1"),
@@ -365,6 +372,8 @@ def test_a_body_without_messages(engine, name):
         ({"response_format": {"type": "json_schema"}}, "'json_schema' field must be provided"),
         ({"response_format": {"type": "yaml"}}, "response_format"),
         ({"tool_choice": "required"}, "`tools` must be set"),
+        ({"messages": [{"role": "user", "content": [IMAGE]}]}, "is not a multimodal model"),
+        ({"messages": []}, "Cannot apply chat template to an empty conversation"),
     ],
 )
 def test_values_that_vllm_refuses(engine, name, body, words):
@@ -375,25 +384,49 @@ def test_values_that_vllm_refuses(engine, name, body, words):
 
 def test_a_prompt_that_is_too_long(engine, name):
     limit = next(card for card in engine.client.get("/v1/models").json()["data"] if card["id"] == name)["max_model_len"]
-    answer = engine.client.post("/v1/completions", json={"model": name, "prompt": [5] * (limit + 10), "max_tokens": 4})
-    body = error(answer, 400, "BadRequestError")
-    assert body["message"].startswith(
-        f"This model's maximum context length is {limit} tokens. However, you requested 4 output tokens and your "
-        f"prompt contains at least {limit - 3} input tokens"
+    words = (
+        "This model's maximum context length is {} tokens. However, your prompt contains {} input tokens, which "
+        "exceeds this limit even without any output tokens. Please reduce the length of the input prompt. "
+        "(parameter=input_tokens, value={})"
     )
-    answer = engine.client.post("/v1/chat/completions", json={"model": name, "messages": ASK, "max_tokens": limit})
-    assert "maximum context length" in error(answer, 400, "BadRequestError")["message"]
+    # Of tokens it knows how many there are; a text is read no further than it must be.
+    for prompt, shown, value in (
+        ([5] * (limit + 10), f"{limit + 10}", limit + 10),
+        ("river " * (limit + 10), f"at least {limit + 1}", limit + 1),
+    ):
+        answer = engine.client.post("/v1/completions", json={"model": name, "prompt": prompt, "max_tokens": 4})
+        body = error(answer, 400, "BadRequestError")
+        assert body["message"] == words.format(limit, shown, value)
+        assert body["param"] == "input_tokens"
+    answer = engine.client.post("/v1/completions", json={"model": name, "prompt": [5] * limit, "max_tokens": 4})
+    assert "max_tokens must be at least 1, got 0." in error(answer, 400, "BadRequestError")["message"]
+
+
+def test_more_output_than_the_context_has_room_for(engine, name, ask):
+    limit = next(card for card in engine.client.get("/v1/models").json()["data"] if card["id"] == name)["max_model_len"]
+    # It is cut to what is left.
+    answer = ask("/v1/completions", prompt=[5] * (limit - 3), max_tokens=10, ignore_eos=True)
+    assert answer["usage"]["completion_tokens"] == 3
+    body = {"model": name, "prompt": "x", "max_tokens": limit + 1}
+    answer = engine.client.post("/v1/completions", json=body)
+    assert error(answer, 400, "BadRequestError")["message"] == (
+        f"max_tokens={limit + 1} cannot be greater than max_model_len={limit}. Please request fewer output tokens. "
+        f"(parameter=max_tokens, value={limit + 1})"
+    )
 
 
 def test_paths_and_methods_that_do_not_exist(engine):
     assert engine.client.get("/nothing").status_code == 404
     assert engine.client.get("/v1/chat/completions").status_code == 405
+    assert engine.client.head("/health").status_code == 405
 
 
 METRICS = {
     "vllm:num_requests_running": "gauge",
     "vllm:num_requests_waiting": "gauge",
     "vllm:kv_cache_usage_perc": "gauge",
+    "vllm:num_requests_waiting_by_reason": "gauge",
+    "vllm:admission_rejections_total": "counter",
     "vllm:num_preemptions_total": "counter",
     "vllm:prompt_tokens_total": "counter",
     "vllm:generation_tokens_total": "counter",
@@ -452,6 +485,7 @@ def test_a_client_that_goes_away_aborts_its_request(engine, name):
     body = {"model": name, "messages": ASK, "max_tokens": 1500, "ignore_eos": True, "stream": True}
     for count in (1, 2):
         with httpx.stream("POST", f"{engine.url}/v1/chat/completions", json={**body, "n": count}) as answer:
+            assert answer.status_code == 200
             next(answer.iter_lines())
         engine.until(lambda: engine.metric("num_requests_running") == 0)
     assert engine.metric("kv_cache_usage_perc") == 0

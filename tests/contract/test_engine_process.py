@@ -76,7 +76,7 @@ class TestCheckpoints:
         shutil.copytree(tiny, tmp_path / "broken")
         models.mismatch_config(tmp_path / "broken")
         words = refused(tmp_path / "broken")
-        assert re.search(r"^\(EngineCore pid=\d+\) ERROR .* AssertionError: Attempted to load weight", words, re.M)
+        assert re.search(r"^\(EngineCore pid=\d+\) ERROR .* RuntimeError: The size of tensor a \(256\)", words, re.M)
         assert words.endswith("See root cause above. Failed core proc(s): {}\n")
 
     def test_a_chat_template_of_ones_own(self, tiny, tmp_path):
@@ -195,7 +195,14 @@ class TestQueue:
             assert engine.metric("kv_cache_usage_perc") > 0
             refused = engine.chat()
             assert refused.status_code == 503
-            assert refused.json()["error"]["code"] == 503
+            assert refused.json()["error"] == {
+                "message": "The engine is currently busy and cannot accept new requests. "
+                "Please try again later or on a different instance.",
+                "type": "Service Unavailable",
+                "param": None,
+                "code": 503,
+            }
+            assert engine.metric("admission_rejections_total", reason="max_num_queued_reqs") == 1
             for thread in threads:
                 thread.join()
             assert codes == [200] * 5
@@ -317,6 +324,7 @@ class TestAdapters:
             engine.until(lambda: engine.metric("num_requests_waiting") == 1)
             text = engine.client.get("/metrics").text
             assert 'running_lora_adapters="a",waiting_lora_adapters="b"' in text
+            assert engine.metric("num_requests_waiting_by_reason", reason="deferred") == 1
             # The base model needs no place.
             assert engine.chat(max_tokens=2).status_code == 200
             for thread in (*first, *second):
