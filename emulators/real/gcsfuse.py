@@ -36,7 +36,7 @@ _DISALLOWED = {
 # Of the node's driver and of mount(8): they set what the kernel does, not what gcsfuse does.
 _OF_THE_DRIVER = {"read_ahead_kb", "max_ratio", "disable-metrics-for-gke", "token-server-identity-provider", "hnw-ksa"}
 _OF_THE_KERNEL = {"ro", "rw", "allow_other", "noexec", "nosuid", "nodev"}
-_PROBLEM = re.compile(r"flag provided|unknown flag|invalid|error|fail", re.IGNORECASE)
+_ENDED = re.compile(r"Error occurred during command execution on \S+ \([^)]*\): (.*)", re.DOTALL)
 
 _PR_SET_PDEATHSIG, _MNT_DETACH = 1, 2
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -50,7 +50,8 @@ def command_line(mount: Mount, endpoint: str, cache: Path) -> tuple[list[str], d
         # The emulator knows neither hierarchical namespaces nor, of a mount, who asks.
         "enable-hns": "false",
         "anonymous-access": "",
-        "custom-endpoint": endpoint,
+        # The JSON API's root: what stands in place of storage.googleapis.com/storage/v1/.
+        "custom-endpoint": f"{endpoint}/storage/v1/",
     }
     kernel = ["allow_other", *(["ro"] if mount.read_only else [])]
     file: dict[str, Any] = {"cache-dir": ""}
@@ -106,10 +107,11 @@ class GcsFuseMounter:
         if mounted:
             self._running[mount.target] = popen
             return
+        words = _words(log, popen)
         popen.kill()
         popen.wait()
         _detach(mount.target)
-        raise CsiError("Internal", f"gcsfuse failed with error: {_words(log)}")
+        raise CsiError("Internal", f"gcsfuse failed with error: {words}")
 
     async def unmount(self, target: Path) -> None:
         """Lazily, so that neither a reader nor a storage that does not answer can hold it up."""
@@ -185,13 +187,15 @@ def _detach(target: Path) -> None:
     _libc.umount2(os.fsencode(target), _MNT_DETACH)
 
 
-def _words(log: Path) -> str:
-    """gcsfuse's last complaint: its log is JSON lines by the configuration, plain text before that is read."""
-    said = []
+def _words(log: Path, popen: subprocess.Popen[bytes]) -> str:
+    """gcsfuse's own words for its end; its log is JSON lines once the configuration is read, plain text before."""
+    last = ""
     for line in log.read_text(errors="replace").splitlines():
         with contextlib.suppress(ValueError, AttributeError):
             line = json.loads(line).get("message", line)
-        if line.strip():
-            said.append(line.strip())
-    complaints = [line for line in said if _PROBLEM.search(line)]
-    return (complaints or said or [f"it did not mount within {MOUNT_SECONDS:g} s"])[-1]
+        if found := _ENDED.search(line):
+            return " ".join(found[1].split())
+        last = line.strip() or last
+    if popen.poll() is None:
+        return f"no mount within {MOUNT_SECONDS:g} s: {last}"
+    return last or f"exit code {popen.returncode}"

@@ -34,7 +34,7 @@ from emulators.kubernetes.gke.machines import (
 )
 from emulators.kubernetes.gke.nodes import NodeKeeper
 from emulators.kubernetes.quantity import parse_quantity
-from emulators.kubernetes.resources import NODES, PODS
+from emulators.kubernetes.resources import CLAIMS, NODES, PODS, VOLUMES
 from emulators.kubernetes.scheduling import NodeState, VolumeNeeds, misfit, node_states, volume_needs
 from emulators.kubernetes.workqueue import WorkQueue
 
@@ -67,12 +67,18 @@ class Autoscaler:
         self._tasks: set[asyncio.Task[None]] = set()
         self.queue = WorkQueue("autoscaler", self._scale_up)
         self._pods.on_change(self._pod_changed)
+        for resource in (CLAIMS, VOLUMES):
+            # A pod whose claim was bound may have nothing else to tell.
+            informers.of(resource).on_change(lambda _old, _new: self._look_again())
+
+    def _look_again(self) -> None:
+        if any(_is_unschedulable(pod) for pod in self._pods.items.values()):
+            self.queue.add("all")
 
     def _pod_changed(self, old: Object | None, new: Object | None) -> None:
         if new is None or is_finished(new):
             # What it leaves may be given back for another.
-            if any(_is_unschedulable(pod) for pod in self._pods.items.values()):
-                self.queue.add("all")
+            self._look_again()
         elif _is_unschedulable(new):
             self.queue.add("all")
 
