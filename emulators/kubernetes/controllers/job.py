@@ -58,7 +58,7 @@ class JobController:
             return None
         pods = self._owned(job)
         succeeded = [pod for pod in pods if _phase(pod) == "Succeeded"]
-        failed = [pod for pod in pods if _phase(pod) == "Failed" and not _ignored(job, pod)]
+        failed = [pod for pod in pods if _has_failed(job, pod) and not _ignored(job, pod)]
         verdict = self._verdict(job, pods, succeeded, failed)
         after = None
         if verdict is None and not job["spec"].get("suspend"):
@@ -220,8 +220,15 @@ def _condition(kind: str, reason: str, message: str) -> Object:
 
 
 def _phase(pod: Object) -> str:
-    """A pod that was deleted while it ran counts as failed when it has gone that far."""
     return (pod.get("status") or {}).get("phase", "Pending")
+
+
+def _has_failed(job: Object, pod: Object) -> bool:
+    """A pod that is deleted before it has succeeded counts as failed at once, unless the Job waits for its phase."""
+    spec = job["spec"]
+    waits = spec.get("podFailurePolicy") or spec.get("podReplacementPolicy") == "Failed"
+    deleted = bool(pod["metadata"].get("deletionTimestamp")) and not waits
+    return _phase(pod) == "Failed" or (deleted and _phase(pod) != "Succeeded")
 
 
 def _restarts(job: Object, pods: list[Object]) -> int:

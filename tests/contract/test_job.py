@@ -1,0 +1,185 @@
+"""Jobs of steps in a cluster, through the official client: progress, results, and every way to end without one.
+
+kubernetes_cluster.py says how to run this against a real control plane.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from components import job
+from components.clients.kubernetes import Cluster as Client
+from components.errors import InconclusiveError, RequestError
+from components.settings import Settings, validated
+from tests.contract.kubernetes_cluster import PYTHON_IMAGE, Kube, cluster, kube, wait_for
+
+__all__ = ["cluster", "kube"]
+
+
+class Step:
+    """A step that runs Jobs in a namespace; `said` is what it would tell a reader."""
+
+    def __init__(self, kube: Kube):
+        self.kube, self.client = kube, Client(kube.raw)
+        values = {"scenario": "gcs-fuse", "project": "demo-project", "bucket": "demo-bucket"}
+        self.settings = validated(Settings, {**values, "namespace": kube.namespace})
+        self.said: list[tuple[float, str]] = []
+
+    def run(self, program: str, **changes: Any) -> dict[str, Any]:
+        arguments: dict[str, Any] = {
+            "step": "validate-server",
+            "run_id": "run-1",
+            "generation": "g1",
+            "args": ["-c", program],
+            "image": PYTHON_IMAGE,
+            "timeout": 60,
+        }
+        say = lambda line: self.said.append((time.monotonic(), line))  # noqa: E731
+        return job.run_job(self.client, self.settings, say=say, **{**arguments, **changes})
+
+    def pod(self) -> Any:
+        return next(iter(self.kube.pods("batch.kubernetes.io/job-name=validate-server-run-1")), None)
+
+    def running(self) -> Any:
+        pod = self.pod()
+        return pod if pod and pod.status.phase == "Running" else None
+
+    def meanwhile(self, act: Any) -> threading.Thread:
+        thread = threading.Thread(target=act)
+        thread.start()
+        return thread
+
+
+@pytest.fixture
+def step(kube: Kube) -> Step:
+    return Step(kube)
+
+
+def test_progress_comes_while_the_job_runs_and_the_last_line_is_its_result(step: Step) -> None:
+    program = "import time; print('one', flush=True); time.sleep(2); print('two'); print('{\"passed\": true}')"
+    assert step.run(program) == {"passed": True}
+    (first, one), (second, two) = [said for said in step.said if "waits for a node" not in said[1]]
+    assert (one, two) == ("one", "two")
+    assert second - first > 1
+    wait_for(lambda: step.kube.batch.list_namespaced_job(step.kube.namespace).items == [])
+    wait_for(lambda: step.kube.pods() == [])
+
+
+def test_a_result_may_be_longer_than_a_line_of_a_container_log(step: Step) -> None:
+    assert step.run("import json; print(json.dumps({'text': '대한민국' * 8000}, ensure_ascii=False))") == {
+        "text": "대한민국" * 8000
+    }
+
+
+def test_an_argument_comes_as_it_is(step: Step) -> None:
+    text = 'a "quoted" $$ 대한민국 \n line'.replace("$", "\\u0024")
+    assert step.run(
+        "import sys, json; print(json.dumps({'got': sys.argv[1:]}))",
+        args=["-c", "import sys, json; print(json.dumps({'got': sys.argv[1:]}))", text],
+    ) == {"got": [text]}
+
+
+def test_a_step_that_was_killed_takes_its_running_job_over(step: Step) -> None:
+    body = job.manifest(
+        step.settings,
+        step="validate-server",
+        run_id="run-1",
+        generation="g1",
+        args=["-c", "import time; time.sleep(1); print('{\"attempt\": 1}')"],
+        image=PYTHON_IMAGE,
+        timeout=60,
+        env=[],
+        resources=job.SMALL,
+    )
+    step.client.create(body)
+    wait_for(step.running)
+    assert step.run("print('{\"attempt\": 2}')") == {"attempt": 1}
+
+
+def test_a_job_that_ended_while_nobody_looked_is_read(step: Step) -> None:
+    body = job.manifest(
+        step.settings,
+        step="validate-server",
+        run_id="run-1",
+        generation="g1",
+        args=["-c", "print('{\"attempt\": 1}')"],
+        image=PYTHON_IMAGE,
+        timeout=60,
+        env=[],
+        resources=job.SMALL,
+    )
+    step.client.create(body)
+    wait_for(lambda: step.kube.batch.read_namespaced_job("validate-server-run-1", step.kube.namespace).status.succeeded)
+    assert step.run("print('{\"attempt\": 2}')") == {"attempt": 1}
+
+
+def test_a_crash_is_told_with_its_last_words_and_a_retry_starts_anew(step: Step) -> None:
+    with pytest.raises(InconclusiveError, match="crashed with exit code 1") as raised:
+        step.run("print('about to', flush=True); raise ValueError('no such thing')")
+    assert "about to" in str(raised.value)
+    assert str(raised.value).endswith("ValueError: no such thing")
+    assert step.run("print('{\"attempt\": 2}')") == {"attempt": 2}
+
+
+def test_no_result_is_told_with_what_was_said_instead(step: Step) -> None:
+    with pytest.raises(InconclusiveError, match="left no result; its log ends:\nnothing to see"):
+        step.run("print('nothing to see')")
+
+
+def test_an_image_that_is_not_there_is_told_early(step: Step) -> None:
+    started = time.monotonic()
+    with pytest.raises(RequestError, match=r"ImagePullBackOff.*Is example\.com/absent:1 pushed"):
+        step.run("", image="example.com/absent:1", timeout=600)
+    assert time.monotonic() - started < 30
+
+
+def test_a_secret_that_is_not_there_is_told_early(step: Step) -> None:
+    variable = {"name": "KEY", "valueFrom": {"secretKeyRef": {"name": "absent", "key": "key"}}}
+    with pytest.raises(RequestError, match='CreateContainerConfigError: secret "absent" not found'):
+        step.run("", env=[variable], timeout=600)
+
+
+def test_a_job_that_no_node_can_hold_is_no_verdict(step: Step) -> None:
+    with pytest.raises(InconclusiveError, match="ran out of time: its pod still waits for a node"):
+        step.run("", resources={"cpu": "900", "memory": "256Mi"}, timeout=3)
+    assert any("waits for a node" in line for _, line in step.said)
+
+
+def test_a_job_that_takes_too_long_is_told_with_its_last_words(step: Step) -> None:
+    with pytest.raises(InconclusiveError, match="ran out of time") as raised:
+        step.run("import time; print('load: 3 of 16', flush=True); time.sleep(100)", timeout=3)
+    assert "load: 3 of 16" in str(raised.value)
+
+
+def test_an_evicted_pod_is_no_verdict(step: Step) -> None:
+    def evict() -> None:
+        pod = wait_for(step.running)
+        eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod.metadata.name}}
+        step.kube.core.create_namespaced_pod_eviction(pod.metadata.name, step.kube.namespace, eviction)
+
+    evicting = step.meanwhile(evict)
+    with pytest.raises(InconclusiveError, match=r"taken away|was deleted while it ran"):
+        step.run("import time; time.sleep(100)")
+    evicting.join()
+
+
+def test_a_job_that_somebody_deletes_is_no_verdict(step: Step) -> None:
+    def delete() -> None:
+        wait_for(step.running)
+        step.kube.batch.delete_namespaced_job(
+            "validate-server-run-1", step.kube.namespace, propagation_policy="Background"
+        )
+
+    deleting = step.meanwhile(delete)
+    with pytest.raises(InconclusiveError, match="was deleted by somebody else"):
+        step.run("import time; time.sleep(100)")
+    deleting.join()
+
+
+def test_a_log_is_one_json_document_a_line_whatever_the_client_makes_of_json(step: Step) -> None:
+    assert step.run('print(\'{"a": [1, {"b": null}]}\')') == json.loads('{"a": [1, {"b": null}]}')
