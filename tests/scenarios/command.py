@@ -124,7 +124,7 @@ class Traffic:
                 assert text
                 self.answers.append((time.time(), text))
             except Exception as error:  # noqa: BLE001 (any failure at all is what the test is about)
-                self.errors.append(repr(error))
+                self.errors.append(f"{time.strftime('%H:%M:%S')} {error!r}")
             time.sleep(0.05)
 
 

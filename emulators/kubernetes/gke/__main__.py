@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import sys
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -22,6 +23,7 @@ from emulators.kubernetes.kubelet.kubelet import Kubelet
 from emulators.kubernetes.kubelet.runtime import Runtime, SharedRoot
 from emulators.kubernetes.kubelet.server import KubeletServer
 from emulators.kubernetes.network import proxy
+from emulators.kubernetes.network.addresses import claim
 from emulators.kubernetes.network.expose import Expose
 from emulators.kubernetes.network.loadbalancer import LoadBalancers
 from emulators.kubernetes.network.services import ServiceTable
@@ -140,8 +142,11 @@ def main() -> None:
     args = parser.parse_args()
     try:
         config = load(args.config)
-    except ConfigError as error:
+        claimed = None if config.pod_network else claim()
+    except (ConfigError, OSError) as error:
         sys.exit(str(error))
+    if claimed:
+        config = replace(config, pod_network=claimed.pod_network, load_balancer_network=claimed.load_balancer_network)
 
     async def run() -> None:
         async with Client.from_kubeconfig(args.kubeconfig, "gke") as client:
@@ -156,6 +161,9 @@ def main() -> None:
     except OSError as error:
         # A port that is taken, a folder that cannot be written.
         sys.exit(f"{args.config}: {error}")
+    finally:
+        if claimed:
+            claimed.release()
 
 
 if __name__ == "__main__":

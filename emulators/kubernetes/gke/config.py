@@ -18,7 +18,8 @@ images               [{"match": regex on the whole image name, "argv0": {"vllm":
                      $(POD_IP) in values is the pod's address. An image that nothing matches cannot be pulled
 pods                 folder for the pods' files and logs
 crash_backoff_seconds  first wait of CrashLoopBackOff and ImagePullBackOff, doubled each time (a kubelet: 10)
-pod_network, load_balancer_network   CIDR of addresses that are local here
+pod_network, load_balancer_network   CIDR of addresses that are local here; left out: a part of 127.0.0.0/8
+                     that no other cluster on this machine uses
 node_address         address of the kubelet's server, the nodes' InternalIP
 expose               [{"namespace", "service", "port", "address": "127.0.0.1:0", "file": where its URL is written
                      as soon as the Service has a ready endpoint}]
@@ -89,8 +90,8 @@ class Config:
     private_roots: bool = False
     images: list[Image] = field(default_factory=list)
     crash_backoff_seconds: float = 1.0
-    pod_network: str = "127.64.0.0/16"
-    load_balancer_network: str = "127.65.0.0/16"
+    pod_network: str = ""
+    load_balancer_network: str = ""
     node_address: str = "127.0.0.1"
     expose: list[Expose] = field(default_factory=list)
 

@@ -165,10 +165,14 @@ class Kubelet:
         self._informer.observe(pod)
 
     async def address_for(self, pod: Object) -> str:
-        """The address that the pod has already, else the next that is free; the node's own for hostNetwork."""
+        """The address that the pod has already, else the next that is free; the node's own for hostNetwork.
+
+        A pod of a cluster that came back in another network gets a new one, as after any restart of its sandbox.
+        """
         if pod["spec"].get("hostNetwork"):
             return self.host_ip
-        if before := (pod.get("status") or {}).get("podIP"):
+        before = (pod.get("status") or {}).get("podIP")
+        if before and ipaddress.ip_address(before) in self._network:
             return before
         taken = {worker.around.pod_ip for worker in self._workers.values()}
         taken |= {(other.get("status") or {}).get("podIP", "") for other in self._informer.items.values()}

@@ -34,7 +34,9 @@ class LoadBalancers:
             if service is not None and _ingress(service) and not wanted:
                 await self._write_ingress(key, [])
             return
-        address = _ingress(service) or self._free_address()
+        address = _ingress(service)
+        if not address or ipaddress.ip_address(address) not in self._network:
+            address = self._free_address()
         ports = {port["port"] for port in service["spec"].get("ports") or []}
         self._close(key, ports)
         listeners = self._servers.setdefault(key, {})
