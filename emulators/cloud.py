@@ -38,13 +38,12 @@ def default_images(real: Collection[str] = ()) -> list[dict[str, Any]]:
     """What runs for which image: vLLM is the emulated engine or the real one, any `python` this interpreter."""
     engine: dict[str, Any] = {"argv0": {"vllm": [sys.executable, "-m", "emulators.engine"]}}
     if "vllm" in real:
+        from emulators.real import engine as real_engine
         from emulators.real.parts import PARTS
-        from emulators.real.vllm import ENVIRONMENT
-        from emulators.real.vllm import __file__ as vllm
 
         # The path itself: where a link leads is what a container's root has.
         python = str(PARTS["vllm"].folder.resolve() / "bin" / "python")
-        engine = {"argv0": {"vllm": [python, vllm]}, "env": ENVIRONMENT}
+        engine = {"argv0": {"vllm": [python, "-P", real_engine.__file__]}, "env": real_engine.ENVIRONMENT}
     return [
         {"match": r"(.*/)?vllm-openai[:@].*", **engine},
         {"match": r"(.*/)?python[^/]*[:@].*", "argv0": {"python": [sys.executable]}},

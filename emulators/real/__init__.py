@@ -6,6 +6,6 @@ namespace      a machine of the cluster's own: private network and mounts, with 
 control_plane  etcd, kube-apiserver, kube-controller-manager and kube-scheduler as one supervised process
 gcsfuse        mounts for the GCS FUSE CSI driver
 container      a private root for a container's process: volumes at their paths, a user of its own
-vllm           `vllm serve` as the CPU build understands it
+engine         `vllm serve` as the CPU build understands it
 pins/          versions and checksums of all of it
 """
