@@ -16,7 +16,7 @@ from collections import deque
 from contextlib import ExitStack
 from typing import Any
 
-from components import names
+from components import names, render
 from components.clients.kubernetes import Cluster, ConflictError, Object, Subject
 from components.errors import InconclusiveError, PipelineError, RequestError
 from components.log import Say
@@ -106,9 +106,14 @@ def manifest(
     resources: dict[str, str],
 ) -> Object:
     """The Job. Its pod carries neither the deployment's label nor the generation's: Services and budgets select by
-    those, and it is not a server."""
-    labels = {**settings.labels, names.RUN: run_id, "app.kubernetes.io/component": step.replace("_", "-")}
-    return {
+    those, and it is not a server. The settings' patches for kind Job are merged in."""
+    labels = {
+        **settings.labels,
+        "app.kubernetes.io/managed-by": "gemma-gke-pipelines",
+        "app.kubernetes.io/component": step.replace("_", "-"),
+        names.RUN: run_id,
+    }
+    body: Object = {
         "apiVersion": "batch/v1",
         "kind": "Job",
         "metadata": {
@@ -163,6 +168,7 @@ def manifest(
             },
         },
     }
+    return render.patched(settings, body)
 
 
 def _create_or_take_over(cluster: Cluster, body: Object, say: Say) -> Object:

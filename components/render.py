@@ -65,7 +65,8 @@ def render(settings: Settings, release: Release) -> Rendered:
     ]
     others = [*access_objects(settings), stable_service(settings, release.generation)]
     for patch in settings.patches:
-        if not any(_matches(patch, item) for item in [*shared, *own, *others]):
+        # Jobs are made as they are needed (components/job.py).
+        if patch["kind"] != "Job" and not any(_matches(patch, item) for item in [*shared, *own, *others]):
             there = ", ".join(f"{item['kind']} {item['metadata']['name']}" for item in [*own, *shared, *others])
             raise RequestError(f"patches: {_called(patch)} matches no object. There are: {there}")
     digest = _digest([*shared, *own])
@@ -263,6 +264,12 @@ def _object(
         metadata["labels"] = {**metadata.get("labels", {}), **labels}
         if settings.annotations:
             metadata["annotations"] = {**settings.annotations, **metadata.get("annotations", {})}
+    return patched(settings, item)
+
+
+def patched(settings: Settings, item: Object) -> Object:
+    """The object with the settings' patches for it merged in. Raises RequestError for one that takes away what the
+    project finds its objects by."""
     for patch in settings.patches:
         if _matches(patch, item):
             item = _patched(item, patch)

@@ -14,6 +14,7 @@ import pytest
 from components import names
 from components.errors import InconclusiveError, PipelineError, RequestError
 from components.job import job_name, manifest, run_job
+from components.settings import Settings
 from tests.unit.cluster import MemoryCluster
 from tests.unit.deployment import quick
 
@@ -137,9 +138,9 @@ def test_a_job_that_failed_makes_room_for_a_new_attempt() -> None:
     assert run(cluster) == {"attempt": 2}
 
 
-def manifest_of(step: str, run_id: str) -> Object:
+def manifest_of(step: str, run_id: str, settings: Settings = SETTINGS) -> Object:
     return manifest(
-        SETTINGS,
+        settings,
         step=step,
         run_id=run_id,
         generation="g1",
@@ -307,6 +308,15 @@ def test_a_jobs_pod_is_no_endpoint_of_the_server() -> None:
     labels = job["spec"]["template"]["metadata"]["labels"]
     assert not labels.keys() & {names.DEPLOYMENT, names.GENERATION}
     assert labels[names.RUN] == "run-1"
+
+
+def test_house_rules_reach_a_jobs_pod() -> None:
+    patch = {"kind": "Job", "spec": {"template": {"spec": {"imagePullSecrets": [{"name": "mirror"}]}}}}
+    other = {"kind": "Deployment", "spec": {"paused": True}}
+    job = manifest_of("validate-server", "run-1", quick(patches=[patch, other]))
+    assert job["spec"]["template"]["spec"]["imagePullSecrets"] == [{"name": "mirror"}]
+    assert job["spec"]["template"]["spec"]["restartPolicy"] == "Never"
+    assert "paused" not in job["spec"]
 
 
 def test_names_fit_into_a_label() -> None:
