@@ -10,7 +10,7 @@ from typing import Protocol
 
 from emulators.kubernetes.client import Informers, Object
 from emulators.kubernetes.network.relay import listen
-from emulators.kubernetes.network.services import ServiceTable
+from emulators.kubernetes.network.services import NoEndpoint, ServiceTable
 from emulators.kubernetes.resources import ENDPOINT_SLICES, SERVICES
 
 
@@ -30,12 +30,14 @@ class Exposed(Protocol):
 
 
 class Expose:
-    """Listens from the start; writes each URL's file when its Service first has a ready endpoint."""
+    """Listens from the start; writes each URL's file when its Service first has a ready endpoint, and that answers: of a
+    cluster that has just come back, the EndpointSlices still speak of pods from before."""
 
     def __init__(self, informers: Informers, services: ServiceTable, entries: Iterable[Exposed]):
         self._informers, self._services, self._entries = informers, services, list(entries)
         self._servers: list[asyncio.Server] = []
         self._unannounced: list[tuple[Exposed, str]] = []
+        self._announcing: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         for entry in self._entries:
@@ -56,11 +58,30 @@ class Expose:
             if self._services.has_endpoint(entry.namespace, entry.service, entry.port):
                 self._unannounced.remove((entry, url))
                 if entry.file:
-                    entry.file.parent.mkdir(parents=True, exist_ok=True)
-                    partial_file = entry.file.with_name(entry.file.name + ".partial")
-                    partial_file.write_text(url + "\n")
-                    partial_file.rename(entry.file)
+                    task = asyncio.create_task(self._announce(entry, entry.file, url))
+                    self._announcing.add(task)
+                    task.add_done_callback(self._announcing.discard)
+
+    async def _announce(self, entry: Exposed, file: Path, url: str) -> None:
+        while not await self._answers(entry):
+            await asyncio.sleep(0.1)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial_file = file.with_name(file.name + ".partial")
+        partial_file.write_text(url + "\n")
+        partial_file.rename(file)
+
+    async def _answers(self, entry: Exposed) -> bool:
+        """Whether an endpoint of the Service takes connections now."""
+        try:
+            host, port = self._services.endpoint(entry.namespace, entry.service, entry.port)
+            _, writer = await asyncio.open_connection(host, port)
+        except (NoEndpoint, OSError):
+            return False
+        writer.close()
+        return True
 
     async def stop(self) -> None:
+        for task in list(self._announcing):
+            task.cancel()
         for server in self._servers:
             server.close()
