@@ -7,8 +7,7 @@ stored pod's spec that the API allows there (adding tolerations), so that it wor
 from __future__ import annotations
 
 from emulators.kubernetes.client import Client, Informers, Object, key_of, split_key
-from emulators.kubernetes.gke.autoscaler import accelerator_of
-from emulators.kubernetes.gke.machines import GPU_TAINT, SPOT_LABEL, SPOT_TAINT, TPU_TAINT
+from emulators.kubernetes.gke.machines import GPU_TAINT, SPOT_LABEL, SPOT_TAINT, TPU_TAINT, accelerator_of
 from emulators.kubernetes.resources import PODS
 from emulators.kubernetes.selectors import tolerates
 from emulators.kubernetes.workqueue import WorkQueue
@@ -22,12 +21,12 @@ class Admission:
         self._pods.on_change(self._pod_changed)
 
     def _pod_changed(self, old: Object | None, new: Object | None) -> None:
-        if old is None and new is not None and _missing(new):
+        if old is None and new is not None and missing_tolerations(new):
             self.queue.add(key_of(new), 0)
 
     async def _admit(self, key: str) -> None:
         pod = self._pods.items.get(key)
-        if pod is None or not (missing := _missing(pod)):
+        if pod is None or not (missing := missing_tolerations(pod)):
             return
         tolerations = [*(pod["spec"].get("tolerations") or []), *missing]
         patch = {
@@ -38,7 +37,8 @@ class Admission:
         self._pods.observe(await self._client.patch(PODS, name, namespace, patch))
 
 
-def _missing(pod: Object) -> list[Object]:
+def missing_tolerations(pod: Object) -> list[Object]:
+    """The tolerations that admission is still to add to a pod."""
     if pod["spec"].get("nodeName") or pod["metadata"].get("deletionTimestamp"):
         return []
     accelerator = accelerator_of(pod)

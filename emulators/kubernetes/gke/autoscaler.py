@@ -19,16 +19,16 @@ import aiohttp
 from emulators.kubernetes.client import ApiError, Client, Informers, Object, condition
 from emulators.kubernetes.controllers.pods import is_finished
 from emulators.kubernetes.events import EventRecorder
+from emulators.kubernetes.gke.admission import missing_tolerations
 from emulators.kubernetes.gke.config import Config
 from emulators.kubernetes.gke.machines import (
     ACCELERATOR_LABEL,
     DRIVER_LABEL,
-    GPU,
     MACHINE_TYPES,
     SPOT_LABEL,
-    TPU,
     TPU_LABEL,
     MachineType,
+    accelerator_of,
     node_template,
     pool_name,
 )
@@ -83,7 +83,8 @@ class Autoscaler:
             self.queue.add("all")
 
     async def _scale_up(self, _: str) -> float | None:
-        pending = [pod for pod in self._pods.items.values() if _is_unschedulable(pod)]
+        # A pod that admission has not seen yet will look otherwise in a moment.
+        pending = [pod for pod in self._pods.items.values() if _is_unschedulable(pod) and not missing_tolerations(pod)]
         # What the scheduler will place by itself in a moment needs no node.
         settled = node_states(self._nodes.items.values(), self._pods.items.values())
         settled += [NodeState(upcoming.node) for upcoming in self._upcoming]
@@ -250,17 +251,6 @@ class Autoscaler:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.queue.stop()
-
-
-def accelerator_of(pod: Object) -> str | None:
-    """The extended resource for accelerators that a pod requests, or that its selector asks for."""
-    for container in [*pod["spec"]["containers"], *(pod["spec"].get("initContainers") or [])]:
-        resources = container.get("resources") or {}
-        for name in (GPU, TPU):
-            if name in (resources.get("limits") or {}) or name in (resources.get("requests") or {}):
-                return name
-    selector = pod["spec"].get("nodeSelector") or {}
-    return GPU if ACCELERATOR_LABEL in selector else TPU if TPU_LABEL in selector else None
 
 
 def _driver(pod: Object) -> str:

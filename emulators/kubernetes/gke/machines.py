@@ -121,6 +121,17 @@ def node_template(
     return node
 
 
+def accelerator_of(pod: Object) -> str | None:
+    """The extended resource for accelerators that a pod requests, or that its selector asks for."""
+    for container in [*pod["spec"]["containers"], *(pod["spec"].get("initContainers") or [])]:
+        resources = container.get("resources") or {}
+        for name in (GPU, TPU):
+            if name in (resources.get("limits") or {}) or name in (resources.get("requests") or {}):
+                return name
+    selector = pod["spec"].get("nodeSelector") or {}
+    return GPU if ACCELERATOR_LABEL in selector else TPU if TPU_LABEL in selector else None
+
+
 def pool_name(machine: MachineType, spot: bool, driver: str) -> str:
     """The name that node auto-provisioning gives a pool of such machines."""
     digest = hashlib.sha256(f"{machine.name}{spot}{driver}".encode()).hexdigest()[:8]
