@@ -35,6 +35,10 @@ format: .venv/installed ## Put the code into the project's style
 golden: .venv/installed ## Write the golden files again, to be reviewed as code
 	@$(BIN)/pytest -q tests/golden --update-golden
 
+lock: .venv/installed ## Pin every dependency again, from setup.cfg
+	@$(BIN)/pip install --quiet --constraint constraints.txt uv
+	@UV=$(BIN)/uv images/components/lock.sh
+
 bench: bench-transfer bench-load ## Every benchmark; figures go to build/bench/
 
 bench-transfer: .venv/installed ## Hub to bucket: ours, what a user would write, the machine's limit
@@ -53,4 +57,4 @@ clean: ## Remove what the tasks made
 	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-.PHONY: help demo test test-unit real test-real lint format golden bench bench-transfer bench-load clean
+.PHONY: help demo test test-unit real test-real lint format golden lock bench bench-transfer bench-load clean

@@ -61,9 +61,11 @@ class Watched(Engine):
 
     pause = 0.005
 
-    def __init__(self) -> None:
+    def __init__(self, gather: int = 1) -> None:
         super().__init__()
         self.lock, self.open, self.most = threading.Lock(), 0, 0
+        self.gathered = threading.Barrier(gather, timeout=20)
+        """No stream goes on before so many are open."""
 
     def stream(self, question: dict[str, Any]) -> Reply:
         status, kind, pieces = super().stream(question)
@@ -72,6 +74,7 @@ class Watched(Engine):
             with self.lock:
                 self.open += 1
                 self.most = max(self.most, self.open)
+            self.gathered.wait()
             yield from pieces[:-1]
             with self.lock:
                 self.open -= 1
@@ -102,6 +105,6 @@ def test_a_round_keeps_its_places_taken() -> None:
 
 
 def test_a_round_has_a_request_for_every_place() -> None:
-    engine = Watched()
+    engine = Watched(gather=6)
     assert load(engine, concurrency=6, requests=2)["requests"] == 6
     assert engine.most == 6

@@ -30,7 +30,7 @@ class Exposed(Protocol):
 
 
 class Expose:
-    """Listens from the start; writes each URL's file when its Service first has a ready endpoint, and that answers: of a
+    """Listens from the start; writes each URL's file when its Service first has a ready endpoint that answers: in a
     cluster that has just come back, the EndpointSlices still speak of pods from before."""
 
     def __init__(self, informers: Informers, services: ServiceTable, entries: Iterable[Exposed]):
