@@ -10,6 +10,7 @@ The request log is the API server's audit log (level Metadata), in the form that
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import json
 import secrets
@@ -22,7 +23,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
@@ -104,13 +105,14 @@ class Component:
 class ControlPlane:
     """All four. `start` returns when the API server is ready and the CRDs are in; `stop` ends the clients first."""
 
-    def __init__(self, data: Path, tokens: Path, port: int, request_log: Path | None, objects: Sequence[Path]):
-        self.data, self.port, self.request_log = data.absolute(), port or _free_port(), request_log
+    def __init__(self, options: argparse.Namespace):
+        self.data, self.port = options.data.absolute(), options.port or _free_port()
         self.url = f"https://127.0.0.1:{self.port}"
+        self._request_log, self._given = options.request_log, options.tokens
+        self._objects, self._bare = options.objects, options.bare
         self._run = self.data / "run"
         self._components: list[Component] = []
         self._own = {name: secrets.token_urlsafe(24) for name in OWN_USERS}
-        self._given, self._objects = tokens, objects
 
     def start(self, told: threading.Event) -> None:
         """Raises ControlPlaneError; returns early when told to end."""
@@ -120,6 +122,11 @@ class ControlPlane:
         etcd = self._start_etcd()
         self._start_apiserver(etcd, key)
         self._wait("kube-apiserver", "/readyz", told)
+        if not self._bare:
+            self._start_controllers(key)
+        self._install(told)
+
+    def _start_controllers(self, key: Path) -> None:
         kubeconfigs = {name: self._kubeconfig(name) for name in ("kube-controller-manager", "kube-scheduler")}
         common = ("--leader-elect=false", "--secure-port=0", "--profiling=false")
         self._start(
@@ -133,7 +140,6 @@ class ControlPlane:
             f"--pvclaimbinder-sync-period={PERIOD}",
         )
         self._start("kube-scheduler", *common, f"--kubeconfig={kubeconfigs['kube-scheduler']}")
-        self._install(told)
 
     def watch(self, told: threading.Event) -> None:
         """Returns when told to end. Raises ControlPlaneError when a component ends before that."""
@@ -197,7 +203,9 @@ class ControlPlane:
             stdout=subprocess.PIPE,
         )
         assert component.popen.stdout
-        threading.Thread(target=write_request_log, args=(component.popen.stdout, self.request_log), daemon=True).start()
+        threading.Thread(
+            target=write_request_log, args=(component.popen.stdout, self._request_log), daemon=True
+        ).start()
 
     def _token_file(self) -> Path:
         path = self._run / "tokens.csv"
@@ -343,12 +351,13 @@ def main() -> None:
         default=[],
         help="YAML of what is in the cluster from the start (roles)",
     )
+    parser.add_argument("--bare", action="store_true", help="the API server alone: no controllers, no scheduler")
     options = parser.parse_args()
     try:
         read_token_file(options.tokens)
     except (OSError, ValueError) as error:
         sys.exit(f"cannot read the token file: {error}")
-    plane = ControlPlane(options.data, options.tokens, options.port, options.request_log, options.objects)
+    plane = ControlPlane(options)
     told = threading.Event()
     when_told_to_end(told.set)
     try:
