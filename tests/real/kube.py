@@ -15,10 +15,12 @@ USER = 23456
 PYTHON = "example.com/python:1"
 
 
-def kubectl(cloud: Cloud, *args: str, objects: list[Object] | None = None, fails: bool = False) -> str:
+def kubectl(
+    cloud: Cloud, *args: str, objects: list[Object] | None = None, fails: bool = False, seconds: int = 90
+) -> str:
     """What kubectl prints, run on this machine: outside of the cluster's network."""
     text = json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}) if objects else None
-    argv = ["timeout", "-k", "5", "150", "kubectl", "--kubeconfig", str(cloud.kubeconfig), *args]
+    argv = ["timeout", "-k", "5", str(seconds), "kubectl", "--kubeconfig", str(cloud.kubeconfig), *args]
     done = subprocess.run(argv, input=text, capture_output=True, text=True)
     assert (done.returncode != 0) == fails, f"{' '.join(args)}: {done.stdout} {done.stderr}"
     return done.stdout + (done.stderr if fails else "")

@@ -40,10 +40,11 @@ def test_it_loads_a_gemma_3_through_the_mount_and_answers(cloud: Cloud, tiny_gem
         deployment("vllm", container, volumes, **{"gke-gcsfuse/volumes": "true"}),
     ]
     kubectl(cloud, "apply", "-f", "-", objects=objects)
-    for _ in range(3):
-        # kubectl's own limit here is shorter than a first start on a busy machine.
-        if "successfully rolled out" in kubectl_rollout(cloud):
-            break
+    rollout = ("-n", "vllm", "rollout", "status", "deployment/vllm", "--timeout=290s")
+    try:
+        kubectl(cloud, *rollout, seconds=300)
+    except AssertionError as error:
+        pytest.fail(f"{error}\n{kubectl(cloud, '-n', 'vllm', 'logs', 'deployment/vllm', '--tail=30')}")
     body = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8, "temperature": 0}
     request = urllib.request.Request(
         f"{endpoint(cloud.expose[1]['file'])}/v1/chat/completions",
@@ -58,10 +59,3 @@ def test_it_loads_a_gemma_3_through_the_mount_and_answers(cloud: Cloud, tiny_gem
     with urllib.request.urlopen(f"{endpoint(cloud.expose[1]['file'])}/version", timeout=10) as answer:
         assert json.load(answer) == {"version": "0.32.0"}
     kubectl(cloud, "-n", "vllm", "delete", "deployment", "vllm")
-
-
-def kubectl_rollout(cloud: Cloud) -> str:
-    import subprocess
-
-    argv = ["kubectl", "--kubeconfig", str(cloud.kubeconfig), "-n", "vllm", "rollout", "status", "deployment/vllm"]
-    return subprocess.run([*argv, "--timeout=110s"], capture_output=True, text=True).stdout
