@@ -206,7 +206,8 @@ def _run(
 ) -> None:
     """Runs a command in the background of other work. Raises RealPartError with its last words."""
     begun = time.monotonic()
-    popen = subprocess.Popen(
+    said = [""]
+    with subprocess.Popen(
         argv,
         cwd=cwd,
         env={**os.environ, **(environment or {})},
@@ -215,24 +216,23 @@ def _run(
         stderr=subprocess.STDOUT,
         start_new_session=True,
         preexec_fn=lambda: os.nice(10),
-    )
-    assert popen.stdout
-    said, ended = [""], False
-    try:
-        while not ended:
-            # A compiler or a download may say nothing for minutes: the clock goes on.
-            if select.select([popen.stdout], [], [], 1.0)[0]:
-                data = os.read(popen.stdout.fileno(), 65536)
-                ended = not data
-                first, *rest = data.decode(errors="replace").split("\n")
-                said[-1:] = [said[-1] + first, *rest]
-            last = next((line for line in reversed(said) if line), "")
-            say.step(f"{what} · {time.monotonic() - begun:.0f} s · {len(said)} · {last}")
-        code = popen.wait()
-    except BaseException:
-        os.killpg(popen.pid, signal.SIGKILL)
-        popen.wait()
-        raise
+    ) as popen:
+        assert popen.stdout
+        ended = False
+        try:
+            while not ended:
+                # A compiler or a download may say nothing for minutes: the clock goes on.
+                if select.select([popen.stdout], [], [], 1.0)[0]:
+                    data = os.read(popen.stdout.fileno(), 65536)
+                    ended = not data
+                    first, *rest = data.decode(errors="replace").split("\n")
+                    said[-1:] = [said[-1] + first, *rest]
+                last = next((line for line in reversed(said) if line), "")
+                say.step(f"{what} · {time.monotonic() - begun:.0f} s · {len(said)} · {last}")
+            code = popen.wait()
+        except BaseException:
+            os.killpg(popen.pid, signal.SIGKILL)
+            raise
     if code:
         raise RealPartError(_explained(what, said, code))
     say.line(f"{what} · {time.monotonic() - begun:.0f} s")

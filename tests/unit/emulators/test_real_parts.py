@@ -1,0 +1,184 @@
+"""How the real parts are built, and what is said when they cannot be: with a Go that only pretends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from emulators.cloud import Cloud
+from emulators.real import building, parts
+from emulators.real.building import Progress, build
+from emulators.real.control_plane import request_entry
+from emulators.real.parts import PARTS, RealPartError
+
+GO = """#!/bin/sh
+echo "$@" >> "{calls}"
+case "$1" in
+version) echo "go version go{version} linux/amd64" ;;
+env) echo "go{version}" ;;
+build)
+  {build}
+  while [ "$1" != -o ]; do shift; done
+  echo binary > "$2" ;;
+esac
+"""
+
+
+@pytest.fixture
+def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine with room, fuse, and a Go that writes what it was asked into a file."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(parts, "BUILD", tmp_path / "build")
+    monkeypatch.setattr(building, "BUILD", tmp_path / "build")
+    monkeypatch.setattr(building, "DISK_GB", dict.fromkeys(PARTS, 0.0))
+    monkeypatch.setattr(parts, "_OBSTACLES", dict.fromkeys(PARTS, list))
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    (tmp_path / "bin").mkdir()
+    have_go(tmp_path)
+    return tmp_path / "calls"
+
+
+def have_go(folder: Path, version: str = "1.27.2", build: str = "") -> None:
+    go = folder / "bin" / "go"
+    go.write_text(GO.format(calls=folder / "calls", version=version, build=build))
+    go.chmod(0o755)
+
+
+def leftovers(folder: Path) -> list[str]:
+    found = (folder / "cache/gemma-pipelines/real").glob("*")
+    return [path.name for path in found if not path.name.endswith(".lock")]
+
+
+def test_a_part_is_built_once(calls: Path) -> None:
+    part = PARTS["control-plane"]
+    assert build(part, Progress())
+    assert {path.name for path in part.folder.iterdir()} == {
+        "etcd",
+        "kube-apiserver",
+        "kube-controller-manager",
+        "kube-scheduler",
+    }
+    asked = calls.read_text()
+    assert "component-base/version.gitVersion=v1.35." in asked
+    assert not build(part, Progress())
+    assert calls.read_text() == asked
+    assert part.state == "built"
+
+
+def test_another_checkout_takes_it_from_the_cache(calls: Path, tmp_path: Path) -> None:
+    part = PARTS["gcsfuse"]
+    build(part, Progress())
+    part.folder.unlink()
+    asked = calls.read_text()
+    assert part.state == "not built"
+    assert build(part, Progress())
+    assert calls.read_text() == asked
+
+
+def test_other_pins_are_another_part(calls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    part = PARTS["gcsfuse"]
+    build(part, Progress())
+    pins = tmp_path / "pins" / "gcsfuse"
+    pins.mkdir(parents=True)
+    pins.joinpath("go.mod").write_text("require github.com/googlecloudplatform/gcsfuse/v3 v3.99.0\n")
+    monkeypatch.setattr(parts, "PINS", tmp_path / "pins")
+    assert part.state == "out of date"
+    with pytest.raises(RealPartError, match=r"the real gcsfuse is out of date: make real"):
+        parts.require(["gcsfuse"])
+
+
+@pytest.mark.parametrize(
+    ("version", "words"),
+    [
+        ("1.20.3", r"control-plane: this Go is too old \(go version go1.20.3"),
+        ("", "control-plane: go is missing: install"),
+    ],
+)
+def test_no_go_or_an_old_one_is_said_first(calls: Path, tmp_path: Path, version: str, words: str) -> None:
+    have_go(tmp_path, version)
+    if not version:
+        (tmp_path / "bin" / "go").unlink()
+    with pytest.raises(RealPartError, match=words):
+        build(PARTS["control-plane"], Progress())
+    assert leftovers(tmp_path) == []
+
+
+def test_a_full_disk_is_said_before_the_build(calls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(building, "DISK_GB", dict.fromkeys(PARTS, 1e9))
+    with pytest.raises(RealPartError, match=r"has [\d.]+ GB free, a first build takes 1e\+09 GB: make room"):
+        build(PARTS["gcsfuse"], Progress())
+
+
+def test_a_pinned_version_that_is_gone_is_named(calls: Path, tmp_path: Path) -> None:
+    gone = "go: k8s.io/kubernetes@v1.35.4: reading k8s.io/kubernetes/@v/v1.35.4.zip: 404 Not Found"
+    have_go(tmp_path, build=f"echo '{gone}'; exit 1")
+    with pytest.raises(
+        RealPartError, match=r"pinned in .*pins is not to be had any more: go: k8s\.io/kubernetes@v1\.35\.4"
+    ):
+        build(PARTS["control-plane"], Progress())
+    assert leftovers(tmp_path) == []
+
+
+def test_a_failure_shows_the_compilers_last_words(calls: Path, tmp_path: Path) -> None:
+    have_go(tmp_path, build="echo 'x.go:1: syntax error'; exit 2")
+    with pytest.raises(RealPartError, match=r"gcsfuse failed with exit code 2:\n  x\.go:1: syntax error"):
+        build(PARTS["gcsfuse"], Progress())
+
+
+def test_an_interrupted_build_leaves_nothing(calls: Path, tmp_path: Path) -> None:
+    have_go(tmp_path, build="echo compiling; sleep 60")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "emulators.real", "build", "control-plane"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ,
+    )
+    deadline = time.monotonic() + 20
+    while not calls.exists() or "build" not in calls.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "interrupted; nothing half-built is left" in said
+    assert leftovers(tmp_path) == []
+
+
+def test_a_part_named_wrong_or_not_built_is_one_clear_error(calls: Path, tmp_path: Path) -> None:
+    with pytest.raises(RealPartError, match="there is no real part 'vlm'; there are: control-plane, gcsfuse, vllm"):
+        parts.require(["vlm"])
+    with pytest.raises(RealPartError, match="the real vllm is not built: make real"):
+        Cloud(tmp_path / "cloud", real={"vllm"}).start()
+    assert not (tmp_path / "cloud" / "tmp").exists()
+
+
+def audit(verb: str, stage: str, **more: object) -> dict[str, object]:
+    return {
+        "verb": verb,
+        "stage": stage,
+        "requestURI": "/api/v1/namespaces/a/pods/p/status",
+        "user": {"username": "u"},
+        "userAgent": "kubectl/1",
+        "objectRef": {"resource": "pods", "subresource": "status"},
+        "responseStatus": {"code": 200},
+        "requestReceivedTimestamp": "2026-11-24T05:37:22.5Z",
+        **more,
+    }
+
+
+def test_audit_events_become_lines_of_a_request_log() -> None:
+    entry = request_entry(audit("update", "ResponseComplete"))
+    assert entry is not None
+    assert entry["time"] == 1795498642.5
+    wanted = {"method": "PUT", "verb": "update", "resource": "pods/status", "status": 200, "user": "u"}
+    assert {key: entry[key] for key in wanted} == wanted
+    # A watch is logged when it begins, everything else when it ends.
+    assert request_entry(audit("watch", "ResponseStarted")) is not None
+    assert request_entry(audit("watch", "ResponseComplete")) is None
+    assert request_entry(audit("get", "ResponseStarted")) is None
