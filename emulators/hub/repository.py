@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -130,10 +130,8 @@ class Repository:
     def _read_commit(self, sha: str) -> Commit | None:
         if not re.fullmatch(r"[0-9a-f]{40}", sha):
             return None
-        record = _read_json(self._folder / "commits" / f"{sha}.json", None)
-        if record is None:
-            return None
-        return Commit(sha, record["message"], {file["path"]: File(**file) for file in record["files"]})
+        path = self._folder / "commits" / f"{sha}.json"
+        return _load_commit(path, sha) if path.exists() else None
 
     def _write_branches(self, branches: dict[str, str]) -> None:
         _write_json(self._folder / "refs.json", branches)
@@ -189,6 +187,13 @@ class Repository:
 def _blob_id(data: bytes) -> str:
     """The id that git gives to a blob."""
     return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+
+
+@lru_cache(maxsize=16)
+def _load_commit(path: Path, sha: str) -> Commit:
+    """A commit never changes; of one with thousands of files, reading it for each of them would be all the work."""
+    record = json.loads(path.read_bytes())
+    return Commit(sha, record["message"], {file["path"]: File(**file) for file in record["files"]})
 
 
 def _walk(folder: Path) -> list[Path]:
