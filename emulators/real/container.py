@@ -51,6 +51,10 @@ def main() -> None:
         if os.getppid() != parent:
             sys.exit(137)
         os.chdir(spec["cwd"])
+        # The root has a /tmp of its own, of a length that sockets can be named in; what is left of a pod is found by
+        # the path of its root (kubelet/reaper.py).
+        os.environ.pop("TMPDIR", None)
+        os.environ["CONTAINER_ROOT"] = spec["root"]
         os.execvpe(argv[0], argv, os.environ)  # noqa: S606 (the container's own command)
     except OSError as error:
         sys.stderr.write(f"{argv[0]}: {error.strerror}\n")

@@ -44,12 +44,11 @@ class PrivateRoot:
         self, folder: Path, pod: Object, container: Object, mounts: dict[str, Path], argv: list[str]
     ) -> list[str]:
         name, user = container["name"], _user(pod, container)
-        work, tmp = folder / "work" / name, folder / "tmp"
-        for path in (work, tmp):
-            path.mkdir(parents=True, exist_ok=True)
+        work = folder / "work" / name
+        work.mkdir(parents=True, exist_ok=True)
         read_only = {mount["mountPath"] for mount in container.get("volumeMounts") or [] if mount.get("readOnly")}
         bound = {path: {"from": str(source), "read_only": path in read_only} for path, source in mounts.items()}
-        own = {str(path): {"from": str(path), "read_only": False} for path in (work, tmp)}
+        own = {str(work): {"from": str(work), "read_only": False}}
         spec = {
             **user,
             "root": str(folder / "root" / name),
@@ -58,7 +57,7 @@ class PrivateRoot:
             "read_only": bool((container.get("securityContext") or {}).get("readOnlyRootFilesystem")),
             "cwd": container.get("workingDir") or str(work),
             # What a container runtime hands to its user.
-            "own": [str(work), str(tmp), *(str(path) for path in mounts.values() if path.suffix == ".termination-log")],
+            "own": [str(work), *(str(path) for path in mounts.values() if path.suffix == ".termination-log")],
         }
         file = folder / "work" / f"{name}.json"
         file.write_text(json.dumps(spec))

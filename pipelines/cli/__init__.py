@@ -43,9 +43,10 @@ def main() -> None:
     except PipelineError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as ended:
+        if ended.code == 130:  # Typer has made it of a KeyboardInterrupt, without a word.
+            print("interrupted", file=sys.stderr)
+        raise
     except BrokenPipeError:
         # Whoever read our output has enough.
         sys.stderr.close()

@@ -60,10 +60,15 @@ class Run:
 
     def finish(self, code: int = 0) -> dict[str, Any]:
         """The result of a run that ends by itself with this exit code."""
+        out = self.finish_with_text(code)
+        return json.loads(out) if out else {}
+
+    def finish_with_text(self, code: int = 0) -> str:
+        """What a command that ends by itself with this exit code printed."""
         out, _ = self.popen.communicate(timeout=SECONDS)
         self._stderr.close()
         assert self.popen.returncode == code, f"exit code {self.popen.returncode}:\n{out}\n{self._text()}"
-        return json.loads(out) if out else {}
+        return out
 
     def stop(self, with_signal: int = signal.SIGINT) -> int:
         """Signals the run and returns its exit code."""

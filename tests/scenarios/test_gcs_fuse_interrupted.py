@@ -75,7 +75,7 @@ def test_a_step_that_is_killed_is_tried_again(tmp_path):
 
 def _process_of_the_step(folder: Path) -> int:
     """The python process that runs a step now."""
-    found = [line for line in processes_below(folder) if "kfp.dsl.executor_main" in line and "sh -c" not in line]
+    found = [line for line in processes_below(folder) if "kfp.dsl.executor_main" in line and ": sh " not in line]
     assert len(found) == 1, found
     return int(found[0].split(":")[0])
 

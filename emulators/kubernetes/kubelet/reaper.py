@@ -14,14 +14,15 @@ from pathlib import Path
 
 
 def kill_leftovers(pods: Path) -> None:
-    """Kills the processes whose TMPDIR is a pod's: every process of a container has inherited that."""
-    marker = f"TMPDIR={pods}/".encode()
+    """Kills the processes with a variable that leads to a pod's folder (TMPDIR, or emulators/real/container.py's
+    CONTAINER_ROOT): every process of a container has inherited that."""
+    markers = tuple(f"{name}={pods}/".encode() for name in ("TMPDIR", "CONTAINER_ROOT"))
     for entry in os.scandir("/proc"):
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         with contextlib.suppress(OSError):
             environment = Path(entry.path, "environ").read_bytes()
-            if any(variable.startswith(marker) for variable in environment.split(b"\0")):
+            if any(variable.startswith(markers) for variable in environment.split(b"\0")):
                 os.kill(int(entry.name), signal.SIGKILL)
 
 
