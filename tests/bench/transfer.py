@@ -274,7 +274,8 @@ def show(result: dict[str, Any]) -> None:
     ratios = result["ratios"]
     print(
         f"ours is {ratios['of_limit']} of the limit and {ratios['of_baseline']} of the baseline; a byte of 4 GiB costs "
-        f"{ratios['cpu_per_byte_4_gib_of_1_gib']} of a byte of 1 GiB; {ratios['small_files_per_s']} small files a second. {OUT}"
+        f"{ratios['cpu_per_byte_4_gib_of_1_gib']} of a byte of 1 GiB; {ratios['small_files_per_s']} small files a "
+        f"second. {OUT}"
     )
 
 
