@@ -74,8 +74,12 @@ def cloud_environment(emulated_cloud: Cloud, monkeypatch: pytest.MonkeyPatch) ->
 
 def _enter(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     import os
+    import sys
 
     environment = cloud.environment
+    if metadata := sys.modules.get("google.auth.compute_engine._metadata"):
+        # google.auth reads this variable once, when it is imported.
+        monkeypatch.setattr(metadata, "_GCE_METADATA_HOST", environment["GCE_METADATA_HOST"])
     for name in set(os.environ) - set(environment):
         monkeypatch.delenv(name)
     for name, value in environment.items():

@@ -1,0 +1,37 @@
+"""The emulators as fixtures, as a team uses them that tests its own components."""
+
+from __future__ import annotations
+
+from emulators.cloud import wait_for
+
+
+def test_the_clients_of_one_test_reach_the_cloud(emulated_cloud, cloud_environment):
+    import google.auth
+    from google.cloud import storage
+
+    _, project = google.auth.default()
+    assert project == emulated_cloud.project
+    storage.Client().bucket("demo-bucket").blob("from-a-fixture").upload_from_string("bytes")
+    # The log's line is written just after the answer.
+    assert wait_for(lambda: "from-a-fixture" in {r.get("object") for r in emulated_cloud.requests("storage")}, 5)
+
+
+def test_a_cluster_is_reached_by_project_location_and_name(emulated_cloud, cloud_environment):
+    from components.clients import kubernetes
+    from components.settings import Settings, validated
+
+    values = {"scenario": "gcs-fuse", "project": emulated_cloud.project, "bucket": "demo-bucket", "endpoint": "ip"}
+    cluster = kubernetes.connect(validated(Settings, values))
+    assert cluster.get("Namespace", "default")
+    asked = {request["user"] for request in emulated_cloud.requests("apiserver")}
+    assert emulated_cloud.service_account in asked
+
+
+def test_a_cloud_of_a_tests_own_has_what_it_asks_for(new_cloud, tiny_gemma4):
+    from huggingface_hub import HfApi
+
+    from emulators.pytest_plugin import HUB_TOKEN
+
+    cloud = new_cloud(buckets=["mine"], repositories={"google/gemma-4-E2B-it": tiny_gemma4})
+    info = HfApi(endpoint=cloud.url("hub"), token=HUB_TOKEN).model_info("google/gemma-4-E2B-it")
+    assert "config.json" in {file.rfilename for file in info.siblings or []}
