@@ -75,7 +75,12 @@ def recorded(name: str, settings: Settings, run_id: str) -> Iterator[Outcome]:
 
     outcome = Outcome(name, run_id)
     uri = f"{settings.pipeline_root}/{run_id}/steps/{name}.json"
-    before = storage.read_json(uri)
+    try:
+        before = storage.read_json(uri)
+    except PipelineError as error:
+        # Without the bucket there is no place for an outcome: the log is all there is.
+        log.entry(str(error), step=name, run_id=run_id, severity="ERROR", status="failed")
+        raise SystemExit(1) from error
     if before and before["error"] and before["error"]["final"]:
         raise SystemExit(1)
     started = time.monotonic()
