@@ -187,8 +187,9 @@ def execute(
 
     Returns what pipelines/execute.py found. Raises PipelineError when that process itself broke.
     """
+    from components.settings import EXPLICIT
+
     values = settings.as_struct()
-    explicit = ("project", "location", "cluster", "namespace", "bucket", "model", "revision")
     work = Path(tempfile.mkdtemp(dir=folder / "tmp", prefix="run-"))
     request = work / "request.json"
     request.write_text(
@@ -197,8 +198,8 @@ def execute(
                 "scenario": scenario.name,
                 "image": settings.images.components,
                 "parameters": {
-                    **{key: values[key] for key in explicit},
-                    "settings": {key: value for key, value in values.items() if key not in explicit},
+                    **{key: values[key] for key in EXPLICIT},
+                    "settings": {key: value for key, value in values.items() if key not in EXPLICIT},
                 },
                 "folder": str(work),
             }
