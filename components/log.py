@@ -7,6 +7,7 @@ line turns the lines into its live table.
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -20,3 +21,12 @@ def entry(message: str, *, step: str, run_id: str, severity: str = "INFO", **fie
     line = {"severity": severity, "message": message, "step": step, "run_id": run_id, **fields}
     sys.stdout.write(json.dumps(line, ensure_ascii=False) + "\n")
     sys.stdout.flush()
+
+
+def silence_libraries() -> None:
+    """Lets libraries speak in this process only of what went wrong, whatever level anybody has set.
+
+    Below that they tell of requests and answers, and with them what must not reach a log: httpcore shows the headers of
+    every answer of the hub, which hold signed links; Google's clients show payloads.
+    """
+    logging.disable(logging.INFO)

@@ -73,6 +73,7 @@ def recorded(name: str, settings: Settings, run_id: str) -> Iterator[Outcome]:
     """
     from components.clients import storage
 
+    log.silence_libraries()
     outcome = Outcome(name, run_id)
     uri = f"{settings.pipeline_root}/{run_id}/steps/{name}.json"
     try:

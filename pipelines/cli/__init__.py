@@ -33,8 +33,10 @@ app.command()(operate.report)
 
 def main() -> None:
     """Runs the command; maps errors to messages and exit codes, once."""
+    from components import log
     from components.errors import PipelineError, RequestError
 
+    log.silence_libraries()
     try:
         app()
     except RequestError as error:
