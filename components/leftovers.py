@@ -17,7 +17,6 @@ _OWNED = (
     "Deployment",
     "Service",
     "PodDisruptionBudget",
-    "PodMonitoring",
     "PersistentVolumeClaim",
     "PersistentVolume",
 )
@@ -79,8 +78,6 @@ def _owned(cluster: Cluster, settings: Settings) -> list[Object]:
     """Everything of the deployment that carries a generation's label."""
     found: list[Object] = []
     for kind in _OWNED:
-        if kind == "PodMonitoring" and not cluster.serves("monitoring.googleapis.com/v1"):
-            continue
         namespace = None if kind == "PersistentVolume" else settings.namespace
         for item in cluster.list(kind, namespace, labels=f"{names.selector(settings)},{names.GENERATION}"):
             # A deployment of the same name in another namespace has volumes of its own.

@@ -34,6 +34,7 @@ _GENERATION = (
 """A generation's own objects in the order in which they are applied: what a pod needs is there before it."""
 _SHARED = ("network-policy", "pod-monitoring")
 _ACCESS = ("namespace", "service-account")
+_PIPELINE_ACCESS = ("namespace", "role", "role-binding", "cluster-role", "cluster-role-binding")
 _STABLE = "stable-service"
 
 STOP_DELAY_SECONDS = 10
@@ -63,7 +64,7 @@ def render(settings: Settings, release: Release) -> Rendered:
         _object(settings, file.format(profile=settings.volume.profile), values, release.generation)
         for file in _GENERATION
     ]
-    others = [*access_objects(settings), stable_service(settings, release.generation)]
+    others = [*access_objects(settings), *pipeline_access(settings), stable_service(settings, release.generation)]
     for patch in settings.patches:
         # Jobs are made as they are needed (components/job.py).
         if patch["kind"] != "Job" and not any(_matches(patch, item) for item in [*shared, *own, *others]):
@@ -78,17 +79,28 @@ def render(settings: Settings, release: Release) -> Rendered:
 
 
 def rendered_for(settings: Settings, release: Release) -> str:
-    """The YAML documents that deploy applies, for a reader and for `kubectl diff -f -`."""
+    """The YAML documents that a run applies, for a reader and for `kubectl diff -f -`."""
+    rendered = render(settings, release)
+    return as_yaml([*access_objects(settings), *rendered.shared, *rendered.generation])
+
+
+def as_yaml(documents: list[Object]) -> str:
+    """Objects as kubectl reads them."""
     import yaml
 
-    rendered = render(settings, release)
-    documents = [*access_objects(settings), *rendered.shared, *rendered.generation]
     return yaml.safe_dump_all(documents, allow_unicode=True, sort_keys=False, width=120)
 
 
 def access_objects(settings: Settings) -> list[Object]:
     """The namespace and the service account of the serving pods: other deployments may use them too."""
     return [_object(settings, file, _values(settings), of_deployment=False) for file in _ACCESS]
+
+
+def pipeline_access(settings: Settings) -> list[Object]:
+    """What an administrator applies before the first run: the namespace, and the rights of the pipeline's identity in
+    it and on volumes, which are those that its steps use and no others."""
+    values = _values(settings)
+    return [_object(settings, file, values, of_deployment=False) for file in _PIPELINE_ACCESS]
 
 
 def stable_service(settings: Settings, generation: str) -> Object:
@@ -181,6 +193,9 @@ def _values(settings: Settings, generation: str = "", weights_uri: str = "") -> 
         "service_account": settings.serving.service_account,
         "port": names.PORT,
         "clients": _clients(settings),
+        "record": names.record(settings),
+        "pipeline_service_account": settings.pipeline_service_account,
+        "api_key_rules": _api_key_rules(settings),
         "service_type": "LoadBalancer" if settings.serving.exposure == "public" else "ClusterIP",
     }
     if generation:
@@ -230,6 +245,17 @@ def _pod_values(settings: Settings) -> dict[str, Any]:
         "stop_delay_seconds": STOP_DELAY_SECONDS,
         "grace_seconds": STOP_DELAY_SECONDS + math.ceil(in_seconds(serving.request_timeout)) + _TEARDOWN_SECONDS,
     }
+
+
+def _api_key_rules(settings: Settings) -> list[Object]:
+    """What the pipeline may do with Secrets: nothing, unless it copies the server's API key into one."""
+    if not settings.engine.api_key_secret:
+        return []
+    secrets = {"apiGroups": [""], "resources": ["secrets"]}
+    return [
+        {**secrets, "resourceNames": [names.api_key(settings)], "verbs": ["get", "patch"]},
+        {**secrets, "verbs": ["create"]},
+    ]
 
 
 def _clients(settings: Settings) -> list[Object]:

@@ -56,7 +56,8 @@ class Cloud:
 
     `repositories` are hub repositories (`org/name` → folder); those in `gated` need a grant, which the token in
     `secrets["hf-token"]` has. `secrets` are Secret Manager secrets by id. `expose` lists Services that get a loopback
-    port: `{"namespace", "service", "port", "address", "file"}`.
+    port: `{"namespace", "service", "port", "address", "file"}`. `service_account` is the identity of whoever uses
+    `environment`.
 
     `real` names the parts that are real (emulators/real). Then the cluster is a machine of its own: a private network
     and private mounts, in which containers have roots and users of their own; what is outside reaches the API server
@@ -76,16 +77,12 @@ class Cloud:
     accelerators: dict[str, int] = field(default_factory=lambda: dict(ACCELERATORS))
     expose: list[dict[str, Any]] = field(default_factory=list)
     scale_up_seconds: float = 0.3
+    service_account: str = "pipeline@demo-project.iam.gserviceaccount.com"
     real: Collection[str] = ()
     objects: Sequence[Path] = ()
     _namespace: Namespace | None = field(default=None, init=False)
     _running: list[Process] = field(default_factory=list, init=False)
     _url: dict[str, str] = field(default_factory=dict, init=False)
-
-    @property
-    def service_account(self) -> str:
-        """The identity of whoever uses `environment`."""
-        return f"pipeline@{self.project}.iam.gserviceaccount.com"
 
     @property
     def kubeconfig(self) -> Path:

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 _PREFIX = "gemma-pipelines-"
 _TAKEN = "session.json"
 """Who uses a state folder now, and the environment that reaches its cloud."""
+_MARK = "scenario.json"
+"""What a state folder is about: `{"scenario", "real": [PART…]}`."""
 
 DEFAULTS: dict[str, Any] = {
     "project": "demo-project",
@@ -44,6 +46,34 @@ for its machine, so that a dead run is known as dead sooner."""
 
 Entry = dict[str, Any]
 
+_COMES_BACK_SECONDS = {False: 60, True: 300}
+"""How long a live generation may take, by whether its engine is vLLM itself."""
+PARTS = ("control-plane", "gcsfuse", "vllm")
+"""What can be real in a run on this machine (emulators/real)."""
+
+
+def real_parts(text: str | None, state: Path | None) -> list[str]:
+    """The parts that `--real PART,…` names, each built and fit to run here; without the option, those of the state.
+
+    Raises RequestError with the command that mends it.
+    """
+    if text is None:
+        mark = state / _MARK if state else None
+        names = json.loads(mark.read_text())["real"] if mark and mark.is_file() else []
+    else:
+        names = [name.strip() for name in text.split(",")]
+        for name in names:
+            if name not in PARTS:
+                raise RequestError(f"--real: there is no real part {name!r}. There are: {', '.join(PARTS)}")
+    if names:
+        from emulators.real.parts import RealPartError, require
+
+        try:
+            require(names)
+        except RealPartError as error:
+            raise RequestError(str(error)) from error
+    return names
+
 
 def settings_for(values: dict[str, Any], file: Path | None) -> Settings:
     """Settings for a run on this machine from the values of `file`. Raises RequestError."""
@@ -53,21 +83,24 @@ def settings_for(values: dict[str, Any], file: Path | None) -> Settings:
 
 
 @contextmanager
-def state_folder(path: Path | None, scenario: Scenario, say: Callable[[str], None]) -> Iterator[Path]:
+def state_folder(
+    path: Path | None, scenario: Scenario, real: Collection[str], say: Callable[[str], None]
+) -> Iterator[Path]:
     """The folder of a run, ours alone while the block runs; without a path, one that goes afterwards.
 
-    Waits while another process uses it. Raises RequestError for a folder of another scenario, or of something else.
+    Waits while another process uses it. Raises RequestError for a folder of another scenario or another control plane,
+    or of something else.
     """
     if path is None:
         _sweep()
         folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
     else:
         folder = path.absolute()
-        _check_state(folder, scenario)
+        _check_state(folder, scenario, real)
         folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "a") as lock:
         _lock(lock, folder, say)
-        (folder / "scenario.json").write_text(json.dumps({"scenario": scenario.name}))
+        (folder / _MARK).write_text(json.dumps({"scenario": scenario.name, "real": sorted(real)}))
         try:
             yield folder
         finally:
@@ -76,16 +109,20 @@ def state_folder(path: Path | None, scenario: Scenario, say: Callable[[str], Non
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def _check_state(folder: Path, scenario: Scenario) -> None:
+def _check_state(folder: Path, scenario: Scenario, real: Collection[str]) -> None:
     if folder.exists() and not folder.is_dir():
         raise RequestError(f"{folder} is a file. Name a folder with --state")
-    mark = folder / "scenario.json"
+    mark = folder / _MARK
     if mark.exists():
-        there = json.loads(mark.read_text())["scenario"]
-        if there != scenario.name:
+        there = json.loads(mark.read_text())
+        if there["scenario"] != scenario.name:
             raise RequestError(
-                f"{folder} is the state of scenario {there}. Name another folder for {scenario.name}, or delete it"
+                f"{folder} is the state of scenario {there['scenario']}. Name another folder for {scenario.name}, or "
+                "delete it"
             )
+        if ("control-plane" in there["real"]) != ("control-plane" in real):
+            its = "the real control plane" if "control-plane" in there["real"] else "the emulated control plane"
+            raise RequestError(f"{folder} is the state of a cluster of {its}. Name another folder, or delete it")
     elif folder.is_dir() and any(folder.iterdir()):
         raise RequestError(f"{folder} is not empty, and not the state of a run. Name a new folder with --state")
 
@@ -122,14 +159,20 @@ def session_of(folder: Path) -> dict[str, Any] | None:
 
 
 @contextmanager
-def cloud(settings: Settings, folder: Path, weights: Path | None, say: Callable[[str], None]) -> Iterator[Cloud]:
-    """The emulators of a state folder, up while the block runs; a live generation is ready again when it begins."""
+def cloud(
+    settings: Settings, folder: Path, weights: Path | None, real: Collection[str], say: Callable[[str], None]
+) -> Iterator[Cloud]:
+    """The emulators of a state folder, and the parts that are real, up while the block runs; a live generation is ready
+    again when it begins."""
+    from components.render import as_yaml, pipeline_access
     from emulators.cloud import Cloud, EmulatorFailed, wait_for
 
     endpoint, live = folder / "endpoint", folder / "live"
     served_before = live.exists() or endpoint.exists()
     endpoint.unlink(missing_ok=True)
     model = weights.absolute() if weights else _tiny_model(settings, folder)
+    access = folder / "pipeline-access.yaml"
+    access.write_text(as_yaml(pipeline_access(settings)))
     emulated = Cloud(
         folder,
         project=settings.project,
@@ -139,6 +182,10 @@ def cloud(settings: Settings, folder: Path, weights: Path | None, say: Callable[
         repositories={settings.model: model},
         gated=[settings.model] if settings.hub.token_secret else [],
         secrets={settings.hub.token_secret.split("/")[3]: "hf_demo"} if settings.hub.token_secret else {},
+        service_account=settings.pipeline_service_account,
+        real=real,
+        # As an administrator does it before the first run on GKE; the emulated API server enforces no roles.
+        objects=[access],
         expose=[
             {
                 "namespace": settings.namespace,
@@ -152,8 +199,9 @@ def cloud(settings: Settings, folder: Path, weights: Path | None, say: Callable[
     try:
         with emulated:
             _write_session(folder, emulated)
-            if served_before and not wait_for(endpoint.exists, 60):
-                say("the live generation of this state did not come back within 60 s; going on without it")
+            seconds = _COMES_BACK_SECONDS["vllm" in real]
+            if served_before and not wait_for(endpoint.exists, seconds):
+                say(f"the live generation of this state did not come back within {seconds} s; going on without it")
             try:
                 yield emulated
             finally:
@@ -278,9 +326,10 @@ def deployment(state: Path, say: Callable[[str], None]) -> Iterator[tuple[Settin
     if session := session_of(state):
         yield settings, session["environment"]
         return
+    real = real_parts(None, state)
     with (
-        state_folder(state, find(settings.scenario), say) as folder,
-        cloud(settings, folder, None, say) as emulated,
+        state_folder(state, find(settings.scenario), real, say) as folder,
+        cloud(settings, folder, None, real, say) as emulated,
     ):
         yield settings, emulated.environment
 

@@ -73,10 +73,13 @@ class ConflictError(ApiError):
 
 
 class Cluster:
-    """One cluster. Made by `connect`; tests may give any `kubernetes.client.ApiClient`."""
+    """One cluster. Made by `connect`; tests may give any `kubernetes.client.ApiClient`.
 
-    def __init__(self, api_client: Any, name: str = "the cluster"):
-        self._api, self.name = api_client, name
+    grant: the command by which an administrator gives the pipeline the rights that it lacks.
+    """
+
+    def __init__(self, api_client: Any, name: str = "the cluster", grant: str = ""):
+        self._api, self.name, self._grant = api_client, name, grant
 
     # -- one object -----------------------------------------------------------------------------------------
 
@@ -262,8 +265,14 @@ class Cluster:
         except (TypeError, ValueError):
             status = {}
         message = status.get("message") or f"{method} {path}: {error.status} {error.reason}"
-        if error.status in (401, 403):
-            return AccessError(f"{self.name}: {message}")
+        if error.status == 401:
+            return AccessError(
+                f"{self.name} does not take these credentials ({message}). See `gcloud auth application-default login`"
+            )
+        if error.status == 403:
+            # Admission and quotas refuse with 403 too; what is a missing right names the verb that is.
+            cure = f". An administrator grants it: `{self._grant}`" if self._grant and " cannot " in message else ""
+            return AccessError(f"{self.name}: {message}{cure}")
         if error.status == 409:
             return ConflictError(message, 409, status.get("reason", ""), status.get("details") or {})
         if error.status >= 500 or error.status == 429:
@@ -465,7 +474,11 @@ def connect(settings: Settings) -> Cluster:
     refresh(configuration)
     # Waiting for a lock of the pool would stall a request behind the open watches.
     configuration.connection_pool_maxsize = 16
-    return Cluster(ApiClient(configuration), f"cluster {settings.cluster} ({settings.location})")
+    return Cluster(
+        ApiClient(configuration),
+        f"cluster {settings.cluster} ({settings.location})",
+        f"gemma-pipelines render {settings.scenario} -f FILE --access | kubectl apply --server-side -f -",
+    )
 
 
 def _certificate_file(pem: bytes) -> str:

@@ -27,6 +27,7 @@ from components.settings.values import (
     RegularExpression,
     Scenario,
     SecretVersion,
+    ServiceAccount,
 )
 
 EXPLICIT = ("project", "location", "cluster", "namespace", "bucket", "model", "revision")
@@ -263,6 +264,9 @@ class Settings(Section):
     Such as [{kind: Deployment, spec: {template: {spec: {priorityClassName: high}}}}]."""
     pipeline_root: Folder = ""
     """Where runs leave their steps and reports; empty is gs://BUCKET/pipelines."""
+    pipeline_service_account: ServiceAccount | Literal[""] = ""
+    """The Google service account that runs the pipeline, to which `render --access` gives its rights in the cluster;
+    empty is gemma-pipelines@PROJECT.iam.gserviceaccount.com."""
 
     @model_validator(mode="before")
     @classmethod
@@ -327,6 +331,9 @@ class Settings(Section):
     def model_post_init(self, _context: Any) -> None:
         if not self.pipeline_root:
             object.__setattr__(self, "pipeline_root", f"gs://{self.bucket}/pipelines")
+        if not self.pipeline_service_account:
+            account = f"gemma-pipelines@{self.project}.iam.gserviceaccount.com"
+            object.__setattr__(self, "pipeline_service_account", account)
 
     def as_struct(self) -> dict[str, Any]:
         """The settings as a pipeline parameter: plain values; a struct of kfp cannot hold null, which is left out."""

@@ -117,6 +117,15 @@ Location = Annotated[str, AfterValidator(_matching(r"[a-z]+-[a-z]+\d+(-[a-z])?",
 Model = Annotated[
     str, AfterValidator(_matching(r"\w[\w.-]*/\w[\w.-]*", "a model of the hub, like google/gemma-3-4b-it", longest=200))
 ]
+ServiceAccount = Annotated[
+    str,
+    AfterValidator(
+        _matching(
+            r"[a-z0-9][-a-z0-9]*@([-a-z0-9]+\.)+gserviceaccount\.com",
+            "a Google service account, like gemma-pipelines@PROJECT.iam.gserviceaccount.com",
+        )
+    ),
+]
 Registry = Annotated[
     str,
     AfterValidator(

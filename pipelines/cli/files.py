@@ -82,10 +82,18 @@ def render(
     scenario: ScenarioArgument,
     file: RequiredSettingsFile,
     sets: Sets = None,
+    access: Annotated[
+        bool,
+        typer.Option("--access", help="Print what an administrator applies once: namespace, the pipeline's roles."),
+    ] = False,
 ) -> None:
-    """Print the manifests that deploy would apply, for `kubectl diff -f -`. Asks the hub, but no cluster."""
+    """Print the manifests that a run would apply, for `kubectl diff -f -`. Asks the hub, but no cluster."""
     settings = settings_of(scenario, file, sets, {})
-    from components.render import rendered_for
+    from components.render import as_yaml, pipeline_access, rendered_for
+
+    if access:
+        print(as_yaml(pipeline_access(settings)), end="")
+        return
     from components.resolve_model.step import release_of
 
     print(rendered_for(settings, release_of(settings, run_id="render")), end="")

@@ -20,6 +20,14 @@ def run(
     weights: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Serve this folder on the hub instead of a tiny Gemma.")
     ] = None,
+    real: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PART,…",
+            help="Real parts instead of emulated ones, built by `make real`: control-plane (admission, roles, "
+            "scheduling), gcsfuse (mount options, what a pod reads), vllm (flags, loading, answers).",
+        ),
+    ] = None,
     state: State = None,
     retry: Annotated[bool, typer.Option("--retry", help="Try a rejected release again, or go against a pin.")] = False,
     keep: Annotated[bool, typer.Option("--keep", help="Serve on after the result, until Ctrl-C.")] = False,
@@ -38,11 +46,12 @@ def run(
     settings = local.settings_for({**values, "retry": True} if retry else values, file)
     if weights and not weights.is_dir():
         raise RequestError(f"--weights {weights} is not a folder")
+    parts = local.real_parts(real, state)
     with (
         View(chosen) as view,
-        local.state_folder(state, chosen, view.say) as folder,
+        local.state_folder(state, chosen, parts, view.say) as folder,
         view.phase("starting hub, bucket, cluster"),
-        local.cloud(settings, folder, weights, view.say) as cloud,
+        local.cloud(settings, folder, weights, parts, view.say) as cloud,
     ):
         local.remember(folder, settings)
         found = local.execute(chosen, settings, folder, cloud.environment, view.show)

@@ -12,7 +12,7 @@ from tests.scenarios.command import Run, Traffic, processes_below, requests
 
 MODEL = "google/gemma-3-4b-it"
 WRITES = {"POST", "PUT", "PATCH", "DELETE"}
-PIPELINE = "pipeline@demo-project.iam.gserviceaccount.com"
+PIPELINE = "gemma-pipelines@demo-project.iam.gserviceaccount.com"
 
 
 @pytest.fixture(scope="module")

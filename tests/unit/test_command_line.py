@@ -178,8 +178,8 @@ def test_folders_of_killed_runs_are_removed_and_those_in_use_are_not(tmp_path, m
     dead.mkdir()
     (dead / "lock").touch()
     with (
-        local.state_folder(None, SCENARIOS[0], print) as first,
-        local.state_folder(None, SCENARIOS[0], print) as second,
+        local.state_folder(None, SCENARIOS[0], (), print) as first,
+        local.state_folder(None, SCENARIOS[0], (), print) as second,
     ):
         assert first != second
         assert first.exists()
