@@ -221,7 +221,9 @@ def apply(schema: Schema, live: dict[str, Any], applied: dict[str, Any], writer:
     live = {**live, "metadata": {k: v for k, v in live.get("metadata", {}).items() if k != "managedFields"}}
     merged = merge(schema, live, applied)
     if last:
-        merged = _pruned(schema, merged, managed, last.paths)
+        # What nobody may own counts here: what names the object holds on to its metadata.
+        others = [owned.paths for other, owned in managed.items() if other != manager]
+        merged = _pruned(schema, merged, named.union(*others), last.paths)
     found = compare(schema, live, merged)
     _refuse_conflicts(schema, live, managed, manager, found, writer, force)
     managed = _taken(managed, found, manager)
@@ -242,10 +244,10 @@ def _before_first_apply(schema: Schema, live: dict[str, Any], writer: Writer) ->
     return {manager: Owned(paths, writer.time, writer.api_version)}
 
 
-def _pruned(schema: Schema, merged: dict[str, Any], managed: Managed, last: FieldSet) -> dict[str, Any]:
+def _pruned(schema: Schema, merged: dict[str, Any], owned: FieldSet, last: FieldSet) -> dict[str, Any]:
     """`merged` without what the manager applied last time, if nobody (itself included) owns it now."""
     last = with_named_parents(schema, last)
-    owned = with_named_parents(schema, set().union(*(entry.paths for entry in managed.values())))
+    owned = with_named_parents(schema, owned)
     everything = with_named_parents(schema, to_set(schema, merged))
 
     def left_of(value: Any) -> FieldSet:

@@ -44,27 +44,38 @@ class Wish:
     propagation: str = ""
     uid: str | None = None
     resource_version: str | None = None
+    dry_run: bool = False
 
     @classmethod
-    def of(cls, body: dict[str, Any], query: dict[str, str]) -> Wish:
-        """From a request's body and, where it has none, its parameters. Raises ApiError."""
+    def of(cls, said: dict[str, Any]) -> Wish:
+        """From a request's body, or its parameters. Raises ApiError."""
         try:
-            grace = body.get("gracePeriodSeconds", query.get("gracePeriodSeconds"))
+            grace = said.get("gracePeriodSeconds")
             grace = None if grace is None else int(grace)
         except ValueError as error:
             raise errors.bad_request(f'strconv.ParseInt: parsing "{grace}": invalid syntax') from error
         if grace is not None and grace < 0:
             grace = 1
-        propagation = body.get("propagationPolicy") or query.get("propagationPolicy") or ""
-        if not propagation and "orphanDependents" in body:
-            propagation = "Orphan" if body["orphanDependents"] else "Background"
+        propagation = said.get("propagationPolicy") or ""
+        if "orphanDependents" in said:
+            if propagation:
+                detail = "orphanDependents and deletionPropagation cannot be both set"
+                cause = errors.invalid_value("propagationPolicy", propagation, detail)
+                raise errors.invalid("meta.k8s.io", "DeleteOptions", "", [cause])
+            propagation = "Orphan" if said["orphanDependents"] in (True, "true") else "Background"
         if propagation not in ("", "Background", "Foreground", "Orphan"):
             choices = 'supported values: "Foreground", "Background", "Orphan", "nil"'
             message = f"Unsupported value: {errors.quoted(propagation)}: {choices}"
             cause = errors.Cause("FieldValueNotSupported", message, "propagationPolicy")
             raise errors.invalid("meta.k8s.io", "DeleteOptions", "", [cause])
-        preconditions = body.get("preconditions") or {}
-        return cls(grace, propagation, preconditions.get("uid"), preconditions.get("resourceVersion"))
+        dry_run = said.get("dryRun") or []
+        dry_run = [dry_run] if isinstance(dry_run, str) else dry_run
+        if any(word != "All" for word in dry_run):
+            cause = errors.not_supported("dryRun", dry_run, ["All"])
+            raise errors.invalid("meta.k8s.io", "DeleteOptions", "", [cause])
+        preconditions = said.get("preconditions") or {}
+        uid, version = preconditions.get("uid"), preconditions.get("resourceVersion")
+        return cls(grace, propagation, uid, version, bool(dry_run))
 
 
 def check_preconditions(resource: Resource, live: Object, wish: Wish) -> None:
@@ -106,7 +117,7 @@ def marked(resource: Resource, live: Object, wish: Wish, moment: datetime) -> Ob
     item = {**live, "metadata": metadata}
     if resource.kind == "Namespace" and not resource.group:
         # A namespace goes when its controller has emptied it and taken its finalizer off.
-        metadata.pop("deletionGracePeriodSeconds")
+        metadata.pop("deletionGracePeriodSeconds", None)
         item["status"] = {**live.get("status", {}), "phase": "Terminating"}
     return item if item != live or is_finished(item) else None
 

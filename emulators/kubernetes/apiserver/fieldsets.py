@@ -117,6 +117,21 @@ def to_set(schema: Schema, value: Any, path: Path = ()) -> FieldSet:
     return {path}
 
 
+def repeated_items(schema: Schema, value: Any, path: Path = ()) -> list[str]:
+    """A complaint for every keyed list or set in which an item is there more than once."""
+    if _is_map(schema, value):
+        children = [(element, item, of) for element, (item, of) in _children(schema, value).items()]
+        return [text for element, item, of in children for text in repeated_items(of, item, (*path, element))]
+    if not _is_keyed(schema, value):
+        return []
+    elements = [item_element(schema, item) for item in value]
+    repeated = dict.fromkeys(element for element in elements if elements.count(element) > 1)
+    complaints = [f"{path_text(path)}: duplicate entries for key {path_text((element,))}" for element in repeated]
+    for element, item in zip(elements, value, strict=True):
+        complaints += repeated_items(schema.element, item, (*path, element))
+    return complaints
+
+
 @dataclass
 class Comparison:
     """Which fields differ between two values."""

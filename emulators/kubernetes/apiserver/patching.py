@@ -9,6 +9,7 @@ from typing import Any
 from emulators.kubernetes.apiserver import apply, errors, protobuf, scale
 from emulators.kubernetes.apiserver.conversion import kept, served
 from emulators.kubernetes.apiserver.errors import ApiError
+from emulators.kubernetes.apiserver.fieldsets import repeated_items
 from emulators.kubernetes.apiserver.patch import json_patch, merge_patch, strategic_merge
 from emulators.kubernetes.apiserver.reading import truth
 from emulators.kubernetes.apiserver.resources import Resource
@@ -19,13 +20,15 @@ Object = dict[str, Any]
 
 JSON, MERGE = "application/json-patch+json", "application/merge-patch+json"
 STRATEGIC, APPLY = "application/strategic-merge-patch+json", "application/apply-patch+yaml"
+BODIES = ("application/json", "application/yaml", protobuf.CONTENT_TYPE, "*/*")
+"""Content types of whole objects."""
 
 
 def parse(body: bytes, content_type: str, kind: str) -> Any:
     """An object's body (of `kind`, for messages): JSON, YAML or protobuf. Raises ApiError 400 and 415."""
     if content_type == protobuf.CONTENT_TYPE:
         return protobuf.decode(body)
-    if content_type not in ("", "application/json", "application/yaml", "*/*"):
+    if content_type not in ("", *BODIES):
         raise errors.unsupported_media_type(["application/json", "application/yaml", protobuf.CONTENT_TYPE])
     if content_type == "application/yaml":
         return _yaml(body)
@@ -103,27 +106,31 @@ def patch(
         patched = merge_patch(copied(target), changes)
     if subresource == "scale":
         return scale.change(storage, resource, live, patched, options), False
-    _keep_identity(patched, resource, name)
+    _keep_identity(patched, resource, namespace, name)
     item = _decoded(storage, resource, patched, changes, options)
     return storage.replace(resource, live, item, options, subresource, is_patch=True), False
 
 
-def _keep_identity(patched: Any, resource: Resource, name: str) -> None:
+def _keep_identity(patched: Any, resource: Resource, namespace: str, name: str) -> None:
     if not isinstance(patched, dict) or not isinstance(patched.get("metadata"), dict):
         raise errors.bad_request(f"the patched object is no {resource.kind}")
     given = patched["metadata"].get("name")
     if given != name:
         raise errors.bad_request(f"the name of the object ({given}) does not match the name on the URL ({name})")
+    if resource.namespaced and patched["metadata"].get("namespace") != namespace:
+        raise errors.bad_request(
+            "the namespace of the provided object does not match the namespace sent on the request"
+        )
 
 
 def _decoded(storage: Storage, resource: Resource, patched: Object, changes: Any, options: Options) -> Object:
-    """The patched object; an unknown field can only be the patch's, and the real server words it so."""
+    """The patched object; what cannot be decoded can only be the patch's, and the real server words it so."""
     try:
         return storage.decoded(resource, patched, options)
     except ApiError as error:
-        if error.code != 400 or "strict decoding error" not in error.message:
+        if error.code != 400 or resource.crd is not None:
             raise
-        words = "strict decoding error" + error.message.partition("strict decoding error")[2]
+        words = error.message.rpartition(f"cannot be handled as a {resource.kind}: ")[2]
         raise errors.invalid("", "", "", [errors.invalid_value("patch", _go_text(changes), words)]) from error
 
 
@@ -162,9 +169,9 @@ def _apply(
         if subresource:
             raise errors.not_found(resource.group, resource.plural, name)
         empty = {"apiVersion": resource.storage_version, "kind": resource.kind, "metadata": {}}
-        made = apply.apply(schema, empty, applied, writer, force)
+        made = decode(schema, apply.apply(schema, empty, applied, writer, force), [], check_types=resource.crd is None)
         return storage.insert(resource, copied(made), lambda new: None, options), True
-    merged = apply.apply(schema, found, applied, writer, force)
+    merged = decode(schema, apply.apply(schema, found, applied, writer, force), [], check_types=resource.crd is None)
     return storage.replace(
         resource, found, copied(merged), options, subresource, own=lambda new: None, is_patch=True
     ), False
@@ -174,17 +181,15 @@ def _typed(storage: Storage, resource: Resource, namespace: str, name: str, body
     """An applied configuration in the stored version. Raises ApiError for what does not fit the schema."""
     if not isinstance(body, dict):
         raise errors.bad_request("error decoding YAML: the patch is no object")
-    version, kind = str(body.get("apiVersion")), body.get("kind")
+    version, kind = str(body.get("apiVersion") or ""), body.get("kind") or ""
     group, _, number = version.rpartition("/")
-    if all((made.group, made.version, made.kind) != (group, number, kind) for made in storage.resources):
-        raise errors.bad_request(f"invalid object type: {version}, Kind={kind}")
+    if (group, kind) != (resource.group, resource.kind):
+        raise errors.bad_request(f"invalid object type: {group}/{number}, Kind={kind}")
     if version != resource.api_version:
         raise errors.bad_request(
             f"Incorrect version specified in apply patch. Specified patch version: {version}, expected: "
             f"{resource.api_version}"
         )
-    if kind != resource.kind:
-        raise errors.bad_request(f"the kind of the patch ({kind}) does not match the expected kind ({resource.kind})")
     metadata = dict(body.get("metadata") or {})
     if metadata.setdefault("name", name) != name:
         raise errors.bad_request(
@@ -195,15 +200,18 @@ def _typed(storage: Storage, resource: Resource, namespace: str, name: str, body
             "the namespace of the provided object does not match the namespace sent on the request"
         )
     given = (body.get("metadata") or {}).get("namespace") or ""
-    where = f"{given}/{name}; {resource.api_version}, Kind={resource.kind}"
+    where = f"{given}/{name}; {resource.group}/{resource.version}, Kind={resource.kind}"
     unknown: list[str] = []
     problems: list[str] = []
     try:
-        item: Object = decode(resource.schema, {**body, "metadata": metadata}, unknown)
+        item: Object = decode(resource.schema, {**body, "metadata": metadata}, unknown, keep_empty=True)
     except WrongType as wrong:
         item = {}
-        wanted = "numeric (int or float)" if {"integer", "number"} & set(wrong.types) else wrong.types[0]
-        problems.append(f".{wrong.path}: expected {wanted}, got {json_type(wrong.value)}")
+        wanted = {"integer": "numeric (int or float)", "number": "numeric (int or float)", "object": "map"}
+        problems.append(
+            f".{wrong.path}: expected {wanted.get(wrong.types[0], wrong.types[0])}, got {json_type(wrong.value)}"
+        )
+    problems += repeated_items(resource.schema, item)
     problems += [f".{path}: field not declared in schema" for path in unknown]
     if problems:
         raise ApiError(500, "", f"failed to create typed patch object ({where}): {problems[0]}")

@@ -126,7 +126,7 @@ def _set_condition(pod: Object, condition: Object) -> None:
 
 def evict(storage: Storage, resource: Resource, pod: Object, eviction: Object, dry_run: bool) -> Object:
     """Deletes a pod unless its disruption budget forbids (429). The answer is a Status."""
-    wish = Wish.of(eviction.get("deleteOptions") or {}, {})
+    wish = Wish.of(eviction.get("deleteOptions") or {})
     if not _is_free_to_go(pod):
         _spend_budget(storage, pod, dry_run)
     if not dry_run and pod["spec"].get("nodeName"):

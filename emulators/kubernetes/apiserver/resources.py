@@ -267,6 +267,10 @@ class Resources:
     def find(self, group: str, version: str, plural: str) -> Resource | None:
         return self._by_path.get((group, version, plural))
 
+    def is_builtin(self, group: str) -> bool:
+        """Whether the group is the server's own, and not a custom resource's."""
+        return any(made.group == group and made.crd is None for made in self)
+
     def group_versions(self) -> dict[str, list[str]]:
         """Versions of each group, the preferred one first."""
         versions: dict[str, list[str]] = {}

@@ -109,7 +109,7 @@ class Routes:
         if rest[0] == "namespaces" and len(rest) >= 3 and not (rest[2] in ("status", "finalize") and len(rest) == 3):
             namespace, rest = rest[1], rest[2:]
         if version not in self.resources.group_versions().get(group, ()):
-            raise errors.NoSuchPath
+            raise errors.no_such_path() if self.resources.is_builtin(group) else errors.NoSuchPath
         resource = self.resources.find(group, version, rest[0])
         if resource is None or len(rest) > 3 or (namespace and not resource.namespaced):
             raise errors.no_such_path()
@@ -159,6 +159,7 @@ class Routes:
         if call.method not in ("GET", "HEAD"):
             raise errors.no_such_path()
         parts = call.segments
+        self._refuse_foreign_content(call)
         if parts in (["healthz"], ["livez"], ["readyz"]):
             return Answer("ok", content_type="text/plain; charset=utf-8")
         if parts == ["version"]:
@@ -182,6 +183,16 @@ class Routes:
         if found is None:
             raise errors.NoSuchPath
         return Answer(found)
+
+    def _refuse_foreign_content(self, call: Call) -> None:
+        """Discovery judges what a request says to send, though it reads nothing. Lists of groups do not, nor does what
+        serves custom resources."""
+        parts = call.segments
+        judges = parts in (["api"], ["api", "v1"], ["version"]) or (
+            parts[:1] == ["apis"] and len(parts) == 3 and self.resources.is_builtin(parts[1])
+        )
+        if judges and call.content_type not in ("", *patching.BODIES):
+            raise errors.ApiError(415, "UnsupportedMediaType", "415: Unsupported Media Type", {})
 
     def _openapi(self, call: Call) -> Answer:
         path = "/".join(call.segments)
@@ -219,8 +230,19 @@ class Routes:
             supported = ["", "Ignore", "Warn", "Strict"]
             cause = errors.not_supported("fieldValidation", validation, supported)
             raise errors.invalid("meta.k8s.io", kind, "", [cause])
+        self._judge_manager(query.get("fieldManager", ""), kind)
         manager = query.get("fieldManager") or call.headers.get("User-Agent", "").split("/")[0] or "unknown"
         return Options(manager[:128], bool(dry_run), validation, call.warnings)
+
+    @staticmethod
+    def _judge_manager(manager: str, kind: str) -> None:
+        causes = [errors.too_long("fieldManager", 128)] if len(manager.encode()) > 128 else []
+        for index, letter in enumerate(manager):
+            if not letter.isprintable():
+                detail = f"invalid character U+{ord(letter):04X} (at position {index})"
+                causes.append(errors.invalid_value("fieldManager", manager, detail))
+        if causes:
+            raise errors.invalid("meta.k8s.io", kind, "", causes)
 
     def _shown(self, call: Call, target: Target, item: Object, status: int = 200) -> Answer:
         form = Form(target.resource, call.accept, dict(call.query))
@@ -283,14 +305,12 @@ class Routes:
         return self._shown(call, target, made, 201 if is_new else 200)
 
     def _delete(self, call: Call, target: Target) -> Answer:
-        options = self._options(call, "DeleteOptions")
-        resource, body = target.resource, call.parsed("DeleteOptions") if call.body else {}
-        wish = Wish.of(body, dict(call.query))
+        wish = self._wish(call)
+        resource = target.resource
         live = self.storage.live(resource, target.namespace, target.name)
         if (resource.group, resource.kind) == ("batch", "Job") and not wish.propagation:
             call.warnings.append(ORPHANED_JOBS)
-        dry_run = options.dry_run or body.get("dryRun") == ["All"]
-        item, gone = self.storage.delete(resource, live, wish, dry_run)
+        item, gone = self.storage.delete(resource, live, wish, wish.dry_run)
         if not gone or resource.kind in RETURNED:
             return self._shown(call, target, item)
         details = {
@@ -303,14 +323,17 @@ class Routes:
         success = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details}
         return Answer(success)
 
+    @staticmethod
+    def _wish(call: Call) -> Wish:
+        """What a DELETE asks for: its body says everything, and only without one do the parameters count."""
+        return Wish.of(call.parsed("DeleteOptions") if call.body else dict(call.query))
+
     def _delete_collection(self, call: Call, target: Target) -> Answer:
-        options = self._options(call, "DeleteOptions")
-        resource, body = target.resource, call.parsed("DeleteOptions") if call.body else {}
-        wish = Wish.of(body, dict(call.query))
+        wish = self._wish(call)
+        resource = target.resource
         matches = selection(resource, dict(call.query))
         found = [item for item in self.storage.store.list(resource.storage_key, target.namespace) if matches(item)]
-        dry_run = options.dry_run or body.get("dryRun") == ["All"]
-        gone = [self.storage.delete(resource, item, wish, dry_run)[0] for item in found]
+        gone = [self.storage.delete(resource, item, wish, wish.dry_run)[0] for item in found]
         metadata = {"resourceVersion": str(self.storage.store.revision)}
         return Answer(Form(resource, "", {}).many(gone, metadata))
 

@@ -180,10 +180,18 @@ def _go_type(schema: Schema) -> str:
 
 
 class Undecodable(Exception):
-    """A text that is not what its Go type reads: a quantity, base64."""
+    """A text that is not what its Go type reads: a quantity, base64, a time."""
 
     def as_bad_request(self, kind: str, version: str) -> ApiError:
         return bad_request(f'{kind} in version "{version}" cannot be handled as a {kind}: {self}')
+
+
+_SECONDS = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d"
+_TIMES = {
+    # Reads fractions that its layout does not have; a MicroTime reads exactly six digits of them.
+    "Time": ("2006-01-02T15:04:05Z07:00", _SECONDS + r"(\.\d+)?(Z|[+-]\d\d:\d\d)"),
+    "MicroTime": ("2006-01-02T15:04:05.000000Z07:00", _SECONDS + r"\.\d{6}(Z|[+-]\d\d:\d\d)"),
+}
 
 
 def _check_text(schema: Schema, value: Any) -> None:
@@ -193,13 +201,24 @@ def _check_text(schema: Schema, value: Any) -> None:
         bad = re.search(r"[^A-Za-z0-9+/=\r\n]", value)
         if bad or len(re.sub(r"\s", "", value)) % 4:
             raise Undecodable(f"illegal base64 data at input byte {bad.start() if bad else len(value)}")
+    if schema.name in _TIMES and isinstance(value, str):
+        layout, pattern = _TIMES[schema.name]
+        if not re.fullmatch(pattern, value):
+            raise Undecodable(f'parsing time "{value}" as "{layout}": cannot parse "{value}"')
 
 
 def decode(
-    schema: Schema, value: Any, unknown: list[str], path: str = "", owner: str = "", *, check_types: bool = True
+    schema: Schema,
+    value: Any,
+    unknown: list[str],
+    path: str = "",
+    owner: str = "",
+    *,
+    check_types: bool = True,
+    keep_empty: bool = False,
 ) -> Any:
     """`value` without the fields that the schema does not have, whose paths go to `unknown`; built-in kinds also
-    without nulls and without what Go leaves out.
+    without nulls and without what Go leaves out, unless `keep_empty` (what is applied is owned, empty or not).
 
     Raises WrongType and Undecodable for a value that Go could not decode into the field. Without `check_types` only
     the built-in parts of a custom resource are checked so: the rest is its own schema's to judge.
@@ -209,7 +228,15 @@ def decode(
     _check_text(schema, value)
     if isinstance(value, list) and schema.kind == "list":
         return [
-            decode(schema.element, item, unknown, f"{path}[{index}]", owner, check_types=check_types)
+            decode(
+                schema.element,
+                item,
+                unknown,
+                f"{path}[{index}]",
+                owner,
+                check_types=check_types,
+                keep_empty=keep_empty,
+            )
             for index, item in enumerate(value)
         ]
     if not isinstance(value, dict) or schema.kind != "map":
@@ -221,24 +248,45 @@ def decode(
         of = schema.of(name)
         if name not in schema.fields and not open_ended:
             unknown.append(field)
+        elif keep_empty and item is None:
+            decoded[name] = None
         elif item is None and (schema.name or owner):
             # A null value of an open map decodes to the element's zero value: "" for labels and their like.
             if name not in schema.fields:
                 decoded[name] = "" if "string" in of.types else None
         elif not (
             (item is None and not of.raw.get("nullable") and ("default" in of.raw or of.name))
-            or (item in ([], {}) and schema.name and _is_left_out(schema, name))
+            or (not keep_empty and item in ([], {}, "") and schema.name and _is_left_out(schema, name, item))
         ):
-            decoded[name] = decode(of, item, unknown, field, schema.name or owner, check_types=check_types)
+            decoded[name] = decode(
+                of, item, unknown, field, schema.name or owner, check_types=check_types, keep_empty=keep_empty
+            )
     return decoded
 
 
-def _is_left_out(schema: Schema, name: str) -> bool:
-    """Whether Go leaves an empty value of the field out when it encodes (`omitempty`): lists and maps, not structs."""
+_POINTERS = {
+    "CSIPersistentVolumeSource": {"fsType"},
+    "CustomResourceColumnDefinition": {"format"},
+    "EndpointPort": {"appProtocol", "name", "protocol"},
+    "LeaseSpec": {"holderIdentity", "preferredHolder", "strategy"},
+    "PersistentVolumeClaimSpec": {"storageClassName", "volumeAttributesClassName", "volumeMode"},
+    "PersistentVolumeSpec": {"volumeAttributesClassName", "volumeMode"},
+    "ServicePort": {"appProtocol"},
+    "TypedLocalObjectReference": {"apiGroup"},
+    "TypedObjectReference": {"apiGroup", "namespace"},
+}
+"""Optional texts that are pointers in Go, where empty is not the same as absent: those of the kinds in use."""
+
+
+def _is_left_out(schema: Schema, name: str, value: Any) -> bool:
+    """Whether Go leaves an empty value of the field out when it encodes (`omitempty`): lists, maps and texts, not
+    structs."""
     field = schema.of(name)
-    return name not in schema.raw.get("required", []) and (
-        field.kind == "list" or (field.kind == "map" and not field.fields)
-    )
+    if name in schema.raw.get("required", []):
+        return False
+    if value == "":
+        return "string" in field.types and name in schema.fields and name not in _POINTERS.get(schema.name, ())
+    return field.kind == "list" or (field.kind == "map" and not field.fields)
 
 
 def fill_required(schema: Schema, value: Any) -> Any:

@@ -195,7 +195,10 @@ class Storage:
     ) -> tuple[Object, bool]:
         """Replaces an object, or its status; the result and whether it was created. Raises ApiError."""
         item = self.decoded(resource, body, options)
-        given = item["metadata"].setdefault("name", name)
+        given = item["metadata"].get("name")
+        if not given:
+            text = f"the name of the object ({name} based on URL) was undeterminable: name must be provided"
+            raise errors.bad_request(text)
         if given != name:
             raise errors.bad_request(f"the name of the object ({given}) does not match the name on the URL ({name})")
         self._place(resource, namespace, item)
@@ -277,7 +280,10 @@ class Storage:
                 f"StorageError: invalid object, Code: 4, Key: {key}, ResourceVersion: 0, AdditionalErrorMsg: "
                 f"Precondition failed: UID in precondition: {metadata['uid']}, UID in object meta: {before['uid']}",
             )
-        if metadata.get("resourceVersion") not in (None, "", "0", before["resourceVersion"]):
+        version = metadata.get("resourceVersion") or "0"
+        if not version.isdigit():
+            raise ApiError(500, "", f'strconv.ParseUint: parsing "{version}": invalid syntax')
+        if version not in ("0", before["resourceVersion"]):
             raise errors.conflict(resource.group, resource.plural, name, errors.MODIFIED)
 
     def _isolated(self, resource: Resource, live: Object, item: Object, subresource: str) -> Object:
