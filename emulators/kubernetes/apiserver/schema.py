@@ -241,7 +241,7 @@ def decode(
         ]
     if not isinstance(value, dict) or schema.kind != "map":
         return value
-    decoded = {}
+    decoded: dict[str, Any] = {}
     open_ended = "additionalProperties" in schema.raw or schema.keeps_unknown
     for name, item in value.items():
         field = f"{path}.{name}" if path else name
