@@ -7,7 +7,6 @@ library retries what is transient for two minutes; what is left becomes one of o
 from __future__ import annotations
 
 import functools
-import io
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -108,8 +107,13 @@ def read_json_with_generation(uri: str) -> tuple[Any | None, int]:
 
 def read_text(uri: str) -> str | None:
     """The object's text; None when there is no such object."""
-    data, _ = _read(uri)
+    data = read_bytes(uri)
     return None if data is None else data.decode()
+
+
+def read_bytes(uri: str) -> bytes | None:
+    """A small object's bytes; None when there is no such object."""
+    return _read(uri)[0]
 
 
 def _read(uri: str) -> tuple[bytes | None, int]:
@@ -189,26 +193,35 @@ def open_upload(uri: str, size: int, *, content_type: str, metadata: dict[str, s
 
 def read_through(uri: str, generation: int, sink: Callable[[bytes], object]) -> None:
     """Gives an object's bytes to `sink`, a piece at a time. Raises PreconditionError when it is another by now."""
-
-    class File(io.RawIOBase):
-        def writable(self) -> bool:
-            return True
-
-        def write(self, piece: Any) -> int:
-            sink(bytes(piece))
-            return len(piece)
-
     from google.api_core.exceptions import NotFound
 
+    pieces = _Pieces(sink)
     with _errors(uri):
         try:
-            _blob(uri).download_to_file(
-                io.BufferedWriter(File(), 1 << 20), if_generation_match=generation, raw_download=True, checksum=None
-            )
+            _blob(uri).download_to_file(pieces, if_generation_match=generation, raw_download=True, checksum=None)
         except NotFound as error:
             if _bucket_is_missing(error):
                 raise
             raise PreconditionError(f"{uri} was deleted since it was listed") from error
+    pieces.flush()
+
+
+class _Pieces:
+    """A file that gathers what the library writes, 8 KiB at a time, to mebibytes."""
+
+    def __init__(self, sink: Callable[[bytes], object]):
+        self._sink, self._held = sink, bytearray()
+
+    def write(self, piece: bytes) -> int:
+        self._held += piece
+        if len(self._held) >= 1 << 20:
+            self.flush()
+        return len(piece)
+
+    def flush(self) -> None:
+        held, self._held = bytes(self._held), bytearray()
+        if held:
+            self._sink(held)
 
 
 # -- the bucket's IAM policy --------------------------------------------------------------------------------

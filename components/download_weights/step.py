@@ -11,7 +11,7 @@ from components.clients.storage import PreconditionError
 from components.download_weights import inspection, progress
 from components.download_weights.sessions import Sessions
 from components.download_weights.transfer import Limits, Transfer
-from components.errors import InconclusiveError, ReleaseError, RequestError
+from components.errors import InconclusiveError, ReleaseError
 from components.log import Say
 from components.manifest import Manifest, Repository
 from components.outcome import recorded
@@ -111,16 +111,3 @@ def name_weights(settings: Settings, weights_key: str) -> bool:
             continue  # Another run of this deployment wrote meanwhile: look again.
         return True
     raise InconclusiveError(f"{uri} kept changing while {weights_key} was being added. Run again")
-
-
-def verify(weights_uri: str) -> list[str]:
-    """Compares what lies at `gs://BUCKET/models/ORG/NAME/KEY` with its manifest. Returns what differs, a line each.
-
-    GCS keeps a crc32c of every object, so nothing is read. Raises RequestError when there is no manifest.
-    """
-    weights_uri = weights_uri.rstrip("/").removesuffix(f"/{manifest.NAME}")
-    known, _ = manifest.read(weights_uri)
-    if known is None:
-        raise RequestError(f"no complete weights at {weights_uri}: there is no {manifest.NAME}")
-    there = manifest.listing(weights_uri)
-    return manifest.differences(known, there) + manifest.strays(known, there)

@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from pipelines.cli import files, operate, run
+from pipelines.cli import files, operate, run, weights
 
 app = typer.Typer(
     name="gemma-pipelines",
@@ -29,6 +29,7 @@ app.command()(files.render)
 app.command()(operate.promote)
 app.command()(operate.rollback)
 app.command()(operate.report)
+app.command("verify-weights")(weights.verify_weights)
 
 
 def main() -> None:

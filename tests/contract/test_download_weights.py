@@ -11,7 +11,7 @@ import pytest
 
 from components import manifest, names
 from components.clients import storage
-from components.download_weights.step import verify
+from components.download_weights.verification import verify
 from components.errors import AccessError, InconclusiveError, ReleaseError, RequestError
 from tests.contract.transfer_site import (
     GATED,
@@ -58,7 +58,7 @@ def assert_whole(weights_uri: str, folder: Path, shards: set[str] = SHARDS) -> N
             by_path[path].crc32c,
             by_path[path].generation,
         )
-    assert verify(weights_uri) == []
+    assert verify(weights_uri).differences == []
 
 
 def test_what_is_served_arrives_whole_and_the_rest_stays_behind(site: Site, model: str, folder: Path):
@@ -149,7 +149,7 @@ def test_damage_is_named_and_repaired(site: Site, model: str, folder: Path):
     storage.write_bytes(shard, bytes(size), content_type="application/octet-stream", metadata=metadata)
     storage.delete(f"{release.weights_uri}/config.json")
     storage.write_bytes(f"{release.weights_uri}/consolidated.safetensors", b"stray", content_type="text/plain")
-    found = verify(release.weights_uri + "/")
+    found = verify(release.weights_uri + "/").differences
     assert len(found) == 3
     assert "config.json is missing" in found
     assert any("model-00001-of-00002.safetensors has other content" in line for line in found)
