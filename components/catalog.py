@@ -72,6 +72,13 @@ def architectures(model: str) -> list[str]:
     return list(_model(model)["architectures"])
 
 
+def speculative_tokens(model: str) -> int | None:
+    """How many tokens the model's assistant drafts at a time; None where nobody has said. Raises RequestError for a
+    model that is not in the catalog."""
+    drafted: int | None = _model(model).get("speculative_tokens")
+    return drafted
+
+
 def engine_image() -> str:
     """The pinned image of the engine."""
     return _catalog()["engine"]["image"]

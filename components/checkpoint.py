@@ -14,7 +14,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from components.clients.hub import Snapshot
+from components import adapter
+from components.clients.source import Source
 from components.clients.wire import Wire
 from components.errors import ReleaseError, RequestError
 from components.identity import ServedFile
@@ -31,8 +32,13 @@ _SERVED = re.compile(
     r"[^/_][^/]*\.(json|jinja)|tokenizer[^/]*\.model|[^/]*\.tiktoken|spiece\.model|(vocab|merges|added_tokens)\.txt"
 )
 _LICENCE = re.compile(r"(LICEN[CS]E|NOTICE|USE_POLICY|PROHIBITED_USE)[^/]*", re.IGNORECASE)
-_NUMBERED = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_NUMBERED = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.safetensors|\.bin)")
+# What vLLM takes for weights when there are no safetensors, in this order, and what a trainer leaves beside them
+# (vllm/model_executor/model_loader/default_loader.py and weight_utils.py).
+_PICKLES = (".bin", ".pt")
+_TRAINERS = {"training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.pt", "scaler.pt"}
+# With one of these anywhere below the model's folder vLLM takes the checkpoint for one in Mistral's format.
+_CONSOLIDATED = re.compile(r"(.*/)?consolidated[^/]*\.safetensors")
 
 _BITS = {
     "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,
@@ -62,44 +68,95 @@ class Chosen:
     def shards(self) -> list[ServedFile]:
         return [file for file in self.served if file.path.endswith(".safetensors")]
 
+    @property
+    def pickles(self) -> list[ServedFile]:
+        return [file for file in self.served if is_pickle(file.path)]
 
-def select(snapshot: Snapshot) -> Chosen:
-    """The files of a model at a commit that go into the bucket, by the hub's listing. Raises as `choose`."""
-    files = snapshot.files()
+
+def is_pickle(path: str) -> bool:
+    return path.endswith(_PICKLES)
+
+
+def select(source: Source, *, is_adapter: bool = False, pickles: bool = False) -> Chosen:
+    """The files at a commit that go into the bucket, by the listing of their source. Raises as `choose` and
+    `choose_adapter`."""
+    files = source.files()
+    if is_adapter:
+        return choose_adapter(source.name, files, pickles=pickles)
     wire = Wire()
     try:
-        index = next((snapshot.content(wire, file) for file in files if file.path == INDEX), None)
+        index = next((source.content(wire, file) for file in files if file.path == INDEX), None)
     finally:
         wire.close()
-    return choose(snapshot.model, files, index)
+    return choose(source.name, files, index, pickles=pickles)
 
 
-def choose(model: str, files: Iterable[ServedFile], index: bytes | None) -> Chosen:
-    """Picks what is served: with an index the shards that it names, without one every safetensors at the top.
+def choose(model: str, files: Iterable[ServedFile], index: bytes | None, *, pickles: bool = False) -> Chosen:
+    """Picks what is served: with an index the shards that it names, without one every safetensors at the top, and only
+    where there is none, and `pickles` allows it, what vLLM would load instead.
 
-    Raises RequestError for a repository that holds no safetensors or no config.json. A broken index is for
-    `check_shards` to judge.
+    Raises RequestError for a repository that holds no weights or no config.json. A broken index is for `check_shards`
+    to judge.
     """
     files = sorted(files, key=lambda file: file.path)
-    paths = {file.path for file in files}
-    if CONFIG not in paths:
-        raise RequestError(f"{model} has no {CONFIG}: it is not a model that transformers or vLLM could load")
+    if not any(file.path == CONFIG for file in files):
+        raise RequestError(
+            f"{model} has no {CONFIG}: it is not a model that transformers or vLLM could load. {_look(model)}"
+        )
     named = set(_weight_map(index).values())
     shards = [
         file
         for file in files
-        if file.path.endswith(".safetensors") and (file.path in named if named else "/" not in file.path)
+        if file.path.endswith(".safetensors")
+        and (file.path in named if named else "/" not in file.path and not _CONSOLIDATED.fullmatch(file.path))
     ]
     if not shards and not named:
-        pickles = sorted(path for path in paths if path.endswith(_PICKLES))
-        why = f"only pickles ({', '.join(pickles[:3])}), which can run code when they are loaded" if pickles else "none"
-        raise RequestError(f"{model} has no safetensors: {why}. Convert it, or take a repository that has them")
+        loaded = [file for file in files if "/" not in file.path and file.path not in _TRAINERS]
+        kinds = [[file for file in loaded if file.path.endswith(kind)] for kind in _PICKLES]
+        shards = _pickled(model, next(filter(None, kinds), []), pickles)
     others = [
         file
         for file in files
         if _SERVED.fullmatch(file.path) and (not file.path.endswith(".safetensors.index.json") or file.path == INDEX)
     ]
-    return Chosen([*others, *shards], [file for file in files if _LICENCE.fullmatch(file.path)], index)
+    return Chosen([*others, *shards], _licences(files), index)
+
+
+def choose_adapter(model: str, files: Iterable[ServedFile], *, pickles: bool = False) -> Chosen:
+    """Picks what vLLM reads of a LoRA adapter: its configuration and its tensors. Raises RequestError for what is no
+    adapter."""
+    there = {file.path: file for file in files}
+    if adapter.CONFIG not in there:
+        what = "a model of its own, for `model` or `assistant`" if CONFIG in there else "no adapter"
+        raise RequestError(f"{model} has no {adapter.CONFIG}: it is {what}. {_look(model)}")
+    weights = [there[adapter.WEIGHTS]] if adapter.WEIGHTS in there else []
+    if not weights:
+        weights = _pickled(model, [there[path] for path in adapter.PICKLES if path in there][:1], pickles)
+    return Chosen([there[adapter.CONFIG], *weights], _licences(there.values()))
+
+
+def _licences(files: Iterable[ServedFile]) -> list[ServedFile]:
+    return [file for file in files if _LICENCE.fullmatch(file.path)]
+
+
+def _pickled(model: str, found: list[ServedFile], allowed: bool) -> list[ServedFile]:
+    """The pickles of a repository without safetensors. Raises RequestError when there are none, or none are allowed."""
+    if found and allowed:
+        return found
+    if not found:
+        raise RequestError(f"{model} has no safetensors: no weights that vLLM could load. {_look(model)}")
+    raise RequestError(
+        f"{model} has no safetensors: only pickles ({', '.join(file.path for file in found[:3])}). A pickle is a "
+        "program, and may do anything when it is loaded. Take a repository that has safetensors, or convert it; for "
+        "one whose makers you trust like your own code set hub.allow_pickles: true"
+    )
+
+
+def _look(model: str) -> str:
+    """The next command of somebody who has named the wrong repository or folder."""
+    if model.startswith("gs://"):
+        return f"`gcloud storage ls {model}/` shows what is there"
+    return f"Its files are on the hub's page of {model}"
 
 
 def _weight_map(index: bytes | None) -> dict[str, str]:
@@ -157,7 +214,7 @@ def tensors(file: ServedFile, header: bytes) -> set[str]:
 
 
 def check_shards(chosen: Chosen, held: dict[str, set[str]]) -> None:
-    """Checks that the shards are one whole model. `held`: each shard's tensors.
+    """Checks that the shards are one whole model. `held`: each shard's tensors; of a pickle nobody knows them.
 
     Raises ReleaseError naming what is missing: a shard that the index (or, without one, the numbering) counts on, or a
     tensor that its shard does not hold.
@@ -166,7 +223,7 @@ def check_shards(chosen: Chosen, held: dict[str, set[str]]) -> None:
     if chosen.index is not None and not weight_map:
         parse_json(INDEX, chosen.index)
         raise ReleaseError(f"{INDEX} has no weight_map")
-    wanted = set(weight_map.values()) or _numbered(file.path for file in chosen.shards)
+    wanted = set(weight_map.values()) or _numbered(file.path for file in chosen.served)
     if absent := sorted(wanted - held.keys()):
         source = INDEX if weight_map else "the numbering of the shards"
         raise ReleaseError(f"{', '.join(absent)} missing: {source} counts on it")
@@ -181,6 +238,6 @@ def _numbered(paths: Iterable[str]) -> set[str]:
     wanted: set[str] = set()
     for path in paths:
         if match := _NUMBERED.fullmatch(path):
-            stem, _, count = match.groups()
-            wanted.update(f"{stem}-{number:05}-of-{count}.safetensors" for number in range(1, int(count) + 1))
+            stem, _, count, kind = match.groups()
+            wanted.update(f"{stem}-{number:05}-of-{count}{kind}" for number in range(1, int(count) + 1))
     return wanted

@@ -1,4 +1,4 @@
-"""Digests of content while it passes: what the hub lists a file by, and what GCS stores it by."""
+"""Digests of content while it passes: what its source lists a file by, and what GCS stores it by."""
 
 from __future__ import annotations
 
@@ -11,10 +11,7 @@ from components.identity import ServedFile
 
 
 class Digest:
-    """All digests of a file, made in one pass over its bytes.
-
-    The hub lists a file in LFS by its sha256, a small one by git's blob id: sha1 over "blob <size>\\0" and the content.
-    """
+    """All digests of a file, made in one pass over its bytes: sha256, crc32c, and what its source lists it by."""
 
     def __init__(self, file: ServedFile):
         self._file = file
@@ -22,14 +19,19 @@ class Digest:
         """Bytes seen so far."""
         self._sha256 = hashlib.sha256()
         self._crc32c = 0
-        # Not for security: it is how git names content.
-        self._git = None if file.sha256 else hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
+        self._kind = file.digest.partition(":")[0]
+        # Neither is for security: they are how git and GCS name content.
+        self._other = (
+            hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
+            if self._kind == "git"
+            else hashlib.md5(usedforsecurity=False)
+        )
 
     def update(self, piece: bytes) -> None:
         self._sha256.update(piece)
         self._crc32c = google_crc32c.extend(self._crc32c, piece)
-        if self._git:
-            self._git.update(piece)
+        if self._kind in ("git", "md5"):
+            self._other.update(piece)
         self.size += len(piece)
 
     @property
@@ -42,9 +44,18 @@ class Digest:
         return base64.b64encode(self._crc32c.to_bytes(4, "big")).decode()
 
     def is_right(self) -> bool:
-        """Whether what passed is the whole content that the hub lists."""
-        named = self._git.hexdigest() == self._file.blob_id if self._git else self.sha256 == self._file.sha256
-        return named and self.size == self._file.size
+        """Whether what passed is the whole content that the source lists."""
+        return self.size == self._file.size and self._named() == self._file.digest
+
+    def _named(self) -> str:
+        match self._kind:
+            case "sha256":
+                return f"sha256:{self.sha256}"
+            case "git":
+                return f"git:{self._other.hexdigest()}"
+            case "md5":
+                return f"md5:{base64.b64encode(self._other.digest()).decode()}"
+        return f"crc32c:{self.crc32c}:{self.size}"
 
 
 def of(file: ServedFile, content: bytes) -> Digest:

@@ -1,9 +1,9 @@
 """`_MANIFEST.json`: what a set of weights in the bucket consists of. Written last, so where it is, everything is.
 
-`{"weights_key", "repositories": [{"role", "model", "commit"}], "files": [{"path", "size", "sha256", "crc32c",
-"generation"}]}`: sizes in bytes, sha256 in hex, crc32c in base64 and generation as GCS gives them. It is never changed:
-the key names the content. `commit` is the one that was current when the weights were moved; later commits that change
-no served file have the same key, and the same manifest.
+`{"weights_key", "repositories": [{"role", "model", "commit", "source"?}], "files": [{"path", "size", "sha256",
+"crc32c", "generation"}]}`: sizes in bytes, sha256 in hex, crc32c in base64 and generation as GCS gives them. It is
+never changed: the key names the content. `commit` is the one that was current when the weights were moved; later
+commits that change no served file have the same key, and the same manifest.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ class Repository(BaseModel):
     role: str = "base"
     model: str
     commit: str
+    source: str | None = None
+    """The gs:// folder that the files came from, if not the hub."""
 
 
 class File(BaseModel):
@@ -70,7 +72,7 @@ def read(weights_uri: str) -> tuple[Manifest | None, int]:
 def write(weights_uri: str, manifest: Manifest) -> None:
     """Writes the manifest if there is none. Raises storage.PreconditionError when there is."""
     manifest.files.sort(key=lambda file: file.path)
-    storage.write_json(uri(weights_uri), manifest.model_dump(), if_generation_match=0)
+    storage.write_json(uri(weights_uri), manifest.model_dump(exclude_none=True), if_generation_match=0)
 
 
 def listing(weights_uri: str) -> dict[str, StoredObject]:

@@ -15,7 +15,11 @@ class Release(BaseModel):
     model: str
     """Hub name, `org/name`."""
     commit: str
-    """The hub's commit, 40 hex digits."""
+    """The hub's commit, or the digest of a folder's listing: 40 hex digits."""
+    commits: dict[str, str] = {}
+    """The commits of what is served beside the model, by role: `assistant`, or an adapter's name."""
+    max_lora_rank: int = 0
+    """The engine's `--max-lora-rank`; 0 without adapters."""
     weights_key: str
     weights_uri: str
     """`gs://BUCKET/models/ORG/NAME/KEY`, no trailing slash."""

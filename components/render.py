@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from components import catalog, image, names, patches
+from components import catalog, image, names, patches, repositories
 from components.errors import RequestError
 from components.release import Release
 from components.settings import Settings, in_seconds
@@ -36,6 +36,11 @@ _SHARED = ("network-policy", "pod-monitoring")
 _ACCESS = ("namespace", "service-account")
 _PIPELINE_ACCESS = ("namespace", "role", "role-binding", "cluster-role", "cluster-role-binding")
 _STABLE = "stable-service"
+
+MODEL_PATH = "/model"
+"""Where a pod finds its weights, in every generation: the path is part of the compile cache's key."""
+_ADAPTERS_AT_ONCE = 8
+"""Adapters that one batch may mix: each takes its own part of a card's memory."""
 
 STOP_DELAY_SECONDS = 10
 """How long a pod that goes still serves: load balancers need that long to hear of it."""
@@ -58,7 +63,7 @@ def render(settings: Settings, release: Release) -> Rendered:
 
     Raises RequestError for a patch that matches no object or takes away what the project finds its objects by.
     """
-    values = _values(settings, release.generation, release.weights_uri)
+    values = _values(settings, release.generation, release)
     shared = [_object(settings, file, values) for file in _SHARED]
     own = [
         _object(settings, file.format(profile=settings.volume.profile), values, release.generation)
@@ -114,7 +119,7 @@ def stable_service(settings: Settings, generation: str) -> Object:
 def sizing(settings: Settings) -> catalog.Sizing:
     """What the catalog says about the settings' model on their accelerator."""
     return catalog.entry(
-        settings.engine.sizing_like or settings.model,
+        settings.sized_like,
         settings.accelerator.type,
         settings.accelerator.count,
         settings.engine.quantization,
@@ -133,8 +138,11 @@ def component_image(settings: Settings) -> str:
     return mirrored(settings, settings.images.components or image.DEFAULT)
 
 
-def engine_flags(settings: Settings) -> list[str]:
-    """The flags of `vllm serve` that make the server what it is; where it listens is not among them."""
+def engine_flags(settings: Settings, max_lora_rank: int = 0) -> list[str]:
+    """The flags of `vllm serve` that make the server what it is; where it listens is not among them.
+
+    `max_lora_rank` is the release's: only the adapters themselves tell it.
+    """
     size = sizing(settings)
     flags = [
         *("--served-model-name", settings.model),
@@ -145,6 +153,7 @@ def engine_flags(settings: Settings) -> list[str]:
         flags += ["--tensor-parallel-size", str(size.count)]
     if settings.engine.quantization:
         flags += ["--quantization", settings.engine.quantization]
+    flags += _adapter_flags(settings, max_lora_rank) + _assistant_flags(settings)
     return [
         *flags,
         # Reads the shards in parallel and ahead, which is what a network file system wants.
@@ -152,6 +161,28 @@ def engine_flags(settings: Settings) -> list[str]:
         *("--shutdown-timeout", str(math.ceil(in_seconds(settings.serving.request_timeout)))),
         *settings.engine.extra_args,
     ]
+
+
+def _adapter_flags(settings: Settings, max_lora_rank: int) -> list[str]:
+    adapters = sorted(settings.adapters)
+    if not adapters:
+        return []
+    at_once = min(len(adapters), _ADAPTERS_AT_ONCE)
+    return [
+        *("--enable-lora", "--max-lora-rank", str(max_lora_rank)),
+        # vLLM's own is one: requests to another adapter would wait until all of the first's are done.
+        *("--max-loras", str(at_once)),
+        *(("--max-cpu-loras", str(len(adapters))) if len(adapters) > at_once else ()),
+        *("--lora-modules", *(f"{name}={MODEL_PATH}/{repositories.ADAPTERS_FOLDER}/{name}" for name in adapters)),
+    ]
+
+
+def _assistant_flags(settings: Settings) -> list[str]:
+    if not settings.assistant:
+        return []
+    drafted = settings.assistant.num_speculative_tokens or catalog.speculative_tokens(settings.sized_like)
+    draft = {"model": f"{MODEL_PATH}/{repositories.ASSISTANT}", "num_speculative_tokens": drafted}
+    return ["--speculative-config", json.dumps(draft, separators=(",", ":"))]
 
 
 def accelerator(settings: Settings) -> dict[str, Any]:
@@ -185,8 +216,9 @@ def mirrored(settings: Settings, image: str) -> str:
 # -- filling in ---------------------------------------------------------------------------------------------
 
 
-def _values(settings: Settings, generation: str = "", weights_uri: str = "") -> dict[str, Any]:
-    """What the placeholders stand for. Those of a generation are there only with a generation."""
+def _values(settings: Settings, generation: str = "", release: Release | None = None) -> dict[str, Any]:
+    """What the placeholders stand for. Those of a generation are there only with a generation, and those of its pods
+    only with its release."""
     values: dict[str, Any] = {
         "name": settings.name,
         "namespace": settings.namespace,
@@ -200,10 +232,11 @@ def _values(settings: Settings, generation: str = "", weights_uri: str = "") -> 
     }
     if generation:
         values |= {"generation": generation, "server": names.server(generation)}
-    if weights_uri:
+    if release:
+        weights_uri = release.weights_uri
         if not weights_uri.startswith(f"gs://{settings.bucket}/"):
             raise RequestError(f"the weights are in {weights_uri}, the volume mounts bucket {settings.bucket}")
-        values |= _pod_values(settings) | {
+        values |= _pod_values(settings, release) | {
             "bucket": settings.bucket,
             "prefix": weights_uri.removeprefix(f"gs://{settings.bucket}/").rstrip("/"),
             "volume": names.volume(settings, generation),
@@ -213,7 +246,7 @@ def _values(settings: Settings, generation: str = "", weights_uri: str = "") -> 
     return values
 
 
-def _pod_values(settings: Settings) -> dict[str, Any]:
+def _pod_values(settings: Settings, release: Release) -> dict[str, Any]:
     machine, serving = accelerator(settings), settings.serving
     ready_seconds = in_seconds(serving.ready_timeout)
     tolerations = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
@@ -226,7 +259,7 @@ def _pod_values(settings: Settings) -> dict[str, Any]:
     return {
         "replicas": serving.replicas,
         "image": engine_image(settings),
-        "engine_flags": engine_flags(settings),
+        "engine_flags": engine_flags(settings, release.max_lora_rank),
         "port_text": str(names.PORT),
         "api_key": [{"name": "VLLM_API_KEY", "valueFrom": {"secretKeyRef": secret}}]
         if settings.engine.api_key_secret

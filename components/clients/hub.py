@@ -7,7 +7,7 @@ again inside.
 
 from __future__ import annotations
 
-import http.client
+import functools
 import os
 import re
 from collections.abc import Callable
@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-from components import digest
-from components.clients.wire import Interrupted, Patience, Wire, retry_after
+from components.clients.source import Source
+from components.clients.wire import Interrupted, Patience, retry_after
 from components.errors import AccessError, InconclusiveError, PipelineError, RequestError
 from components.identity import ServedFile
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_PAGE_SECONDS = 30
 
 
 def is_commit(revision: str) -> bool:
@@ -38,7 +39,7 @@ def of(settings: Settings) -> Hub:
     from components.clients import google
 
     secret = settings.hub.token_secret
-    return Hub(google.secret(secret) if secret else None, token_secret=secret)
+    return Hub(google.secret(secret) if secret else None, token_secret=secret, endpoint=settings.hub.endpoint)
 
 
 class Hub:
@@ -93,17 +94,33 @@ class Hub:
 
     def tree(self, model: str, commit: str) -> list[ServedFile]:
         """Every file at the commit, with its size and digest."""
-        from huggingface_hub.hf_api import RepoFile
-
-        def listed() -> list[ServedFile]:
-            entries = self._api.list_repo_tree(model, recursive=True, revision=commit)
-            return [
-                ServedFile(entry.path, entry.size, entry.lfs.sha256 if entry.lfs else None, entry.blob_id)
+        found: list[ServedFile] = []
+        page: str | None = f"{self.endpoint}/api/models/{model}/tree/{commit}?recursive=true"
+        while page:
+            entries, page = self._call(model, commit, functools.partial(self._page, page))
+            found += [
+                ServedFile(entry["path"], entry["size"], (entry.get("lfs") or {}).get("oid"), entry["oid"])
                 for entry in entries
-                if isinstance(entry, RepoFile)
+                if entry["type"] == "file"
             ]
+        return found
 
-        return self._call(model, commit, listed)
+    def _page(self, url: str) -> tuple[list[dict[str, Any]], str | None]:
+        """A page of a listing, and the address of the next: (entries, None at the end).
+
+        The library follows `Link` to wherever it points, and takes the token along.
+        """
+        from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+        response = get_session().get(url, headers=build_hf_headers(token=self._token or False), timeout=_PAGE_SECONDS)
+        hf_raise_for_status(response)
+        following = response.links.get("next", {}).get("url")
+        if following and _origin(following) != _origin(self.endpoint):
+            raise RequestError(
+                f"{self.endpoint} says that the rest of its listing is on {urlsplit(following).netloc}, where the "
+                "token does not go. A mirror has to rewrite its Link headers: mend it, or set another hub.endpoint"
+            )
+        return response.json(), following
 
     # -- errors ---------------------------------------------------------------------------------------------
 
@@ -167,57 +184,22 @@ class Hub:
 
 
 @dataclass(frozen=True)
-class Snapshot:
-    """A model at a commit: what there is, and its bytes. Any source of weights has these methods."""
+class Snapshot(Source):
+    """A model at a commit of the hub."""
 
     hub: Hub
     model: str
     commit: str
 
+    @property
+    def name(self) -> str:
+        return self.model
+
     def files(self) -> list[ServedFile]:
-        """Every file, with its size and digest."""
         return self.hub.tree(self.model, self.commit)
 
-    def content(self, wire: Wire, file: ServedFile, patience: Patience | None = None) -> bytes:
-        """A small file's content, as the listing has it: bytes that are not are asked for again."""
-
-        def attempt() -> bytes:
-            content = wire.read(self.open(wire, file))
-            if not digest.of(file, content).is_right():
-                raise Interrupted(f"its bytes are not those that the hub lists ({file.digest})")
-            return content
-
-        return (patience or Patience()).until_it_works(f"{self.model}/{file.path}", attempt)
-
-    def head(self, wire: Wire, file: ServedFile, length: int, patience: Patience) -> bytes:
-        """The first `length` bytes of a file, or all of a shorter one."""
-        last = min(length, file.size) - 1
-        return patience.until_it_works(
-            f"{self.model}/{file.path}", lambda: wire.read(self.open(wire, file, 0, last)) if last >= 0 else b""
-        )
-
-    def open(self, wire: Wire, file: ServedFile, first: int = 0, last: int | None = None) -> http.client.HTTPResponse:
-        """Opens a file's bytes from `first` to `last` (inclusive; None: its end). The link is asked for anew each
-        time, since a signed one runs out.
-
-        Raises Interrupted for what may heal, AccessError or RequestError for what does not.
-        """
-        url, headers = self.hub.locate(self.model, self.commit, file.path)
-        host = urlsplit(url).netloc  # All that may be said of a signed link.
-        wanted = (file.size if last is None else last + 1) - first
-        if wanted != file.size:
-            headers["Range"] = f"bytes={first}-{'' if last is None else last}"
-        response = wire.send("GET", url, headers)
-        if response.status == 206 or (response.status == 200 and "Range" not in headers):
-            if response.length in (wanted, None):  # None: sent in chunks, and counted as it comes.
-                return response
-            wire.close()
-            raise Interrupted(f"{host} offers {response.length} bytes instead of {wanted}")
-        wire.close()
-        if response.status == 200:
-            raise RequestError(f"{host} does not serve parts of files, which a transfer that may break off needs")
-        # 403: the signed link has run out, or the grant is gone; asking for the link again tells which.
-        raise Interrupted(f"{host} answered {response.status}", retry_after(response.headers))
+    def locate(self, file: ServedFile) -> tuple[str, dict[str, str]]:
+        return self.hub.locate(self.model, self.commit, file.path)
 
 
 def _origin(url: str) -> tuple[str, str]:

@@ -13,10 +13,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import quote
 
+from components.clients.wire import Interrupted
 from components.errors import AccessError, InconclusiveError, PipelineError, RequestError
 
 OBJECTS_ROLE = "roles/storage.objectUser"
+READER_ROLE = "roles/storage.objectViewer"
 POLICY_ROLE = "roles/storage.admin"
 
 
@@ -26,13 +29,17 @@ class PreconditionError(PipelineError):
 
 @dataclass(frozen=True)
 class StoredObject:
-    """An object as the bucket lists it. `size` in bytes, `crc32c` base64 as GCS writes it."""
+    """An object as the bucket lists it. `size` in bytes, `crc32c` and `md5` base64 as GCS writes them; an object
+    that was composed of others has no `md5`."""
 
     uri: str
     size: int
     crc32c: str
     generation: int
     metadata: dict[str, str] = field(default_factory=dict)
+    md5: str | None = None
+    encoding: str | None = None
+    """How the bytes are to be decoded by whoever reads them: `gzip`, or nothing."""
 
 
 def parse_uri(uri: str) -> tuple[str, str]:
@@ -134,11 +141,11 @@ def _read(uri: str) -> tuple[bytes | None, int]:
 # -- objects ------------------------------------------------------------------------------------------------
 
 
-def list_objects(prefix_uri: str) -> list[StoredObject]:
-    """The objects whose address starts with `prefix_uri`, in the order of their names."""
+def list_objects(prefix_uri: str, *, setting: str = "bucket") -> list[StoredObject]:
+    """The objects whose address starts with `prefix_uri`, in the order of their names. `setting` named the bucket."""
     bucket, prefix = parse_uri(prefix_uri)
-    with _errors(prefix_uri):
-        fields = "items(bucket,name,size,crc32c,generation,metadata),nextPageToken"
+    with _errors(prefix_uri, role=OBJECTS_ROLE if setting == "bucket" else READER_ROLE, setting=setting):
+        fields = "items(bucket,name,size,crc32c,md5Hash,generation,metadata,contentEncoding),nextPageToken"
         return [_stored(blob) for blob in client().list_blobs(bucket, prefix=prefix, fields=fields)]
 
 
@@ -160,6 +167,21 @@ def stat(uri: str) -> StoredObject | None:
                 raise
             return None
     return _stored(blob)
+
+
+def add_metadata(stored: StoredObject, metadata: dict[str, str]) -> None:
+    """Adds to what an object says of itself. Raises PreconditionError when it is another by now."""
+    from google.api_core.exceptions import NotFound
+
+    blob = _blob(stored.uri)
+    blob.metadata = {**stored.metadata, **metadata}
+    with _errors(stored.uri):
+        try:
+            blob.patch(if_generation_match=stored.generation)
+        except NotFound as error:
+            if _bucket_is_missing(error):
+                raise
+            raise PreconditionError(f"{stored.uri} was deleted since it was written") from error
 
 
 def delete(uri: str, generation: int | None = None) -> bool:
@@ -189,6 +211,32 @@ def open_upload(uri: str, size: int, *, content_type: str, metadata: dict[str, s
         return blob.create_resumable_upload_session(
             content_type=content_type, size=size, if_generation_match=0, checksum=None
         )
+
+
+def locate(uri: str, generation: int) -> tuple[str, dict[str, str]]:
+    """Where the bytes of an object at a generation are, and the headers to ask for them with.
+
+    https://cloud.google.com/storage/docs/json_api#encoding: the name is one segment of the path.
+    """
+    from google.auth.exceptions import GoogleAuthError
+
+    bucket, name = parse_uri(uri)
+    api = client()
+    url = f"{api.api_endpoint}/download/storage/v1/b/{quote(bucket, safe='')}/o/{quote(name, safe='')}"
+    headers: dict[str, str] = {}
+    try:
+        credentials = api._credentials  # Those that the client itself asks with; it offers no other way to them.
+        credentials.before_request(_auth_request(), "GET", url, headers)
+    except GoogleAuthError as error:
+        raise Interrupted(f"no token for GCS ({type(error).__name__})") from error
+    return f"{url}?alt=media&generation={generation}", headers
+
+
+@functools.cache
+def _auth_request() -> Any:
+    from google.auth.transport.requests import Request
+
+    return Request()
 
 
 def read_through(uri: str, generation: int, sink: Callable[[bytes], object]) -> None:
@@ -295,7 +343,13 @@ def _blob(uri: str) -> Any:
 
 def _stored(blob: Any) -> StoredObject:
     return StoredObject(
-        f"gs://{blob.bucket.name}/{blob.name}", blob.size, blob.crc32c, int(blob.generation), dict(blob.metadata or {})
+        f"gs://{blob.bucket.name}/{blob.name}",
+        blob.size,
+        blob.crc32c,
+        int(blob.generation),
+        dict(blob.metadata or {}),
+        blob.md5_hash,
+        blob.content_encoding,
     )
 
 
@@ -304,8 +358,9 @@ def _bucket_is_missing(error: Exception) -> bool:
 
 
 @contextmanager
-def _errors(uri: str, *, role: str = OBJECTS_ROLE) -> Iterator[None]:
-    """Says in our words what the library raises; `role` is the one whose lack a refusal tells of."""
+def _errors(uri: str, *, role: str = OBJECTS_ROLE, setting: str = "bucket") -> Iterator[None]:
+    """Says in our words what the library raises; `role` is the one whose lack a refusal tells of, `setting` the one
+    that named the bucket."""
     import requests
     from google.api_core import exceptions
     from google.auth.exceptions import GoogleAuthError
@@ -315,6 +370,10 @@ def _errors(uri: str, *, role: str = OBJECTS_ROLE) -> Iterator[None]:
     try:
         yield
     except exceptions.NotFound as error:
+        if setting != "bucket":
+            raise RequestError(
+                f"gs://{bucket} does not exist. `gcloud storage buckets list` shows those that do; correct `{setting}`"
+            ) from error
         raise RequestError(
             f"gs://{bucket} does not exist. Create it: `gcloud storage buckets create gs://{bucket} "
             "--uniform-bucket-level-access --location=LOCATION`, or set `bucket` in the settings"

@@ -94,4 +94,5 @@ def _stored(resource: dict[str, Any]) -> StoredObject:
         resource["crc32c"],
         int(resource["generation"]),
         resource.get("metadata", {}),
+        resource.get("md5Hash"),
     )

@@ -9,7 +9,7 @@ import concurrent.futures
 
 from components import checkpoint
 from components.checkpoint import Chosen
-from components.clients.hub import Snapshot
+from components.clients.source import Source
 from components.clients.wire import Patience, Wire
 from components.errors import ReleaseError
 from components.identity import ServedFile
@@ -18,34 +18,35 @@ from components.identity import ServedFile
 _GUESS = 256 << 10
 
 
-def check(snapshot: Snapshot, chosen: Chosen, attempts: int) -> None:
+def check(source: Source, chosen: Chosen, attempts: int) -> None:
     """Checks the header of every shard, and the index against all of them. Raises ReleaseError."""
     with concurrent.futures.ThreadPoolExecutor(8, "inspect") as pool:
         held = dict(
             zip(
                 [shard.path for shard in chosen.shards],
-                pool.map(lambda shard: _tensors(snapshot, shard, attempts), chosen.shards),
+                pool.map(lambda shard: _tensors(source, shard, attempts), chosen.shards),
                 strict=True,
             )
         )
+    held |= {file.path: set() for file in chosen.pickles}
     checkpoint.check_shards(chosen, held)
 
 
-def _tensors(snapshot: Snapshot, shard: ServedFile, attempts: int) -> set[str]:
+def _tensors(source: Source, shard: ServedFile, attempts: int) -> set[str]:
     try:
-        return _read_tensors(snapshot, shard, attempts)
+        return _read_tensors(source, shard, attempts)
     except ReleaseError:
         # These bytes have no digest of their own: only what is wrong twice is the release's fault.
-        return _read_tensors(snapshot, shard, attempts)
+        return _read_tensors(source, shard, attempts)
 
 
-def _read_tensors(snapshot: Snapshot, shard: ServedFile, attempts: int) -> set[str]:
+def _read_tensors(source: Source, shard: ServedFile, attempts: int) -> set[str]:
     wire, patience = Wire(), Patience(attempts)
     try:
-        head = snapshot.head(wire, shard, _GUESS, patience)
+        head = source.head(wire, shard, _GUESS, patience)
         length = checkpoint.header_length(shard, head)
         if length > len(head):
-            head = snapshot.head(wire, shard, length, patience)
+            head = source.head(wire, shard, length, patience)
         return checkpoint.tensors(shard, head[8:length])
     finally:
         wire.close()

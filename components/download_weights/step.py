@@ -1,12 +1,12 @@
-"""The step that brings a release's files from the hub into the bucket, and judges whether they are a whole model."""
+"""The step that brings a release's files into the bucket, and judges whether they are a whole model."""
 
 from __future__ import annotations
 
 import time
 from typing import Any
 
-from components import checkpoint, identity, lease, manifest, names
-from components.clients import hub, kubernetes, storage
+from components import lease, manifest, names, repositories
+from components.clients import kubernetes, storage
 from components.clients.storage import PreconditionError
 from components.download_weights import inspection, progress
 from components.download_weights.sessions import Sessions
@@ -45,7 +45,7 @@ def run(settings: dict[str, Any], release: dict[str, Any]) -> tuple[bool, list[s
 def bring(settings: Settings, release: Release, say: Say, limits: Limits = Limits()) -> int:  # noqa: B008 (frozen)
     """Makes the weights complete in the bucket, the manifest last. Returns how many bytes of content it sent.
 
-    Where the manifest is there and true, the hub is not asked at all. Raises ReleaseError when the files cannot be a
+    Where the manifest is there and true, no source is asked at all. Raises ReleaseError when the files cannot be a
     whole model, before any of the large ones has moved.
     """
     name_weights(settings, release.weights_key)
@@ -62,20 +62,32 @@ def bring(settings: Settings, release: Release, say: Say, limits: Limits = Limit
             if file.path in there and there[file.path].crc32c != file.crc32c:
                 storage.delete(there[file.path].uri, there.pop(file.path).generation)
 
-    snapshot = hub.of(settings).at(release.model, release.commit)
-    chosen = checkpoint.select(snapshot)
-    if identity.weights_key([("base", chosen.served)]) != release.weights_key:
+    parts = repositories.find(settings, {repositories.BASE: release.commit, **release.commits})
+    if repositories.weights_key(parts) != release.weights_key:
         raise InconclusiveError(f"{release.model} at {release.commit} lists other files than it did. Run again")
-    inspection.check(snapshot, chosen, limits.attempts)
+    for part in parts:
+        try:
+            inspection.check(part.source, part.chosen, limits.attempts)
+        except ReleaseError as error:
+            raise ReleaseError(f"{part.repository.called}{error}") from error
+    together = repositories.Together(parts)
     sessions = Sessions(settings, release.weights_key)
     sessions.load()
-    transfer = Transfer(snapshot, release.weights_uri, sessions, say, limits)
-    files = transfer.move(chosen.files, there)
+    transfer = Transfer(together, release.weights_uri, sessions, say, limits)
+    files = transfer.move(together.files(), there)
     _complete(
         release,
         Manifest(
             weights_key=release.weights_key,
-            repositories=[Repository(model=release.model, commit=release.commit)],
+            repositories=[
+                Repository(
+                    role=part.repository.role,
+                    model=part.repository.model,
+                    commit=part.commit,
+                    source=part.repository.source,
+                )
+                for part in parts
+            ],
             files=files,
         ),
     )

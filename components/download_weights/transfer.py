@@ -1,9 +1,9 @@
-"""The mover: bytes go from the hub through this process into the bucket, hashed on the way, touching no disk.
+"""The mover: bytes go from their source through this process into the bucket, hashed on the way, touching no disk.
 
-A thread a file: one GET, one resumable upload. The last 256 KiB are held back until the whole has the digest that the
-hub lists, so an object with wrong content never appears. Either side may break at any byte and is opened again alone;
-bytes that GCS has persisted are not sent again, in this process or (components/download_weights/sessions.py) in the
-next.
+A thread a file: one GET, one resumable upload. The last 256 KiB are held back until the whole has the digest that its
+source lists, so an object with wrong content never appears. Either side may break at any byte and is opened again
+alone; bytes that GCS has persisted are not sent again, in this process or (components/download_weights/sessions.py) in
+the next.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 from components import digest
 from components.clients import storage
+from components.clients.source import Source
 from components.clients.storage import PreconditionError, StoredObject
 from components.clients.upload import SessionGone, Upload, WrongBytes
 from components.clients.wire import PIECE, Interrupted, Patience, Stopped, Wire, pieces
@@ -49,16 +49,6 @@ class Limits:
     attempts: int = 8
     """In a row, without getting any further, on either side of a file."""
     report_seconds: float = 3.0
-
-
-class Source(Protocol):
-    """Where files come from: `hub.Snapshot`, or anything like it."""
-
-    def content(self, wire: Wire, file: ServedFile, patience: Patience | None = None) -> bytes: ...
-
-    def open(
-        self, wire: Wire, file: ServedFile, first: int = 0, last: int | None = None
-    ) -> http.client.HTTPResponse: ...
 
 
 class Lane:
@@ -164,7 +154,7 @@ class FileMove:
         """Bytes that are in the bucket, or on their way there."""
         self._transfer, self._sessions, self._source = transfer, transfer.sessions, transfer.source
         self._uri = f"{transfer.weights_uri}/{file.path}"
-        self._hub_patience = Patience(transfer.limits.attempts, transfer.stop)
+        self._source_patience = Patience(transfer.limits.attempts, transfer.stop)
         self._bucket_patience = Patience(transfer.limits.attempts, transfer.stop)
         self._session: str | None = None
         self._inherited = False
@@ -176,7 +166,7 @@ class FileMove:
         self._digest = Digest(file)
         self._answer: http.client.HTTPResponse | None = None
         self._answer_at = 0
-        """The hub's open answer, and the position that it has come to."""
+        """The source's open answer, and the position that it has come to."""
 
     def run(self) -> File:
         """Moves the file, in as many attempts as it takes."""
@@ -184,7 +174,7 @@ class FileMove:
             raise Stopped
         self._lane = self._transfer.lane()
         self._lane.last_piece = time.monotonic()
-        in_one_piece = not self.file.sha256 or self.file.size <= SMALL
+        in_one_piece = self.file.digest.startswith("git:") or self.file.size <= SMALL
         if not in_one_piece and (session := self._sessions.take_over(self.file.path)):
             self._session, self._inherited = session, True
         while True:
@@ -206,7 +196,7 @@ class FileMove:
     # -- small files ----------------------------------------------------------------------------------------
 
     def _move_in_one_piece(self) -> File:
-        content = self._source.content(self._lane.down, self.file, self._hub_patience)
+        content = self._source.content(self._lane.down, self.file, self._source_patience)
         self._digest = digest.of(self.file, content)
         try:
             stored = storage.write_bytes(
@@ -265,21 +255,21 @@ class FileMove:
                 return held
         tail = b"".join(self._bytes(max(first, upload.last_part), self.file.size))
         if not self._resumed and not self._digest.is_right():
-            raise WrongBytes(f"the hub sent other bytes than it lists ({self.file.digest})")
+            raise WrongBytes(f"{self._source.name} sent other bytes than it lists ({self.file.digest})")
         return upload.finish(max(first, upload.last_part), tail, None if self._resumed else self._digest.crc32c)
 
     def _bytes(self, first: int, last: int) -> Iterator[bytes]:
-        """The file's bytes, hashed as they pass, over as many answers of the hub as it takes."""
+        """The file's bytes, hashed as they pass, over as many answers as it takes."""
         self.position = first
         while self.position < last:
             try:
                 answer = self._open_answer(self.position)
                 # A piece that breaks off is lost: smaller ones still get on where whole ones do not.
-                size = max(SMALLEST_PIECE, PIECE >> 2 * self._hub_patience.failures)
+                size = max(SMALLEST_PIECE, PIECE >> 2 * self._source_patience.failures)
                 for piece in pieces(self._lane.down, answer, last - self.position, size):
                     if self._transfer.stop.is_set():
                         raise Stopped
-                    self._hub_patience.progress()
+                    self._source_patience.progress()
                     if not self._resumed and self.position + len(piece) > self._digest.size:
                         self._digest.update(piece[self._digest.size - self.position :])
                     self.position += len(piece)
@@ -289,7 +279,7 @@ class FileMove:
                     self._lane.sent += len(piece)
             except Interrupted as error:
                 self._close_answer()
-                self._hub_patience.wait(f"{self.file.path} from the hub", error)
+                self._source_patience.wait(f"{self.file.path} from {self._source.name}", error)
 
     def _open_answer(self, position: int) -> http.client.HTTPResponse:
         if self._answer is None or self._answer_at != position:
@@ -306,13 +296,19 @@ class FileMove:
     # -- verdicts -------------------------------------------------------------------------------------------
 
     def _verified(self, stored: StoredObject, *, read_back: bool = False) -> File:
-        """The object in the bucket, shown to be what the hub lists; one that is not goes."""
+        """The object in the bucket, shown to be what the source lists; one that is not goes."""
         if read_back or self._resumed or self._digest.size != self.file.size:
             self._digest = Digest(self.file)
             storage.read_through(self._uri, stored.generation, self._read_back)
         if not self._digest.is_right() or self._digest.crc32c != stored.crc32c:
             storage.delete(self._uri, stored.generation)
-            raise WrongBytes(f"what arrived is not what the hub lists ({self.file.digest})")
+            raise WrongBytes(f"what arrived is not what is listed ({self.file.digest})")
+        if "hf-sha256" not in stored.metadata:
+            # A bucket lists no sha256: only now is it known, and a later run is to know it without reading.
+            try:
+                storage.add_metadata(stored, {"hf-sha256": self._digest.sha256})
+            except PreconditionError as error:
+                raise SessionGone("another run took the object away") from error
         self._sessions.forget(self.file.path)
         return File(
             path=self.file.path,
@@ -333,7 +329,7 @@ class FileMove:
         there = storage.stat(self._uri)
         if there is None:
             raise SessionGone("another run made the object and took it away again")
-        if self._inherited:
+        if self._inherited or (_claims(there, self.file) and not _holds(there, self.file)):
             return self._verified(there, read_back=True)
         if not _holds(there, self.file):
             storage.delete(self._uri, there.generation)
@@ -359,14 +355,19 @@ class FileMove:
 
 def _metadata(file: ServedFile) -> dict[str, str]:
     """What the object says of itself: by it a later run knows the content without reading it."""
-    return {"hf-sha256": file.sha256} if file.sha256 else {"hf-blob-id": file.blob_id or ""}
+    if file.sha256:
+        return {"hf-sha256": file.sha256}
+    return {"hf-blob-id": file.blob_id} if file.blob_id else {"source-digest": file.digest}
+
+
+def _claims(there: StoredObject, file: ServedFile) -> bool:
+    """Whether an object says to be the file."""
+    return there.size == file.size and _metadata(file).items() <= there.metadata.items()
 
 
 def _holds(there: StoredObject, file: ServedFile) -> bool:
-    """Whether an object says to be the file, whole."""
-    return (
-        there.size == file.size and "hf-sha256" in there.metadata and _metadata(file).items() <= there.metadata.items()
-    )
+    """Whether an object says to be the file, and somebody has seen that it is."""
+    return _claims(there, file) and "hf-sha256" in there.metadata
 
 
 def _as_file(file: ServedFile, there: StoredObject) -> File:

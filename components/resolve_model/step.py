@@ -7,13 +7,24 @@ nothing else: a run that changes nothing is seen to have changed nothing.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from components import catalog, checkpoint, identity, lease, leftovers, manifest, names, record, render
+from components import (
+    adapter,
+    catalog,
+    checkpoint,
+    identity,
+    lease,
+    leftovers,
+    manifest,
+    names,
+    record,
+    render,
+    repositories,
+)
 from components.clients import hub, kubernetes, storage
 from components.clients.kubernetes import Cluster
-from components.clients.wire import Wire
 from components.errors import PipelineError, RequestError
 from components.outcome import recorded
 from components.record import Record
@@ -29,6 +40,10 @@ class Found:
     commit: str
     weights_key: str
     architecture: str
+    commits: dict[str, str] = field(default_factory=dict)
+    """Those of adapters and assistant, by role."""
+    max_lora_rank: int = 0
+    warnings: tuple[str, ...] = ()
 
 
 def run(rest: dict[str, Any], run_id: str, **explicit: str) -> tuple[bool, dict[str, Any], dict[str, Any]]:
@@ -39,7 +54,9 @@ def run(rest: dict[str, Any], run_id: str, **explicit: str) -> tuple[bool, dict[
     settings = Settings.from_parameters(rest, **explicit)
     with recorded("resolve_model", settings, run_id) as outcome:
         found = look_up(settings)
-        outcome.details["commit"] = found.commit
+        outcome.details.update(commit=found.commit, commits=found.commits)
+        for warning in found.warnings:
+            outcome.say(warning)
         check_architecture(settings, found.architecture)
         cluster = kubernetes.connect(settings)
         known = record.read(cluster, settings)
@@ -47,7 +64,8 @@ def run(rest: dict[str, Any], run_id: str, **explicit: str) -> tuple[bool, dict[
         outcome.details.update(
             generation=release.generation, weights_key=release.weights_key, architecture=release.architecture
         )
-        outcome.say(f"{settings.model} {settings.revision} is {found.commit}, generation {release.generation}")
+        asked = settings.source or f"{settings.model} {settings.revision}"
+        outcome.say(f"{asked} is {found.commit}, generation {release.generation}")
         situation = look_around(cluster, settings, release, known)
         digest = render.render(settings, release).digest
         decision = decide(settings, release, known, situation, digest)
@@ -67,40 +85,59 @@ def release_of(settings: Settings, run_id: str) -> Release:
 
 
 def look_up(settings: Settings) -> Found:
-    """What the revision is. A whole commit sha whose weights are complete in the bucket is known without the hub.
+    """What the revisions are. Whole commit shas whose weights are complete in the bucket are known without the hub.
 
-    Raises RequestError for a model or revision that is not there or cannot be served, AccessError without a grant.
+    Raises RequestError for a repository or revision that is not there or cannot be served, AccessError without a grant.
     """
-    if hub.is_commit(settings.revision) and (known := in_bucket(settings, settings.revision)):
+    wanted = repositories.of(settings)
+    pinned = all(hub.is_commit(repository.revision) and not repository.source for repository in wanted)
+    if pinned and (known := in_bucket(settings)):
         return known
-    source = hub.of(settings)
-    commit = source.commit(settings.model, settings.revision)
-    source.check_access(settings.model)
-    snapshot = source.at(settings.model, commit)
-    chosen = checkpoint.select(snapshot)
-    config = next(file for file in chosen.served if file.path == checkpoint.CONFIG)
-    wire = Wire()
-    try:
-        content = snapshot.content(wire, config)
-    finally:
-        wire.close()
-    key = identity.weights_key([("base", chosen.served)])
-    where = f"{settings.model}'s {checkpoint.CONFIG}"
-    return Found(commit, key, architecture(where, checkpoint.parse_json(where, content)))
+    parts = repositories.find(settings)
+    configs = {}
+    for part in parts:
+        where = f"{part.source.name}'s {part.repository.config}"
+        configs[part.repository.role] = where, checkpoint.parse_json(where, part.config())
+    commits = {part.repository.role: part.commit for part in parts}
+    return _found(settings, repositories.weights_key(parts), commits, configs)
 
 
-def in_bucket(settings: Settings, commit: str) -> Found | None:
-    """What a commit is by the manifest of its weights; None when no complete weights name it."""
+def in_bucket(settings: Settings) -> Found | None:
+    """What pinned commits are by the manifest of their weights; None when no complete weights are those."""
+    wanted = repositories.of(settings)
+    pinned = {manifest.Repository(role=each.role, model=each.model, commit=each.revision) for each in wanted}
     for uri in storage.list_uris(f"gs://{settings.bucket}/models/{settings.model}/"):
         weights_uri, _, name = uri.rpartition("/")
         if name != manifest.NAME:
             continue
         known, _ = manifest.read(weights_uri)
-        source = manifest.Repository(model=settings.model, commit=commit)
-        if known and source in known.repositories and not manifest.differences(known, manifest.listing(weights_uri)):
-            where = f"{weights_uri}/{checkpoint.CONFIG}"
-            return Found(commit, known.weights_key, architecture(where, storage.read_json(where) or {}))
+        if not known or set(known.repositories) != pinned or _has_forbidden_pickles(settings, known):
+            continue
+        if not manifest.differences(known, manifest.listing(weights_uri)):
+            places = {each.role: f"{weights_uri}/{each.folder}{each.config}" for each in wanted}
+            configs = {role: (place, storage.read_json(place) or {}) for role, place in places.items()}
+            return _found(settings, known.weights_key, {each.role: each.revision for each in wanted}, configs)
     return None
+
+
+def _has_forbidden_pickles(settings: Settings, known: manifest.Manifest) -> bool:
+    return not settings.hub.allow_pickles and any(checkpoint.is_pickle(file.path) for file in known.files)
+
+
+def _found(
+    settings: Settings, weights_key: str, commits: dict[str, str], configs: dict[str, tuple[str, dict[str, Any]]]
+) -> Found:
+    """What commits (by role) are, by their config.json and adapter_config.json: (where it is, what it says)."""
+    adapters = [configs[name] for name in settings.adapters]
+    warnings = [adapter.another_base(where, config, settings.model) for where, config in adapters]
+    return Found(
+        commits[repositories.BASE],
+        weights_key,
+        architecture(*configs[repositories.BASE]),
+        {role: commit for role, commit in commits.items() if role != repositories.BASE},
+        adapter.max_lora_rank(adapter.rank(where, config) for where, config in adapters),
+        tuple(filter(None, warnings)),
+    )
 
 
 def architecture(where: str, config: dict[str, Any]) -> str:
@@ -132,12 +169,14 @@ def name_release(settings: Settings, run_id: str, found: Found, *, live: str) ->
         run_id=run_id,
         model=settings.model,
         commit=found.commit,
+        commits=found.commits,
+        max_lora_rank=found.max_lora_rank,
         weights_key=found.weights_key,
         weights_uri=f"gs://{settings.bucket}/models/{settings.model}/{found.weights_key}",
         generation=identity.generation(
             found.weights_key,
             render.engine_image(settings),
-            render.engine_flags(settings),
+            render.engine_flags(settings, found.max_lora_rank),
             render.accelerator(settings),
             render.volume(settings),
         ),

@@ -10,6 +10,8 @@ from components.settings.example import commented_example
 from components.settings.model import (
     EXPLICIT,
     Accelerator,
+    Adapter,
+    Assistant,
     Engine,
     Hub,
     Images,
@@ -27,6 +29,8 @@ from components.settings.values import in_seconds
 __all__ = [
     "EXPLICIT",
     "Accelerator",
+    "Adapter",
+    "Assistant",
     "Engine",
     "Hub",
     "Images",

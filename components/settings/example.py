@@ -25,7 +25,8 @@ def _commented(section: type[BaseModel], values: dict[str, Any], indent: str) ->
     import yaml
 
     for name, field in section.model_fields.items():
-        inner = section_of(field.annotation)
+        # One that may be null is shown as null: its description says what it may hold.
+        inner = section_of(field.annotation) if field.default is not None else None
         about = (inner.__doc__ if inner else field.description) or ""
         if not indent:
             yield ""

@@ -5,17 +5,20 @@ The text under a field is its documentation, the comment in `init`'s file and th
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from types import UnionType
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from components.errors import RequestError
 from components.settings.values import (
+    AdapterName,
     Bucket,
     ClusterName,
     DeploymentName,
     DnsLabel,
     Duration,
+    Endpoint,
     Folder,
     LabelValue,
     Location,
@@ -28,7 +31,11 @@ from components.settings.values import (
     Scenario,
     SecretVersion,
     ServiceAccount,
+    SourceFolder,
 )
+
+MAIN = "main"
+"""The branch that is followed when nobody says which."""
 
 EXPLICIT = ("project", "location", "cluster", "namespace", "bucket", "model", "revision")
 """The fields that are pipeline parameters of their own."""
@@ -46,9 +53,47 @@ class Section(BaseModel):
 class Hub(Section):
     """Where the weights come from."""
 
+    endpoint: Endpoint | None = None
+    """A mirror of the hub, like https://hub.example.com; null is the hub itself (or HF_ENDPOINT). The token goes there
+    and nowhere else."""
     token_secret: SecretVersion | None = None
     """The Secret Manager version that holds the Hugging Face token (projects/P/secrets/S/versions/latest); null for a
     model without a gate."""
+    allow_pickles: bool = False
+    """Take *.bin or *.pt where there are no safetensors (beside safetensors: never). A pickle is a program, which may
+    do anything when it is loaded: only from makers whom you trust like your own code."""
+
+
+class _Repository(Section):
+    """Something that is served beside the model, pinned to a commit of its own."""
+
+    model: Model
+    """Its name on the hub."""
+    revision: str = Field(MAIN, min_length=1)
+    """A branch, tag or commit of it."""
+    source: SourceFolder | None = None
+    """gs://BUCKET/FOLDER that its files come from instead of the hub; `model` is then only the name it goes by."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> _Repository:
+        _check_source(self.source, self.revision)
+        return self
+
+
+class Adapter(_Repository):
+    """A LoRA adapter."""
+
+
+class Assistant(_Repository):
+    """A draft model."""
+
+    num_speculative_tokens: int | None = Field(None, ge=1, le=32)
+    """Tokens that it drafts at a time; null takes the catalog's figure for the model."""
+
+
+def _check_source(source: str | None, revision: str) -> None:
+    if source and revision != MAIN:
+        raise ValueError(f"revision {revision!r} means nothing for {source}, which has no commits: leave it out")
 
 
 class Accelerator(Section):
@@ -108,6 +153,11 @@ _TAKEN_FLAGS = {
     "-q": "set engine.quantization",
     "--tensor-parallel-size": "it follows accelerator.count",
     "-tp": "it follows accelerator.count",
+    "--enable-lora": "it follows `adapters`",
+    "--lora-modules": "set `adapters`",
+    "--max-lora-rank": "it follows the ranks of `adapters`",
+    "--speculative-config": "set `assistant`",
+    "-sc": "set `assistant`",
     "--shutdown-timeout": "set serving.request_timeout",
     # vLLM has dropped these, and refuses to start with them.
     "--swap-space": "vLLM has dropped it",
@@ -233,8 +283,17 @@ class Settings(Section):
     """The bucket for weights, reports and records; in the cluster's region, with uniform access."""
     model: Model = "google/gemma-3-4b-it"
     """The model's name on the hub. Gemma 4 is one line away: google/gemma-4-E4B-it runs on the same card."""
-    revision: str = Field("main", min_length=1)
+    revision: str = Field(MAIN, min_length=1)
     """A branch, tag or commit of it. A schedule follows a branch."""
+    source: SourceFolder | None = None
+    """gs://BUCKET/FOLDER that the model's files come from instead of the hub, a fine-tune say; `model` is then only the
+    name it goes by, and `revision` means nothing."""
+    adapters: dict[AdapterName, Adapter] = Field({}, max_length=32)
+    """LoRA adapters, each a model that clients ask for by its NAME: {NAME: {model: org/name, revision: main, source:
+    null}}. One of them with other weights makes a new generation."""
+    assistant: Assistant | None = None
+    """A draft model that makes answers come faster and no different (speculative decoding): {model:
+    google/gemma-4-E4B-it-assistant, revision: main, source: null, num_speculative_tokens: null}."""
     name: DeploymentName = "gemma"
     """The name of the Service that clients call; the record and the Lease carry it too."""
     endpoint: Literal["dns", "ip", "private"] = "dns"
@@ -300,6 +359,23 @@ class Settings(Section):
         return patches
 
     @model_validator(mode="after")
+    def _one_source(self) -> Settings:
+        _check_source(self.source, self.revision)
+        return self
+
+    @model_validator(mode="after")
+    def _drafts_are_counted(self) -> Settings:
+        from components import catalog
+
+        asked = self.assistant
+        if asked and not asked.num_speculative_tokens and not catalog.speculative_tokens(self.sized_like):
+            raise ValueError(
+                f"assistant.num_speculative_tokens is needed: the catalog knows none for {self.sized_like}; 4 is a "
+                "start"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _exposure_is_safe(self) -> Settings:
         if self.serving.exposure == "public" and not self.engine.api_key_secret:
             raise ValueError(
@@ -317,7 +393,7 @@ class Settings(Section):
 
         try:
             catalog.entry(
-                self.engine.sizing_like or self.model,
+                self.sized_like,
                 self.accelerator.type,
                 self.accelerator.count,
                 self.engine.quantization,
@@ -334,6 +410,11 @@ class Settings(Section):
         if not self.pipeline_service_account:
             account = f"gemma-pipelines@{self.project}.iam.gserviceaccount.com"
             object.__setattr__(self, "pipeline_service_account", account)
+
+    @property
+    def sized_like(self) -> str:
+        """The catalog's model that this one is sized like: itself, but for a fine-tune."""
+        return self.engine.sizing_like or self.model
 
     def as_struct(self) -> dict[str, Any]:
         """The settings as a pipeline parameter: plain values; a struct of kfp cannot hold null, which is left out."""
@@ -364,5 +445,13 @@ def _integral(value: Any) -> Any:
 
 
 def section_of(annotation: Any) -> type[BaseModel] | None:
-    """The section that a field of this type holds, if it holds one."""
-    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+    """The section that a field of this type holds, if it holds one; it may be null."""
+    for kind in (annotation, *(get_args(annotation) if get_origin(annotation) is UnionType else ())):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return kind
+    return None
+
+
+def entry_of(annotation: Any) -> type[BaseModel] | None:
+    """The section of each entry of a field of this type, if it is a mapping of names to sections."""
+    return section_of(get_args(annotation)[1]) if get_origin(annotation) is dict else None

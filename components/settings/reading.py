@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from components import yaml_document
 from components.errors import RequestError
-from components.settings.model import Settings, section_of
+from components.settings.model import Settings, entry_of, section_of
 
 
 def validated(cls: type[Settings], values: dict[str, Any], file: Path | None = None) -> Settings:
@@ -92,24 +92,30 @@ def _is_text(annotation: Any) -> bool:
 def _setting(name: str) -> tuple[list[str], Any]:
     """(path, type) of a dotted key. Raises RequestError naming the closest."""
     section: type[BaseModel] = Settings
-    keys = name.split(".")
-    for position, key in enumerate(keys):
+    path: list[str] = []
+    rest = name.split(".")
+    while rest:
+        key = rest.pop(0)
+        path.append(key)
         if key not in section.model_fields:
             known = list(section.model_fields)
             raise RequestError(f"--set {name}: unknown key {key}{_did_you_mean(key, known)}")
-        annotation = section.model_fields[key].annotation
-        inner, rest = section_of(annotation), keys[position + 1 :]
-        if inner and not rest:
-            raise RequestError(f"--set {name}: name one of its keys ({', '.join(inner.model_fields)})")
-        if inner:
+        annotation: Any = section.model_fields[key].annotation
+        if rest and (entry := entry_of(annotation)):
+            path.append(rest.pop(0))  # The entry's name is the user's own.
+            annotation = entry
+        inner = section_of(annotation)
+        if inner and rest:
             section = inner
-        elif rest and get_origin(annotation) is dict:
+            continue
+        if inner and inner is annotation:
+            raise RequestError(f"--set {name}: name one of its keys ({', '.join(inner.model_fields)})")
+        if rest and get_origin(annotation) is dict:
             # A key of metadata may have dots itself: labels.example.com/team.
-            return [*keys[: position + 1], ".".join(rest)], str
-        elif rest:
-            raise RequestError(f"--set {name}: {'.'.join(keys[: position + 1])} has no keys; set it whole")
-        else:
-            return keys, annotation
+            return [*path, ".".join(rest)], str
+        if rest:
+            raise RequestError(f"--set {name}: {'.'.join(path)} has no keys; set it whole")
+        return path, annotation
     raise AssertionError(name)
 
 
@@ -187,8 +193,12 @@ def _did_you_mean(given: str, known: Iterable[str]) -> str:
 def _keys_beside(path: yaml_document.Path) -> list[str]:
     """The keys that are known where the last key of `path` stands."""
     section: type[BaseModel] = Settings
+    inside: Any = None
     for key in path[:-1]:
-        if isinstance(key, str):
+        if inside is None and isinstance(key, str):
             annotation = section.model_fields[key].annotation
-            section = section_of(annotation) or next(filter(None, map(section_of, get_args(annotation))))
+            inside = entry_of(annotation)
+            section = inside or section_of(annotation) or next(filter(None, map(section_of, get_args(annotation))))
+        else:
+            inside = None  # A list's position, or the user's own name of an entry.
     return list(section.model_fields)

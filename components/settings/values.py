@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator
 
@@ -64,6 +65,15 @@ def _bucket(value: str) -> str:
     return value
 
 
+def _endpoint(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.username or parts.password:
+        raise ValueError("holds a user or a password: those never stand in settings; hub.token_secret names the token")
+    if not re.fullmatch(r"https?://[^\s/?#]+[^\s?#]*", value):
+        raise ValueError(f"{value!r} is not the address of a hub, like https://hub.example.com (no ? and no #)")
+    return value.rstrip("/")
+
+
 def _regular_expression(value: str) -> str:
     try:
         re.compile(value)
@@ -82,6 +92,14 @@ def _own_key(key: str) -> str:
     return key
 
 
+def _adapter_name(value: str) -> str:
+    if value in ("base", "assistant"):
+        raise ValueError(
+            f"{value!r} is what the record calls another part of the weights: give the adapter another name"
+        )
+    return value
+
+
 def _name(what: str, longest: int) -> AfterValidator:
     what = f"{what}: lower-case letters, digits and -, a letter first"
     return AfterValidator(_matching(r"[a-z]([-a-z0-9]*[a-z0-9])?", what, longest))
@@ -98,6 +116,7 @@ LabelValue = Annotated[
 ]
 DnsLabel = Annotated[str, _name("a Kubernetes name", longest=63)]
 """A DNS-1035 label: what Kubernetes allows as the name of a Service."""
+AdapterName = Annotated[DnsLabel, AfterValidator(_adapter_name)]
 DeploymentName = Annotated[str, _name("a deployment's name", longest=40)]
 ClusterName = Annotated[str, _name("a cluster's name", longest=40)]
 Scenario = Annotated[
@@ -134,5 +153,9 @@ Registry = Annotated[
             "a registry, like us-docker.pkg.dev/P/mirror (no https://)",
         )
     ),
+]
+Endpoint = Annotated[str, AfterValidator(_endpoint)]
+SourceFolder = Annotated[
+    str, AfterValidator(_matching(r"gs://[^/]+/.*[^/]", "a folder of a bucket, gs://BUCKET/FOLDER (no / at its end)"))
 ]
 Folder = Annotated[str, AfterValidator(_matching(r"(gs://[^/]+(/.*[^/])?)?", "a gs://BUCKET/FOLDER (no / at its end)"))]

@@ -53,7 +53,7 @@ def test_content_that_never_is_what_the_listing_says_is_an_error(site: Site, mod
     snapshot = Hub().at(model, site.commit(model, folder))
     wrong = ServedFile("config.json", (folder / "config.json").stat().st_size, None, "0" * 40)
     wire = Wire()
-    with pytest.raises(InconclusiveError, match="not those that the hub lists"):
+    with pytest.raises(InconclusiveError, match="not those that are listed"):
         snapshot.content(wire, wrong, Patience(2))
     wire.close()
 

@@ -65,7 +65,7 @@ def test_a_licence_goes_along_and_names_nothing():
     ("paths", "words"),
     [
         (("config.json", "pytorch_model.bin"), r"only pickles \(pytorch_model.bin\)"),
-        (("config.json", "README.md"), "no safetensors: none"),
+        (("config.json", "README.md"), "no safetensors: no weights that vLLM could load"),
         (("model.safetensors",), "no config.json"),
     ],
 )

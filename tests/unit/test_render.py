@@ -76,9 +76,9 @@ def test_every_value_is_used_by_some_manifest_and_every_manifest_is_rendered():
     folder = importlib.resources.files("manifests") / "gcs-fuse"
     texts = {entry.name.removesuffix(".yaml"): entry.read_text() for entry in folder.iterdir()}
     used = set(re.findall(r"\$\{(\w+)\}", "".join(texts.values())))
-    assert used == set(render._values(settings(), RELEASE.generation, RELEASE.weights_uri))
+    assert used == set(render._values(settings(), RELEASE.generation, RELEASE))
     files = {f.format(profile=p) for f in render._GENERATION for p in ("serving", "manual")}
-    assert set(texts) == files | set(render._SHARED) | set(render._ACCESS) | {render._STABLE}
+    assert set(texts) == files | set(render._SHARED) | {*render._ACCESS, *render._PIPELINE_ACCESS} | {render._STABLE}
 
 
 # -- the digest ---------------------------------------------------------------------------------------------

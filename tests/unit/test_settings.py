@@ -119,7 +119,7 @@ def test_what_makes_another_server_makes_another_generation():
     ("changes", "words"),
     [
         ({"bukket": "x"}, "bukket: unknown key; did you mean bucket?"),
-        ({"hub": {"token": "hf_abc"}}, "hub.token: unknown key; there are token_secret"),
+        ({"hub": {"token": "hf_abc"}}, "hub.token: unknown key; there are endpoint, token_secret, allow_pickles"),
         ({"project": None}, "project: must be a text"),
         ({"serving": {"replicas": "3"}}, "serving.replicas: must be a whole number, not '3'"),
         ({"serving": {"replicas": True}}, "serving.replicas: must be a whole number, not True"),

@@ -145,7 +145,7 @@ def keys(section: type[BaseModel], above: tuple[str, ...] = ()) -> set[tuple[str
     """The path of every setting."""
     found = set()
     for name, field in section.model_fields.items():
-        inner = section_of(field.annotation)
+        inner = section_of(field.annotation) if field.default is not None else None
         found |= keys(inner, (*above, name)) if inner else {(*above, name)}
     return found
 
