@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -178,8 +179,8 @@ def cloud(
         project=settings.project,
         location=settings.location,
         cluster=settings.cluster,
-        buckets=[settings.bucket],
-        repositories={settings.model: model},
+        buckets=_buckets(settings),
+        repositories=_repositories(settings, model, folder),
         gated=[settings.model] if settings.hub.token_secret else [],
         secrets={settings.hub.token_secret.split("/")[3]: "hf_demo"} if settings.hub.token_secret else {},
         service_account=settings.pipeline_service_account,
@@ -212,6 +213,31 @@ def cloud(
         raise PipelineError(f"the emulators did not start: {error}. Their logs are in {folder / 'logs'}") from error
 
 
+def _buckets(settings: Settings) -> list[str]:
+    """The buckets that the settings name: their own, and those that something comes from."""
+    from components import repositories
+
+    sources = [repository.source for repository in repositories.of(settings) if repository.source]
+    return sorted({settings.bucket, *(source.split("/")[2] for source in sources)})
+
+
+def _repositories(settings: Settings, model: Path, folder: Path) -> dict[str, Path]:
+    """What the hub has: `model`, and beside it tiny adapters of it and a tiny assistant, as the settings name them."""
+    from components import repositories
+
+    found: dict[str, Path] = {}
+    for wanted in repositories.of(settings):
+        if wanted.source:
+            continue
+        if wanted.role == repositories.BASE:
+            found[wanted.model] = model
+        elif wanted.is_adapter:
+            found[wanted.model] = _tiny_adapter(settings, wanted.model, model, folder)
+        else:
+            found[wanted.model] = _tiny_model(settings, folder)
+    return found
+
+
 def _tiny_model(settings: Settings, folder: Path) -> Path:
     """A checkpoint of the settings' family, made on the spot: deterministic, 4 MB, in seconds."""
     kind = "gemma4" if "gemma-4" in settings.model else "gemma3"
@@ -219,6 +245,16 @@ def _tiny_model(settings: Settings, folder: Path) -> Path:
     if not (model / "config.json").exists():
         subprocess.run([sys.executable, "-m", "emulators.hub.models", kind, str(model)], check=True)
     return model
+
+
+def _tiny_adapter(settings: Settings, name: str, base: Path, folder: Path) -> Path:
+    """A LoRA adapter of the model in `base`, as deterministic; another name is another adapter."""
+    adapter = folder / "models" / "adapters" / name
+    if not (adapter / "adapter_config.json").exists():
+        options = {"--base": str(base), "--base-name": settings.model, "--seed": str(zlib.crc32(name.encode()))}
+        arguments = [argument for option in options.items() for argument in option]
+        subprocess.run([sys.executable, "-m", "emulators.hub.models", "lora", str(adapter), *arguments], check=True)
+    return adapter
 
 
 def _write_session(folder: Path, emulated: Cloud) -> None:

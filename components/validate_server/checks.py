@@ -34,6 +34,8 @@ class Plan(BaseModel):
     """The generation's own Service."""
     model: str
     """The name that the engine must go by."""
+    adapters: list[str] = []
+    """The names of its LoRA adapters, each a model of the same server."""
     request_seconds: float
     """The longest that a request may take."""
     validation: Validation
@@ -42,8 +44,9 @@ class Plan(BaseModel):
 
 async def verdict(plan: Plan, api_key: str | None, say: Say) -> dict[str, Any]:
     """Judges the server: `{"passed", "reasons": [words], "answer": {"prompt", "text"} | None, "figures": {"chat":
-    [{"prompt", "text", "finish_reason", "completion_tokens"}], "streaming": {"ttft_ms", "chunks", …} | None, "load":
-    [row of load.py]}}`. The load runs only against a server that has answered well so far."""
+    [{"prompt", "text", "finish_reason", "completion_tokens"}], "adapters": [the same, and "name"], "streaming":
+    {"ttft_ms", "chunks", …} | None, "load": [row of load.py]}}`. The load runs only against a server that has answered
+    well so far."""
     checks = _Checks(plan, say)
     try:
         async with asyncio.timeout(in_seconds(plan.validation.timeout)), connected(plan, api_key) as servers:
@@ -89,7 +92,7 @@ class _Checks:
         self.at = ""
         self.reasons: list[str] = []
         self.answer: dict[str, str] | None = None
-        self.figures: dict[str, Any] = {"chat": [], "streaming": None, "load": []}
+        self.figures: dict[str, Any] = {"chat": [], "adapters": [], "streaming": None, "load": []}
 
     async def run(self, servers: list[Server]) -> None:
         wanted, server = self._plan.validation, servers[0]
@@ -107,6 +110,12 @@ class _Checks:
                 await self._ask(server, prompt)
             except BadAnswer as error:
                 self.reasons.append(f"{_cut(prompt.content, 60)!r}: {error}")
+        for name in self._plan.adapters:
+            self._begin(f"the adapter {name}")
+            try:
+                await self._ask_adapter(server.named(name), name)
+            except BadAnswer as error:
+                self.reasons.append(f"the adapter {name}: {error}")
         if self.reasons:
             return
         for concurrency in wanted.concurrencies:
@@ -173,12 +182,28 @@ class _Checks:
             "completion_tokens": streamed.completion_tokens,
         }
 
+    async def _ask_adapter(self, server: Server, name: str) -> None:
+        """One question, whose pattern is for the model itself. Raises BadAnswer."""
+        await server.models()
+        prompt = self._plan.validation.prompts[0]
+        answer = await server.chat(prompt.content, self._plan.validation.max_tokens)
+        if len(self.figures["adapters"]) < _SHOWN:
+            self.figures["adapters"].append({"name": name, **_shown(prompt, answer)})
+
     def _show(self, prompt: Prompt, answer: Answer) -> None:
-        shown = {"prompt": _cut(prompt.content), "text": _cut(answer.text)}
-        self.answer = self.answer or shown
+        shown = _shown(prompt, answer)
+        self.answer = self.answer or {key: shown[key] for key in ("prompt", "text")}
         if len(self.figures["chat"]) < _SHOWN:
-            numbers = {"finish_reason": answer.finish_reason, "completion_tokens": answer.completion_tokens}
-            self.figures["chat"].append(shown | numbers)
+            self.figures["chat"].append(shown)
+
+
+def _shown(prompt: Prompt, answer: Answer) -> dict[str, Any]:
+    return {
+        "prompt": _cut(prompt.content),
+        "text": _cut(answer.text),
+        "finish_reason": answer.finish_reason,
+        "completion_tokens": answer.completion_tokens,
+    }
 
 
 def broken(thresholds: Thresholds, rows: list[dict[str, Any]]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 from components.release import Release
 from components.settings import Settings
 
-_NOTHING: dict[str, Any] = {"chat": [], "streaming": None, "load": []}
+_NOTHING: dict[str, Any] = {"chat": [], "adapters": [], "streaming": None, "load": []}
 
 
 def render(settings: Settings, release: Release, verdict: dict[str, Any]) -> str:

@@ -70,6 +70,10 @@ class Server:
     def __init__(self, http: httpx.AsyncClient, model: str, seconds: float):
         self._http, self._model, self._seconds = http, model, seconds
 
+    def named(self, model: str) -> Server:
+        """The same server, as one of its other models."""
+        return Server(self._http, model, self._seconds)
+
     async def health(self) -> None:
         """/health answers 200."""
         await self._read("GET", "/health")

@@ -53,6 +53,7 @@ def judge(cluster: Cluster, settings: Settings, release: Release, say: Say) -> d
     plan = Plan(
         url=f"http://{names.server(release.generation)}.{settings.namespace}.svc.cluster.local:{names.PORT}",
         model=settings.model,
+        adapters=sorted(settings.adapters),
         request_seconds=in_seconds(settings.serving.request_timeout),
         validation=settings.validation,
     )

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from emulators.engine import log
 from emulators.engine.args import parse
 from emulators.engine.checkpoint import BadModel, load_weights, open_config
+from emulators.engine.draft import open_draft
 
 LONG = (
     "To allow overriding this maximum, set the env var VLLM_ALLOW_LONG_MAX_MODEL_LEN=1. "
@@ -43,6 +44,7 @@ def main(argv: Sequence[str]) -> int:
         from emulators.engine.tokenizer import Tokenizer
 
         tokenizer = Tokenizer(checkpoint.folder, checkpoint.config, args.chat_template)
+        draft = open_draft(args.speculative_config, checkpoint)
         if args.enable_auto_tool_choice and not args.tool_call_parser:
             raise BadModel("TypeError", "Error: --enable-auto-tool-choice requires --tool-call-parser")
     except BadModel as failure:
@@ -52,6 +54,9 @@ def main(argv: Sequence[str]) -> int:
     log.info("core.py:112", f"Initializing a V1 LLM engine (emulated) with model={args.model!r}", log.ENGINE_CORE)
     try:
         load_weights(checkpoint)
+        if draft:
+            log.info("llm_base_proposer.py:1204", f"Loading drafter model from {draft.folder}", log.ENGINE_CORE)
+            load_weights(draft)
     except BadModel as failure:
         return core_failed(failure)
     time.sleep(float(os.environ.get("EMULATED_ENGINE_START_SECONDS", "0")))
@@ -78,7 +83,7 @@ def refused(failure: BadModel) -> int:
     kind, words = failure.kind, str(failure)
     if kind == "ValidationError":
         kind = "pydantic_core._pydantic_core.ValidationError"
-        words = f"1 validation error for ModelConfig\n  Value error, {words} [type=value_error]"
+        words = f"1 validation error for {failure.config}\n  Value error, {words} [type=value_error]"
     log.traceback(f"{kind}: {words}")
     return 1
 

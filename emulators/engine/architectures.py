@@ -19,6 +19,9 @@ SUPPORTED = (
     "Gemma4UnifiedForConditionalGeneration",
 )
 
+ASSISTANT = "Gemma4AssistantForCausalLM"
+"""A draft model that reads keys and values from its target's cache (vllm/model_executor/models/gemma4_mtp.py)."""
+
 # What the classes of transformers assume where a config.json is silent (Google's multimodal ones are, widely).
 GEMMA_3 = {
     "vocab_size": 262_208,
@@ -81,6 +84,12 @@ def required_tensors(config: dict[str, Any], architecture: str, tensors: Contain
         return Expected(key, prefix + key, shape, optional)
 
     yield expect("embed_tokens.weight", text["vocab_size"], text["hidden_size"])
+    if architecture == ASSISTANT:
+        hidden, target = text["hidden_size"], config.get("backbone_hidden_size", text["hidden_size"])
+        yield expect("norm.weight", hidden)
+        yield Expected("pre_projection.weight", "pre_projection.weight", (hidden, 2 * target), False)
+        yield Expected("post_projection.weight", "post_projection.weight", (target, hidden), False)
+        return
     for layer in range(text["num_hidden_layers"]):
         layer_tensors = gemma4_layer(text, layer) if architecture.startswith("Gemma4") else gemma3_layer(text)
         for name, shape, optional in layer_tensors:

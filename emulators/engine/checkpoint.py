@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,12 @@ PAGE, SAMPLES = 4096, 8
 
 
 class BadModel(Exception):
-    """What vLLM's front end refuses before any weight is read (config, arguments): exception type and words."""
+    """What vLLM's front end refuses before any weight is read (config, arguments): exception type and words. `config`
+    is the part of its configuration that a ValidationError is about."""
 
-    def __init__(self, kind: str, message: str):
+    def __init__(self, kind: str, message: str, config: str = "ModelConfig"):
         super().__init__(message)
-        self.kind = kind
+        self.kind, self.config = kind, config
 
 
 class BadWeights(BadModel):
@@ -68,7 +69,7 @@ class Checkpoint:
     total_bytes: int = 0
 
 
-def open_config(model: str) -> Checkpoint:
+def open_config(model: str, supported: Sequence[str] = SUPPORTED) -> Checkpoint:
     """config.json, and what its architecture allows. Raises BadModel in vLLM's words."""
     folder = Path(model)
     if not folder.is_dir():
@@ -94,12 +95,12 @@ def open_config(model: str) -> Checkpoint:
         raise BadModel(
             "OSError", f"It looks like the config file at '{folder / 'config.json'}' is not a valid JSON file."
         ) from error
-    known = [name for name in architectures if name in SUPPORTED]
+    known = [name for name in architectures if name in supported]
     if not known:
         raise BadModel(
             "ValidationError",
             f"Model architectures {architectures} are not supported for now. "
-            f"Supported architectures: dict_keys({list(SUPPORTED)})",
+            f"Supported architectures: dict_keys({list(supported)})",
         )
     derived = int(text_config(config, known[0])["max_position_embeddings"])
     return Checkpoint(folder, config, known[0], derived)

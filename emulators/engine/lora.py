@@ -49,8 +49,8 @@ def open_adapter(name: str, path: str, base: Checkpoint, max_rank: int) -> Adapt
         raise AdapterFailed(f"Loading lora {path} failed: {error!r}") from error
     except BadModel as error:
         raise AdapterFailed(f"Loading lora {path} failed: {error}") from error
-    if rank > max_rank:
-        raise AdapterFailed(f"LoRA rank {rank} is greater than max_lora_rank {max_rank}.")
+    if words := unsupported(config, max_rank):
+        raise AdapterFailed(" ".join(words))
     bases = {key.removesuffix(".weight"): tensor for key, tensor in base.tensors.items() if key.endswith(".weight")}
     unexpected = []
     for key, tensor in tensors.items():
@@ -71,6 +71,24 @@ def open_adapter(name: str, path: str, base: Checkpoint, max_rank: int) -> Adapt
             "Please verify that the loaded LoRA module is correct"
         )
     return Adapter(name, path, hashlib.sha256(header + sample(weights)).digest())
+
+
+def unsupported(config: dict[str, Any], max_rank: int) -> list[str]:
+    """What of an adapter's configuration vLLM does not do, in its words (vllm/lora/peft_helper.py)."""
+    words = []
+    if modules := [name for name in config.get("modules_to_save") or () if name not in ("classifier", "score")]:
+        words.append(
+            "vLLM only supports modules_to_save being either None or "
+            f'["classifier", "score"] for classification models. Unsupported modules_to_save: {modules}'
+        )
+    if config.get("use_dora"):
+        words.append("vLLM does not yet support DoRA.")
+    rank = max(config["r"], *(config.get("rank_pattern") or {}).values(), 0)
+    if rank > max_rank:
+        words.append(f"LoRA rank {rank} is greater than max_lora_rank {max_rank}.")
+    if config.get("bias", "none") != "none":
+        words.append("Adapter bias is not supported.")
+    return words
 
 
 def resolve(name: str, cache: str | None, base_model: str) -> str | None:

@@ -382,11 +382,12 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--base", type=Path, help="lora: the folder of the checkpoint that it adapts")
+    parser.add_argument("--base-name", help="lora: what it calls that checkpoint (default: the folder)")
     options = parser.parse_args()
     if options.kind == "lora":
         if options.base is None:
             parser.error("lora needs --base FOLDER")
-        write_lora_adapter(options.folder, options.base, options.seed)
+        write_lora_adapter(options.folder, options.base, options.seed, base_name=options.base_name)
     else:
         {"gemma3": write_gemma3, "gemma4": write_gemma4}[options.kind](options.folder, options.seed)
 

@@ -65,6 +65,42 @@ def test_the_key_is_shown_when_there_is_one() -> None:
     assert without.keys == {None}
 
 
+# -- adapters -----------------------------------------------------------------------------------------------
+
+
+class WithAdapters(Engine):
+    """Serves two adapters as well; `spoilt` says nothing."""
+
+    def models(self) -> Reply:
+        return reply({"object": "list", "data": [{"id": name} for name in (MODEL, "korean", "spoilt")]})
+
+    def chat(self, question: dict[str, Any]) -> Reply:
+        completion = self.completion(question) | {"model": question["model"]}
+        if question["model"] == "spoilt":
+            completion["choices"][0]["message"]["content"] = ""
+        return reply(completion)
+
+
+def test_an_adapter_is_asked_one_question_under_its_own_name() -> None:
+    engine = WithAdapters()
+    found = judged(engine, adapters=["korean"])
+    assert found["reasons"] == []
+    assert [question["model"] for question in engine.asked].count("korean") == 1
+    (answer,) = found["figures"]["adapters"]
+    assert (answer["name"], answer["text"]) == ("korean", "".join(engines.WORDS))
+
+
+def test_a_broken_adapter_is_a_reason_and_spares_the_load() -> None:
+    found = judged(WithAdapters(), adapters=["korean", "spoilt"])
+    assert found["reasons"] == ["the adapter spoilt: the answer has no text"]
+    assert found["figures"]["load"] == []
+
+
+def test_an_adapter_that_is_not_served_is_a_reason() -> None:
+    (reason,) = judged(WithAdapters(), adapters=["legal"])["reasons"]
+    assert reason == f"the adapter legal: /v1/models does not show legal; it shows {MODEL}, korean, spoilt"
+
+
 # -- nonsense -----------------------------------------------------------------------------------------------
 
 

@@ -29,6 +29,9 @@ PASSED = {
     "answer": {"prompt": "1 < 2?", "text": "<script>"},
     "figures": {
         "chat": [{"prompt": "1 < 2?", "text": "<script>", "finish_reason": "stop", "completion_tokens": 3}],
+        "adapters": [
+            {"name": "korean", "prompt": "1 < 2?", "text": "<b>yes", "finish_reason": "stop", "completion_tokens": 4}
+        ],
         "streaming": {"ttft_ms": 12.0, "mean_itl_ms": 3.0, "chunks": 3, "completion_tokens": 3},
         "load": LOAD,
     },
@@ -37,7 +40,7 @@ FAILED = {
     "passed": False,
     "reasons": ["the answer has no text"],
     "answer": None,
-    "figures": {"chat": [], "streaming": None, "load": []},
+    "figures": {"chat": [], "adapters": [], "streaming": None, "load": []},
 }
 
 

@@ -217,6 +217,69 @@ def test_an_adapter_without_the_flag(refused, tiny, tmp_path):
     assert "LoRA is not enabled. Use --enable-lora to enable LoRA." in said
 
 
+def test_an_adapter_that_vllm_does_not_do(refused, tiny, tmp_path):
+    models.write_lora_adapter(tmp_path / "adapter", tiny)
+    path = tmp_path / "adapter" / "adapter_config.json"
+    config = json.loads(path.read_bytes())
+    path.write_text(json.dumps({**config, "use_dora": True, "modules_to_save": ["lm_head"], "rank_pattern": {"q": 64}}))
+    said = refused(tiny, "--enable-lora", "--lora-modules", f"x={tmp_path / 'adapter'}")
+    assert "vLLM does not yet support DoRA. LoRA rank 64 is greater than max_lora_rank 16." in said
+    assert "Unsupported modules_to_save: ['lm_head']" in said
+
+
+# -- a draft model ----------------------------------------------------------------------------------------------------
+
+
+def drafted(**config):
+    return "--speculative-config", json.dumps(config)
+
+
+def test_a_draft_model_is_opened_as_the_model_is(refused, tiny, broken):
+    models.truncate_shard(broken)
+    said = refused(tiny, *drafted(model=str(broken), num_speculative_tokens=2))
+    assert root_cause(said).endswith("incomplete metadata, file not fully covered")
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"num_speculative_tokens": 2}, "num_speculative_tokens was provided but without speculative model."),
+        ({"model": "TINY"}, "`num_speculative_tokens` was not provided"),
+        (
+            {"model": "TINY", "num_speculative_tokens": 0},
+            "Expected num_speculative_tokens to be greater than zero (0).",
+        ),
+    ],
+)
+def test_a_speculative_config_that_says_too_little(refused, tiny, config, words):
+    said = refused(tiny, *drafted(**{key: str(tiny) if value == "TINY" else value for key, value in config.items()}))
+    assert f"1 validation error for SpeculativeConfig\n  Value error, {words}" in said.replace(
+        "A speculative model was provided, but ", ""
+    )
+
+
+def test_a_draft_model_that_is_not_there(refused, tiny, tmp_path):
+    assert "Repo id must be in the form" in refused(
+        tiny, *drafted(model=str(tmp_path / "no"), num_speculative_tokens=2)
+    )
+
+
+def test_a_draft_model_of_another_vocabulary(refused, tiny, broken):
+    path = broken / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_bytes()), "vocab_size": 8}))
+    said = refused(tiny, *drafted(model=str(broken), num_speculative_tokens=2))
+    assert "Target model vocab_size=4096. Draft model vocab_size=8." in said
+
+
+def test_gemma_4s_assistants_are_known_by_their_projections(tiny, broken, refused):
+    path = broken / "config.json"
+    config = {**json.loads(path.read_bytes()), "architectures": ["Gemma4AssistantForCausalLM"]}
+    path.write_text(json.dumps({**config, "model_type": "gemma4_assistant"}))
+    said = root_cause(refused(tiny, *drafted(model=str(broken), num_speculative_tokens=2)))
+    assert said.startswith("ValueError: Following weights were not initialized from checkpoint")
+    assert "pre_projection.weight" in said
+
+
 # -- safetensors, made by hand --------------------------------------------------------------------------------------
 
 GEMMA_4 = {

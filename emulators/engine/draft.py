@@ -1,0 +1,40 @@
+"""`--speculative-config`: the draft model, opened and refused as vLLM does (vllm/config/speculative.py)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from emulators.engine.architectures import ASSISTANT, SUPPORTED, text_config
+from emulators.engine.checkpoint import BadModel, Checkpoint, open_config
+
+WITHOUT_A_MODEL = ("ngram", "[ngram]", "ngram_gpu", "suffix", "mtp")
+
+
+def open_draft(speculative: Any, target: Checkpoint) -> Checkpoint | None:
+    """The draft model's config.json, compared with the target's; None without a draft model. Raises BadModel."""
+    if not speculative:
+        return None
+    if not isinstance(speculative, dict):
+        raise refused(f"Input should be a dictionary, not {speculative!r}")
+    model, tokens = speculative.get("model"), speculative.get("num_speculative_tokens")
+    if model in WITHOUT_A_MODEL or (model is None and speculative.get("method") in WITHOUT_A_MODEL):
+        return None
+    if model is None:
+        raise refused("num_speculative_tokens was provided but without speculative model.")
+    draft = open_config(model, (*SUPPORTED, ASSISTANT))
+    if tokens is None and draft.architecture != ASSISTANT:
+        raise refused("A speculative model was provided, but `num_speculative_tokens` was not provided")
+    if tokens is not None and tokens <= 0:
+        raise refused(f"Expected num_speculative_tokens to be greater than zero ({tokens}).")
+    ours, theirs = (text_config(each.config, each.architecture)["vocab_size"] for each in (draft, target))
+    if draft.architecture != ASSISTANT and ours != theirs:
+        raise refused(
+            f"Target and draft model should have the same vocabulary size. Target model vocab_size={theirs}. Draft "
+            f"model vocab_size={ours}. Using models with different tokenizers can cause out-of-bounds errors during "
+            "speculative decoding."
+        )
+    return draft
+
+
+def refused(words: str) -> BadModel:
+    return BadModel("ValidationError", words, "SpeculativeConfig")
