@@ -11,7 +11,7 @@ import threading
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-Action = Literal["status", "reset", "stall", "truncate", "corrupt", "unanswered"]
+Action = Literal["status", "reset", "stall", "truncate", "corrupt", "unanswered", "slow"]
 
 
 @dataclass
@@ -21,7 +21,8 @@ class Fault:
     action: `status` answers `status`, `headers`, `body` instead of the real answer; `unanswered` does all that was
     asked and drops the connection instead of saying so. The others happen after `after_bytes` bytes of the body
     that is being moved (the answer's of a GET, else the request's): `reset` and `truncate` drop the connection (RST,
-    FIN), `stall` goes silent for `seconds`, `corrupt` flips one byte.
+    FIN), `stall` goes silent for `seconds`, `corrupt` flips one byte. `slow` is a network far away: the answer begins
+    `seconds` later, and a file in it comes at `bytes_per_second`.
     """
 
     action: Action
@@ -32,6 +33,8 @@ class Fault:
     body: str = ""
     after_bytes: int = 0
     seconds: float = 3600.0
+    bytes_per_second: float = 0.0
+    """0: as fast as it can."""
     times: int = 1
     taken: int = 0
     """Requests that it is waiting to happen to, or has happened to."""

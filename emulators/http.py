@@ -146,6 +146,9 @@ class Handler(BaseHTTPRequestHandler):
         self.fault = self.server.faults.take(self.command, self.path)
         try:
             try:
+                if self.fault and self.fault.action == "slow":
+                    self._acting(self.fault)
+                    time.sleep(self.fault.seconds)
                 if self.fault and self.fault.action == "status":
                     self._acting(self.fault)
                     raise HttpError(self.fault.status, self.fault.body, self.fault.headers)
@@ -270,16 +273,19 @@ class Handler(BaseHTTPRequestHandler):
         is scripted."""
         if self.command == "HEAD" or not length:
             return
-        if self._fault_of_the_answer() is None:
+        rate = self.fault.bytes_per_second if self.fault else 0
+        if self._fault_of_the_answer() is None and not rate:
             self.wfile.flush()
             self.connection.settimeout(None)
             self.bytes_out += self.connection.sendfile(file, offset, length)
             return
         file.seek(offset)
         while length:
-            data = file.read(min(CHUNK, length))
+            data = file.read(min(CHUNK // 16 if rate else CHUNK, length))
             length -= len(data)
             self._write(data)
+            if rate:
+                time.sleep(len(data) / rate)
 
     def _write(self, data: bytes) -> None:
         """Writes a piece of an answer's body, through the scripted fault."""
@@ -299,13 +305,14 @@ class Handler(BaseHTTPRequestHandler):
 
     def _fault_of_the_request(self) -> Fault | None:
         """The fault that is to happen while the request's body comes in."""
-        moving = self.fault and self.fault.action not in ("status", "unanswered")
-        return self.fault if moving and self.command != "GET" else None
+        return self.fault if self._fault_is_in_a_body() and self.command != "GET" else None
 
     def _fault_of_the_answer(self) -> Fault | None:
         """The fault that is to happen while the answer's body goes out."""
-        moving = self.fault and self.fault.action not in ("status", "unanswered")
-        return self.fault if moving and self.command == "GET" and not self._fault_acted else None
+        return self.fault if self._fault_is_in_a_body() and self.command == "GET" and not self._fault_acted else None
+
+    def _fault_is_in_a_body(self) -> bool:
+        return self.fault is not None and self.fault.action not in ("status", "unanswered", "slow")
 
     def _acting(self, fault: Fault) -> None:
         self._fault_acted = True

@@ -9,6 +9,7 @@ import base64
 import io
 import json
 import os
+import time
 
 import google_crc32c
 import pytest
@@ -171,3 +172,15 @@ def test_the_request_log_tells_who_and_no_secret(emulator, prefix):
     assert entries[-1]["status"] == 200
     assert entries[-1]["user"] == "anonymous"
     assert not [entry for entry in entries if secret in str(entry) or "opaque-token" in str(entry)]
+
+
+def test_a_network_that_is_slow(emulator, prefix):
+    """Each answer begins later, and bytes come at a rate: nothing breaks."""
+    emulator.bucket.blob(prefix + "x").upload_from_string(DATA)
+    emulator.script(
+        {"action": "slow", "method": "GET", "path": "alt=media", "seconds": 0.2, "bytes_per_second": 4 * len(DATA)}
+    )
+    started = time.monotonic()
+    assert emulator.bucket.blob(prefix + "x").download_as_bytes() == DATA
+    assert time.monotonic() - started >= 0.45
+    assert emulator.consumed() == [1]

@@ -12,6 +12,7 @@ import sys
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,18 @@ def write_release(folder: Path, *, shards: int = 2, size: int = SHARD, seed: int
     (folder / "README.md").write_text("# A model\n")
     (folder / "pytorch_model.bin").write_bytes(b"a pickle")
     (folder / "consolidated.safetensors").write_bytes(b"another format's guess")
+
+
+def bring_in_child(
+    report: Connection, environment: dict[str, str], settings: dict[str, Any], release: dict[str, Any]
+) -> None:
+    """What a child process does that is started to be killed: sends an error, or nothing but "" at its end."""
+    os.environ.update(environment)
+    try:
+        bring(Settings(**settings), Release(**release), lambda line: None, Limits(threads=4, attempts=5))
+    except Exception as error:  # noqa: BLE001 (told to the test)
+        report.send(repr(error))
+    report.send("")
 
 
 SERVED = {"config.json", checkpoint.INDEX, "tokenizer.model", "tokenizer.json", "chat_template.jinja", "LICENSE"}
