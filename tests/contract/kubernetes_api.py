@@ -24,6 +24,7 @@ from kubernetes.client.exceptions import ApiException
 from kubernetes.config import new_client_from_config
 
 from emulators import process
+from tests.contract.kubernetes_objects import Requests
 
 
 @pytest.fixture(scope="session")
@@ -91,6 +92,11 @@ def namespace(core: client.CoreV1Api) -> Iterator[str]:
             raise
     yield name
     core.delete_namespace(name)
+
+
+@pytest.fixture
+def ask(api: client.ApiClient, namespace: str) -> Requests:
+    return Requests(api, namespace)
 
 
 @pytest.fixture

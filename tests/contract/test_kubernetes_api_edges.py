@@ -3,50 +3,16 @@ kube-apiserver (docs/conformance.md). Runs against a real server, too: see kuber
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
-from kubernetes import client
-from kubernetes.client.exceptions import ApiException
+
+from tests.contract.kubernetes_objects import Requests
 
 pytest_plugins = ["tests.contract.kubernetes_api"]
 
 APPLY, MERGE = "application/apply-patch+yaml", "application/merge-patch+json"
 Object = dict[str, Any]
-
-
-class Requests:
-    """Requests as they are, without a client's opinion of them."""
-
-    def __init__(self, api: client.ApiClient, namespace: str):
-        self._api, self.namespace = api, namespace
-
-    def __call__(self, method: str, path: str, body: Any = None, content_type: str = "") -> tuple[int, Any]:
-        """Status and JSON; `path` begins at the test's namespace unless it begins with a slash."""
-        if not path.startswith("/"):
-            group, _, rest = path.rpartition("!")
-            path = f"/{'apis/' + group if group else 'api/v1'}/namespaces/{self.namespace}/{rest}"
-        headers = {"Accept": "application/json"}
-        if content_type or body is not None:
-            headers["Content-Type"] = content_type or "application/json"
-        try:
-            data, status, _ = self._api.call_api(
-                path,
-                method,
-                header_params=headers,
-                body=body,
-                auth_settings=["BearerToken"],
-                response_type="object",
-            )
-        except ApiException as error:
-            return error.status, json.loads(error.body)
-        return status, data
-
-
-@pytest.fixture
-def ask(api: client.ApiClient, namespace: str) -> Requests:
-    return Requests(api, namespace)
 
 
 def config_map(**parts: Any) -> Object:

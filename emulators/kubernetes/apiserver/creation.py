@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from emulators.kubernetes.apiserver.errors import invalid, invalid_value
+from emulators.kubernetes.apiserver.errors import forbidden, invalid, invalid_value
 from emulators.kubernetes.apiserver.schema import copied
 from emulators.kubernetes.apiserver.store import Store
 
@@ -128,14 +128,17 @@ def tolerate_unready_nodes(spec: Object) -> None:
 
 
 def _service_account(item: Object, store: Store) -> None:
-    """The service account and its token, as the ServiceAccount admission plugin adds them.
-
-    Unlike there, the account need not exist yet: without its controller it never would.
-    """
+    """The service account and its token, as the ServiceAccount admission plugin adds them. Raises ApiError 403."""
     spec = item["spec"]
     name = spec.setdefault("serviceAccountName", "default")
     spec["serviceAccount"] = name
-    account = store.get(("", "serviceaccounts"), item["metadata"]["namespace"], name) or {}
+    namespace = item["metadata"]["namespace"]
+    account = store.get(("", "serviceaccounts"), namespace, name)
+    if account is None and name != "default":
+        why = f'error looking up service account {namespace}/{name}: serviceaccount "{name}" not found'
+        raise forbidden("", "pods", item["metadata"]["name"], why)
+    # A namespace's default account comes moments after it, and the real server waits for that.
+    account = account or {}
     if not spec.get("automountServiceAccountToken", account.get("automountServiceAccountToken", True)):
         return
     lacking = [
@@ -225,6 +228,10 @@ def _service(item: Object, store: Store, now: str) -> None:
 def allocate_service(item: Object, live: Object | None, store: Store) -> None:
     """Gives a Service its cluster address and node ports, keeping those that `live` has."""
     spec, before = item["spec"], (live or {}).get("spec", {})
+    if spec["type"] not in ("NodePort", "LoadBalancer") and before.get("type") in ("NodePort", "LoadBalancer"):
+        for name in ("allocateLoadBalancerNodePorts", "externalTrafficPolicy"):
+            if spec.get(name) == before.get(name):
+                spec.pop(name, None)
     if spec["type"] == "ExternalName":
         for name in ("clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"):
             spec.pop(name, None)
@@ -238,6 +245,9 @@ def allocate_service(item: Object, live: Object | None, store: Store) -> None:
     address = spec.get("clusterIP") or before.get("clusterIP")
     if not address:
         address = _free_address(taken)
+    elif address != "None" and ipaddress.ip_address(address) not in SERVICE_RANGE:
+        why = f"failed to allocate IP {address}: the provided network does not match the current range"
+        raise invalid("", "Service", item["metadata"]["name"], [invalid_value("spec.clusterIPs", [address], why)])
     elif address != "None" and address in taken:
         why = f"failed to allocate IP {address}: provided IP is already allocated"
         raise invalid("", "Service", item["metadata"]["name"], [invalid_value("spec.clusterIPs", [address], why)])

@@ -78,6 +78,14 @@ class Wish:
         return cls(grace, propagation, uid, version, bool(dry_run))
 
 
+_IMMORTAL = {"default", "kube-public", "kube-system"}
+
+
+def refuse_immortal(resource: Resource, name: str) -> None:
+    if (resource.group, resource.kind) == ("", "Namespace") and name in _IMMORTAL:
+        raise errors.forbidden("", "namespaces", name, "this namespace may not be deleted")
+
+
 def check_preconditions(resource: Resource, live: Object, wish: Wish) -> None:
     metadata = live["metadata"]
     why = ""

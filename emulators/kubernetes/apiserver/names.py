@@ -91,14 +91,14 @@ def qualified_name(name: str) -> list[str]:
     if not last:
         problems.append("name part must be non-empty")
     elif len(last) > 63:
-        problems.append("name part must be no more than 63 characters")
+        problems.append("name part must be no more than 63 bytes")
     if not re.fullmatch(_QUALIFIED, last):
         problems.append(_QUALIFIED_WORDS)
     return problems
 
 
 def label_value(value: str) -> list[str]:
-    problems = [] if len(value) <= 63 else ["must be no more than 63 characters"]
+    problems = [] if len(value) <= 63 else ["must be no more than 63 bytes"]
     return problems if re.fullmatch(_LABEL_VALUE, value) else [*problems, _LABEL_VALUE_WORDS]
 
 
@@ -108,6 +108,8 @@ def config_key(key: str) -> list[str]:
         problems.append(_CONFIG_KEY_WORDS)
     if key in (".", ".."):
         problems.append(f"must not be '{key}'")
+    elif key.startswith(".."):
+        problems.append("must not start with '..'")
     return problems
 
 
@@ -137,7 +139,7 @@ def label_causes(labels: dict[str, str], field: str) -> list[Cause]:
 
 def _name_problems(resource: Resource, name: str) -> list[str]:
     if resource.kind in _LABEL_NAMED:
-        return dns_label(name)
+        return ["must not contain dots"] if "." in name else dns_label(name)
     if resource.kind in _PATH_NAMED:
         return path_segment(name)
     if (resource.group, resource.kind) == ("", "Service"):

@@ -1,4 +1,4 @@
-"""What only pods have: their log (from the kubelet), binding to a node, and eviction."""
+"""What only pods have: their log (from the kubelet), binding to a node, eviction, and no way into them."""
 
 from __future__ import annotations
 
@@ -79,6 +79,16 @@ async def refuse_kubelet_error(pod: Object, answer: aiohttp.ClientResponse) -> N
             404, "NotFound", f"the server could not find the requested resource ({text})", error.details
         )
     raise errors.internal(f"the kubelet answered {answer.status}: {text}")
+
+
+WAYS_IN = ("attach", "exec", "portforward")
+
+
+def no_way_in(pod: str) -> errors.ApiError:
+    """As the real server refuses by a policy (emulators/real/config/gke.yaml)."""
+    words = "pods are processes here, and nothing leads into one (their logs are served)"
+    why = f"ValidatingAdmissionPolicy 'no-way-in' with binding 'no-way-in' denied request: {words}"
+    return errors.forbidden("", "pods", pod, why)
 
 
 def bind(storage: Storage, resource: Resource, pod: Object, binding: Object) -> Object:

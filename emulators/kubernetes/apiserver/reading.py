@@ -32,7 +32,8 @@ def selection(resource: Resource, query: Query) -> Matches:
     if query.get("labelSelector"):
         checks.append(label_selector(query["labelSelector"]))
     if query.get("fieldSelector"):
-        selectable = tuple(field["jsonPath"].lstrip(".") for field in (resource.crd or {}).get("selectableFields", []))
+        fields = None if resource.crd is None else resource.crd.get("selectableFields", [])
+        selectable = None if fields is None else tuple(field["jsonPath"].lstrip(".") for field in fields)
         checks.append(field_selector(query["fieldSelector"], resource.storage_key, selectable))
     return lambda item: all(check(item) for check in checks)
 
@@ -58,6 +59,33 @@ def revision_of(query: Query) -> int:
         message = f'resourceVersion: Invalid value: "{text}": strconv.ParseUint: parsing "{text}": invalid syntax'
         raise errors.ApiError(500, "", message)
     return int(text)
+
+
+def judge_options(query: Query, *, watches: bool) -> None:
+    """Which versions can be asked for, and how (apimachinery, ValidateListOptions). Raises ApiError 422."""
+    version, match, initial = (
+        query.get(name, "") for name in ("resourceVersion", "resourceVersionMatch", "sendInitialEvents")
+    )
+    causes = []
+    if initial and not watches:
+        causes.append(errors.forbidden_value("sendInitialEvents", "sendInitialEvents is forbidden for list"))
+    elif initial and match != "NotOlderThan":
+        words = "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan"
+        causes.append(errors.forbidden_value("resourceVersionMatch", words))
+    elif match and watches and not initial:
+        words = "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided"
+        causes.append(errors.forbidden_value("resourceVersionMatch", words))
+    elif match and not watches and not version:
+        words = "resourceVersionMatch is forbidden unless resourceVersion is provided"
+        causes.append(errors.forbidden_value("resourceVersionMatch", words))
+    elif match not in ("", "Exact", "NotOlderThan"):
+        words = f'Unsupported value: {errors.quoted(match)}: supported values: "Exact", "NotOlderThan", ""'
+        causes.append(errors.Cause("FieldValueNotSupported", words, "resourceVersionMatch"))
+    elif match == "Exact" and version == "0":
+        words = 'resourceVersionMatch "exact" is forbidden for resourceVersion "0"'
+        causes.append(errors.forbidden_value("resourceVersionMatch", words))
+    if causes:
+        raise errors.invalid("meta.k8s.io", "ListOptions", "", causes)
 
 
 class Form:
@@ -115,7 +143,12 @@ def listing(store: Store, form: Form, namespace: str, query: Query) -> Object:
     """A list, or a page of one. Raises ApiError 400 and, for a page whose list is too old, 410."""
     resource = form.resource
     matches = selection(resource, query)
-    limit = integer(query, "limit")
+    judge_options(query, watches=False)
+    limit = max(0, integer(query, "limit"))
+    _judge_version(store, query)
+    if query.get("resourceVersion") == "0":
+        # From the cache, which knows no pages.
+        limit = 0
     items = [item for item in store.list(resource.storage_key, namespace) if matches(item)]
     revision, after = store.revision, None
     if query.get("continue"):
@@ -133,6 +166,22 @@ def listing(store: Store, form: Form, namespace: str, query: Query) -> Object:
             metadata["remainingItemCount"] = len(items) - limit
         items = items[:limit]
     return form.many(items, metadata)
+
+
+def _judge_version(store: Store, query: Query) -> None:
+    """Raises ApiError for no version, one of the future, or exactly one of the past: only the latest is kept."""
+    text = query.get("resourceVersion") or "0"
+    if query.get("continue") and text != "0":
+        raise errors.bad_request("specifying resource version is not allowed when using continue")
+    if not text.isdigit():
+        wrong = f'Invalid value: "{text}": strconv.ParseUint: parsing "{text}": invalid syntax'
+        raise errors.bad_request(f"invalid resource version: resourceVersion: {wrong}")
+    if int(text) > store.revision:
+        message = f"Timeout: Too large resource version: {text}, current: {store.revision}"
+        cause = {"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}
+        raise errors.ApiError(504, "Timeout", message, {"causes": [cause], "retryAfterSeconds": 1})
+    if query.get("resourceVersionMatch") == "Exact" and int(text) < store.revision:
+        raise errors.expired("The resourceVersion for the provided list is too old.")
 
 
 def _place(item: Object) -> list[str]:
@@ -161,6 +210,7 @@ class Watch:
     def __init__(self, store: Store, form: Form, namespace: str, query: Query):
         self.store, self.form, self.namespace = store, form, namespace
         self.matches = selection(form.resource, query)
+        judge_options(query, watches=True)
         self.seconds = integer(query, "timeoutSeconds") or DEFAULT_WATCH_SECONDS
         self.bookmarks = truth(query, "allowWatchBookmarks")
         self.headers_sent = False
@@ -209,7 +259,7 @@ class Watch:
 
     def _bookmark(self, more: Object) -> None:
         resource = self.form.resource
-        metadata: Object = {"resourceVersion": str(self.store.revision), "creationTimestamp": None, **more}
+        metadata: Object = {"resourceVersion": str(self.store.revision), **more}
         item: Object = {"kind": resource.kind, "apiVersion": resource.api_version, "metadata": metadata}
         if self.form.sort == "table":
             item = tables.table(resource, [], {"resourceVersion": metadata["resourceVersion"]}, with_headers=False)

@@ -82,7 +82,7 @@ def _r(plural: str, kind: str, **more: Any) -> Resource:
 
 
 _NAMESPACE_VERBS = tuple(verb for verb in ALL_VERBS if verb != "deletecollection")
-_POD_PARTS = ("binding", "eviction", "log", "status")
+_POD_PARTS = ("attach", "binding", "eviction", "exec", "log", "portforward", "status")
 
 BUILT_IN: list[Resource] = [
     *_group(
@@ -234,16 +234,22 @@ BUILT_IN: list[Resource] = [
 SUBRESOURCE_KINDS = {
     "scale": ("autoscaling", "v1", "Scale"),
     "binding": ("", "v1", "Binding"),
+    "attach": ("", "v1", "PodAttachOptions"),
     "eviction": ("policy", "v1", "Eviction"),
+    "exec": ("", "v1", "PodExecOptions"),
+    "portforward": ("", "v1", "PodPortForwardOptions"),
     "token": ("authentication.k8s.io", "v1", "TokenRequest"),
 }
 """Kinds of the subresources that speak another kind than their parent."""
 
 SUBRESOURCE_VERBS = {
+    "attach": ("create", "get"),
     "binding": ("create",),
     "eviction": ("create",),
+    "exec": ("create", "get"),
     "finalize": ("update",),
     "log": ("get",),
+    "portforward": ("create", "get"),
     "token": ("create",),
 }
 """What subresources allow; the others allow get, patch and update."""

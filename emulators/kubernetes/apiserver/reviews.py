@@ -34,6 +34,8 @@ def review(resource: Resource, body: Object, user: User, tokens: Tokens) -> Obje
         "spec": spec,
     }
     if resource.kind == "TokenReview":
+        if not spec.get("token"):
+            raise errors.bad_request("token is required for TokenReview in authentication")
         return {**answer, "status": _token_status(spec, tokens)}
     if resource.kind == "SelfSubjectReview":
         answer.pop("spec")
@@ -55,7 +57,7 @@ def review(resource: Resource, body: Object, user: User, tokens: Tokens) -> Obje
 def _token_status(spec: Object, tokens: Tokens) -> Object:
     user = tokens.authenticate(spec.get("token") or "")
     if user is None:
-        return {"user": {}, "error": "[invalid bearer token, Unknown user]"}
+        return {"user": {}, "error": "invalid bearer token"}
     return {"authenticated": True, "user": user.as_info(), "audiences": spec.get("audiences") or [ISSUER]}
 
 

@@ -139,6 +139,8 @@ class Routes:
             raise errors.method_not_allowed()
         if resource.kind == "Endpoints":
             call.warnings.append("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice")
+        if target.subresource in pods.WAYS_IN:
+            raise pods.no_way_in(target.name)
         if target.subresource in ("log", "binding", "eviction", "token"):
             return self._part(call, target)
         handler: dict[str, Callable[[Call, Target], Answer]] = {

@@ -6,7 +6,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from emulators.kubernetes.apiserver.errors import bad_request
+from emulators.kubernetes.apiserver.errors import bad_request, quoted
+from emulators.kubernetes.apiserver.names import qualified_name
 
 Matches = Callable[[dict[str, Any]], bool]
 
@@ -25,6 +26,7 @@ _FIELDS: dict[tuple[str, str], tuple[str, ...]] = {
         "spec.hostNetwork",
         "status.phase",
         "status.podIP",
+        "status.podIPs",
         "status.nominatedNodeName",
     ),
     ("", "events"): (
@@ -45,7 +47,6 @@ _FIELDS: dict[tuple[str, str], tuple[str, ...]] = {
     ("", "secrets"): ("type",),
     ("", "services"): ("spec.clusterIP", "spec.type"),
     ("", "replicationcontrollers"): ("status.replicas",),
-    ("apps", "replicasets"): ("status.replicas",),
     ("batch", "jobs"): ("status.successful",),
 }
 # events.k8s.io names the fields of the same stored objects differently.
@@ -60,6 +61,8 @@ def _split(text: str) -> list[str]:
 
 def label_selector(text: str) -> Matches:
     """Equality-based and set-based requirements, all of which must hold. Raises ApiError 400."""
+    if re.search(r"^\s*,|,\s*,", text):
+        raise bad_request("found ',', expected: !, identifier, or 'end of string'")
     checks = [_requirement(part, text) for part in _split(text)]
 
     def matches(item: dict[str, Any]) -> bool:
@@ -69,13 +72,20 @@ def label_selector(text: str) -> Matches:
     return matches
 
 
+def _judge_key(key: str) -> None:
+    if problems := qualified_name(key):
+        raise bad_request(f"unable to parse requirement: <nil>: Invalid value: {quoted(key)}: {problems[0]}")
+
+
 def _requirement(part: str, whole: str) -> Callable[[dict[str, str]], bool]:
     if found := _SET_BASED.match(part):
+        _judge_key(found["key"])
         key, values = found["key"], {value.strip() for value in found["values"].split(",")}
         if found["how"] == "in":
             return lambda labels: key in labels and labels[key] in values
         return lambda labels: labels.get(key) not in values
     if found := _EQUALITY.match(part):
+        _judge_key(found["key"])
         key, value = found["key"], found["value"]
         if found["how"] == "!=":
             return lambda labels: labels.get(key) != value
@@ -91,6 +101,7 @@ def _requirement(part: str, whole: str) -> Callable[[dict[str, str]], bool]:
         return compares
     if found := _EXISTS.match(part):
         key = found["key"]
+        _judge_key(key)
         if found["how"]:
             return lambda labels: key not in labels
         return lambda labels: key in labels
@@ -113,17 +124,25 @@ def field_value(item: dict[str, Any], path: str) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def field_selector(text: str, storage_key: tuple[str, str], selectable: tuple[str, ...] = ()) -> Matches:
-    """Requirements on fields. Raises ApiError 400 for a field that the kind does not select on."""
+def field_selector(text: str, storage_key: tuple[str, str], selectable: tuple[str, ...] | None = None) -> Matches:
+    """Requirements on fields; `selectable` are those of a custom resource.
+
+    Raises ApiError 400 for a field that the kind does not select on.
+    """
     requirements = []
-    supported = ("metadata.name", "metadata.namespace", *_FIELDS.get(storage_key, ()), *selectable)
-    for part in [part.strip() for part in text.split(",") if part.strip()]:
+    general = ("metadata.name", "metadata.namespace")
+    supported = (*general, *_FIELDS.get(storage_key, ()), *(selectable or ()))
+    for part in [part for part in re.split(r"(?<!\\),", text) if part]:
         found = re.match(r"^([^=!]+)(==|!=|=)(.*)$", part)
         if not found:
             raise bad_request(f"invalid selector: '{text}'; can't understand '{part}'")
-        path, how, value = (piece.strip() for piece in found.groups())
+        path, how, value = found.groups()
+        value = re.sub(r"\\([,=\\])", r"\1", value)
         first, dot, rest = path.partition(".")
         path = _ALIASES.get(first, first) + dot + rest
+        if path not in supported and storage_key not in _FIELDS and selectable is None:
+            known = ", ".join(quoted(each) for each in general)
+            raise bad_request(f"{quoted(path)} is not a known field selector: only {known}")
         if path not in supported:
             raise bad_request(f"field label not supported: {path}")
         requirements.append((path, how != "!=", value))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from emulators.kubernetes.apiserver import creation, custom, deletion, errors, names, validation
+from emulators.kubernetes.apiserver import creation, custom, deletion, errors, names, pod_security, validation
 from emulators.kubernetes.apiserver.apply import Writer, record_update
 from emulators.kubernetes.apiserver.conversion import kept, served
 from emulators.kubernetes.apiserver.defaults import apply_defaults
@@ -102,6 +102,7 @@ class Storage:
             creation.prepare(resource.kind, item, self.store, moment)
         item = self._encoded(resource, item)
         self._refuse_invalid(resource, item, None)
+        self._admit(resource, item, options)
         if self.store.get(resource.storage_key, namespace, name) is not None:
             raise errors.already_exists(resource.group, resource.plural, name)
         if options.dry_run:
@@ -242,6 +243,8 @@ class Storage:
         if subresource != "status" and "generation" in before and _wanted(resource, item) != _wanted(resource, live):
             metadata["generation"] = before["generation"] + 1
         self._refuse_invalid(resource, item, live, subresource)
+        if resource.kind != "Pod" and not subresource:
+            self._admit(resource, item, options)
         metadata["resourceVersion"] = before["resourceVersion"]
         if _without_times(item) == _without_times(live):
             # Nothing changes, so nothing is written: the resourceVersion stays, and no watch hears of it.
@@ -317,6 +320,7 @@ class Storage:
 
     def delete(self, resource: Resource, live: Object, wish: deletion.Wish, dry_run: bool) -> tuple[Object, bool]:
         """Deletes an object or marks it for deletion; it, and whether it is gone. Raises ApiError 409."""
+        deletion.refuse_immortal(resource, live["metadata"]["name"])
         deletion.check_preconditions(resource, live, wish)
         marked = deletion.marked(resource, live, wish, datetime.now(UTC))
         if marked is None:
@@ -352,7 +356,8 @@ class Storage:
         if resource.crd is not None:
             return item
         if resource.kind == "Event":
-            return {"source": {}, "reportingComponent": "", "reportingInstance": "", **item}
+            absent = {"source": {}, "reportingComponent": "", "reportingInstance": ""}
+            return {**absent, "eventTime": None, "firstTimestamp": None, "lastTimestamp": None, **item}
         if "status" not in item:
             return item
         status: Object = fill_required(self.stored_schema(resource).of("status"), item["status"])
@@ -374,6 +379,11 @@ class Storage:
         self, resource: Resource, live: Object | None, item: Object, options: Options, subresource: str = ""
     ) -> None:
         record_update(self.stored_schema(resource), live, item, self.writer(resource, options, subresource))
+
+    def _admit(self, resource: Resource, item: Object, options: Options) -> None:
+        if resource.crd is None and resource.namespaced:
+            namespace = self.store.get(("", "namespaces"), "", item["metadata"]["namespace"]) or {"metadata": {}}
+            pod_security.admit(resource.kind, item, namespace["metadata"].get("labels", {}), options.warnings)
 
     def _refuse_invalid(self, resource: Resource, item: Object, live: Object | None, subresource: str = "") -> None:
         if resource.crd is not None:

@@ -7,10 +7,11 @@ field is absent) is found for every kind.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import ipaddress
+from collections.abc import Callable
 from typing import Any
 
-from emulators.kubernetes.apiserver import errors, names, pod_validation
+from emulators.kubernetes.apiserver import errors, names, pod_security, pod_validation
 from emulators.kubernetes.apiserver import workload_validation as workloads
 from emulators.kubernetes.apiserver.errors import Cause, forbidden_value, invalid_value, not_supported, required
 from emulators.kubernetes.apiserver.quantities import parsed
@@ -109,6 +110,21 @@ def _service(item: Object) -> list[Cause]:
         found.append(not_supported("spec.type", sort, _SERVICE_TYPES))
     if sort == "ExternalName" and not spec.get("externalName"):
         found.append(required("spec.externalName"))
+    if sort not in ("LoadBalancer", "NodePort") and "externalTrafficPolicy" in spec:
+        detail = "may only be set for externally-accessible services"
+        found.append(invalid_value("spec.externalTrafficPolicy", spec["externalTrafficPolicy"], detail))
+    places = [(port.get("protocol"), port.get("port")) for port in ports]
+    for index, (protocol, number) in enumerate(places):
+        if (protocol, number) in places[:index]:
+            shown = {
+                "Name": "",
+                "Protocol": protocol,
+                "AppProtocol": None,
+                "Port": number,
+                "TargetPort": 0,
+                "NodePort": 0,
+            }
+            found.append(errors.duplicate(f"spec.ports[{index}]", shown))
     return found + names.label_causes(spec.get("selector", {}), "spec.selector")
 
 
@@ -142,9 +158,31 @@ def _service_change(item: Object, live: Object) -> list[Cause]:
     return []
 
 
-def _access_modes(modes: Iterable[str], path: str) -> list[Cause]:
+def _access_modes(modes: list[str], path: str) -> list[Cause]:
     choices = ("ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod")
-    return [not_supported(path, mode, choices) for mode in modes if mode not in choices]
+    found = [not_supported(path, mode, choices) for mode in modes if mode not in choices]
+    if "ReadWriteOncePod" in modes and len(modes) > 1:
+        found.append(forbidden_value(path, "may not use ReadWriteOncePod with other access modes"))
+    return found
+
+
+def _storage(spec: Object, amount: Any, field: str) -> list[Cause]:
+    """What claims and volumes have in common."""
+    found = []
+    value = parsed(amount)
+    if value is not None and value <= 0:
+        if value < 0:
+            found.append(errors.Cause("FieldValueInvalid", f"Invalid value: {amount}: {_NO_QUANTITY}", field))
+        found.append(invalid_value(field, str(amount), "must be greater than zero"))
+    if name := spec.get("storageClassName"):
+        found += [invalid_value("spec.storageClassName", name, words) for words in names.dns_subdomain(name)]
+    mode = spec.get("volumeMode")
+    if mode not in (None, "Block", "Filesystem"):
+        found.append(not_supported("spec.volumeMode", mode, ("Block", "Filesystem")))
+    return found
+
+
+_NO_QUANTITY = "must be a valid resource quantity"
 
 
 def _volume(item: Object) -> list[Cause]:
@@ -153,19 +191,26 @@ def _volume(item: Object) -> list[Cause]:
     found += _access_modes(spec.get("accessModes", []), "spec.accessModes")
     if not spec.get("capacity"):
         found.append(required("spec.capacity"))
-    found += pod_validation.quantity_causes(spec.get("capacity", {}), "spec.capacity")
-    if not any(name in spec for name in _VOLUME_SOURCES):
+    if list(spec.get("capacity", {})) != ["storage"]:
+        capacity = dict(sorted(spec.get("capacity", {}).items()))
+        found.append(not_supported("spec.capacity", capacity, ("storage",)))
+    found += _storage(spec, spec.get("capacity", {}).get("storage"), "spec.capacity[storage]")
+    sources = [name for name in _VOLUME_SOURCES if name in spec]
+    if not sources:
         found.append(required("spec", "must specify a volume type"))
+    found += [forbidden_value(f"spec.{name}", "may not specify more than 1 volume type") for name in sources[1:]]
     csi = spec.get("csi")
     if csi is not None:
         found += [required(f"spec.csi.{name}") for name in ("driver", "volumeHandle") if not csi.get(name)]
+        driver = csi.get("driver", "")
+        found += [invalid_value("spec.csi.driver", driver, words) for words in names.dns_subdomain(driver) if driver]
     policy = spec["persistentVolumeReclaimPolicy"]
     if policy not in ("Delete", "Recycle", "Retain"):
         found.append(not_supported("spec.persistentVolumeReclaimPolicy", policy, ("Delete", "Recycle", "Retain")))
     return found
 
 
-_VOLUME_SOURCES = ("csi", "gcePersistentDisk", "hostPath", "local", "nfs", "iscsi", "fc")
+_VOLUME_SOURCES = ("gcePersistentDisk", "hostPath", "local", "nfs", "iscsi", "fc", "csi")
 
 
 def _volume_change(item: Object, live: Object) -> list[Cause]:
@@ -186,7 +231,7 @@ def _claim(item: Object) -> list[Cause]:
     requests = spec["resources"].get("requests", {})
     if "storage" not in requests:
         found.append(required("spec.resources[storage]"))
-    return found + pod_validation.quantity_causes(requests, "spec.resources.requests")
+    return found + _storage(spec, requests.get("storage"), "spec.resources[storage]")
 
 
 def _claim_change(item: Object, live: Object) -> list[Cause]:
@@ -253,6 +298,47 @@ def _lease(item: Object) -> list[Cause]:
     return found
 
 
+def _event(item: Object) -> list[Cause]:
+    given = item.get("involvedObject", {}).get("namespace", "")
+    # What is about a cluster's object lies in the default namespace.
+    if given != item["metadata"]["namespace"] and (given or item["metadata"]["namespace"] != "default"):
+        return [invalid_value("involvedObject.namespace", given, "does not match event.namespace")]
+    return []
+
+
+def _network_policy(item: Object) -> list[Cause]:
+    spec = item["spec"]
+    found = []
+    for index, sort in enumerate(spec.get("policyTypes", [])):
+        if sort not in ("Ingress", "Egress"):
+            words = f'Unsupported value: {errors.quoted(sort)}: supported values: "Ingress", "Egress"'
+            found.append(Cause("FieldValueNotSupported", words, f"spec.policyTypes[{index}]"))
+    for way, peers in (("ingress", "from"), ("egress", "to")):
+        for number, rule in enumerate(spec.get(way, [])):
+            path = f"spec.{way}[{number}]"
+            for index, port in enumerate(rule.get("ports", [])):
+                if isinstance(port.get("port"), int):
+                    found += pod_validation.port_causes(port["port"], f"{path}.ports[{index}].port")
+            for index, peer in enumerate(rule.get(peers, [])):
+                found += _peer(peer, f"{path}.{peers}[{index}]")
+    return found
+
+
+def _peer(peer: Object, path: str) -> list[Cause]:
+    if not peer:
+        return [required(path, "must specify a peer")]
+    if "ipBlock" not in peer:
+        return []
+    if len(peer) > 1:
+        return [forbidden_value(path, "may not specify both ipBlock and another peer")]
+    try:
+        ipaddress.ip_network(peer["ipBlock"].get("cidr", ""), strict=False)
+    except ValueError:
+        detail = "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)"
+        return [invalid_value(f"{path}.ipBlock.cidr", peer["ipBlock"].get("cidr", ""), detail)]
+    return []
+
+
 def _config_map(item: Object) -> list[Cause]:
     found = []
     size = 0
@@ -262,7 +348,7 @@ def _config_map(item: Object) -> list[Cause]:
             size += len(value.encode())
     for name in sorted(set(item.get("data", {})) & set(item.get("binaryData", {}))):
         found.append(invalid_value(f"data[{name}]", name, "duplicate of key present in binaryData"))
-    return found + ([errors.too_long("", 1024 * 1024)] if size > 1024 * 1024 else [])
+    return found + ([errors.too_long("[]", 1024 * 1024)] if size > 1024 * 1024 else [])
 
 
 def _secret(item: Object) -> list[Cause]:
@@ -309,9 +395,12 @@ _CHECKS: dict[str, Callable[[Object], list[Cause]]] = {
     "CustomResourceDefinition": _definition,
     "DaemonSet": workloads.selector_and_template,
     "Deployment": workloads.deployment,
+    "Event": _event,
     "HorizontalPodAutoscaler": workloads.autoscaler,
     "Job": workloads.job,
     "Lease": _lease,
+    "NetworkPolicy": _network_policy,
+    "Namespace": lambda item: pod_security.label_causes(item["metadata"].get("labels", {})),
     "PersistentVolume": _volume,
     "PersistentVolumeClaim": _claim,
     "Pod": lambda item: pod_validation.spec_causes(item["spec"], "spec"),

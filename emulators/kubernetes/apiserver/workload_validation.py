@@ -101,16 +101,20 @@ def deployment(item: Object) -> list[Cause]:
     return found
 
 
+def _percent(value: Any, field: str) -> list[Cause]:
+    if not isinstance(value, str) or re.fullmatch(r"[0-9]+%", value):
+        return []
+    detail = (
+        "a valid percent string must be a numeric string followed by an ending '%' (e.g. '1%',  or '93%', regex used "
+        "for validation is '[0-9]+%')"
+    )
+    return [invalid_value(field, value, detail)]
+
+
 def _rolling_update(update: Object, path: str) -> list[Cause]:
     found = []
     for name in ("maxUnavailable", "maxSurge"):
-        value = update.get(name)
-        if isinstance(value, str) and not re.fullmatch(r"[0-9]+%", value):
-            detail = (
-                "a valid percent string must be a numeric string followed by an ending '%' (e.g. '1%',  or '93%', "
-                + ("regex used for validation is '[0-9]+%')")
-            )
-            found.append(invalid_value(f"{path}.{name}", value, detail))
+        found += _percent(update.get(name), f"{path}.{name}")
     zero = (0, "0%")
     if update.get("maxUnavailable") in zero and update.get("maxSurge") in zero:
         detail = "may not be 0 when `maxSurge` is 0"
@@ -231,4 +235,17 @@ def budget(item: Object) -> list[Cause]:
     if "minAvailable" in spec and "maxUnavailable" in spec:
         detail = "minAvailable and maxUnavailable cannot be both set"
         return [invalid_value("spec", spec, detail)]
-    return selector_causes(spec.get("selector", {}), "spec.selector")
+    found = []
+    for name in ("minAvailable", "maxUnavailable"):
+        value = spec.get(name)
+        if isinstance(value, int) and value < 0:
+            found.append(invalid_value(f"spec.{name}", value, "must be greater than or equal to 0"))
+        if isinstance(value, str):
+            found += _percent(value, f"spec.{name}")
+            if re.fullmatch("[0-9]+%", value) and int(value[:-1]) > 100:
+                found.append(invalid_value(f"spec.{name}", value, "must not be greater than 100%"))
+    policy = spec.get("unhealthyPodEvictionPolicy")
+    if policy not in (None, "AlwaysAllow", "IfHealthyBudget"):
+        choices = ("AlwaysAllow", "IfHealthyBudget")
+        found.append(not_supported("spec.unhealthyPodEvictionPolicy", policy, choices))
+    return found + selector_causes(spec.get("selector", {}), "spec.selector")
