@@ -76,11 +76,9 @@ def _build_root(spec: dict[str, Any]) -> None:
     temporary = f"{root}/tmp"  # noqa: S108 (a new one)
     os.mkdir(temporary)
     os.chmod(temporary, 0o1777)  # noqa: S103 (as every /tmp)
-    for path in spec["show"]:
-        _bind(path, root + path, read_only=True)
-    # A mount may lie in another one.
-    for path in sorted(spec["mounts"]):
-        mount = spec["mounts"][path]
+    shown = {path: {"from": path, "read_only": True} for path in spec["show"]}
+    # One may lie in another: a mount in a mount, a project below the /tmp that a pod mounts.
+    for path, mount in sorted({**shown, **spec["mounts"]}.items()):
         _bind(mount["from"], root + path, mount["read_only"])
     if spec["read_only"]:
         _mount(None, root, None, _MS_BIND | _MS_REMOUNT | _MS_RDONLY | _MS_NOSUID)

@@ -15,7 +15,9 @@ from typing import Any
 
 import httpx
 
-SECONDS = 120
+REAL = os.environ.get("GEMMA_PIPELINES_TEST_REAL", "")
+"""The real parts that every run of these tests uses (`--real`); tests/real sets it."""
+SECONDS = 400 if REAL else 120
 """No run of a test takes longer."""
 
 
@@ -24,6 +26,8 @@ class Run:
 
     def __init__(self, *arguments: str, folder: Path, command: tuple[str, ...] = ("run", "03", "--json")):
         self.folder = folder
+        if REAL and command[0] == "run":
+            arguments = ("--real", REAL, *arguments)
         self.environment = {**os.environ, "TMPDIR": str(folder / "tmp"), "XDG_STATE_HOME": str(folder / "xdg")}
         (folder / "tmp").mkdir(parents=True, exist_ok=True)
         self._stderr = open(folder / f"stderr-{time.monotonic_ns()}", "w+")  # noqa: SIM115

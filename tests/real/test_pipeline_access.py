@@ -1,0 +1,222 @@
+"""The rights of the pipeline's identity on a real API server: its runs need each of them, and use them all.
+
+manifests/gcs-fuse/role.yaml and cluster-role.yaml are what is granted; only the set-up is an administrator's.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from components import names, render
+from components.settings import Settings
+from emulators.cloud import Cloud
+from emulators.hub import models
+from pipelines import local
+from pipelines.scenarios import find
+
+from .kube import kubectl
+
+SCENARIO = find("03")
+PARTS = ["control-plane", "gcsfuse"]
+API_KEY = "projects/demo-project/secrets/hf-token/versions/latest"
+"""A secret that the local cloud has; what is in it does not matter."""
+
+
+def settings_for(**values: Any) -> Settings:
+    return local.settings_for({**local.DEFAULTS, "scenario": "gcs-fuse", **values}, None)
+
+
+@dataclass
+class Site:
+    """A cloud with a real control plane that stays up for many runs."""
+
+    cloud: Cloud
+    folder: Path
+    weights: Path
+    said: list[str] = field(default_factory=list)
+
+    def run(self, settings: Settings) -> dict[str, Any]:
+        """A whole pipeline run: its summary."""
+        found = local.execute(SCENARIO, settings, self.folder, self.cloud.environment, lambda entry: None)
+        return found["summary"]
+
+
+@pytest.fixture(scope="module")
+def site(parts: None, tmp_path_factory: pytest.TempPathFactory, tiny_gemma3: Path) -> Iterator[Site]:
+    folder = tmp_path_factory.mktemp("access")
+    weights = folder / "weights"
+    models.write_gemma3(weights)
+    settings = settings_for()
+    with (
+        local.state_folder(folder / "state", SCENARIO, PARTS, print) as state,
+        local.cloud(settings, state, weights, PARTS, print) as cloud,
+    ):
+        local.remember(state, settings)
+        yield Site(cloud, state, weights)
+
+
+# -- nothing is granted that is not used ----------------------------------------------------------------------------
+
+
+def used(cloud: Cloud, user: str) -> set[tuple[str, str, str]]:
+    """(API group, resource, verb) of every request that a user made and was allowed."""
+    found = set()
+    for entry in cloud.requests("apiserver"):
+        path = urlsplit(entry["path"]).path.split("/")
+        if entry["user"] == user and entry["status"] != 403 and entry["resource"]:
+            # A patch that makes its object (server-side apply) needs both.
+            verbs = {entry["verb"], "create"} if entry["status"] == 201 else {entry["verb"]}
+            found |= {(path[2] if path[1] == "apis" else "", entry["resource"], verb) for verb in verbs}
+    return found
+
+
+def granted(settings: Settings) -> set[tuple[str, str, str]]:
+    return {
+        (group, resource, verb)
+        for item in render.pipeline_access(settings)
+        for rule in item.get("rules", [])
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+
+
+@pytest.mark.timeout(600)
+def test_the_runs_of_a_deployment_use_every_right_that_is_granted(site: Site) -> None:
+    """From a first run to the collection of the oldest generation, a run that waits for a dead one, a rejected release
+    and a rollback."""
+    first = settings_for(engine={"api_key_secret": API_KEY})
+    apply_access(site, first)
+    for length in (2048, 1024, 512):
+        settings = settings_for(engine={"api_key_secret": API_KEY, "max_model_len": length})
+        assert site.run(settings)["status"] == "succeeded"
+        hold_lease(site, settings, seconds=10)
+    unwanted = settings_for(
+        engine={"api_key_secret": API_KEY, "max_model_len": 256},
+        validation={"prompts": [{"content": "Hello", "pattern": "no answer ever says this"}]},
+    )
+    rejected = site.run(unwanted)
+    assert (rejected["status"], rejected["error"]["step"]) == ("failed", "validate_server")
+    rolled = subprocess.run(
+        [sys.executable, "-m", "pipelines.cli", "rollback", "--state", str(site.folder)],
+        env={**os.environ, **site.cloud.environment}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert rolled.returncode == 0, rolled.stderr
+
+    refused = [
+        e
+        for e in site.cloud.requests("apiserver")
+        if e["status"] == 403 and e["user"] == first.pipeline_service_account
+    ]
+    assert refused == []
+    did, may = used(site.cloud, first.pipeline_service_account), granted(first)
+    assert (did - may, may - did) == (set(), set())
+
+
+def hold_lease(site: Site, settings: Settings, seconds: int) -> None:
+    """Leaves the Lease as a run does that dies now."""
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    spec = {"holderIdentity": "dead-run", "acquireTime": now, "renewTime": now, "leaseDurationSeconds": seconds}
+    kubectl(
+        site.cloud,
+        "-n",
+        settings.namespace,
+        "patch",
+        "lease",
+        settings.name,
+        "--type=merge",
+        "-p",
+        json.dumps({"spec": spec}),
+    )
+
+
+# -- nothing that is used is missing --------------------------------------------------------------------------------
+
+
+def apply_access(site: Site, settings: Settings, without: int | None = None) -> None:
+    """Gives the pipeline its rights, as an administrator does it; one rule can be left out."""
+    objects = render.pipeline_access(settings)
+    if without is not None:
+        (role,) = (item for item in objects if item["kind"] == "Role")
+        del role["rules"][without]
+    kubectl(site.cloud, "apply", "--server-side", "--force-conflicts", "-f", "-", objects=objects)
+
+
+RULES = next(
+    item for item in render.pipeline_access(settings_for(engine={"api_key_secret": API_KEY})) if item["kind"] == "Role"
+)["rules"]
+
+
+def called(rule: dict[str, Any]) -> str:
+    return f"{','.join(rule['verbs'])} {','.join(rule['resources'])}"
+
+
+@pytest.mark.parametrize("number", range(len(RULES)), ids=[called(rule) for rule in RULES])
+def test_without_a_rule_the_run_fails_and_names_it(site: Site, number: int) -> None:
+    settings = settings_for(namespace=f"without-{number}", engine={"api_key_secret": API_KEY})
+    apply_access(site, settings, without=number)
+    result = site.run(settings)
+    assert result["status"] == "failed"
+    message = result["error"]["message"]
+    assert result["error"]["type"] == "AccessError", message
+    assert any(
+        f'cannot {verb} resource "{resource}" in API group "{group}" in the namespace "{settings.namespace}"' in message
+        for group in RULES[number]["apiGroups"]
+        for resource in RULES[number]["resources"]
+        for verb in RULES[number]["verbs"]
+    ), message
+    assert "`gemma-pipelines render gcs-fuse -f FILE --access | kubectl apply --server-side -f -`" in message
+
+
+def test_without_the_right_to_volumes_the_run_fails_and_names_it(site: Site) -> None:
+    settings = settings_for(namespace="without-volumes")
+    objects = [item for item in render.pipeline_access(settings) if not item["kind"].startswith("Cluster")]
+    kubectl(site.cloud, "apply", "--server-side", "-f", "-", objects=objects)
+    binding = render.pipeline_access(settings_for())[-1]
+    kubectl(
+        site.cloud, "delete", "clusterrolebinding", "--selector", "app.kubernetes.io/managed-by=gemma-gke-pipelines"
+    )
+    result = site.run(settings)
+    kubectl(site.cloud, "apply", "--server-side", "-f", "-", objects=[binding])
+    assert result["status"] == "failed"
+    assert 'resource "persistentvolumes" in API group "" at the cluster scope' in result["error"]["message"]
+    assert "--access" in result["error"]["message"]
+
+
+# -- pods -----------------------------------------------------------------------------------------------------------
+
+
+def test_namespaces_enforce_the_restricted_standard_and_every_pod_of_ours_passed(site: Site) -> None:
+    settings = settings_for()
+    level = kubectl(site.cloud, "get", "namespace", settings.namespace, "-o", "json")
+    assert json.loads(level)["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    refused = kubectl(
+        site.cloud, "-n", settings.namespace, "run", "careless", "--image=python:3", "--restart=Never", fails=True
+    )
+    assert 'violates PodSecurity "restricted:latest"' in refused
+    events = kubectl(site.cloud, "-n", settings.namespace, "get", "events", "-o", "jsonpath={.items[*].message}")
+    assert "PodSecurity" not in events
+
+
+def test_pods_of_ours_have_no_rights_in_the_api_and_no_token(site: Site) -> None:
+    settings = settings_for()
+    pods = json.loads(kubectl(site.cloud, "-n", settings.namespace, "get", "pods", "-o", "json"))["items"]
+    assert [pod for pod in pods if pod["metadata"]["labels"].get(names.DEPLOYMENT) == settings.name]
+    for pod in pods:
+        sources = [s for v in pod["spec"]["volumes"] for s in v.get("projected", {}).get("sources", [])]
+        assert [source for source in sources if "serviceAccountToken" in source] == []
+        subject = f"--as=system:serviceaccount:{settings.namespace}:{pod['spec']['serviceAccountName']}"
+        for right in ("get pods", "list secrets", "get configmaps", "create jobs"):
+            said = kubectl(site.cloud, "auth", "can-i", *right.split(), "-n", settings.namespace, subject, fails=True)
+            assert said.startswith("no")
