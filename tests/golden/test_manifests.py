@@ -32,6 +32,14 @@ RENDERED: dict[str, dict[str, Any]] = {
         "accelerator": {"count": 4},
         "engine": {"extra_args": ["--reasoning-parser", "gemma4"]},
     },
+    "gcs-fuse-adapters": {
+        "model": "google/gemma-4-E4B-it",
+        "adapters": {
+            "legal": {"model": "someone/gemma-4-legal-lora", "revision": "v2"},
+            "korean": {"model": "someone/gemma-4-ko-lora", "source": "gs://tunes/korean"},
+        },
+        "assistant": {"model": "google/gemma-4-E4B-it-assistant"},
+    },
     "gcs-fuse-house-rules": {
         "model": "google/gemma-3-12b-it",
         "name": "chat",
@@ -82,6 +90,7 @@ def release_of(config: Settings) -> Release:
         weights_key="0123456789abcdef",
         weights_uri=f"gs://demo-bucket/models/{config.model}/0123456789abcdef",
         generation="g0123456789",
+        max_lora_rank=16 if config.adapters else 0,
     )
 
 

@@ -1,0 +1,191 @@
+"""Adapters and an assistant: their settings, the flags that they make, and what names a set of weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from base64 import b64encode
+from typing import Any
+
+import google_crc32c
+import pytest
+
+from components import adapter, digest, identity, render, repositories
+from components.errors import RequestError
+from components.identity import ServedFile
+from components.release import Release
+from components.settings import Settings, override, validated
+from emulators.engine import args as engine
+from tests.unit.deployment import RELEASE
+
+BASE: dict[str, Any] = {"scenario": "gcs-fuse", "project": "demo-project", "bucket": "demo-bucket"}
+ADAPTERS = {"legal": {"model": "someone/legal"}, "korean": {"model": "someone/ko"}}
+
+
+def settings(*assignments: str, **values: Any) -> Settings:
+    return validated(Settings, override({**BASE, **values}, assignments))
+
+
+def refusal(*assignments: str, **values: Any) -> str:
+    with pytest.raises(RequestError) as caught:
+        settings(*assignments, **values)
+    return str(caught.value)
+
+
+# -- settings -----------------------------------------------------------------------------------------------
+
+
+def test_the_command_line_names_an_adapter_and_its_key():
+    found = settings("adapters.korean.model=someone/ko", "adapters.korean.revision=v2", "assistant.model=a/b",
+                     "assistant.num_speculative_tokens=3")  # fmt: skip
+    assert found.adapters["korean"].model == "someone/ko"
+    assert found.adapters["korean"].revision == "v2"
+    assert found.assistant is not None
+    assert found.assistant.num_speculative_tokens == 3
+    assert settings("assistant=null", assistant={"model": "a/b", "num_speculative_tokens": 3}).assistant is None
+
+
+def test_they_mean_the_same_after_the_pipeline_language():
+    found = settings(adapters=ADAPTERS, assistant={"model": "a/b", "num_speculative_tokens": 3})
+    struct = json.loads(json.dumps(found.as_struct()), parse_int=float)
+    assert Settings.from_parameters(struct) == found
+
+
+@pytest.mark.parametrize(
+    ("assignments", "values", "words"),
+    [
+        (["adapters.korean=x/y"], {}, "--set adapters.korean: name one of its keys (model, revision, source)"),
+        (["adapters.korean.modle=x/y"], {}, "--set adapters.korean.modle: unknown key modle; did you mean model?"),
+        (["assistant.modle=x/y"], {}, "--set assistant.modle: unknown key modle; did you mean model?"),
+        ([], {"adapters": {"korean": {"modle": "x/y"}}}, "adapters.korean.modle: unknown key; did you mean model?"),
+        ([], {"adapters": {"korean": {}}}, "adapters.korean.model: is missing"),
+        ([], {"assistant": {"mode": "x/y"}}, "assistant.mode: unknown key; did you mean model?"),
+        ([], {"adapters": {"Korean": {"model": "x/y"}}}, "lower-case letters, digits and -"),
+        ([], {"adapters": {"base": {"model": "x/y"}}}, "'base' is what the record calls another part"),
+        ([], {"adapters": {"assistant": {"model": "x/y"}}}, "give the adapter another name"),
+        (
+            [],
+            {"adapters": {f"a{n}": {"model": "x/y"} for n in range(33)}},
+            "adapters: Dictionary should have at most 32",
+        ),
+        ([], {"assistant": {"model": "x/y"}}, "assistant.num_speculative_tokens is needed: the catalog knows none for"),
+        (["engine.extra_args=[--lora-modules]"], {}, "--lora-modules is not for extra_args: set `adapters`"),
+        (["engine.extra_args=['-sc={}']"], {}, "-sc is not for extra_args: set `assistant`"),
+        (["source=gs://b"], {}, "'gs://b' is not a folder of a bucket, gs://BUCKET/FOLDER"),
+        (["source=gs://b/f/"], {}, "(no / at its end)"),
+        (["source=gs://b/f", "revision=v2"], {}, "revision 'v2' means nothing for gs://b/f, which has no commits"),
+        ([], {"adapters": {"a": {"model": "x/y", "source": "gs://b/f", "revision": "v"}}}, "adapters.a: revision 'v'"),
+        (["hub.endpoint=ftp://h"], {}, "'ftp://h' is not the address of a hub, like https://hub.example.com"),
+        (["hub.endpoint=https://h/?a=b"], {}, "is not the address of a hub"),
+        (["hub.endpoint=h.example.com"], {}, "is not the address of a hub"),
+    ],
+)
+def test_what_is_wrong_is_said_where_it_is(assignments: list[str], values: dict[str, Any], words: str):
+    assert words in refusal(*assignments, **values)
+
+
+def test_a_password_in_an_endpoint_is_not_repeated():
+    said = refusal("hub.endpoint=https://me:s3cret@h")
+    assert "hub.endpoint: holds a user or a password" in said
+    assert "s3cret" not in said
+
+
+def test_an_endpoint_has_no_slash_at_its_end():
+    assert settings("hub.endpoint=https://h/hub/").hub.endpoint == "https://h/hub"
+
+
+# -- flags --------------------------------------------------------------------------------------------------
+
+
+def test_without_adapters_and_assistant_the_flags_are_those_of_old():
+    assert not {"--enable-lora", "--lora-modules", "--max-loras", "--speculative-config"} & {
+        *render.engine_flags(settings())
+    }
+
+
+def test_the_engine_takes_the_flags_and_finds_the_folders():
+    config = settings(model="google/gemma-4-E4B-it", adapters=ADAPTERS, assistant={"model": "a/b"})
+    parsed = engine.parse(["/model", *render.engine_flags(config, 16)])
+    assert parsed.enable_lora
+    assert (parsed.max_lora_rank, parsed.max_loras, parsed.max_cpu_loras) == (16, 2, None)
+    assert parsed.lora_modules == [
+        {"name": "korean", "path": "/model/adapters/korean"},
+        {"name": "legal", "path": "/model/adapters/legal"},
+    ]
+    # The catalog's figure for this model.
+    assert parsed.speculative_config == {"model": "/model/assistant", "num_speculative_tokens": 4}
+    folders = {each.role: f"/model/{each.folder}" for each in repositories.of(config)}
+    assert folders == {
+        "base": "/model/",
+        "korean": "/model/adapters/korean/",
+        "legal": "/model/adapters/legal/",
+        "assistant": "/model/assistant/",
+    }
+
+
+def test_many_adapters_are_kept_ready_and_few_are_mixed():
+    many = {f"a{n}": {"model": "x/y"} for n in range(12)}
+    parsed = engine.parse(["/model", *render.engine_flags(settings(adapters=many), 8)])
+    assert (parsed.max_loras, parsed.max_cpu_loras) == (8, 12)
+
+
+def test_the_order_of_adapters_makes_no_new_generation():
+    backwards = dict(reversed(ADAPTERS.items()))
+    assert render.engine_flags(settings(adapters=ADAPTERS), 8) == render.engine_flags(settings(adapters=backwards), 8)
+
+
+def test_a_manifest_has_the_releases_rank():
+    config = settings(adapters=ADAPTERS)
+    rank = RELEASE.model_copy(update={"max_lora_rank": 64})
+    (deployment,) = (i for i in render.render(config, rank).generation if i["kind"] == "Deployment")
+    flags = deployment["spec"]["template"]["spec"]["containers"][0]["args"]
+    assert flags[flags.index("--max-lora-rank") + 1] == "64"
+
+
+def test_a_release_is_the_same_after_the_pipeline_language():
+    made = RELEASE.model_copy(update={"max_lora_rank": 64, "commits": {"korean": "d" * 40}})
+    assert Release.model_validate(json.loads(json.dumps(made.model_dump()), parse_int=float)) == made
+
+
+@pytest.mark.parametrize(("ranks", "flag"), [([], 0), ([1], 1), ([2, 8], 8), ([9], 16), ([257], 320), ([512], 512)])
+def test_the_engines_rank_is_the_next_that_it_allows(ranks: list[int], flag: int):
+    assert adapter.max_lora_rank(ranks) == flag
+
+
+def test_every_rank_is_one_that_the_engine_takes():
+    for rank in adapter.RANKS:
+        assert engine.parse(["/model", "--max-lora-rank", str(rank)]).max_lora_rank == rank
+    with pytest.raises(SystemExit):
+        engine.parse(["/model", "--max-lora-rank", "4"])
+
+
+# -- what names a file and a set of weights -----------------------------------------------------------------
+
+CONTENT = b"the content of a file"
+CRC32C = b64encode(google_crc32c.value(CONTENT).to_bytes(4, "big")).decode()
+LISTED = {
+    "sha256": {"sha256": hashlib.sha256(CONTENT).hexdigest()},
+    "git": {"blob_id": hashlib.sha1(b"blob %d\0" % len(CONTENT) + CONTENT).hexdigest()},
+    "md5": {"md5": b64encode(hashlib.md5(CONTENT).digest()).decode(), "crc32c": CRC32C},
+    "crc32c": {"crc32c": CRC32C},
+}
+
+
+@pytest.mark.parametrize("kind", LISTED)
+def test_content_is_known_by_whatever_its_source_lists(kind: str):
+    file = ServedFile("a", len(CONTENT), **LISTED[kind])
+    assert file.digest.startswith(f"{kind}:")
+    assert digest.of(file, CONTENT).is_right()
+    assert not digest.of(file, CONTENT[:-1] + b"?").is_right()
+    assert not digest.of(file, CONTENT[:-1]).is_right()
+    assert digest.of(file, CONTENT).sha256 == LISTED["sha256"]["sha256"]
+
+
+def test_a_crc32c_names_a_content_together_with_its_size():
+    assert ServedFile("a", 1, crc32c="x").digest != ServedFile("a", 2, crc32c="x").digest
+
+
+def test_a_role_is_part_of_the_key():
+    files = [ServedFile("adapter_model.safetensors", 1, sha256="a" * 64)]
+    keys = {identity.weights_key([("base", files), (role, files)]) for role in ("assistant", "korean", "legal")}
+    assert len(keys) == 3
