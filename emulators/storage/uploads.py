@@ -77,9 +77,23 @@ def pieces_of(files: Iterable[BinaryIO]) -> Iterator[bytes]:
 
 
 def crc_of(file: Path) -> int:
-    crc = 0
-    for piece in pieces_of([open(file, "rb")]):  # noqa: SIM115 (it closes it)
-        crc = google_crc32c.extend(crc, piece)
+    """The crc32c of a file. Its holes are not read: a test may have no room for the file that it speaks of."""
+    crc, position, zeros = 0, 0, bytes(CHUNK)
+    with open(file, "rb", buffering=0) as content:
+        size = os.fstat(content.fileno()).st_size
+        while position < size:
+            try:
+                data = os.lseek(content.fileno(), position, os.SEEK_DATA)
+            except OSError:  # ENXIO: a hole up to the end
+                data = size
+            while position < data:
+                hole = zeros[: data - position]
+                crc, position = google_crc32c.extend(crc, hole), position + len(hole)
+            end = os.lseek(content.fileno(), data, os.SEEK_HOLE) if data < size else size
+            content.seek(position)
+            while position < end:
+                piece = content.read(min(CHUNK, end - position))
+                crc, position = google_crc32c.extend(crc, piece), position + len(piece)
     return crc
 
 

@@ -6,6 +6,7 @@ Each scripted fault must have happened: a fault that nothing met would show noth
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import time
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from components.clients import hub, storage
 from components.clients.upload import QUANTUM, Upload
 from components.clients.wire import Wire
 from components.download_weights.sessions import Sessions
-from components.errors import InconclusiveError
+from components.errors import InconclusiveError, RequestError
 from components.release import Release
 from components.settings import Settings
 from emulators import process
@@ -328,6 +329,74 @@ def test_a_session_that_another_process_took_over_is_left_to_it(site: Site, mode
     assert not first.is_ours(min(SHARDS))
     first.remember(min(SHARDS), "not to be written")
     assert third.is_ours(min(SHARDS))
+
+
+@pytest.mark.parametrize("equal", [True, False], ids=["equal", "different"])
+def test_a_412_from_a_concurrent_writer(
+    site: Site, model: str, folder: Path, equal: bool, monkeypatch: pytest.MonkeyPatch
+):
+    """Somebody else makes the object while our last bytes are on their way: equal will do, other gives way."""
+    settings, release = bring(site, model, folder)
+    finish, name = Upload.finish, min(SHARDS)
+    expected = (folder / name).read_bytes()
+    theirs: list[int] = []
+
+    def too_late(self: Upload, first: int, body: bytes, crc32c: str | None) -> Any:
+        if self._uri.endswith(name) and not theirs:
+            data = expected if equal else bytes(len(expected))
+            sha256 = hashlib.sha256(expected).hexdigest() if equal else "0" * 64
+            metadata = {"hf-sha256": sha256}
+            made = storage.write_bytes(self._uri, data, content_type="x/y", metadata=metadata, if_generation_match=0)
+            theirs.append(made.generation)
+        return finish(self, first, body, crc32c)
+
+    monkeypatch.setattr(Upload, "finish", too_late)
+    before = len(site.requests("storage"))
+    site.bring(settings, release)
+    refused = [entry for entry in site.requests("storage")[before:] if entry["status"] == 412]
+    assert ["upload_id=" in entry["path"] for entry in refused] == [True]
+    assert_whole(release.weights_uri, folder)
+    there = storage.stat(f"{release.weights_uri}/{name}")
+    assert there
+    assert (there.generation in theirs) is equal
+
+
+def test_reading_back_goes_on_after_a_broken_connection(site: Site, model: str, folder: Path):
+    settings, release = bring(site, model, folder)
+    leave_session(settings, release, folder, (folder / min(SHARDS)).read_bytes()[: 8 * QUANTUM])
+    shards = sum((folder / name).stat().st_size for name in SHARDS)
+    small = sum((folder / path).stat().st_size for path in SERVED)
+    site.script(
+        "storage", {"action": "reset", "method": "GET", "path": "safetensors.*alt=media", "after_bytes": 3 * MIB + 5}
+    )
+    assert site.bring(settings, release) == shards + small - 8 * QUANTUM
+    assert site.consumed("storage") == [1]
+    assert_whole(release.weights_uri, folder)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "words"),
+    [(403, "GatedRepo", "is gated"), (401, "", "refused the token"), (404, "EntryNotFound", "has no such file")],
+)
+def test_a_refusal_of_the_hub_during_a_transfer_ends_it_at_once(
+    site: Site, model: str, folder: Path, status: int, code: str, words: str
+):
+    """A grant or a token that goes, a file that is taken away, after the shards' headers have been looked at."""
+    settings, release = bring(site, model, folder)
+    headers = {"X-Error-Code": code, "X-Error-Message": "Invalid credentials in Authorization header"}
+    shard = {"method": "HEAD", "path": "safetensors$"}
+    site.script(
+        "hub",
+        {"action": "slow", **shard, "seconds": 0, "times": len(SHARDS)},
+        {"action": "status", "status": status, "headers": headers, **shard, "times": 99},
+    )
+    with pytest.raises(RequestError, match=words):
+        site.bring(settings, release)
+    looked, refused = site.consumed("hub")
+    assert looked == len(SHARDS)
+    assert 1 <= refused <= len(SHARDS)
+    assert manifest.read(release.weights_uri) == (None, 0)
+    assert not SHARDS & set(manifest.listing(release.weights_uri))
 
 
 def test_a_shard_of_exact_quanta_and_one_of_a_byte_more(site: Site, model: str, tmp_path: Path):
