@@ -51,7 +51,7 @@ def _kubernetes(name: str) -> _Command:
 
 def _commands(part: str) -> list[_Command]:
     if part == "control-plane":
-        kubernetes = ("kube-apiserver", "kube-controller-manager", "kube-scheduler")
+        kubernetes = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl")
         return [_Command("etcd", "etcd", "go.etcd.io/etcd/server/v3"), *map(_kubernetes, kubernetes)]
     package = "github.com/googlecloudplatform/gcsfuse/v3"
     version = _pinned("gcsfuse", package).lstrip("v")

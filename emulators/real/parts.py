@@ -69,7 +69,9 @@ PARTS = {
     part.name: part
     for part in (
         Part(
-            "control-plane", "etcd, kube-apiserver, kube-controller-manager, kube-scheduler", ("control-plane", "etcd")
+            "control-plane",
+            "etcd, kube-apiserver, kube-controller-manager, kube-scheduler, kubectl",
+            ("control-plane", "etcd"),
         ),
         Part("gcsfuse", "the mount of the GCS FUSE CSI driver", ("gcsfuse",)),
         Part("vllm", "vLLM on the CPU", ("vllm.txt", "vllm-requirements.txt")),

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from emulators.cloud import Cloud, wait_for
+from emulators.real.parts import PARTS
 
 Object = dict[str, Any]
 USER = 23456
 """A user whom nobody's passwd knows."""
 PYTHON = "example.com/python:1"
+KUBECTL = PARTS["control-plane"].folder / "kubectl"
 
 
 def kubectl(
@@ -20,7 +22,7 @@ def kubectl(
 ) -> str:
     """What kubectl prints, run on this machine: outside of the cluster's network."""
     text = json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}) if objects else None
-    argv = ["timeout", "-k", "5", str(seconds), "kubectl", "--kubeconfig", str(cloud.kubeconfig), *args]
+    argv = ["timeout", "-k", "5", str(seconds), str(KUBECTL), "--kubeconfig", str(cloud.kubeconfig), *args]
     done = subprocess.run(argv, input=text, capture_output=True, text=True)
     assert (done.returncode != 0) == fails, f"{' '.join(args)}: {done.stdout} {done.stderr}"
     return done.stdout + (done.stderr if fails else "")

@@ -17,7 +17,7 @@ from emulators.cloud import Cloud, wait_for
 from emulators.process import EmulatorFailed, Process, start
 from emulators.real.namespace import LOAD_BALANCER_NETWORK, POD_NETWORK, Namespace
 
-from .kube import PYTHON, USER, deployment, endpoint, kubectl, namespace, service
+from .kube import KUBECTL, PYTHON, USER, deployment, endpoint, kubectl, namespace, service
 
 SERVER = """
 import http.server, json, os
@@ -112,7 +112,7 @@ def begin(folder: Path, network: Namespace, *options: str) -> Process:
 
 def ask(process: Process, folder: Path, *args: str) -> str:
     flags = [f"--server={process.url}", f"--certificate-authority={folder / 'data/tls/ca.crt'}", "--token=admin-token"]
-    argv = ["timeout", "20", "kubectl", "--kubeconfig=/dev/null", *flags, *args]
+    argv = ["timeout", "20", str(KUBECTL), "--kubeconfig=/dev/null", *flags, *args]
     return subprocess.run(argv, capture_output=True, text=True, check=True).stdout
 
 
