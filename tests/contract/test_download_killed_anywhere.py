@@ -51,7 +51,7 @@ NETWORK = {
         {"path": "^/cdn/", "seconds": 0.01, "bytes_per_second": 10e6},
         {"path": "^/(?!cdn/)", "seconds": 0.01},
     ],
-    "storage": [{"method": "DELETE", "seconds": 0.1}, {"path": "^/(upload|download|storage)", "seconds": 0.01}],
+    "storage": [{"method": "DELETE", "seconds": 0.25}, {"path": "^/(upload|download|storage)", "seconds": 0.01}],
 }
 PHASES = ("nothing persisted", "in the middle", "all but the manifest")
 
