@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import pytest
 from emulators.cloud import Cloud, wait_for
 from emulators.kubernetes.gke.gcsfuse import Mount
 from emulators.real.gcsfuse import command_line
+from emulators.real.namespace import Namespace
 
 from .kube import PYTHON, USER, bucket_volume, deployment, kubectl, mounts, namespace, upload
 
@@ -111,3 +114,18 @@ def test_options_become_what_the_drivers_sidecar_makes_of_them() -> None:
 
 def test_the_users_uid_is_of_no_account() -> None:
     assert f":{USER}:" not in Path("/etc/passwd").read_text()
+
+
+@pytest.mark.timeout(200)
+def test_the_storage_contract_holds_through_a_mount(parts: None, tmp_path: Path) -> None:
+    """mount.py, where mounts are nobody else's. gcsfuse tries again for ever, so everything has a limit here."""
+    machine = Namespace.start(tmp_path / "namespace.log")
+    limits = ["timeout", "-k", "5", "150"]
+    tests = [sys.executable, "-m", "pytest", "-q", "-m", "", "--timeout", "60", str(Path(__file__).parent / "mount.py")]
+    try:
+        done = subprocess.run([*limits, *machine.prefix, *tests], capture_output=True, text=True)
+    finally:
+        machine.stop()
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert "skipped" not in done.stdout
+    assert mounts() == []

@@ -48,7 +48,7 @@ class Site:
 
     def run(self, settings: Settings) -> dict[str, Any]:
         """A whole pipeline run: its summary."""
-        found = local.execute(SCENARIO, settings, self.folder, self.cloud.environment, lambda entry: None)
+        found = local.execute(SCENARIO, settings, self.folder, self.cloud, lambda entry: None)
         return found["summary"]
 
 
