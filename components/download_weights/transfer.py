@@ -48,7 +48,8 @@ class Limits:
     """So is one that does not bring a single mebibyte in that time."""
     attempts: int = 8
     """In a row, without getting any further, on either side of a file."""
-    report_seconds: float = 3.0
+    report_seconds: float = 5.0
+    """At most, between two lines of progress."""
 
 
 class Lane:
@@ -108,9 +109,9 @@ class Transfer:
             try:
                 pending = set(running)
                 while pending:
-                    done, pending = concurrent.futures.wait(
-                        pending, self.limits.report_seconds, concurrent.futures.FIRST_EXCEPTION
-                    )
+                    # Often at first, for somebody who watches; an hour's transfer is a log of hundreds of lines.
+                    pause = min(self.limits.report_seconds, max(0.5, (time.monotonic() - started) / 10))
+                    done, pending = concurrent.futures.wait(pending, pause, concurrent.futures.FIRST_EXCEPTION)
                     for future in done:
                         future.result()
                     self._break_off_slow_lanes()
