@@ -95,10 +95,15 @@ def release_of(config: Settings) -> Release:
 
 
 def documents(case: str) -> list[dict[str, Any]]:
-    """All that is ever applied for a case: what render shows, and the Service that promote writes."""
+    """All that is ever applied for a case: what an administrator does first (the namespace is in it), what render
+    shows, and the Service that promote writes."""
     config = config_of(case)
-    shown = list(yaml.safe_load_all(render.rendered_for(config, release_of(config))))
-    return [*shown, render.stable_service(config, "g0123456789")]
+    shown = yaml.safe_load_all(render.rendered_for(config, release_of(config)))
+    return [
+        *render.pipeline_access(config),
+        *(item for item in shown if item["kind"] != "Namespace"),
+        render.stable_service(config, "g0123456789"),
+    ]
 
 
 @each_case
