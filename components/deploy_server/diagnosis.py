@@ -13,12 +13,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from components import names
+from components.deploy_server.words import lost_its_mount
 from components.errors import AccessError, InconclusiveError, PipelineError, ReleaseError, RequestError
 
 Object = dict[str, Any]
 
 
 _NO_PODS = "waiting for the pods"
+_SIDECAR_LIMIT = "gke-gcsfuse/memory-limit"
+_KILLED = 137
+"""128 + SIGKILL: no process ends itself so."""
 
 
 @dataclass(frozen=True)
@@ -271,6 +275,8 @@ class Diagnosis:
         if found := self._in_pull(pod, container, waiting, now):
             return found
         config = reason in ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
+        if config and lost_its_mount(waiting.get("message", "")):
+            return Problem(InconclusiveError, f"{self.lost_mount(pod.name)}: {waiting['message']}", pod.name)
         if _lasts(pod, f"{name}: config", config, now, self._patience.create):
             return Problem(
                 RequestError, f"container {name} of {pod.name} cannot be made: {waiting.get('message', reason)}"
@@ -280,20 +286,30 @@ class Diagnosis:
                 ReleaseError, f"container {name} of {pod.name} cannot be started: {last.get('message', reason)}"
             )
         if last.get("reason") == "OOMKilled":
-            return Problem(
-                ReleaseError if name == names.SERVER_CONTAINER else InconclusiveError,
-                f"container {name} of {pod.name} was killed for want of memory (OOMKilled). Give it more: "
-                "accelerator.memory",
-                pod.name,
-            )
+            return _out_of_memory(pod, name)
         # The first end may be an accident: the kubelet starts it again at once. The second is a loop.
         restarted = container.get("restartCount", 0) >= 1
         if restarted and last.get("exitCode") and (ended or reason == "CrashLoopBackOff"):
             if name != names.SERVER_CONTAINER:
                 words = last.get("message") or f"exit code {last['exitCode']}"
                 return Problem(InconclusiveError, f"container {name} of {pod.name} keeps ending: {words}", pod.name)
+            if last["exitCode"] == _KILLED:
+                return Problem(
+                    InconclusiveError,
+                    f"the engine of {pod.name} keeps being killed (exit code {_KILLED}), though not at its limit of "
+                    f"{_memory_limit(pod, name)} of memory: its node may be short of memory, or a probe gave it up. "
+                    f"See `kubectl -n {self._namespace} describe pod {pod.name}`",
+                    pod.name,
+                )
             return Problem(ReleaseError, f"the engine ends with exit code {last['exitCode']}", pod.name)
         return None
+
+    def lost_mount(self, pod: str) -> str:
+        """What has become of a pod whose gcsfuse has ended, and what to do."""
+        return (
+            f"the volume of {pod} has lost its gcsfuse, and a mount does not come back as long as its pod is there. "
+            f"Run again; if it is still there then, `kubectl -n {self._namespace} delete pod {pod}`"
+        )
 
     def _in_pull(self, pod: _Pod, container: Object, waiting: Object, now: float) -> Problem | None:
         reason, image, name = waiting.get("reason", ""), container.get("image", ""), container["name"]
@@ -390,6 +406,24 @@ def _lasts(pod: _Pod, state: str, holds: bool, now: float, patience: float) -> b
         pod.since.pop(state, None)
         return False
     return now - pod.since.setdefault(state, now) > patience
+
+
+def _memory_limit(pod: _Pod, container: str) -> str:
+    containers = [*pod.body["spec"].get("containers", []), *pod.body["spec"].get("initContainers", [])]
+    spec: Object = next((entry for entry in containers if entry["name"] == container), {})
+    return str(((spec.get("resources") or {}).get("limits") or {}).get("memory", "what the node has"))
+
+
+def _out_of_memory(pod: _Pod, container: str) -> Problem:
+    """How large the pod is, the settings say and not the release: so it is not held guilty."""
+    killed = f"container {container} of {pod.name} was killed for want of memory (OOMKilled): its limit is "
+    cure = f"the annotation {_SIDECAR_LIMIT} sets it"
+    if container == names.SERVER_CONTAINER:
+        cure = (
+            "accelerator.memory sets it (engine.gpu_memory_utilization and engine.max_model_len are about the card's "
+            "memory, not this)"
+        )
+    return Problem(InconclusiveError, f"{killed}{_memory_limit(pod, container)}, and {cure}", pod.name)
 
 
 def _grant_controller(bucket: str) -> str:

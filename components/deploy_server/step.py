@@ -98,7 +98,7 @@ def wait_until_ready(cluster: Cluster, settings: Settings, name: str, outcome: O
             if diagnosis.ready:
                 return now - started
             if problem := diagnosis.problem(now):
-                raise _explained(cluster, settings, problem, outcome)
+                raise _explained(cluster, settings, problem, diagnosis, outcome)
             progress = diagnosis.progress(now)
             # The words before the first comma are the stage, the rest counts seconds.
             changed = progress.partition(",")[0] != said.partition(",")[0]
@@ -108,7 +108,9 @@ def wait_until_ready(cluster: Cluster, settings: Settings, name: str, outcome: O
     raise InconclusiveError(f"{name} was never ready, though its pods came and went. Run again")
 
 
-def _explained(cluster: Cluster, settings: Settings, problem: Problem, outcome: Outcome) -> PipelineError:
+def _explained(
+    cluster: Cluster, settings: Settings, problem: Problem, diagnosis: Diagnosis, outcome: Outcome
+) -> PipelineError:
     """The problem as an error, with the container's own words where a pod has any."""
     if not problem.pod:
         return problem.error(problem.message)
@@ -119,8 +121,11 @@ def _explained(cluster: Cluster, settings: Settings, problem: Problem, outcome: 
             break
     outcome.details["log"] = log.splitlines()[-60:]
     said = words.cause(log)
-    return problem.error(
-        f"{problem.message}{': ' if said else ''}{said}. See `kubectl -n {settings.namespace} logs {problem.pod} -c "
+    error, message = problem.error, problem.message
+    if error is ReleaseError and words.lost_its_mount(log):
+        error, message = InconclusiveError, f"{diagnosis.lost_mount(problem.pod)}: {message}"
+    return error(
+        f"{message}{': ' if said else ''}{said}. See `kubectl -n {settings.namespace} logs {problem.pod} -c "
         f"{names.SERVER_CONTAINER} --previous`"
     )
 

@@ -338,12 +338,50 @@ def test_an_engine_that_ends_once_is_started_again_and_twice_is_a_bad_release(cl
     assert "exit code 1" in problem.message
 
 
-def test_want_of_memory_is_told_at_once_with_what_to_set(cluster: Cluster):
+def limited(cluster: Cluster, container: str, memory: str) -> None:
+    """The pod's container has a limit."""
+    limit = {"name": container, "resources": {"limits": {"memory": memory}}}
+    cluster.pod()["spec"]["containers"] = [{"name": "first"}, limit]
+
+
+@pytest.mark.parametrize(
+    ("container", "setting"), [("vllm", "accelerator.memory"), ("gke-gcsfuse-sidecar", "gke-gcsfuse/memory-limit")]
+)
+def test_want_of_memory_is_told_at_once_with_the_limit_and_what_sets_it(cluster: Cluster, container: str, setting: str):
+    """How large a pod is, the settings say: the release is not held guilty of it."""
+    limited(cluster, container, "10Gi")
     killed = {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}
-    cluster.container(state={"running": {}}, lastState=killed, restartCount=1)
+    cluster.container(container, state={"running": {}}, lastState=killed, restartCount=1)
     problem = found(cluster)
-    assert problem.error is ReleaseError
-    assert "accelerator.memory" in problem.message
+    assert problem.error is InconclusiveError
+    assert f"container {container} of {NAME}-u1 was killed for want of memory (OOMKilled)" in problem.message
+    assert "its limit is 10Gi" in problem.message
+    assert setting in problem.message
+
+
+def test_an_engine_that_is_killed_from_outside_says_nothing_about_the_release(cluster: Cluster):
+    limited(cluster, "vllm", "10Gi")
+    killed = {"terminated": {"exitCode": 137, "reason": "Error"}}
+    cluster.container(state=killed)
+    assert cluster.problem is None
+    cluster.container(state={"waiting": {"reason": "CrashLoopBackOff"}}, lastState=killed, restartCount=1)
+    problem = found(cluster)
+    assert problem.error is InconclusiveError
+    assert "exit code 137), though not at its limit of 10Gi" in problem.message
+    assert f"describe pod {NAME}-u1" in problem.message
+
+
+def test_a_mount_that_is_lost_is_told_at_once_and_held_against_nobody(cluster: Cluster):
+    """The engine has ended once for want of its files; containerd cannot make the container again."""
+    path = "/var/lib/kubelet/pods/u1/volumes/kubernetes.io~csi/gemma/mount"
+    words = f'spec: failed to generate spec: failed to stat "{path}": stat {path}: transport endpoint is not connected'
+    ended = {"terminated": {"exitCode": 1, "reason": "Error"}}
+    cluster.container(state={"waiting": {"reason": "CreateContainerError", "message": words}}, lastState=ended)
+    problem = found(cluster)
+    assert problem.error is InconclusiveError
+    assert "has lost its gcsfuse" in problem.message
+    assert words in problem.message
+    assert problem.pod == f"{NAME}-u1"
 
 
 def test_a_sidecar_that_keeps_ending_says_nothing_about_the_release(cluster: Cluster):

@@ -135,6 +135,16 @@ def test_a_crash_is_told_in_the_engines_words(where: bool):
     assert outcome.details["log"] == cluster.logs[where].splitlines()
 
 
+def test_an_engine_that_ends_because_its_mount_is_gone_is_not_a_bad_release():
+    cluster = Cluster(pod=pod(state={"waiting": {"reason": "CrashLoopBackOff"}}, lastState=ENDED, restartCount=1))
+    cluster.logs[True] = "OSError: [Errno 107] Transport endpoint is not connected: '/model/config.json'\n"
+    with pytest.raises(InconclusiveError) as caught:
+        deploy(cluster)
+    assert "the volume of p1 has lost its gcsfuse" in str(caught.value)
+    assert "kubectl -n gemma delete pod p1" in str(caught.value)
+    assert "Transport endpoint is not connected: '/model/config.json'" in str(caught.value)
+
+
 def test_waiting_ends_by_the_clock_and_says_on_the_way_what_it_waits_for(capsys: pytest.CaptureFixture[str]):
     cluster = Cluster(pod=pod(state={"waiting": {"reason": "ContainerCreating"}}))
     with pytest.raises(InconclusiveError, match="did not start its engine within serving"):
