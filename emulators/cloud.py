@@ -123,6 +123,14 @@ class Cloud:
             self._namespace = None
         shutil.rmtree(self.folder / "tmp", ignore_errors=True)
 
+    @property
+    def loss(self) -> str:
+        """Which part has ended although nobody told it to, with its last words; empty while all run."""
+        ends = [process.end for process in self._running]
+        if self._namespace:
+            ends.append(self._namespace.end)
+        return next(filter(None, ends), "")
+
     def __enter__(self) -> Cloud:
         self.start()
         return self

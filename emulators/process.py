@@ -22,7 +22,7 @@ from emulators.http import EmulatorServer
 
 
 class EmulatorFailed(Exception):
-    """An emulator did not come up: its name, its last words."""
+    """An emulator did not come up, or ended although nobody told it to: its name, its last words."""
 
 
 @dataclass
@@ -32,6 +32,18 @@ class Process:
     name: str
     url: str
     popen: subprocess.Popen[str]
+    log: Path
+    log_start: int
+    """Where its own words begin in the log, which goes on from run to run."""
+
+    @property
+    def end(self) -> str:
+        """How it ended, with its last words; empty while it runs."""
+        code = self.popen.poll()
+        if code is None:
+            return ""
+        words = self.log.read_bytes()[self.log_start :].decode(errors="replace").strip().splitlines()[-5:]
+        return how_it_ended(self.name, code, " / ".join(words))
 
     def stop(self, seconds: float = 10.0) -> None:
         """Ends it, gently first; ends it for certain."""
@@ -53,6 +65,7 @@ def start(module: str, *args: str, log: Path, env: dict[str, str] | None = None,
     Its stderr goes to `log`. Raises EmulatorFailed with the log's last lines when it ends instead.
     """
     with open(log, "a") as stderr:
+        log_start = stderr.tell()
         popen = subprocess.Popen(
             [*within, sys.executable, "-m", module, *args],
             stdin=subprocess.PIPE,
@@ -65,14 +78,20 @@ def start(module: str, *args: str, log: Path, env: dict[str, str] | None = None,
         )
     assert popen.stdout is not None
     line = popen.stdout.readline()
-    process = Process(module, "", popen)
+    process = Process(module, "", popen, log, log_start)
     if not line:
         popen.wait()
         process.stop()
-        words = Path(log).read_text().strip().splitlines()[-5:]
-        raise EmulatorFailed(f"{module} ended with exit code {popen.returncode}: " + " / ".join(words))
+        raise EmulatorFailed(process.end)
     process.url = json.loads(line)["url"]
     return process
+
+
+def how_it_ended(name: str, code: int, words: str) -> str:
+    """The end of a process for a reader; what it said before a signal ended it has nothing to do with that."""
+    if code < 0:
+        return f"{name} was ended by {signal.Signals(-code).name}"
+    return f"{name} ended with exit code {code}{': ' if words else ''}{words}"
 
 
 def arguments(description: str) -> argparse.ArgumentParser:

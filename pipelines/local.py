@@ -9,19 +9,20 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import queue
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-import time
 import zlib
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from components.errors import PipelineError, RequestError
+from components.errors import InconclusiveError, PipelineError, RequestError
+from pipelines.child import watched
 from pipelines.scenarios import Scenario
 
 if TYPE_CHECKING:
@@ -45,8 +46,6 @@ OVERRIDES: dict[str, Any] = {"endpoint": "ip", "lease": {"duration": "10s", "wai
 """Settings that differ here: the cluster's certificate is its own, as at GKE's IP endpoint, and no step waits minutes
 for its machine, so that a dead run is known as dead sooner."""
 
-Entry = dict[str, Any]
-
 _COMES_BACK_SECONDS = {False: 60, True: 300}
 """How long a live generation may take, by whether its engine is vLLM itself."""
 PARTS = ("control-plane", "gcsfuse", "vllm")
@@ -60,7 +59,7 @@ def real_parts(text: str | None, state: Path | None) -> list[str]:
     """
     if text is None:
         mark = state / _MARK if state else None
-        names = json.loads(mark.read_text())["real"] if mark and mark.is_file() else []
+        names = json.loads(mark.read_text()).get("real", []) if mark and mark.is_file() else []
     else:
         names = [name.strip() for name in text.split(",")]
         for name in names:
@@ -121,8 +120,9 @@ def _check_state(folder: Path, scenario: Scenario, real: Collection[str]) -> Non
                 f"{folder} is the state of scenario {there['scenario']}. Name another folder for {scenario.name}, or "
                 "delete it"
             )
-        if ("control-plane" in there["real"]) != ("control-plane" in real):
-            its = "the real control plane" if "control-plane" in there["real"] else "the emulated control plane"
+        its_parts = there.get("real", [])  # A state of an earlier release does not say.
+        if ("control-plane" in its_parts) != ("control-plane" in real):
+            its = "the real control plane" if "control-plane" in its_parts else "the emulated control plane"
             raise RequestError(f"{folder} is the state of a cluster of {its}. Name another folder, or delete it")
     elif folder.is_dir() and any(folder.iterdir()):
         raise RequestError(f"{folder} is not empty, and not the state of a run. Name a new folder with --state")
@@ -201,7 +201,7 @@ def cloud(
         with emulated:
             _write_session(folder, emulated)
             seconds = _COMES_BACK_SECONDS["vllm" in real]
-            if served_before and not wait_for(endpoint.exists, seconds):
+            if served_before and not wait_for(lambda: endpoint.exists() or bool(emulated.loss), seconds):
                 say(f"the live generation of this state did not come back within {seconds} s; going on without it")
             try:
                 yield emulated
@@ -210,7 +210,19 @@ def cloud(
                     live.touch()
                     endpoint.unlink()  # Nobody answers there any more.
     except EmulatorFailed as error:
-        raise PipelineError(f"the emulators did not start: {error}. Their logs are in {folder / 'logs'}") from error
+        raise PipelineError(f"the emulators did not start: {error}. {_about_logs(folder)}") from error
+
+
+def loss(emulated: Cloud, folder: Path) -> str:
+    """Which part of the cloud has ended although it should not, for a reader; empty while all are there."""
+    return f"{emulated.loss}. {_about_logs(folder)}" if emulated.loss else ""
+
+
+def _about_logs(folder: Path) -> str:
+    """Where a reader finds the logs of a cloud that failed."""
+    if folder.name.startswith(_PREFIX) and folder.parent == Path(tempfile.gettempdir()):
+        return "Its logs are kept with --state DIR"
+    return f"Its logs are in {folder / 'logs'}"
 
 
 def _buckets(settings: Settings) -> list[str]:
@@ -264,83 +276,6 @@ def _write_session(folder: Path, emulated: Cloud) -> None:
     path.write_text(json.dumps({"pid": os.getpid(), "environment": changed}))
 
 
-def execute(
-    scenario: Scenario, settings: Settings, folder: Path, environment: dict[str, str], show: Callable[[Entry], None]
-) -> dict[str, Any]:
-    """Runs the scenario's DAG in a child process, handing every log entry of its steps to `show`.
-
-    Returns what pipelines/execute.py found. Raises PipelineError when that process itself broke.
-    """
-    from components.settings import EXPLICIT
-
-    values = settings.as_struct()
-    work = Path(tempfile.mkdtemp(dir=folder / "tmp", prefix="run-"))
-    request = work / "request.json"
-    request.write_text(
-        json.dumps(
-            {
-                "scenario": scenario.name,
-                "image": settings.images.components,
-                "parameters": {
-                    **{key: values[key] for key in EXPLICIT},
-                    "settings": {key: value for key, value in values.items() if key not in EXPLICIT},
-                },
-                "folder": str(work),
-            }
-        )
-    )
-    child = subprocess.Popen(
-        [sys.executable, "-m", "pipelines.execute", str(request)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**environment, "TMPDIR": str(work), "PYTHONUNBUFFERED": "1"},
-        start_new_session=True,
-    )
-    try:
-        result = _read(child, folder / "logs" / "pipeline.log", show)
-    finally:
-        _end_group(child)
-    shutil.rmtree(work, ignore_errors=True)
-    return result
-
-
-def _read(child: subprocess.Popen[str], log: Path, show: Callable[[Entry], None]) -> dict[str, Any]:
-    """Follows a child's output to its end; keeps it all in `log`."""
-    assert child.stdout is not None
-    result: dict[str, Any] | None = None
-    with open(log, "a") as file:
-        for line in child.stdout:
-            file.write(line)
-            file.flush()
-            try:
-                entry = json.loads(line)  # kfp indents what its steps say.
-            except ValueError:
-                continue
-            if not isinstance(entry, dict):
-                continue
-            if "step" in entry:
-                show(entry)
-            elif "outcomes" in entry:
-                result = entry
-    if child.wait() != 0 or result is None:
-        raise PipelineError(f"the pipeline's process ended with exit code {child.returncode}; its log is {log}")
-    return result
-
-
-def _end_group(child: subprocess.Popen[str]) -> None:
-    """Ends the child and every step that it started; does nothing when they have ended."""
-    try:
-        os.killpg(child.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-    child.wait()
-    for pipe in (child.stdin, child.stdout):
-        if pipe:
-            pipe.close()
-
-
 def remember(folder: Path, settings: Settings) -> None:
     """Notes in a state folder which deployment it is about, for `promote` and `rollback`."""
     (folder / "settings.json").write_text(settings.model_dump_json(indent=2))
@@ -388,11 +323,13 @@ def reports_folder(state: Path | None) -> Path:
     return Path(home) / "gemma-pipelines" / "reports"
 
 
-def wait_until_interrupted() -> None:
-    """Returns on Ctrl-C or SIGTERM."""
+def serve_on(lost: Callable[[], str]) -> None:
+    """Returns on Ctrl-C or SIGTERM. Raises InconclusiveError, with the words of `lost`, when there are any."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    losses: queue.SimpleQueue[str] = queue.SimpleQueue()
     try:
-        while True:
-            time.sleep(3600)
+        with watched(lost, losses.put):
+            words = losses.get()
     except KeyboardInterrupt:
         return
+    raise InconclusiveError(words)

@@ -33,7 +33,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from emulators.kubernetes.apiserver import tls
 from emulators.kubernetes.apiserver.tokens import read_token_file
-from emulators.process import announce, arguments, when_told_to_end
+from emulators.process import announce, arguments, how_it_ended, when_told_to_end
 from emulators.real.namespace import NODE_ADDRESS, SERVICE_NETWORK
 from emulators.real.parts import BUILD
 
@@ -90,7 +90,7 @@ class Component:
         code = self.popen.poll()
         if code is not None:
             words = self.log.read_text(errors="replace").strip().splitlines()[-1:]
-            raise ControlPlaneError(f"{self.name} ended with exit code {code}: {''.join(words)}")
+            raise ControlPlaneError(how_it_ended(self.name, code, "".join(words)))
 
     def stop(self) -> None:
         if self.popen.poll() is None:

