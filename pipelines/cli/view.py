@@ -34,6 +34,7 @@ class View:
         self._steps: dict[str, Step] = {}
         self._phase = ""
         self._live: Any = None
+        self._console: Any = None
         self._began = time.monotonic()
 
     def __enter__(self) -> View:
@@ -41,9 +42,8 @@ class View:
             from rich.console import Console
             from rich.live import Live
 
-            self._live = Live(
-                console=Console(stderr=True), get_renderable=self._table, refresh_per_second=8, transient=False
-            )
+            self._console = Console(stderr=True)
+            self._live = Live(console=self._console, get_renderable=self._table, refresh_per_second=8, transient=False)
             self._live.start()
         return self
 
@@ -95,15 +95,16 @@ class View:
         table = Table(
             box=None, padding=(0, 1), title=f"{self._scenario.number} {self._scenario.name}", title_justify="left"
         )
-        for justify, ratio in (("left", None), ("left", None), ("right", None), ("left", 1)):
-            table.add_column(justify=justify, ratio=ratio, no_wrap=True, overflow="ellipsis")  # type: ignore[arg-type]
+        for justify in ("left", "left", "right", "left"):
+            table.add_column(justify=justify, no_wrap=True)
         table.show_header = False
         if not self._steps:
             table.add_row("…", self._phase, self._clock(), "")
+        # Rich would shorten every column of a line that is too long: only the message is to be cut.
+        room = self._console.width - max(map(len, self._steps), default=0) - len("… 9999.9 s") - 8
         for step in self._steps.values():
             style = _COLOURS[step.status]
-            first_line = step.message.split("\n")[0]
-            table.add_row(
-                Text(_MARKS[step.status], style), Text(step.name), f"{step.seconds:.1f} s", Text(first_line, "dim")
-            )
+            message = Text(step.message.split("\n")[0], "dim")
+            message.truncate(max(room, 1), overflow="ellipsis")
+            table.add_row(Text(_MARKS[step.status], style), Text(step.name), f"{step.seconds:.1f} s", message)
         return table

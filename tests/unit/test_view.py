@@ -1,0 +1,64 @@
+"""What a person sees of a run: a live table in a terminal, a line for each entry in a log."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import subprocess
+import sys
+
+import pytest
+
+# A step that says how far it is, and ends when it is told to.
+CODE = """
+import sys, time
+from pipelines.cli.view import View
+from pipelines.scenarios import find
+MORE = ' and so on' * 9  # wider than the terminal
+with View(find("03")) as view:
+    view.show({"step": "download_weights", "message": "started", "status": "running"})
+    for done in (1, 2):
+        message = f"{done}/8 files, 1.2 GB of 9.6 GB, 300 MB/s, 28 s left" + MORE
+        view.show({"step": "download_weights", "message": message})
+        time.sleep(0.4)
+    sys.stdin.readline()
+    view.show({"step": "download_weights", "message": "moved 9.6 GB, verified", "status": "succeeded"})
+    view.finish()
+"""
+
+
+def test_a_log_has_a_line_for_each_entry():
+    child = subprocess.run([sys.executable, "-c", CODE], input="\n", capture_output=True, text=True, timeout=30)
+    assert child.stdout == ""
+    lines = [re.sub(r"^ *[0-9.]+ s  ", "", line) for line in child.stderr.splitlines()]
+    assert lines[0] == "download_weights: started"
+    assert lines[1].startswith("download_weights: 1/8 files, 1.2 GB of 9.6 GB, 300 MB/s, 28 s left")
+    assert lines[2].startswith("download_weights: 2/8 files, ")
+    assert re.fullmatch(r"download_weights: succeeded in [0-9.]+ s: moved 9\.6 GB, verified", lines[3])
+
+
+@pytest.mark.parametrize("columns", [60, 100])
+def test_a_terminal_shows_progress_while_it_goes_on(columns: int):
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "COLUMNS": str(columns), "TERM": "xterm"}
+    child = subprocess.Popen(
+        [sys.executable, "-c", CODE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=theirs, env=environment
+    )
+    os.close(theirs)
+    seen = b""
+    while b"2/8 files, 1.2 GB of" not in seen:
+        seen += os.read(ours, 4096)
+    assert b"moved" not in seen
+    child.communicate(b"\n", timeout=30)
+    while True:
+        try:
+            seen += os.read(ours, 4096)
+        except OSError:  # The other side is closed.
+            break
+    os.close(ours)
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.decode())
+    rows = [line for line in text.splitlines() if "files, " in line]
+    assert all(re.match(r" … +download_weights +[0-9.]+ s +[12]/8 files", line.lstrip("\r")) for line in rows), rows
+    assert max(map(len, rows)) <= columns
+    assert re.search(r"✓ +download_weights +[0-9.]+ s +moved 9\.6 GB, verified", text)
