@@ -20,7 +20,7 @@ real: .venv/installed ## Build the real parts: a control plane, gcsfuse, vLLM on
 	@$(BIN)/python -m emulators.real build
 
 test-real: .venv/installed ## The tests against the real parts, which `make real` has built
-	@$(BIN)/pytest -m real tests/real
+	@$(BIN)/pytest -m real -n 2 --dist loadfile tests/real
 
 lint: .venv/installed ## Style, types, and which package may import which
 	@$(BIN)/ruff check .

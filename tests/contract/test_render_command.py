@@ -1,4 +1,4 @@
-"""`gemma-pipelines render` needs a hub and no cluster."""
+"""`gemma-pipelines render` needs a hub and no cluster, and with --access neither."""
 
 from __future__ import annotations
 
@@ -43,3 +43,27 @@ def test_render_prints_what_deploy_would_apply_for_a_revision(tmp_path, tiny_gem
     generation = volume["metadata"]["labels"]["gemma-pipelines/generation"]
     assert volume["spec"]["csi"]["volumeHandle"] == f"demo-bucket:{generation}"
     assert "${" not in ran.stdout
+
+
+def test_what_an_administrator_applies_names_the_pipelines_account_and_asks_nobody(tmp_path):
+    settings = tmp_path / "gemma.yaml"
+    settings.write_text("scenario: gcs-fuse\nproject: demo-project\nbucket: demo-bucket\nnamespace: serving\n")
+    ran = subprocess.run(
+        [sys.executable, "-m", "pipelines.cli", "render", "03", "-f", str(settings), "--access"],
+        env={**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "CLOUDSDK_CONFIG": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+    documents = list(yaml.safe_load_all(ran.stdout))
+    # In the order in which kubectl can apply them.
+    assert [document["kind"] for document in documents] == [
+        "Namespace",
+        "Role",
+        "RoleBinding",
+        "ClusterRole",
+        "ClusterRoleBinding",
+    ]
+    subjects = [subject for document in documents for subject in document.get("subjects", [])]
+    assert {subject["name"] for subject in subjects} == {"gemma-pipelines@demo-project.iam.gserviceaccount.com"}
+    assert {document["metadata"].get("namespace", "serving") for document in documents} == {"serving"}
