@@ -42,7 +42,7 @@ lock: .venv/installed ## Pin every dependency again, from setup.cfg
 bench: bench-transfer bench-load ## Every benchmark; figures go to build/bench/
 
 bench-transfer: .venv/installed ## Hub to bucket: ours, what a user would write, the machine's limit
-	@$(BIN)/python -m tests.bench.transfer
+	@$(BIN)/python -m tests.bench.transfer --docs docs/transfer.md
 
 bench-load: .venv/installed ## How many tokens a second the load generator keeps up with
 	@$(BIN)/python -m tests.bench.load

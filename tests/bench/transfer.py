@@ -1,6 +1,6 @@
 """How fast weights move, beside what a user would write and beside what the machine can do: all in one run.
 
-    python -m tests.bench.transfer [--quick] [--rounds N]
+    python -m tests.bench.transfer [--quick] [--rounds N] [--docs FILE]
 
 Serves generated safetensors from the hub emulator and moves them into the storage emulator, each contestant in a
 process of its own, the best of several rounds that take turns:
@@ -9,9 +9,13 @@ process of its own, the best of several rounds that take turns:
     baseline   snapshot_download, then transfer_manager.upload_many_from_filenames: what a user would write
     limit      raw sockets, sha256, crc32c and a file (tests/bench/relay.py)
 
-Then ours alone with 0.5 to 4 GiB, and with 5,000 small files. Writes build/bench/transfer.json. `cpu_seconds` and
-`peak_mb` are the contestant's alone (the emulators' share counts in `seconds`), `disk_mb` is what lies in
-its home and temporary folders at its end, `seconds` begins when everything is imported and connected.
+What hub and bucket keep lies in memory if it has room, since their disks are none of ours; a contestant's home and
+temporary folder lie on this machine's disk, as a user's do. "baseline, home in memory" shows what that makes out.
+
+Then ours alone with 0.5 to 4 GiB, and with 5,000 small files. Writes build/bench/transfer.json, and the table between
+the two marks in FILE. `cpu_seconds` and `peak_mb` are the contestant's alone (the emulators' share counts in
+`seconds`), `peak_mb` that of the largest of its processes, `disk_mb` is what lies in its home and temporary folders at
+its end, `seconds` begins when everything is imported and connected.
 """
 
 from __future__ import annotations
@@ -39,7 +43,10 @@ from emulators.hub import Repository
 MIB = 1 << 20
 BUCKET, MODEL = "bench-bucket", "bench/model"
 OUT = Path("build/bench/transfer.json")
-CASES = ("ours", "baseline", "limit")
+IN_MEMORY = "baseline, home in memory"
+CASES = {"ours": "ours", "baseline": "baseline", IN_MEMORY: "baseline", "limit": "limit"}
+"""Rows of the comparison, and the contestant of each."""
+MARKS = ("<!-- written by make bench-transfer -->", "<!-- end -->")
 
 
 # -- what is moved ------------------------------------------------------------------------------------------
@@ -104,7 +111,7 @@ def prepare_baseline(work: Path) -> Callable[[], None]:
     bucket = storage.Client(project="bench-project").bucket(BUCKET)
 
     def move() -> None:
-        folder = snapshot_download(MODEL, local_dir=work / "home" / "snapshot")
+        folder = snapshot_download(MODEL)
         names = sorted(path.name for path in Path(folder).iterdir() if path.is_file())
         results = transfer_manager.upload_many_from_filenames(
             bucket, names, source_directory=str(folder), blob_name_prefix=f"models/{MODEL}/"
@@ -133,7 +140,8 @@ def contest(case: str, work: Path) -> None:
     workers = resource.getrusage(resource.RUSAGE_CHILDREN)
     if case == "baseline":  # It uploads from worker processes.
         figures["cpu_seconds"] += workers.ru_utime + workers.ru_stime
-    figures["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    peak = max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, workers.ru_maxrss if case == "baseline" else 0)
+    figures["peak_mb"] = peak * 1024 / 1e6
     print(json.dumps(figures))
 
 
@@ -141,10 +149,9 @@ def contest(case: str, work: Path) -> None:
 
 
 @contextmanager
-def served(work: Path) -> Iterator[dict[str, str]]:
+def served(work: Path, home: Path) -> Iterator[dict[str, str]]:
     """A hub with the model and an empty bucket; yields what a contestant's environment needs to find them."""
-    home = work / "home"
-    home.mkdir(parents=True)
+    work.mkdir(parents=True)
     emulators = [
         process.start("emulators.hub", "--root", str(work.parent / "hub"), log=work / "hub.log"),
         process.start(
@@ -168,17 +175,21 @@ def served(work: Path) -> Iterator[dict[str, str]]:
 def measure(case: str, folder: Path, moved: int) -> dict[str, Any]:
     """One contestant, once."""
     work = folder / "work"
+    # Anew each time, and flushed: nobody waits for what another has written.
+    os.sync()
+    home = Path(tempfile.mkdtemp(prefix="bench-home-", dir=folder if case == IN_MEMORY else None))
     try:
-        with served(work) as environment:
-            command = [sys.executable, "-m", "tests.bench.transfer", "--case", case, "--work", str(work)]
+        with served(work, home) as environment:
+            command = [sys.executable, "-m", "tests.bench.transfer", "--case", CASES[case], "--work", str(work)]
             child = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
             if child.returncode:
                 sys.exit(f"{case} failed:\n{child.stderr}")
         figures = json.loads(child.stdout.splitlines()[-1])
-        disk = sum(path.lstat().st_size for path in (work / "home").rglob("*") if path.is_file())
+        disk = sum(path.lstat().st_size for path in home.rglob("*") if path.is_file() and case != IN_MEMORY)
         return {**figures, "case": case, "bytes": moved, "disk_mb": disk / 1e6}
     finally:
         shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(home, ignore_errors=True)
 
 
 @contextmanager
@@ -219,7 +230,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Benchmark of the transfer from the hub to the bucket.")
     parser.add_argument("--quick", action="store_true", help="a sixteenth of the bytes: does it run at all?")
     parser.add_argument("--rounds", type=int, default=3, help="best of how many (%(default)s)")
-    parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--docs", type=Path, metavar="FILE", help="put the table between the marks of this file, too (a whole run's)"
+    )
+    parser.add_argument("--case", choices=set(CASES.values()), help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.case:
@@ -245,13 +259,16 @@ def main() -> None:
         "ratios": {
             "of_limit": round(by_case["ours"]["mb_per_s"] / by_case["limit"]["mb_per_s"], 3),
             "of_baseline": round(by_case["ours"]["mb_per_s"] / by_case["baseline"]["mb_per_s"], 3),
-            "cpu_per_byte_4_gib_of_1_gib": round(rows[6]["cpu_seconds"] / rows[4]["cpu_seconds"] / 4, 3),
+            "of_baseline_in_memory": round(by_case["ours"]["mb_per_s"] / by_case[IN_MEMORY]["mb_per_s"], 3),
+            "cpu_per_byte_4_gib_of_1_gib": round(rows[7]["cpu_seconds"] / rows[5]["cpu_seconds"] / 4, 3),
             "small_files_per_s": round(small / rows[-1]["seconds"], 1),
         },
     }
     OUT.parent.mkdir(parents=True, exist_ok=True)
     OUT.write_text(json.dumps(result, indent=2) + "\n")
     show(result)
+    if options.docs and not options.quick:
+        write_table(options.docs, result)
     return None
 
 
@@ -271,12 +288,28 @@ def show(result: dict[str, Any]) -> None:
     for found in result["rows"]:
         table.add_row(*(str(value) for value in found.values()))
     Console().print(table)
+    print(f"{in_words(result)}. {OUT}")
+
+
+def in_words(result: dict[str, Any]) -> str:
     ratios = result["ratios"]
-    print(
-        f"ours is {ratios['of_limit']} of the limit and {ratios['of_baseline']} of the baseline; a byte of 4 GiB costs "
+    return (
+        f"ours is {ratios['of_limit']} of the limit, {ratios['of_baseline']} of the baseline and "
+        f"{ratios['of_baseline_in_memory']} of the baseline with its home in memory; a byte of 4 GiB costs "
         f"{ratios['cpu_per_byte_4_gib_of_1_gib']} of a byte of 1 GiB; {ratios['small_files_per_s']} small files a "
-        f"second. {OUT}"
+        "second"
     )
+
+
+def write_table(page: Path, result: dict[str, Any]) -> None:
+    """Replaces what is between the marks of a page."""
+    lines = ["| case | seconds | MB/s | CPU s | peak MB | disk MB |", "|---|--:|--:|--:|--:|--:|"]
+    lines += [f"| {' | '.join(str(value) for value in found.values())} |" for found in result["rows"]]
+    words = in_words(result)
+    head = f"`make bench-transfer` on {len(os.sched_getaffinity(0))} cores:"
+    made = "\n".join([MARKS[0], head, "", *lines, "", f"{words[0].upper()}{words[1:]}.", MARKS[1]])
+    before, rest = page.read_text().split(MARKS[0])
+    page.write_text(before + made + rest.partition(MARKS[1])[2])
 
 
 if __name__ == "__main__":
