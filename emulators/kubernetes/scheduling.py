@@ -122,7 +122,9 @@ def misfit(pod: Object, state: NodeState, needs: VolumeNeeds, states: list[NodeS
     if not _node_affinity(spec, node):
         return ["node(s) didn't match Pod's node affinity/selector"], False
     if short := _insufficient(pod, state):
-        return short, True
+        # Whoever leaves makes no room for what the empty node has not.
+        asked = pod_requests(pod).items()
+        return short, all(value <= state.allocatable.get(name, 0) for name, value in asked if name != "pods")
     if any(not node_selector_matches(affinity, node) for affinity in needs.affinities):
         return ["node(s) didn't match PersistentVolume's node affinity"], False
     if reason := _spread(pod, state, states):
@@ -201,14 +203,13 @@ def unschedulable_message(total: int, problem: str, verdicts: list[tuple[list[st
     """kube-scheduler's FitError for `total` nodes, each with its reasons."""
     if not total:
         return "no nodes available to schedule pods"
-    if problem:
-        words = problem
-        helpful = {NOT_HELPFUL: total}
-    else:
-        words = _histogram(Counter(reason for reasons, _ in verdicts for reason in reasons))
-        helpful = Counter(NO_VICTIMS if could_help else NOT_HELPFUL for _, could_help in verdicts)
     head = f"0/{total} nodes are available:"
-    return f"{head} {words}. preemption: {head} {_histogram(helpful)}."
+    if problem:
+        # Preemption finds no node that it was told of.
+        return f"{head} {problem}. not found"
+    words = _histogram(Counter(reason for reasons, _ in verdicts for reason in reasons))
+    helpful = Counter(NO_VICTIMS if could_help else NOT_HELPFUL for _, could_help in verdicts)
+    return f"{head} {words}. no new claims to deallocate, preemption: {head} {_histogram(helpful)}."
 
 
 def _histogram(reasons: dict[str, int]) -> str:

@@ -117,13 +117,12 @@ def test_the_scheduler_says_why_a_pod_fits_nowhere():
     nodes = [_node("a"), _node("b", {"gpu": "l4"}), _node("c", {"gpu": "l4"}, cpu="500m")]
     assert unschedulable_message(3, "", _verdicts(pod, nodes)) == (
         "0/3 nodes are available: 1 Insufficient cpu, 1 node(s) didn't match Pod's node affinity/selector, "
-        "2 Insufficient nvidia.com/gpu. preemption: 0/3 nodes are available: 1 Preemption is not helpful for "
-        "scheduling, 2 No preemption victims found for incoming pod."
+        "2 Insufficient nvidia.com/gpu. no new claims to deallocate, preemption: 0/3 nodes are available: "
+        "3 Preemption is not helpful for scheduling."
     )
     assert unschedulable_message(0, "", []) == "no nodes available to schedule pods"
     assert unschedulable_message(2, "pod has unbound immediate PersistentVolumeClaims", []) == (
-        "0/2 nodes are available: pod has unbound immediate PersistentVolumeClaims. preemption: 0/2 nodes are "
-        "available: 2 Preemption is not helpful for scheduling."
+        "0/2 nodes are available: pod has unbound immediate PersistentVolumeClaims. not found"
     )
 
 
