@@ -12,10 +12,11 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http.client import HTTPResponse
 from typing import Any
 from urllib.parse import quote
 
-from components.clients.wire import Interrupted
+from components.clients.wire import Interrupted, Patience, Wire, pieces, retry_after
 from components.errors import AccessError, InconclusiveError, PipelineError, RequestError
 
 OBJECTS_ROLE = "roles/storage.objectUser"
@@ -240,36 +241,47 @@ def _auth_request() -> Any:
 
 
 def read_through(uri: str, generation: int, sink: Callable[[bytes], object]) -> None:
-    """Gives an object's bytes to `sink`, a piece at a time. Raises PreconditionError when it is another by now."""
-    from google.api_core.exceptions import NotFound
+    """Gives an object's bytes to `sink`, a mebibyte at a time, over as many connections as it takes.
 
-    pieces = _Pieces(sink)
+    Raises PreconditionError when it is another by now.
+    """
+    wire, patience, position, size = Wire(), Patience(), 0, -1
+    try:
+        while position != size:
+            try:
+                answer = _open(wire, uri, generation, position)
+                if answer.length is None:
+                    raise Interrupted("GCS does not say how much it sends")
+                size = position + answer.length
+                for piece in pieces(wire, answer, size - position):
+                    sink(piece)
+                    position += len(piece)
+                    patience.progress()
+            except Interrupted as error:
+                wire.close()
+                patience.wait(uri, error)
+    finally:
+        wire.close()
+
+
+def _open(wire: Wire, uri: str, generation: int, position: int) -> HTTPResponse:
+    """An object's bytes from a position on, as they are stored. Raises Interrupted for what may heal."""
+    from google.api_core.exceptions import from_http_status
+
+    url, headers = locate(uri, generation)
+    if position:
+        headers["Range"] = f"bytes={position}-"
+    answer = wire.send("GET", url, {**headers, "Accept-Encoding": "gzip"})
+    if answer.status == (206 if position else 200):
+        return answer
+    said = wire.read(answer, 300).decode(errors="replace").strip()
+    wire.close()
+    if answer.status in (408, 429) or answer.status >= 500:
+        raise Interrupted(f"GCS answered {answer.status}", retry_after(answer.headers))
+    if answer.status == 404 and "bucket does not exist" not in said:
+        raise PreconditionError(f"{uri} was deleted or written again since it was listed")
     with _errors(uri):
-        try:
-            _blob(uri).download_to_file(pieces, if_generation_match=generation, raw_download=True, checksum=None)
-        except NotFound as error:
-            if _bucket_is_missing(error):
-                raise
-            raise PreconditionError(f"{uri} was deleted since it was listed") from error
-    pieces.flush()
-
-
-class _Pieces:
-    """A file that gathers what the library writes, 8 KiB at a time, to mebibytes."""
-
-    def __init__(self, sink: Callable[[bytes], object]):
-        self._sink, self._held = sink, bytearray()
-
-    def write(self, piece: bytes) -> int:
-        self._held += piece
-        if len(self._held) >= 1 << 20:
-            self.flush()
-        return len(piece)
-
-    def flush(self) -> None:
-        held, self._held = bytes(self._held), bytearray()
-        if held:
-            self._sink(held)
+        raise from_http_status(answer.status, said)
 
 
 # -- the bucket's IAM policy --------------------------------------------------------------------------------
