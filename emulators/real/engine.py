@@ -15,6 +15,8 @@ ENVIRONMENT = {
     # One process an engine, since each imports torch; not bound to cores, since engines share them.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    # Two threads wait for each other at every operation of a tiny model, for long where cores are busy.
+    "OMP_NUM_THREADS": "1",
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
 }
