@@ -246,27 +246,28 @@ def _repositories(settings: Settings, model: Path, folder: Path) -> dict[str, Pa
         elif wanted.is_adapter:
             found[wanted.model] = _tiny_adapter(settings, wanted.model, model, folder)
         else:
-            found[wanted.model] = _tiny_model(settings, folder)
+            found[wanted.model] = _made(folder / "models" / "assistant", "gemma4-assistant")
     return found
 
 
 def _tiny_model(settings: Settings, folder: Path) -> Path:
     """A checkpoint of the settings' family, made on the spot: deterministic, 4 MB, in seconds."""
     kind = "gemma4" if "gemma-4" in settings.model else "gemma3"
-    model = folder / "models" / kind
-    if not (model / "config.json").exists():
-        subprocess.run([sys.executable, "-m", "emulators.hub.models", kind, str(model)], check=True)
-    return model
+    return _made(folder / "models" / kind, kind)
 
 
 def _tiny_adapter(settings: Settings, name: str, base: Path, folder: Path) -> Path:
     """A LoRA adapter of the model in `base`, as deterministic; another name is another adapter."""
-    adapter = folder / "models" / "adapters" / name
-    if not (adapter / "adapter_config.json").exists():
-        options = {"--base": str(base), "--base-name": settings.model, "--seed": str(zlib.crc32(name.encode()))}
-        arguments = [argument for option in options.items() for argument in option]
-        subprocess.run([sys.executable, "-m", "emulators.hub.models", "lora", str(adapter), *arguments], check=True)
-    return adapter
+    seed = str(zlib.crc32(name.encode()))
+    options = ("--base", str(base), "--base-name", settings.model, "--seed", seed)
+    return _made(folder / "models" / "adapters" / name, "lora", *options)
+
+
+def _made(folder: Path, kind: str, *options: str) -> Path:
+    """The folder with what emulators.hub.models makes of the kind; one that is there stays as it is."""
+    if not any(folder.glob("*.safetensors")):
+        subprocess.run([sys.executable, "-m", "emulators.hub.models", kind, str(folder), *options], check=True)
+    return folder
 
 
 def _write_session(folder: Path, emulated: Cloud) -> None:

@@ -129,6 +129,8 @@ def _found(
 ) -> Found:
     """What commits (by role) are, by their config.json and adapter_config.json: (where it is, what it says)."""
     adapters = [configs[name] for name in settings.adapters]
+    if settings.assistant:
+        check_assistant(*configs[repositories.ASSISTANT])
     warnings = [adapter.another_base(where, config, settings.model) for where, config in adapters]
     return Found(
         commits[repositories.BASE],
@@ -146,6 +148,16 @@ def architecture(where: str, config: dict[str, Any]) -> str:
     if not isinstance(named, list) or not named or not isinstance(named[0], str):
         raise RequestError(f"{where} names no architecture: it is not a model that vLLM can load")
     return named[0]
+
+
+def check_assistant(where: str, config: dict[str, Any]) -> None:
+    """Raises RequestError for a model of the catalog's kinds: their layers attend in two ways, and of a draft model
+    that is no assistant vLLM takes only one ("All drafting layers should belong to the same kv cache group")."""
+    if catalog.first_version(kind := architecture(where, config)):
+        raise RequestError(
+            f"{where} says that it is a {kind}, a model of its own, which vLLM cannot draft with. Set assistant.model "
+            "to the model's assistant, like google/gemma-4-E4B-it-assistant"
+        )
 
 
 def check_architecture(settings: Settings, architecture: str) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from emulators.engine import log
 from emulators.engine.args import parse
 from emulators.engine.checkpoint import BadModel, load_weights, open_config
-from emulators.engine.draft import open_draft
+from emulators.engine.draft import load_draft, open_draft
 
 LONG = (
     "To allow overriding this maximum, set the env var VLLM_ALLOW_LONG_MAX_MODEL_LEN=1. "
@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
         load_weights(checkpoint)
         if draft:
             log.info("llm_base_proposer.py:1204", f"Loading drafter model from {draft.folder}", log.ENGINE_CORE)
-            load_weights(draft)
+            load_draft(draft)
     except BadModel as failure:
         return core_failed(failure)
     time.sleep(float(os.environ.get("EMULATED_ENGINE_START_SECONDS", "0")))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from emulators.engine.architectures import ASSISTANT, SUPPORTED, text_config
-from emulators.engine.checkpoint import BadModel, Checkpoint, open_config
+from emulators.engine.architectures import ASSISTANT, SUPPORTED, is_full_attention, text_config
+from emulators.engine.checkpoint import BadModel, BadWeights, Checkpoint, load_weights, open_config
 
 WITHOUT_A_MODEL = ("ngram", "[ngram]", "ngram_gpu", "suffix", "mtp")
 
@@ -34,6 +34,16 @@ def open_draft(speculative: Any, target: Checkpoint) -> Checkpoint | None:
             "speculative decoding."
         )
     return draft
+
+
+def load_draft(draft: Checkpoint) -> None:
+    """The draft model's tensors. Raises BadWeights; for one whose layers attend in two ways too, which the engine finds
+    when it divides its cache (vllm/v1/spec_decode/llm_base_proposer.py). An assistant has no cache of its own."""
+    load_weights(draft)
+    text = text_config(draft.config, draft.architecture)
+    kinds = {is_full_attention({"layer_types": None, **text}, layer) for layer in range(text["num_hidden_layers"])}
+    if draft.architecture != ASSISTANT and len(kinds) > 1:
+        raise BadWeights("AssertionError", "All drafting layers should belong to the same kv cache group")
 
 
 def refused(words: str) -> BadModel:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, MLP = 128, 6, 4, 1, 32, 512
 GLOBAL_HEAD_DIM = 64  # Gemma 4: of full attention
+ASSISTANT_HIDDEN = 64
 PER_LAYER_INPUT = 16  # Gemma 4: width of the embeddings that each layer has of its own
 SILENT = 16
 # Logits of words spread by about this much, so that their best is beyond reach for a token whose logit is 0.
@@ -108,6 +109,52 @@ def write_gemma3(folder: Path | str, seed: int = 0) -> None:
 def write_gemma4(folder: Path | str, seed: int = 0) -> None:
     """Writes a Gemma4ForCausalLM of 2.4 M parameters (4.9 MB, bf16), with per-layer embeddings as E2B and E4B have."""
     _write_checkpoint(Path(folder), "Tiny Gemma 4", GEMMA_4, GEMMA_4_CONFIG, seed, _gemma4_layer)
+
+
+def write_gemma4_assistant(folder: Path | str, seed: int = 0) -> None:
+    """Writes a Gemma4AssistantForCausalLM (1 MB, bf16), the draft model for the checkpoint of `write_gemma4`: two
+    layers that have queries alone, since keys and values are the model's."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    random = _Random(seed, ASSISTANT_HIDDEN)
+    width, types = ASSISTANT_HIDDEN, ["sliding_attention", "full_attention"]
+    tensors = {"model.embed_tokens.weight": random.values((VOCABULARY, width), width**-0.5)}
+    for layer, kind in enumerate(types):
+        head_dim = HEAD_DIM if kind == "sliding_attention" else GLOBAL_HEAD_DIM
+        own = {
+            "self_attn.q_proj.weight": random.matrix(HEADS * head_dim, width),
+            "self_attn.o_proj.weight": random.matrix(width, HEADS * head_dim),
+            "self_attn.q_norm.weight": random.values((head_dim,), 0.05, 1.0),
+            **_block(random, norm=1.0, post_norm=1.0, hidden=width),
+            "layer_scalar": random.values((1,), 0.0, 1.0),
+        }
+        tensors |= {f"model.layers.{layer}.{name}": value for name, value in own.items()}
+    tensors |= {
+        "model.norm.weight": random.values((width,), 0.05, 1.0),
+        "pre_projection.weight": random.matrix(width, 2 * HIDDEN),
+        "post_projection.weight": random.matrix(HIDDEN, width),
+    }
+    _write_safetensors(folder / "model.safetensors", tensors)
+    text_config = {key: value for key, value in GEMMA_4_CONFIG.items() if key != "architectures"} | {
+        "hidden_size": width,
+        "hidden_size_per_layer_input": 0,
+        "layer_types": types,
+        "num_hidden_layers": len(types),
+        "num_kv_shared_layers": len(types),
+        "vocab_size_per_layer_input": 0,
+    }
+    _write_json(
+        folder / "config.json",
+        {
+            "architectures": ["Gemma4AssistantForCausalLM"],
+            "backbone_hidden_size": HIDDEN,
+            "model_type": "gemma4_assistant",
+            "text_config": text_config,
+            "tie_word_embeddings": True,
+            "use_ordered_embeddings": False,
+        },
+    )
+    _write_card(folder, "Tiny Gemma 4 assistant", library="transformers")
 
 
 def write_lora_adapter(
@@ -241,16 +288,16 @@ def _attention(random: _Random, head_dim: int, norm: float) -> dict[str, Array]:
     }
 
 
-def _block(random: _Random, norm: float, post_norm: float) -> dict[str, Array]:
+def _block(random: _Random, norm: float, post_norm: float, hidden: int = HIDDEN) -> dict[str, Array]:
     """`norm` and `post_norm` are the weights, give or take, of the norms before and after attention and MLP."""
     return {
-        "mlp.gate_proj.weight": random.matrix(MLP, HIDDEN),
-        "mlp.up_proj.weight": random.matrix(MLP, HIDDEN),
-        "mlp.down_proj.weight": random.matrix(HIDDEN, MLP),
-        "input_layernorm.weight": random.values((HIDDEN,), 0.05, norm),
-        "post_attention_layernorm.weight": random.values((HIDDEN,), 0.05, post_norm),
-        "pre_feedforward_layernorm.weight": random.values((HIDDEN,), 0.05, norm),
-        "post_feedforward_layernorm.weight": random.values((HIDDEN,), 0.05, post_norm),
+        "mlp.gate_proj.weight": random.matrix(MLP, hidden),
+        "mlp.up_proj.weight": random.matrix(MLP, hidden),
+        "mlp.down_proj.weight": random.matrix(hidden, MLP),
+        "input_layernorm.weight": random.values((hidden,), 0.05, norm),
+        "post_attention_layernorm.weight": random.values((hidden,), 0.05, post_norm),
+        "pre_feedforward_layernorm.weight": random.values((hidden,), 0.05, norm),
+        "post_feedforward_layernorm.weight": random.values((hidden,), 0.05, post_norm),
     }
 
 
@@ -378,7 +425,7 @@ def _write_card(folder: Path, title: str, library: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Writes a tiny checkpoint.")
-    parser.add_argument("kind", choices=("gemma3", "gemma4", "lora"))
+    parser.add_argument("kind", choices=("gemma3", "gemma4", "gemma4-assistant", "lora"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--base", type=Path, help="lora: the folder of the checkpoint that it adapts")
@@ -389,7 +436,8 @@ def main() -> None:
             parser.error("lora needs --base FOLDER")
         write_lora_adapter(options.folder, options.base, options.seed, base_name=options.base_name)
     else:
-        {"gemma3": write_gemma3, "gemma4": write_gemma4}[options.kind](options.folder, options.seed)
+        write = {"gemma3": write_gemma3, "gemma4": write_gemma4, "gemma4-assistant": write_gemma4_assistant}
+        write[options.kind](options.folder, options.seed)
 
 
 if __name__ == "__main__":

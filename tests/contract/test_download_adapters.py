@@ -43,6 +43,7 @@ class Release3:
         write_release(root / "base")
         write_adapter(root / "ko", base_model_name_or_path=model)
         write_release(root / "draft", shards=1, seed=7)
+        (root / "draft" / "config.json").write_text(json.dumps({"architectures": ["Gemma4AssistantForCausalLM"]}))
         self.commits = {
             "base": site.commit(model, root / "base"),
             "ko": self.commit_adapter(),
@@ -234,6 +235,15 @@ def test_a_model_is_no_adapter(site: Site, three: Release3):
 def test_an_adapter_is_no_assistant(site: Site, three: Release3):
     settings = three.settings(assistant={"model": three.ko, "num_speculative_tokens": 4})
     with pytest.raises(RequestError, match=f"{three.ko} has no config.json"):
+        look_up(settings)
+
+
+def test_a_model_of_its_own_is_no_assistant_either(site: Site, three: Release3):
+    """As real vLLM says once it has a GPU: all drafting layers should belong to the same kv cache group."""
+    settings = three.settings(assistant={"model": three.model, "num_speculative_tokens": 4})
+    with pytest.raises(
+        RequestError, match=f"{three.model}'s config.json says that it is a Gemma3ForCausalLM, a model of"
+    ):
         look_up(settings)
 
 

@@ -11,11 +11,12 @@ import pytest
 from emulators.hub import models
 from tests.scenarios.command import Run
 
+MODEL = "google/gemma-4-E4B-it"
 ADAPTER = "someone/gemma-ko-lora"
 SETTINGS = (
+    *("--set", f"model={MODEL}"),
     *("--set", f"adapters.korean.model={ADAPTER}"),
-    *("--set", "assistant.model=google/gemma-3-1b-it"),
-    *("--set", "assistant.num_speculative_tokens=2"),
+    *("--set", f"assistant.model={MODEL}-assistant"),
 )
 
 
@@ -57,7 +58,7 @@ def manifest(folder: Path) -> dict:
 def test_an_adapter_is_a_model_of_the_same_endpoint(folder: Path):
     running = run(folder, "--keep")
     result = running.result()
-    base, korean = (ask(result["endpoint"], name) for name in ("google/gemma-3-4b-it", "korean"))
+    base, korean = (ask(result["endpoint"], name) for name in (MODEL, "korean"))
     running.stop()
     assert result["status"] == "succeeded"
     assert base
@@ -76,10 +77,10 @@ def test_an_adapters_readme_changes_nothing(folder: Path, adapter: Path):
 
 
 def test_an_adapter_that_does_not_fit_is_rejected_in_the_engines_words(folder: Path, adapter: Path):
-    models.write_gemma4(folder / "another")
-    models.write_lora_adapter(adapter, folder / "another", base_name="google/gemma-3-4b-it")
+    models.write_gemma3(folder / "another")
+    models.write_lora_adapter(adapter, folder / "another", base_name=MODEL)
     result = run(folder).finish(code=1)
     assert result["status"] == "failed"
     assert result["error"]["step"] == "deploy_server"
     assert "/adapters/korean failed: " in result["error"]["message"]
-    assert "has shape [256, 8], expected [128, 8]" in result["error"]["message"]
+    assert "has shape [128, 8], expected [256, 8]" in result["error"]["message"]

@@ -12,6 +12,7 @@ from emulators.engine.__main__ import main
 from emulators.engine.architectures import required_tensors
 from emulators.engine.args import parse
 from emulators.engine.checkpoint import BadModel, load_weights, open_config
+from emulators.engine.draft import load_draft, open_draft
 from emulators.hub import models
 
 
@@ -271,13 +272,33 @@ def test_a_draft_model_of_another_vocabulary(refused, tiny, broken):
     assert "Target model vocab_size=4096. Draft model vocab_size=8." in said
 
 
-def test_gemma_4s_assistants_are_known_by_their_projections(tiny, broken, refused):
-    path = broken / "config.json"
-    config = {**json.loads(path.read_bytes()), "architectures": ["Gemma4AssistantForCausalLM"]}
-    path.write_text(json.dumps({**config, "model_type": "gemma4_assistant"}))
-    said = root_cause(refused(tiny, *drafted(model=str(broken), num_speculative_tokens=2)))
-    assert said.startswith("ValueError: Following weights were not initialized from checkpoint")
-    assert "pre_projection.weight" in said
+def test_a_draft_model_whose_layers_attend_in_two_ways(refused, tiny):
+    said = root_cause(refused(tiny, *drafted(model=str(tiny), num_speculative_tokens=2)))
+    assert said == "AssertionError: All drafting layers should belong to the same kv cache group"
+
+
+@pytest.fixture
+def assistant(tmp_path):
+    models.write_gemma4_assistant(tmp_path / "assistant")
+    return tmp_path / "assistant"
+
+
+def test_gemma_4s_assistant_drafts(assistant, tiny):
+    """Loaded by vLLM 0.32 as well, and drafts there."""
+    draft = open_draft({"model": str(assistant)}, open_config(str(tiny)))
+    load_draft(draft)
+    assert draft.architecture == "Gemma4AssistantForCausalLM"
+    assert draft.tensors["post_projection.weight"].shape == (128, 64)
+
+
+def test_an_assistant_for_a_model_of_another_width(refused, tiny, assistant):
+    path = assistant / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_bytes()), "backbone_hidden_size": 256}))
+    said = root_cause(refused(tiny, *drafted(model=str(assistant), num_speculative_tokens=2)))
+    assert (
+        said
+        == "AssertionError: Attempted to load weight (torch.Size([64, 256])) into parameter (torch.Size([64, 512]))"
+    )
 
 
 # -- safetensors, made by hand --------------------------------------------------------------------------------------
