@@ -181,6 +181,16 @@ def test_a_rollback_is_not_undone_by_the_next_run_until_somebody_promotes_again(
     assert (result["status"], result["generation"]) == ("unchanged", history[-1])
 
 
+def test_the_weights_in_the_bucket_are_what_their_manifest_says(folder, state, history):
+    model = "gs://demo-bucket/models/google/gemma-3-4b-it"
+    refused = Run("--state", str(state), folder=folder, command=("verify-weights", model))
+    assert refused.finish_with_text(2) == ""
+    objects = state / "buckets" / "demo-bucket" / "objects"
+    key = next(objects.glob(f"{model.removeprefix('gs://demo-bucket/')}/*/_MANIFEST.json")).parent.name
+    said = by_hand("verify-weights", f"{model}/{key}", "--read", folder=folder, state=state)
+    assert said.endswith("as the manifest says, every byte read\n")
+
+
 def test_nothing_is_left_in_the_folder_for_temporary_files(folder, state):
     assert list((folder / "tmp").iterdir()) == []
     assert not (state / "tmp").exists()
