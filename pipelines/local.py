@@ -265,7 +265,7 @@ def _tiny_adapter(settings: Settings, name: str, base: Path, folder: Path) -> Pa
 
 def _made(folder: Path, kind: str, *options: str) -> Path:
     """The folder with what emulators.hub.models makes of the kind; one that is there stays as it is."""
-    if not any(folder.glob("*.safetensors")):
+    if not (folder / "README.md").exists():  # It comes last.
         subprocess.run([sys.executable, "-m", "emulators.hub.models", kind, str(folder), *options], check=True)
     return folder
 
