@@ -10,6 +10,7 @@ import atexit
 import json
 import os
 import queue
+import ssl
 import tempfile
 import threading
 import time
@@ -213,7 +214,7 @@ class Cluster:
     ) -> Any:
         """One request, tried again for half a minute while the API server is away or busy."""
         from kubernetes.client.exceptions import ApiException
-        from urllib3.exceptions import HTTPError, SSLError
+        from urllib3.exceptions import HTTPError
 
         give_up = time.monotonic() + 30
         pause = 0.2
@@ -226,7 +227,8 @@ class Cluster:
                     raise self._refused(method, path, error) from error
             except HTTPError as error:
                 cause = getattr(error, "reason", error)
-                if isinstance(cause, SSLError):
+                # TLS that breaks off is a server that goes, which is another thing.
+                if isinstance(cause.args[0] if cause.args else None, ssl.SSLCertVerificationError):
                     raise RequestError(
                         f"{self.name} shows a certificate that its endpoint should not have ({cause}). See `endpoint` "
                         "in the settings, and whether a proxy opens TLS on the way"
