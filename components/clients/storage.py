@@ -185,6 +185,32 @@ def add_metadata(stored: StoredObject, metadata: dict[str, str]) -> None:
             raise PreconditionError(f"{stored.uri} was deleted since it was written") from error
 
 
+def copy(source: StoredObject, uri: str, *, content_type: str) -> StoredObject:
+    """Makes a new object of another's bytes and metadata, inside GCS. Raises PreconditionError when there is one at
+    `uri`, or the source is not what it was."""
+    from google.api_core.exceptions import NotFound
+
+    blob = _blob(uri)
+    # The library sends what it knows of the new object, which replaces all that is known of the source.
+    blob.metadata, blob.content_type = source.metadata, content_type
+    token: str | None = ""
+    with _errors(uri):
+        try:
+            while token is not None:
+                # Large objects may take several calls.
+                token, _, _ = blob.rewrite(
+                    _blob(source.uri),
+                    token=token or None,
+                    if_generation_match=0,
+                    if_source_generation_match=source.generation,
+                )
+        except NotFound as error:
+            if _bucket_is_missing(error):
+                raise
+            raise PreconditionError(f"{source.uri} was deleted since it was listed") from error
+    return _stored(blob)
+
+
 def delete(uri: str, generation: int | None = None) -> bool:
     """Deletes the object, only at that generation if one is given: returns whether it was there."""
     from google.api_core.exceptions import NotFound, PreconditionFailed

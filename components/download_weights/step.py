@@ -8,7 +8,7 @@ from typing import Any
 from components import lease, manifest, names, repositories
 from components.clients import kubernetes, storage
 from components.clients.storage import PreconditionError
-from components.download_weights import inspection, progress
+from components.download_weights import copies, inspection, progress
 from components.download_weights.sessions import Sessions
 from components.download_weights.transfer import Limits, Transfer
 from components.errors import InconclusiveError, ReleaseError
@@ -74,7 +74,9 @@ def bring(settings: Settings, release: Release, say: Say, limits: Limits = Limit
     sessions = Sessions(settings, release.weights_key)
     sessions.load()
     transfer = Transfer(together, release.weights_uri, sessions, say, limits)
-    files = transfer.move(together.files(), there)
+    wanted = list(together.files())
+    there |= copies.reuse(release.weights_uri, wanted, there, sessions, say)
+    files = transfer.move(wanted, there)
     _complete(
         release,
         Manifest(

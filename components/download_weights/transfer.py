@@ -99,7 +99,7 @@ class Transfer:
 
     def _is_there(self, file: ServedFile, there: Mapping[str, StoredObject]) -> bool:
         # What a dead run's resumed upload brought nobody has hashed yet: its session is still remembered then.
-        return file.path in there and _holds(there[file.path], file) and file.path not in self.sessions
+        return file.path in there and holds(there[file.path], file) and file.path not in self.sessions
 
     def _move_all(self, moves: list[FileMove]) -> list[File]:
         started = time.monotonic()
@@ -203,7 +203,7 @@ class FileMove:
             stored = storage.write_bytes(
                 self._uri,
                 content,
-                content_type=_content_type(self.file.path),
+                content_type=content_type(self.file.path),
                 metadata={**_metadata(self.file), "hf-sha256": self._digest.sha256},
                 if_generation_match=0,
             )
@@ -240,7 +240,7 @@ class FileMove:
 
     def _open_session(self) -> None:
         self._session = storage.open_upload(
-            self._uri, self.file.size, content_type=_content_type(self.file.path), metadata=_metadata(self.file)
+            self._uri, self.file.size, content_type=content_type(self.file.path), metadata=_metadata(self.file)
         )
         self._sessions.remember(self.file.path, self._session)
 
@@ -330,9 +330,9 @@ class FileMove:
         there = storage.stat(self._uri)
         if there is None:
             raise SessionGone("another run made the object and took it away again")
-        if self._inherited or (_claims(there, self.file) and not _holds(there, self.file)):
+        if self._inherited or (_claims(there, self.file) and not holds(there, self.file)):
             return self._verified(there, read_back=True)
-        if not _holds(there, self.file):
+        if not holds(there, self.file):
             storage.delete(self._uri, there.generation)
             raise SessionGone("an object with other content was in its place")
         if self._session:
@@ -366,7 +366,7 @@ def _claims(there: StoredObject, file: ServedFile) -> bool:
     return there.size == file.size and _metadata(file).items() <= there.metadata.items()
 
 
-def _holds(there: StoredObject, file: ServedFile) -> bool:
+def holds(there: StoredObject, file: ServedFile) -> bool:
     """Whether an object says to be the file, and somebody has seen that it is."""
     return _claims(there, file) and "hf-sha256" in there.metadata
 
@@ -381,5 +381,5 @@ def _as_file(file: ServedFile, there: StoredObject) -> File:
     )
 
 
-def _content_type(path: str) -> str:
+def content_type(path: str) -> str:
     return "application/json" if path.endswith(".json") else "application/octet-stream"
