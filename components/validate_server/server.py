@@ -30,7 +30,7 @@ class BadAnswer(Exception):
 @dataclass
 class Answer:
     """One answer. Of a stream, `times` are the arrivals of its token chunks (time.perf_counter, like `sent`): chunks
-    with a choice, but for the first one's bare role."""
+    with a choice. The first has the role alone; vLLM sends it with the first token, whose text may still be to come."""
 
     text: str
     finish_reason: str
@@ -123,15 +123,14 @@ class Server:
                         usage = chunk["usage"]
                         continue
                     (choice,) = chunk["choices"]
-                    content, role = choice["delta"].get("content") or "", choice["delta"].get("role")
+                    content = choice["delta"].get("content") or ""
                     if finish:
                         raise BadAnswer("the stream goes on after its finish reason")
                     finish = choice.get("finish_reason")
                 except (AttributeError, KeyError, TypeError, ValueError) as error:
                     raise BadAnswer(f"the stream holds something that is no chunk: {_short(payload)}") from error
-                if content or not role:
-                    times.append(now)
-                    text += content
+                times.append(now)
+                text += content
         if not done:
             raise BadAnswer(f"the stream broke off after {len(times)} chunks: it ended without [DONE]")
         if not finish:

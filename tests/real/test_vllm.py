@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import urllib.request
+from collections import Counter
+from itertools import accumulate
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -59,3 +62,31 @@ def test_it_loads_a_gemma_3_through_the_mount_and_answers(cloud: Cloud, tiny_gem
     with urllib.request.urlopen(f"{endpoint(cloud.expose[1]['file'])}/version", timeout=10) as answer:
         assert json.load(answer) == {"version": "0.32.0"}
     kubectl(cloud, "-n", "vllm", "delete", "deployment", "vllm")
+
+
+def test_load_figures_are_what_vllms_benchmark_calculates(parts: None, tmp_path: Path) -> None:
+    """Both are given the same answers. `python -m tests.bench.agreement` compares what they measure of one engine."""
+    from components.validate_server.load import row
+    from components.validate_server.server import Answer
+    from tests.bench.agreement import FIGURES, Theirs
+
+    random = Random(7)
+    answers = []
+    for _ in range(37):
+        times = list(accumulate(random.uniform(0.001, 0.2) for _ in range(random.randint(1, 60))))
+        # More tokens than chunks: an engine may send several at once.
+        answers.append(Answer("text", "length", 10, len(times) + random.randint(0, 3), sent=0.0, times=times))
+    said = [
+        {"ttft": answer.ttft, "itl": answer.itl, "latency": answer.e2e, "tokens": answer.completion_tokens}
+        for answer in answers
+    ]
+    theirs = Theirs(tmp_path)
+    theirs.ask({"answers": said, "seconds": 12.5, "percentiles": [50, 95, 99]})
+    found = theirs.answer()
+    theirs.stop()
+    ours = row(4, answers, Counter(), 12.5)
+    assert ours["tokens_per_second"] == pytest.approx(found["output_throughput"], abs=0.05)
+    assert ours["output_tokens"] == found["total_output"]
+    for name, their_name in FIGURES.items():
+        percentiles = {f"p{percent}": value for percent, value in found[f"percentiles_{their_name}_ms"]}
+        assert ours[name] == pytest.approx(percentiles, abs=0.001), name
