@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import hashlib
 import os
 import time
@@ -166,7 +165,7 @@ class Container:
             self.log.write(b"")
             self._event("Warning", "Failed", f"Error: {error}")
             return self._end(128, "StartError", started_at, str(error))
-        self._id = f"containerd://{self._next_id()}"
+        self._id = f"containerd://{hashlib.sha256(f'{worker.uid}{path}'.encode()).hexdigest()}"
         self.has_run = True
         self._event("Normal", "Created", f"Created container: {self.name}")
         self._event("Normal", "Started", f"Started container {self.name}")
@@ -193,12 +192,6 @@ class Container:
         """The process's environment and command, once all that they refer to is there."""
         worker = self._worker
         while not self._stopping.is_set():
-            if lost := await asyncio.to_thread(_lost_volume, worker.mounts(self.spec)):
-                words = f'failed to generate container "{self._next_id()}" spec: failed to generate spec: {lost}'
-                self._wait_for("CreateContainerError", words)
-                self._event("Warning", "Failed", f"Error: {words}")
-                await self._pause(CONFIG_RETRY_SECONDS)
-                continue
             try:
                 variables = await build_environment(worker.node.client, worker.pod, self.spec, worker.around)
             except (ConfigurationError, FieldError) as error:
@@ -219,9 +212,6 @@ class Container:
             env["TMPDIR"] = str(worker.folder / "tmp")
             return env, self._argv(variables, rewrite)
         return None
-
-    def _next_id(self) -> str:
-        return hashlib.sha256(f"{self._worker.uid} {self.name} {self.restart_count}".encode()).hexdigest()
 
     def _rewriter(self) -> Rewriter:
         worker = self._worker
@@ -421,18 +411,6 @@ class Container:
 
     async def _no_command(self, _argv: list[str], _timeout: float) -> tuple[int, str]:
         return 0, ""
-
-
-def _lost_volume(mounts: dict[str, Path]) -> str:
-    """containerd's words for a volume that it cannot bind: a FUSE mount whose process has ended. No restart of the
-    container mends that, as a volume is mounted once in a pod's life."""
-    for path in mounts.values():
-        try:
-            path.stat()
-        except OSError as error:
-            if error.errno == errno.ENOTCONN:
-                return f'failed to stat "{path}": stat {path}: transport endpoint is not connected'
-    return ""
 
 
 def _terminated(code: int, reason: str, started_at: str, message: str, container_id: str) -> Object:
