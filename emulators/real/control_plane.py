@@ -90,7 +90,7 @@ class Component:
         code = self.popen.poll()
         if code is not None:
             words = self.log.read_text(errors="replace").strip().splitlines()[-1:]
-            raise ControlPlaneError(how_it_ended(self.name, code, "".join(words)))
+            raise ControlPlaneError(f"{how_it_ended(self.name, code, ''.join(words))} (its log is {self.log})")
 
     def stop(self) -> None:
         if self.popen.poll() is None:

@@ -159,6 +159,8 @@ def processes_below(folder: Path) -> list[str]:
                 environment = (entry / "environ").read_bytes().decode(errors="replace")
             except OSError:
                 continue
-            if str(folder) in command or f"TMPDIR={folder}" in environment:
+            # A container with a root of its own knows neither TMPDIR nor any other path of this machine.
+            places = (f"TMPDIR={folder}", f"CONTAINER_ROOT={folder}")
+            if str(folder) in command or any(place in environment for place in places):
                 found.append(f"{entry.name}: {command}")
     return found
