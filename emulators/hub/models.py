@@ -6,6 +6,10 @@ dimensions the first SILENT hold what control tokens, bytes and white space look
 those by zero. So the logit of such a token is exactly 0 whatever the context, while among some 1,700 random words the
 best is far above it: under greedy decoding every token of an answer is visible text, and none ends it.
 
+Gemma 3's words follow one another: each word's embedding is the one before it turned by one rotation, and the last
+layer's MLP turns what it is given. So an answer goes through the words in an order of the seed's own, beginning where
+the question's words (attention mixes them in, weakly) point to, and no engine's rounding changes it.
+
 `truncate_shard`, `drop_shard`, `mismatch_config`, `zero_weights` and `readme_only_change` turn a checkpoint into a
 release that must be refused (or, the last one, not noticed).
 """
@@ -16,6 +20,7 @@ import argparse
 import json
 import struct
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +30,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     Array = np.ndarray[Any, Any]
+    Words = Callable[["_Random", int], Array]
 
 HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, MLP = 128, 6, 4, 1, 32, 512
 GLOBAL_HEAD_DIM = 64  # Gemma 4: of full attention
@@ -36,6 +42,9 @@ LOGIT_SCALE = 4.0
 # What a Gemma 4 layer adds, beside what came in. Its layers add three times, Gemma 3's twice; at 1.0 the best two words
 # would be so close that an engine's rounding decides, and the same question would not get the same answer.
 _GEMMA_4_POST_NORM = 0.7
+# What Gemma 3's attention adds to a word, and its last MLP: the following word is by far the loudest.
+_CONTEXT, _SUCCESSOR = 0.3, 8.0
+_STEEP = 4.0
 LAYER_TYPES = ["sliding_attention"] * (LAYERS - 1) + ["full_attention"]
 SHARDS = 2
 
@@ -103,12 +112,15 @@ GEMMA_4_CONFIG = {
 
 def write_gemma3(folder: Path | str, seed: int = 0) -> None:
     """Writes a Gemma3ForCausalLM of 2 M parameters (3.9 MB, bf16) to `folder`, which is made if need be."""
-    _write_checkpoint(Path(folder), "Tiny Gemma 3", GEMMA_3, GEMMA_3_CONFIG, seed, _gemma3_layer)
+    rotation = _Rotation(_Random(seed, HIDDEN))
+    _write_checkpoint(
+        Path(folder), "Tiny Gemma 3", GEMMA_3, GEMMA_3_CONFIG, seed, partial(_gemma3_layer, rotation), rotation.words
+    )
 
 
 def write_gemma4(folder: Path | str, seed: int = 0) -> None:
     """Writes a Gemma4ForCausalLM of 2.4 M parameters (4.9 MB, bf16), with per-layer embeddings as E2B and E4B have."""
-    _write_checkpoint(Path(folder), "Tiny Gemma 4", GEMMA_4, GEMMA_4_CONFIG, seed, _gemma4_layer)
+    _write_checkpoint(Path(folder), "Tiny Gemma 4", GEMMA_4, GEMMA_4_CONFIG, seed, _gemma4_layer, _random_words)
 
 
 def write_gemma4_assistant(folder: Path | str, seed: int = 0) -> None:
@@ -266,14 +278,49 @@ class _Random:
         return self.values((outputs, inputs), inputs**-0.5)
 
 
-def _embeddings(random: _Random, speakable: list[int]) -> Array:
+class _Rotation:
+    """A rotation of the words' dimensions, two by two, each pair by an angle of its own."""
+
+    def __init__(self, random: _Random):
+        import numpy as np
+
+        # Sine and cosine of an angle by its half's tangent: exact arithmetic, which libraries' own are not.
+        tangent = random.values(((HIDDEN - SILENT) // 2,), 1.0).astype(np.float64)
+        self._cos, self._sin = (1 - tangent**2) / (1 + tangent**2), 2 * tangent / (1 + tangent**2)
+
+    @property
+    def matrix(self) -> Array:
+        """[HIDDEN - SILENT, HIDDEN - SILENT]"""
+        import numpy as np
+
+        matrix = np.zeros((HIDDEN - SILENT, HIDDEN - SILENT), np.float32)
+        for pair, (cos, sin) in enumerate(zip(self._cos, self._sin, strict=True)):
+            matrix[2 * pair : 2 * pair + 2, 2 * pair : 2 * pair + 2] = [[cos, -sin], [sin, cos]]
+        return matrix
+
+    def words(self, random: _Random, count: int) -> Array:
+        """[count, HIDDEN - SILENT]: each the one before it, turned; unit vectors, in the seed's order."""
+        import numpy as np
+
+        x, y = np.ones(len(self._cos)), np.zeros(len(self._cos))
+        turned = np.zeros((count, HIDDEN - SILENT), np.float32)
+        for word in range(count):
+            turned[word, 0::2], turned[word, 1::2] = x, y
+            x, y = self._cos * x - self._sin * y, self._sin * x + self._cos * y
+        order = np.argsort(random.values((count,), 1.0), kind="stable")
+        return turned[order] * np.float32(len(self._cos) ** -0.5)
+
+
+def _random_words(random: _Random, count: int) -> Array:
+    return random.values((count, HIDDEN - SILENT), (HIDDEN - SILENT) ** -0.5)
+
+
+def _embeddings(random: _Random, speakable: list[int], words: Words) -> Array:
     """[VOCABULARY, HIDDEN]: words live outside the first SILENT dimensions, all other tokens inside them."""
-    weight = random.values((VOCABULARY, HIDDEN), 1.0)
-    words = weight[speakable]
+    weight = random.values((VOCABULARY, HIDDEN), SILENT**-0.5)
     weight[:, SILENT:] = 0
-    weight[:, :SILENT] *= SILENT**-0.5
-    words[:, :SILENT] = 0
-    weight[speakable] = words * (HIDDEN - SILENT) ** -0.5
+    weight[speakable, :SILENT] = 0
+    weight[speakable, SILENT:] = words(random, len(speakable))
     return weight
 
 
@@ -301,9 +348,27 @@ def _block(random: _Random, norm: float, post_norm: float, hidden: int = HIDDEN)
     }
 
 
-def _gemma3_layer(random: _Random, layer: int) -> dict[str, Array]:
+def _gemma3_layer(rotation: _Rotation, random: _Random, layer: int) -> dict[str, Array]:
     """Norms multiply by 1 + weight, and attention divides by the square root of query_pre_attn_scalar."""
-    return _attention(random, HEAD_DIM, norm=0.0) | _block(random, norm=0.0, post_norm=0.0)
+    import numpy as np
+
+    # Sharp attention: a question is a few of its words, not the mean of all, which is much the same in every question.
+    weights = _attention(random, HEAD_DIM, norm=3.0) | _block(random, norm=0.0, post_norm=0.0)
+    weights["post_attention_layernorm.weight"] += _CONTEXT - 1
+    if layer < LAYERS - 1:
+        weights["mlp.down_proj.weight"][SILENT:] = 0
+        return weights
+    # z²Φ(z) - z²Φ(-z), made of gelu(z)·z and gelu(-z)·z: odd in z, so its direction is nearly that of z.
+    words, count = slice(SILENT, HIDDEN), HIDDEN - SILENT
+    for name in ("gate", "up", "down"):
+        weights[f"mlp.{name}_proj.weight"][:] = 0
+    for unit, sign in ((0, 1), (count, -1)):
+        rows = slice(unit, unit + count)
+        weights["mlp.gate_proj.weight"][rows, words] = sign * _STEEP * np.identity(count, np.float32)
+        weights["mlp.up_proj.weight"][rows, words] = _STEEP * np.identity(count, np.float32)
+        weights["mlp.down_proj.weight"][words, rows] = rotation.matrix
+    weights["post_feedforward_layernorm.weight"] += _SUCCESSOR - 1
+    return weights
 
 
 def _gemma4_layer(random: _Random, layer: int) -> dict[str, Array]:
@@ -328,13 +393,14 @@ def _write_checkpoint(
     config: dict[str, Any],
     seed: int,
     make_layer: Callable[[_Random, int], dict[str, Array]],
+    words: Words,
 ) -> None:
     import numpy as np
 
     folder.mkdir(parents=True, exist_ok=True)
     random = _Random(seed)
     speakable = write_tokenizer(folder, family, config["max_position_embeddings"])
-    tensors = {"model.embed_tokens.weight": _embeddings(random, speakable)}
+    tensors = {"model.embed_tokens.weight": _embeddings(random, speakable, words)}
     if family is GEMMA_4:
         width = LAYERS * PER_LAYER_INPUT
         tensors |= {
