@@ -20,6 +20,7 @@ import ctypes
 import json
 import os
 import signal
+import stat
 import sys
 from typing import Any
 
@@ -100,7 +101,8 @@ def _make_dev(dev: str) -> None:
 
 
 def _bind(source: str, target: str, read_only: bool) -> None:
-    if os.path.isdir(source):
+    # Raises for what is not there, a mount whose process has ended among it.
+    if stat.S_ISDIR(os.stat(source).st_mode):
         os.makedirs(target, exist_ok=True)
     elif not os.path.exists(target):
         os.makedirs(os.path.dirname(target), exist_ok=True)

@@ -114,7 +114,7 @@ def test_a_run_that_is_killed_leaves_nothing_running_and_nothing_mounted(runs: R
     ("program", "moment", "step"),
     [
         ("etcd", "resolve_model: started", "resolve_model"),
-        ("kube-apiserver", "deploy_server: waiting for a node", "deploy_server"),
+        ("kube-apiserver", "deploy_server: applied Deployment", "deploy_server"),
     ],
 )
 def test_a_control_plane_that_dies_ends_the_run_with_its_name(runs: Runs, program: str, moment: str, step: str) -> None:
@@ -140,7 +140,7 @@ def test_a_mount_that_is_dropped_while_the_engine_loads_is_not_the_releases_faul
     loading.wait_for("deploy_server: the image is there")
     runs.kill("gcsfuse")
     error = loading.finish(code=1)["error"]
-    assert (error["step"], error["type"]) == ("deploy_server", "InconclusiveError")
+    assert (error["step"], error["type"]) == ("deploy_server", "InconclusiveError"), error["message"]
     assert "has lost its gcsfuse" in error["message"]
     assert "transport endpoint is not connected" in error["message"].lower()
     assert "kubectl -n gemma delete pod vllm-" in error["message"]
