@@ -2,11 +2,12 @@
 
     python -m tests.bench.agreement [--rounds N] [--concurrency N]
 
-Real vLLM on the CPU (`make real`) serves the tiny Gemma 3 on loopback. Both measure it at the same time, with as many
-streams, the same questions and answers of as many tokens, so that what else the machine does falls on both; compared
-are the medians of the rounds. With more than one stream each, those of one side may fall into step, be prefilled
-together and hold the other side up: that shows in TTFT and in the last percent of ITL, and is no disagreement. Writes build/bench/agreement.json, with the ratio ours : theirs of every figure; the
-target is 1 ± 0.1. (That both calculate the same of the same answers is under test: tests/real/test_vllm.py.)
+Real vLLM on the CPU (`make real`) serves the tiny Gemma 3 on loopback. Rounds of both, of as many streams, the same
+questions and answers of as many tokens, take turns, each first as often as the other, so that what else the machine
+does falls on both; compared are the medians of the rounds. (At the same time they would not do: two closed loops on one
+engine fall into step, and one always waits for the other's prefill.) Writes build/bench/agreement.json, with the ratio
+ours : theirs of every figure; the target is 1 ± 0.1. That both calculate the same of the same answers is under test
+(tests/real/test_vllm.py).
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from emulators.real.parts import PARTS, require
 OUT = Path("build/bench/agreement.json")
 MODEL = "google/gemma-3-4b-it"
 QUESTION = "What is a pod, and what would you do without one on a cluster of nodes that come and go?"
-TOKENS, REQUESTS = 32, 100
+TOKENS, REQUESTS = 32, 40
 START_SECONDS = 180.0
 # Ours → theirs; percentiles are called alike.
 FIGURES = {"ttft_ms": "ttft", "itl_ms": "itl", "tpot_ms": "tpot", "e2e_ms": "e2el"}
@@ -53,9 +54,7 @@ def serving(folder: Path) -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     flags = ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", MODEL, "--max-model-len", "2048"]
-    # Weights of noise say one thing over and over, which our generator takes for an engine that makes no sense.
-    flags += ["--override-generation-config", json.dumps({"repetition_penalty": 10.0}), "--no-enable-prefix-caching"]
-    command = [python(), "-P", engine.__file__, "serve", str(folder / "model"), *flags]
+    command = [python(), "-P", engine.__file__, "serve", str(folder / "model"), *flags, "--no-enable-prefix-caching"]
     with open(folder / "engine.log", "w") as log:
         popen = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **engine.ENVIRONMENT})
     url = f"http://127.0.0.1:{port}"
@@ -96,15 +95,16 @@ class Theirs:
                 env={**os.environ, **engine.ENVIRONMENT},
             )
         self._read = 0
-        self.answer()
+        self._next()
 
-    def ask(self, what: dict[str, Any]) -> None:
-        """For a round, which begins at the first `answer`, or a judgement; see vllm_rounds.py."""
+    def ask(self, what: dict[str, Any]) -> dict[str, Any]:
+        """What vLLM finds in a round, or in answers that it is given; see vllm_rounds.py."""
         assert self._popen.stdin
         self._popen.stdin.write(json.dumps(what) + "\n")
         self._popen.stdin.flush()
+        return self._next()
 
-    def answer(self) -> dict[str, Any]:
+    def _next(self) -> dict[str, Any]:
         while True:
             lines = self._answers.read_text().splitlines(keepends=True)
             if len(lines) > self._read and lines[self._read].endswith("\n"):
@@ -121,7 +121,7 @@ class Theirs:
         self._popen.wait()
 
 
-def begin_their_round(theirs: Theirs, url: str, folder: Path, concurrency: int) -> None:
+def their_round(theirs: Theirs, url: str, folder: Path, concurrency: int) -> dict[str, float]:
     argv = [
         *("--backend", "openai-chat", "--base-url", url, "--endpoint", "/v1/chat/completions"),
         *("--model", MODEL, "--tokenizer", str(folder / "model"), "--temperature", "0", "--ignore-eos"),
@@ -130,11 +130,7 @@ def begin_their_round(theirs: Theirs, url: str, folder: Path, concurrency: int) 
     ]
     # As load.py makes every question another.
     questions = [f"{each + 1} of {REQUESTS}, {concurrency} at once. {QUESTION}" for each in range(REQUESTS)]
-    theirs.ask({"argv": argv, "questions": questions, "tokens": TOKENS})
-    theirs.answer()
-
-
-def their_figures(found: dict[str, Any]) -> dict[str, float]:
+    found = theirs.ask({"argv": argv, "questions": questions, "tokens": TOKENS})
     if found["failed"]:
         raise SystemExit(f"vllm bench serve: {found['failed']} requests failed")
     figures = {
@@ -152,6 +148,8 @@ def our_round(url: str, concurrency: int) -> dict[str, float]:
 
     async def measured() -> dict[str, Any]:
         async with connected(plan, None) as servers:
+            # As vllm bench serve begins with one request that does not count, and validation with its questions.
+            await servers[0].stream(QUESTION, TOKENS)
             return await run_round(servers, [QUESTION], requests=REQUESTS, max_tokens=TOKENS, say=lambda line: None)
 
     row = asyncio.run(measured())
@@ -163,8 +161,8 @@ def our_round(url: str, concurrency: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5, help="how many")
-    parser.add_argument("--concurrency", type=int, default=1, help="streams of each")
+    parser.add_argument("--rounds", type=int, default=10, help="of each")
+    parser.add_argument("--concurrency", type=int, default=4)
     options = parser.parse_args()
     require(["vllm"])
     ours: list[dict[str, float]] = []
@@ -175,9 +173,12 @@ def main() -> None:
             our_round(url, options.concurrency)  # The engine has seen every shape before it counts.
             for number in range(options.rounds):
                 print(f"round {number + 1} of {options.rounds}", file=sys.stderr, flush=True)
-                begin_their_round(theirs, url, Path(name), options.concurrency)
-                ours.append(our_round(url, options.concurrency))
-                other.append(their_figures(theirs.answer()))
+                turns = [
+                    lambda: ours.append(our_round(url, options.concurrency)),
+                    lambda: other.append(their_round(theirs, url, Path(name), options.concurrency)),
+                ]
+                for turn in turns if number % 2 else reversed(turns):
+                    turn()
         finally:
             theirs.stop()
     rows = []

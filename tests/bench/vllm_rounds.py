@@ -2,8 +2,7 @@
 
 Each line of stdin is JSON: a round, {"argv": its command line, "questions": [text], "tokens": of each answer}, or
 answers to judge, {"answers": [{"ttft", "itl", "latency", "tokens"}], "seconds", "percentiles"}. Each line of the file
-that the first argument names is what vLLM found; before the first one, and when a round is about to begin, it is
-`{}`. stdout is vLLM's own.
+that the first argument names is what vLLM found, after a `{}` when it is ready. stdout is vLLM's own.
 
 vLLM's datasets need pandas, which a server does not: the questions are given to it as its datasets give them.
 """
@@ -28,12 +27,7 @@ def main() -> None:
             else:
                 parser = FlexibleArgumentParser()
                 serve.add_cli_args(parser)
-
-                def questions(_: Any, tokenizer: Any, asked: dict[str, Any] = asked) -> list[Any]:
-                    answers.write("{}\n")
-                    return samples(asked, tokenizer)
-
-                serve.get_samples = questions
+                serve.get_samples = lambda _, tokenizer, asked=asked: samples(asked, tokenizer)
                 result = serve.main(parser.parse_args(asked["argv"]))
             answers.write(json.dumps(result, default=float) + "\n")
 
