@@ -50,7 +50,7 @@ class TestArguments:
         args += ["--gpu-memory-utilization", "0.90", "--max-num-batched-tokens", "8K", "--dtype=bfloat16"]
         args += ["--limit-mm-per-prompt", '{"image": 0}', "--kv-cache-dtype", "fp8", "--load-format=runai_streamer"]
         args += ["--safetensors-load-strategy", "prefetch", "--language-model-only", "--enable-prefix-caching"]
-        args += ["--speculative-config", '{"model": "/a", "num_speculative_tokens": 2}', "--async-scheduling"]
+        args += ["--async-scheduling"]
         args += ["--no-enable-log-requests", "--trust-remote-code", "--enforce-eager", "--quantization", "fp8"]
         args += ["--reasoning-parser", "gemma4", "--enable-auto-tool-choice", "--tool-call-parser", "gemma4"]
         with running(*args, log=tmp_path / "log") as engine:

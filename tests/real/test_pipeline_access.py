@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -44,11 +44,10 @@ class Site:
     cloud: Cloud
     folder: Path
     weights: Path
-    said: list[str] = field(default_factory=list)
 
     def run(self, settings: Settings) -> dict[str, Any]:
         """A whole pipeline run: its summary."""
-        found = child.execute(SCENARIO, settings, self.folder, self.cloud, lambda entry: None)
+        found = child.execute(SCENARIO, settings, self.folder, self.cloud.environment, lambda entry: None)
         return found["summary"]
 
 
