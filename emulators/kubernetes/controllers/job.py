@@ -36,6 +36,8 @@ class JobController:
         self._client, self._backoff_seconds = client, backoff_seconds
         self._jobs = informers.of(JOBS)
         self._pods = informers.of(PODS)
+        # Pods that are gone, by their Job's key: Kubernetes holds them back by a finalizer until they are counted.
+        self._gone: dict[str, list[Object]] = {}
         self._events = EventRecorder(client, "job-controller")
         self.queue = WorkQueue("job", self._reconcile)
         self._jobs.on_change(self.queue.changed)
@@ -45,13 +47,20 @@ class JobController:
         pod = new or old or {}
         owner = owner_of(pod)
         if owner and owner["kind"] == "Job":
-            self.queue.add(f"{pod['metadata']['namespace']}/{owner['name']}")
+            key = f"{pod['metadata']['namespace']}/{owner['name']}"
+            if new is None:
+                phase = "Succeeded" if _phase(pod) == "Succeeded" else "Failed"
+                gone = {**pod, "status": {**pod.get("status", {}), "phase": phase}}
+                self._gone.setdefault(key, []).append(gone)
+            self.queue.add(key)
 
     async def _reconcile(self, key: str) -> float | None:
         job = self._jobs.items.get(key)
         if job is None or job["metadata"].get("deletionTimestamp"):
+            self._gone.pop(key, None)
             return None
         if finished := condition(job, "Complete") or condition(job, "Failed"):
+            self._gone.pop(key, None)
             return await self._expire(job, finished)
         if job["spec"].get("completionMode") == "Indexed":
             self._events.event(job, "Warning", "Unsupported", "completionMode Indexed is not emulated")
@@ -69,7 +78,7 @@ class JobController:
         return after
 
     def _owned(self, job: Object) -> list[Object]:
-        pods = self._pods.in_namespace(job["metadata"]["namespace"])
+        pods = self._pods.in_namespace(job["metadata"]["namespace"]) + self._gone.get(key_of(job), [])
         uid = job["metadata"]["uid"]
         return [pod for pod in pods if (owner := owner_of(pod)) and owner["uid"] == uid]
 
