@@ -69,6 +69,12 @@ def read(weights_uri: str) -> tuple[Manifest | None, int]:
         ) from error
 
 
+def complete_below(folder_uri: str) -> list[str]:
+    """Where complete weights lie in a folder of the bucket, at any depth: those that have a manifest."""
+    end = f"/{NAME}"
+    return [found.removesuffix(end) for found in storage.list_uris(f"{folder_uri}/") if found.endswith(end)]
+
+
 def write(weights_uri: str, manifest: Manifest) -> None:
     """Writes the manifest if there is none. Raises storage.PreconditionError when there is."""
     manifest.files.sort(key=lambda file: file.path)

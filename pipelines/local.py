@@ -48,8 +48,6 @@ for its machine, so that a dead run is known as dead sooner."""
 
 _COMES_BACK_SECONDS = {False: 60, True: 300}
 """How long a live generation may take, by whether its engine is vLLM itself."""
-PARTS = ("control-plane", "gcsfuse", "vllm")
-"""What can be real in a run on this machine (emulators/real)."""
 
 
 def real_parts(text: str | None, state: Path | None) -> list[str]:
@@ -57,6 +55,8 @@ def real_parts(text: str | None, state: Path | None) -> list[str]:
 
     Raises RequestError with the command that mends it.
     """
+    from emulators.real.parts import PARTS, RealPartError, require
+
     if text is None:
         mark = state / _MARK if state else None
         names = json.loads(mark.read_text()).get("real", []) if mark and mark.is_file() else []
@@ -65,13 +65,10 @@ def real_parts(text: str | None, state: Path | None) -> list[str]:
         for name in names:
             if name not in PARTS:
                 raise RequestError(f"--real: there is no real part {name!r}. There are: {', '.join(PARTS)}")
-    if names:
-        from emulators.real.parts import RealPartError, require
-
-        try:
-            require(names)
-        except RealPartError as error:
-            raise RequestError(str(error)) from error
+    try:
+        require(names)
+    except RealPartError as error:
+        raise RequestError(str(error)) from error
     return names
 
 

@@ -42,7 +42,8 @@ class Folder(Source):
         if status == 404:
             return InconclusiveError(f"{uri} changed while it was read. Run again when nobody writes to {self.uri}")
         if status in (401, 403):
-            return AccessError(f"{uri} may not be read (GCS answered {status}). {_grant(self.uri)}")
+            grant = storage.grant(self.uri, storage.READER_ROLE)
+            return AccessError(f"{uri} may not be read (GCS answered {status}). {grant}")
         return None
 
 
@@ -84,11 +85,3 @@ def _file(path: str, stored: StoredObject) -> ServedFile:
 def _commit(objects: dict[str, StoredObject]) -> str:
     lines = [f"{path}\0{stored.size}\0{_file(path, stored).digest}" for path, stored in sorted(objects.items())]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:40]
-
-
-def _grant(uri: str) -> str:
-    bucket, role = storage.parse_uri(uri)[0], storage.READER_ROLE
-    return (
-        f"Grant the pipeline's service account {role}: `gcloud storage buckets add-iam-policy-binding gs://{bucket} "
-        f"--member=serviceAccount:… --role={role}`"
-    )

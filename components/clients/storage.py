@@ -354,6 +354,14 @@ def _holds(policy: Any, role: str, member: str) -> bool:
 # -- the client ---------------------------------------------------------------------------------------------
 
 
+def grant(uri: str, role: str) -> str:
+    """What a person does about a refusal, for an error's end."""
+    return (
+        f"Grant the pipeline's service account {role}: `gcloud storage buckets add-iam-policy-binding "
+        f"gs://{parse_uri(uri)[0]} --member=serviceAccount:… --role={role}`"
+    )
+
+
 def client() -> Any:
     """The storage client. Raises AccessError when this machine has no Google credentials."""
     return _client(os.environ.get("STORAGE_EMULATOR_HOST", ""))
@@ -417,10 +425,7 @@ def _errors(uri: str, *, role: str = OBJECTS_ROLE, setting: str = "bucket") -> I
             "--uniform-bucket-level-access --location=LOCATION`, or set `bucket` in the settings"
         ) from error
     except (exceptions.Forbidden, exceptions.Unauthorized) as error:
-        raise AccessError(
-            f"{uri}: {error.message}. Grant the pipeline's service account {role}: `gcloud storage buckets "
-            f"add-iam-policy-binding gs://{bucket} --member=serviceAccount:… --role={role}`"
-        ) from error
+        raise AccessError(f"{uri}: {error.message}. {grant(uri, role)}") from error
     except exceptions.PreconditionFailed as error:
         raise PreconditionError(f"{uri} changed since it was read") from error
     except exceptions.ClientError as error:

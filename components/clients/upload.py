@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from components.clients.storage import OBJECTS_ROLE, PreconditionError, StoredObject, parse_uri
+from components.clients.storage import OBJECTS_ROLE, PreconditionError, StoredObject, grant
 from components.clients.wire import Interrupted, Wire, retry_after
 from components.errors import AccessError
 
@@ -79,11 +79,7 @@ class Upload:
         if status == 400:
             return WrongBytes(f"GCS refused the bytes: {said}")
         if status in (401, 403):
-            return AccessError(
-                f"{self._uri}: GCS refused the upload ({status}). Grant the pipeline's service account {OBJECTS_ROLE}: "
-                f"`gcloud storage buckets add-iam-policy-binding gs://{parse_uri(self._uri)[0]} "
-                f"--member=serviceAccount:… --role={OBJECTS_ROLE}`"
-            )
+            return AccessError(f"{self._uri}: GCS refused the upload ({status}). {grant(self._uri, OBJECTS_ROLE)}")
         return Interrupted(f"GCS answered {status}", retry_after(headers))
 
 

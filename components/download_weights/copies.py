@@ -41,12 +41,9 @@ def reuse(
 
 def _complete_weights(but: str) -> Iterable[list[StoredObject]]:
     """The objects of every other set of weights of the model that are what their manifest says."""
-    for uri in storage.list_uris(f"{but.rpartition('/')[0]}/"):
-        weights_uri, _, name = uri.rpartition("/")
-        if name != manifest.NAME or weights_uri == but:
-            continue
+    for weights_uri in manifest.complete_below(but.rpartition("/")[0]):
         known, _ = manifest.read(weights_uri)
-        if known:
+        if known and weights_uri != but:
             there = manifest.listing(weights_uri)
             yield [there[file.path] for file in known.files if not manifest.wrong(file, there.get(file.path))]
 

@@ -65,8 +65,7 @@ def _nearby(weights_uri: str) -> str:
     bucket, path = storage.parse_uri(weights_uri)
     parent = f"gs://{bucket}/{path.rpartition('/')[0]}".rstrip("/")
     for folder in dict.fromkeys((weights_uri, parent)):
-        end = f"/{manifest.NAME}"
-        found = [uri.removesuffix(end) for uri in storage.list_uris(f"{folder}/") if uri.endswith(end)]
+        found = manifest.complete_below(folder)
         if found:
             return f"Complete are: {', '.join(found[:20])}{', …' if len(found) > 20 else ''}"
     return f"Nothing below {parent} is complete; a run of the pipeline goes on with what is there"

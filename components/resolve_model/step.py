@@ -106,10 +106,7 @@ def in_bucket(settings: Settings) -> Found | None:
     """What pinned commits are by the manifest of their weights; None when no complete weights are those."""
     wanted = repositories.of(settings)
     pinned = {manifest.Repository(role=each.role, model=each.model, commit=each.revision) for each in wanted}
-    for uri in storage.list_uris(f"gs://{settings.bucket}/models/{settings.model}/"):
-        weights_uri, _, name = uri.rpartition("/")
-        if name != manifest.NAME:
-            continue
+    for weights_uri in manifest.complete_below(f"gs://{settings.bucket}/models/{settings.model}"):
         known, _ = manifest.read(weights_uri)
         if not known or set(known.repositories) != pinned or _has_forbidden_pickles(settings, known):
             continue

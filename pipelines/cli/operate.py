@@ -75,7 +75,6 @@ def _deployment(file: Path | None, sets: list[str] | None, state: Path | None) -
     """The settings of the deployment that is meant, with the environment that reaches it."""
     from components.errors import RequestError
     from components.settings import Settings, validated
-    from pipelines import local
 
     if state is None:
         if file is None:
@@ -86,6 +85,15 @@ def _deployment(file: Path | None, sets: list[str] | None, state: Path | None) -
         return
     if file or sets:
         raise RequestError("--state knows its settings: leave -f and --set out")
+    with of_state(state) as settings:
+        yield settings
+
+
+@contextmanager
+def of_state(state: Path) -> Iterator[Settings]:
+    """The settings of a run on this machine, whose cloud this process reaches while the block runs."""
+    from pipelines import local
+
     with local.deployment(state, say) as (settings, environment):
         os.environ.update(environment)
         yield settings

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipelines.cli.operate import say
+from pipelines.cli.operate import of_state, say
 
 if TYPE_CHECKING:
     from components.log import Say
@@ -32,7 +31,7 @@ def verify_weights(
     from components.download_weights.verification import verify
 
     storage.parse_uri(weights)  # Before anything is started for it.
-    with _bucket_of(state), _progress() as (tell, seconds):
+    with of_state(state) if state else nullcontext(), _progress() as (tell, seconds):
         verdict = verify(weights, read=read, say=tell, report_seconds=seconds)
     if as_json:
         status = "different" if verdict.differences else "verified"
@@ -44,19 +43,6 @@ def verify_weights(
         print(f"{verdict.files} files, {verdict.bytes} bytes, as the manifest says{every}")
     if verdict.differences:
         raise typer.Exit(1)
-
-
-@contextmanager
-def _bucket_of(state: Path | None) -> Iterator[None]:
-    """The environment that reaches the buckets of a local run, with --state."""
-    if state is None:
-        yield
-        return
-    from pipelines import local
-
-    with local.deployment(state, say) as (_, environment):
-        os.environ.update(environment)
-        yield
 
 
 @contextmanager

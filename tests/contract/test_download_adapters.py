@@ -15,7 +15,7 @@ from components.errors import ReleaseError, RequestError
 from components.release import Release
 from components.resolve_model.step import Found, in_bucket, look_up, name_release
 from components.settings import Settings
-from tests.contract.transfer_site import MIB, Site, _site, folder, model, site, write_release, write_shard
+from tests.contract.transfer_site import MIB, Site, _site, content, folder, model, site, write_release, write_shard
 
 __all__ = ["_site", "folder", "model", "site"]
 
@@ -75,14 +75,6 @@ def three(site: Site, model: str, tmp_path: Path) -> Release3:
 
 def resolved(settings: Settings) -> Release:
     return name_release(settings, "run-1", look_up(settings), live="")
-
-
-def content(uri: str) -> bytes:
-    there = storage.stat(uri)
-    assert there
-    parts: list[bytes] = []
-    storage.read_through(uri, there.generation, parts.append)
-    return b"".join(parts)
 
 
 def test_each_lies_in_its_folder_pinned_and_named_in_the_manifest(site: Site, three: Release3):

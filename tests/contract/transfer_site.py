@@ -20,7 +20,7 @@ import pytest
 import requests
 
 from components import checkpoint, identity
-from components.clients import hub
+from components.clients import hub, storage
 from components.download_weights.step import bring
 from components.download_weights.transfer import Limits
 from components.release import Release
@@ -60,6 +60,15 @@ def write_release(folder: Path, *, shards: int = 2, size: int = SHARD, seed: int
     (folder / "README.md").write_text("# A model\n")
     (folder / "pytorch_model.bin").write_bytes(b"a pickle")
     (folder / "consolidated.safetensors").write_bytes(b"another format's guess")
+
+
+def content(uri: str) -> bytes:
+    """An object's bytes."""
+    there = storage.stat(uri)
+    assert there
+    parts: list[bytes] = []
+    storage.read_through(uri, there.generation, parts.append)
+    return b"".join(parts)
 
 
 def bring_in_child(
