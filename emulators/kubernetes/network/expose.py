@@ -8,10 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from emulators.kubernetes.client import Informers, Object
+from emulators.kubernetes.client import Informers, Object, timestamp
+from emulators.kubernetes.controllers.pods import is_ready
 from emulators.kubernetes.network.relay import listen
 from emulators.kubernetes.network.services import NoEndpoint, ServiceTable
-from emulators.kubernetes.resources import ENDPOINT_SLICES, SERVICES
+from emulators.kubernetes.resources import ENDPOINT_SLICES, PODS, SERVICES
 
 
 class Exposed(Protocol):
@@ -30,14 +31,16 @@ class Exposed(Protocol):
 
 
 class Expose:
-    """Listens from the start; writes each URL's file when its Service first has a ready endpoint that answers: in a
-    cluster that has just come back, the EndpointSlices still speak of pods from before."""
+    """Listens from the start; writes each URL's file when its Service first has an endpoint that answers, of a pod that
+    has become ready since: in a cluster that has just come back, EndpointSlices and pods still say what was before."""
 
     def __init__(self, informers: Informers, services: ServiceTable, entries: Iterable[Exposed]):
         self._informers, self._services, self._entries = informers, services, list(entries)
         self._servers: list[asyncio.Server] = []
         self._unannounced: list[tuple[Exposed, str]] = []
         self._announcing: set[asyncio.Task[None]] = set()
+        self._pods = informers.of(PODS)
+        self._since = timestamp()
 
     async def start(self) -> None:
         for entry in self._entries:
@@ -71,14 +74,25 @@ class Expose:
         partial_file.rename(file)
 
     async def _answers(self, entry: Exposed) -> bool:
-        """Whether an endpoint of the Service takes connections now."""
+        """Whether an endpoint of the Service is ready now, and takes connections."""
         try:
             host, port = self._services.endpoint(entry.namespace, entry.service, entry.port)
+            if not self._is_ready_since(entry.namespace, host):
+                return False
             _, writer = await asyncio.open_connection(host, port)
         except (NoEndpoint, OSError):
             return False
         writer.close()
         return True
+
+    def _is_ready_since(self, namespace: str, address: str) -> bool:
+        """Whether the pod of an address is ready, with containers that were started since this began."""
+        for pod in self._pods.in_namespace(namespace):
+            status = pod.get("status") or {}
+            if status.get("podIP") == address and is_ready(pod):
+                states = [entry.get("state") or {} for entry in status.get("containerStatuses") or []]
+                return all(state.get("running", {}).get("startedAt", "") >= self._since for state in states)
+        return False
 
     async def stop(self) -> None:
         for task in list(self._announcing):
