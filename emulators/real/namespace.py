@@ -24,10 +24,10 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import cast
 
-from emulators.kubernetes.network.relay import Side
+from emulators.kubernetes.network.relay import Relay, Side
 from emulators.process import EmulatorFailed, how_it_ended
 
 NODE_ADDRESS = "10.128.0.2"
@@ -216,35 +216,21 @@ def _say(answer: dict[str, object]) -> None:
     print(json.dumps(answer), flush=True)
 
 
-class _Crossing(Side):
-    """One connection from one side to the other."""
+def _crossing(make: Callable[[], socket.socket], port: int) -> Relay:
+    """A connection from one side to a port of the other, where `make` makes sockets."""
 
-    def __init__(self, make: Callable[[], socket.socket], port: int):
-        super().__init__()
-        self._make, self._port = make, port
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        cast(asyncio.Transport, transport).pause_reading()
-        self._connecting = asyncio.create_task(self._connect())
-
-    async def _connect(self) -> None:
-        assert self.transport
+    async def connect() -> Side:
         loop = asyncio.get_running_loop()
-        far = self._make()
+        far = make()
         far.setblocking(False)
         try:
-            await loop.sock_connect(far, ("127.0.0.1", self._port))
+            await loop.sock_connect(far, ("127.0.0.1", port))
         except OSError:
             far.close()
-            self.transport.abort()
-            return
-        _, other = await loop.create_connection(Side, sock=far)
-        self.peer, other.peer = other, self
-        if self.transport.is_closing():
-            cast(asyncio.Transport, other.transport).close()
-        else:
-            self.transport.resume_reading()
+            raise
+        return (await loop.create_connection(Side, sock=far))[1]
+
+    return Relay(connect)
 
 
 async def _relay(inside: Callable[[], socket.socket]) -> None:
@@ -266,7 +252,7 @@ async def _relay(inside: Callable[[], socket.socket]) -> None:
             _say({"error": f"port {port} on 127.0.0.1: {error.strerror}. `ss -ltnp` shows by whom; 0 is any free one"})
             continue
         bound = listener.getsockname()[1]
-        servers.append(await loop.create_server(lambda t=there, p=bound: _Crossing(t, p), sock=listener))  # type: ignore[misc]
+        servers.append(await loop.create_server(partial(_crossing, there, bound), sock=listener))
         _say({"ok": bound})
 
 

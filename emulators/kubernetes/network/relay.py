@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import cast
 
 from emulators.kubernetes.network.services import NoEndpoint
@@ -49,24 +49,25 @@ class Side(asyncio.Protocol):
 
 
 class Relay(Side):
-    """The client's side of a connection to an endpoint, which is chosen once, as kube-proxy does: a connection that
-    is kept alive stays with its pod, whatever the Service selects later. Without an endpoint it is closed."""
+    """The side of the one who called. The other side is made when he calls, by `connect`, which raises OSError or
+    NoEndpoint: then the call is ended."""
 
-    def __init__(self, choose: Choose):
+    def __init__(self, connect: Callable[[], Awaitable[Side]]):
         super().__init__()
-        self._choose = choose
+        self._connect = connect
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         assert self.transport is not None
-        self.transport.pause_reading()
-        self._connecting = asyncio.create_task(self._connect())
+        # Soon, not now: an older Python (Debian 12's 3.11.2) starts to read when this returns, paused or not, and what
+        # comes before there is another side would be lost.
+        asyncio.get_running_loop().call_soon(self.transport.pause_reading)
+        self._pairing = asyncio.create_task(self._pair())
 
-    async def _connect(self) -> None:
+    async def _pair(self) -> None:
         assert self.transport is not None
         try:
-            host, port = self._choose()
-            _, other = await asyncio.get_running_loop().create_connection(Side, host, port)
+            other = await self._connect()
         except (NoEndpoint, OSError):
             self.transport.abort()
             return
@@ -79,5 +80,11 @@ class Relay(Side):
 
 
 async def listen(address: str, port: int, choose: Choose) -> asyncio.Server:
-    """Relays every connection to `address:port` (0: any free port) to an endpoint of its own."""
-    return await asyncio.get_running_loop().create_server(lambda: Relay(choose), address, port)
+    """Relays every connection to `address:port` (0: any free port) to an endpoint of its own, chosen once, as
+    kube-proxy does: a connection that is kept alive stays with its pod, whatever the Service selects later."""
+    loop = asyncio.get_running_loop()
+
+    async def connect() -> Side:
+        return (await loop.create_connection(Side, *choose()))[1]
+
+    return await loop.create_server(lambda: Relay(connect), address, port)

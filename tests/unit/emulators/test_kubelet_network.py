@@ -8,7 +8,7 @@ import pytest
 
 from emulators.kubernetes.network import proxy
 from emulators.kubernetes.network.proxy import BodyScanner
-from emulators.kubernetes.network.relay import listen
+from emulators.kubernetes.network.relay import Relay, Side, listen
 from emulators.kubernetes.network.services import NoEndpoint, ServiceTable
 from emulators.kubernetes.resources import ENDPOINT_SLICES, SERVICES
 
@@ -258,5 +258,29 @@ def test_a_relay_keeps_a_connection_with_its_endpoint_and_closes_without_one():
         writer.write(b"GET / HTTP/1.1\r\n\r\n")
         head = await reader.readuntil(b"\r\n\r\n")
         return (await reader.readexactly(int(head.split(b"Content-Length: ")[1].split()[0]))).decode()
+
+    _run(scenario())
+
+
+def test_what_a_caller_says_before_there_is_another_side_is_kept():
+    async def scenario():
+        echo = await asyncio.start_server(_echo_line, "127.0.0.1", 0)
+        loop = asyncio.get_running_loop()
+
+        async def connect():
+            await asyncio.sleep(0.1)
+            return (await loop.create_connection(Side, *echo.sockets[0].getsockname()))[1]
+
+        server = await loop.create_server(lambda: Relay(connect), "127.0.0.1", 0)
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        writer.write(b"early\n")
+        assert await reader.readline() == b"early\n"
+        writer.close()
+        for open_server in (server, echo):
+            open_server.close()
+
+    async def _echo_line(reader, writer):
+        writer.write(await reader.readline())
+        writer.close()
 
     _run(scenario())
