@@ -163,12 +163,20 @@ class Cloud:
         """Address of `hub`, `storage`, `google` or `apiserver`."""
         return self._url[emulator]
 
+    def bucket_folder(self, name: str) -> Path:
+        """The folder in which a bucket's objects lie under their names, whether anything serves them or not."""
+        return self._buckets / name / "objects"
+
     def requests(self, emulator: str) -> list[dict[str, Any]]:
         """What an emulator was asked so far, since this Cloud began (emulators/http.py: request log)."""
         path = self.folder / "tmp" / f"{emulator}.requests"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     # -- the parts ------------------------------------------------------------------------------------------
+
+    @property
+    def _buckets(self) -> Path:
+        return self.folder.absolute() / "buckets"
 
     @property
     def _certificate(self) -> Path:
@@ -218,7 +226,7 @@ class Cloud:
         self._start(
             "storage",
             "emulators.storage",
-            *("--root", str(self.folder / "buckets")),
+            *("--root", str(self._buckets)),
             *("--tokens", str(self.folder / "tmp" / "storage-tokens.json")),
             *(argument for bucket in self.buckets for argument in ("--bucket", bucket)),
             *self._request_log("storage"),
@@ -302,7 +310,7 @@ class Cloud:
             "scale_up_seconds": self.scale_up_seconds,
             "storage": {
                 "endpoint": self._url["storage"],
-                "root": str(self.folder.absolute() / "buckets"),
+                "root": str(self._buckets),
                 "gcsfuse": "gcsfuse" in self.real,
             },
             "project": {"id": self.project, "number": "123456789012"},

@@ -33,11 +33,13 @@ def execute(
     environment: dict[str, str],
     show: Callable[[Entry], None],
     loss: Callable[[], str] = lambda: "",
+    bucket_folder: Callable[[str], Path] | None = None,
 ) -> dict[str, Any]:
     """Runs the scenario's DAG in a child process, handing every log entry of its steps to `show`.
 
     As soon as `loss` has words for what the run cannot go on without, the run ends with them. Returns what
-    pipelines/execute.py found, or then what the steps had left. Raises PipelineError when that process itself broke.
+    pipelines/execute.py found, or then what the steps had left in their bucket (the folder that is the bucket of a
+    name). Raises PipelineError when that process itself broke.
     """
     from components.settings import EXPLICIT
 
@@ -86,7 +88,7 @@ def execute(
         _end_group(child)
     shutil.rmtree(work, ignore_errors=True)
     if losses and result is None:
-        return _cut_short(settings, folder, last, f"{losses[0]}. Run again", time.monotonic() - began)
+        return _cut_short(settings, bucket_folder, last, f"{losses[0]}. Run again", time.monotonic() - began)
     if code != 0 or result is None:
         raise PipelineError(f"the pipeline's process ended with exit code {code}; its log is {log}")
     return result
@@ -112,14 +114,17 @@ def watched(loss: Callable[[], str], lost: Callable[[str], None]) -> Iterator[No
         thread.join()
 
 
-def _cut_short(settings: Settings, folder: Path, last: Entry, words: str, seconds: float) -> dict[str, Any]:
-    """What pipelines/execute.py would have found of a run that lost its cloud, from the files of its bucket."""
+def _cut_short(
+    settings: Settings, bucket_folder: Callable[[str], Path] | None, last: Entry, words: str, seconds: float
+) -> dict[str, Any]:
+    """What pipelines/execute.py would have found of a run that lost its cloud, from the files of its bucket: what
+    serves them may be what was lost."""
     from components.write_report.summary import summarize
 
     run_id = last.get("run_id", "")
     bucket, _, root = settings.pipeline_root.removeprefix("gs://").partition("/")
-    steps = folder / "buckets" / bucket / "objects" / root / run_id / "steps"
-    outcomes = sorted((json.loads(path.read_text()) for path in steps.glob("*.json")), key=lambda o: o["started_at"])
+    files = (bucket_folder(bucket) / root / run_id / "steps").glob("*.json") if bucket_folder else ()
+    outcomes = sorted((json.loads(path.read_text()) for path in files), key=lambda o: o["started_at"])
     summary = summarize(settings, run_id, outcomes, succeeded=False, seconds=seconds)
     # The release had no part in it.
     error = {"step": last.get("step"), "type": InconclusiveError.__name__, "message": words}

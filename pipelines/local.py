@@ -55,16 +55,13 @@ def real_parts(text: str | None, state: Path | None) -> list[str]:
 
     Raises RequestError with the command that mends it.
     """
-    from emulators.real.parts import PARTS, RealPartError, require
+    from emulators.real.parts import RealPartError, require
 
     if text is None:
         mark = state / _MARK if state else None
         names = json.loads(mark.read_text()).get("real", []) if mark and mark.is_file() else []
     else:
         names = [name.strip() for name in text.split(",")]
-        for name in names:
-            if name not in PARTS:
-                raise RequestError(f"--real: there is no real part {name!r}. There are: {', '.join(PARTS)}")
     try:
         require(names)
     except RealPartError as error:
@@ -223,11 +220,11 @@ def _about_logs(folder: Path) -> str:
 
 
 def _buckets(settings: Settings) -> list[str]:
-    """The buckets that the settings name: their own, and those that something comes from."""
+    """The buckets that the settings name: their own, the pipeline root's, and those that something comes from."""
     from components import repositories
 
     sources = [repository.source for repository in repositories.of(settings) if repository.source]
-    return sorted({settings.bucket, *(source.split("/")[2] for source in sources)})
+    return sorted({settings.bucket, *(url.split("/")[2] for url in (settings.pipeline_root, *sources))})
 
 
 def _repositories(settings: Settings, model: Path, folder: Path) -> dict[str, Path]:

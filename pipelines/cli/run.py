@@ -58,7 +58,7 @@ def run(
         def loss() -> str:
             return local.loss(cloud, folder)
 
-        found = child.execute(chosen, settings, folder, cloud.environment, view.show, loss)
+        found = child.execute(chosen, settings, folder, cloud.environment, view.show, loss, cloud.bucket_folder)
         report = local.keep_report(found, local.reports_folder(state))
         endpoint = folder / "endpoint"
         result = {

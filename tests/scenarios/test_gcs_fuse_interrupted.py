@@ -75,7 +75,8 @@ def test_a_step_that_is_killed_is_tried_again(tmp_path):
 
 @pytest.mark.parametrize("emulator", ["storage", "hub"])
 def test_an_emulator_that_dies_ends_the_run_at_once_with_its_name(emulator, tmp_path):
-    run = run_on(tmp_path / "state", tmp_path)
+    # What the steps leave may lie in a bucket of its own.
+    run = run_on(tmp_path / "state", tmp_path, "--set", "pipeline_root=gs://runs-bucket/gemma")
     run.wait_for("ensure_access: started" if emulator == "storage" else "resolve_model: started")
     os.kill(_process(tmp_path, f"-m emulators.{emulator} "), signal.SIGKILL)
     killed = time.monotonic()
