@@ -215,7 +215,7 @@ def _run(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
-        preexec_fn=lambda: os.nice(10),
+        preexec_fn=_stand_back,
     ) as popen:
         assert popen.stdout
         ended = False
@@ -236,6 +236,11 @@ def _run(
     if code:
         raise RealPartError(_explained(what, said, code))
     say.line(f"{what} · {time.monotonic() - begun:.0f} s")
+
+
+def _stand_back() -> None:
+    os.nice(10)
+    os.umask(0o022)  # Containers read what is built here, as users of their own.
 
 
 def _explained(what: str, said: list[str], code: int) -> str:

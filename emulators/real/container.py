@@ -41,6 +41,7 @@ def main() -> None:
         spec = json.load(file)
     argv = sys.argv[2:]
     parent = os.getppid()
+    os.umask(0o022)  # As container runtimes have it, whatever this machine's user keeps to himself.
     if _has_users():
         for path in spec["own"]:
             os.chown(path, spec["user"], spec["group"])

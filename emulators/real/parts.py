@@ -117,6 +117,16 @@ def _no_namespace() -> str:
     return ""
 
 
+def _closed_to_pods() -> str:
+    """Pods have users of their own and read this checkout; without root they are its owner, whatever they are told."""
+    from emulators.real.runtime import interpreters
+
+    for path in interpreters() if os.geteuid() == 0 else ():
+        if path.stat().st_mode & 0o005 != 0o005:
+            return f"{path} is closed to the users that pods have: chmod -R go+rX {path}"
+    return ""
+
+
 def _no_fuse() -> str:
     if not Path("/dev/fuse").exists():
         return "/dev/fuse is missing: sudo modprobe fuse (in a container: --device /dev/fuse)"
@@ -140,7 +150,7 @@ def _no_avx2() -> str:
 
 
 _OBSTACLES = {
-    "control-plane": lambda: [_no_namespace()],
-    "gcsfuse": lambda: [_no_namespace(), _no_fuse()],
-    "vllm": lambda: [_no_linux_x86(), _no_avx2()],
+    "control-plane": lambda: [_no_namespace(), _closed_to_pods()],
+    "gcsfuse": lambda: [_no_namespace(), _closed_to_pods(), _no_fuse()],
+    "vllm": lambda: [_no_namespace(), _closed_to_pods(), _no_linux_x86(), _no_avx2()],
 }

