@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
 from typing import Any
 
 import pytest
@@ -153,27 +154,40 @@ def test_service_links_are_given_and_can_be_turned_off(kube: Kube) -> None:
     assert kube.log("without") == "None\n"
 
 
+def _address(kube: Kube, name: str) -> str | None:
+    status = kube.core.read_namespaced_service(name, kube.namespace).status.load_balancer
+    return status.ingress and status.ingress[0].ip
+
+
 def test_a_load_balancer_gets_an_address(kube: Kube) -> None:
     kube.apps.create_namespaced_deployment(kube.namespace, deployment("web", "balanced"))
-    kube.core.create_namespaced_service(kube.namespace, _service("web", {"app": "web"}, type="LoadBalancer"))
+    # A port that an ordinary user of this machine has too.
+    ports = [{"port": 8080, "targetPort": "http"}]
+    balanced = _service("web", {"app": "web"}, type="LoadBalancer", ports=ports)
+    kube.core.create_namespaced_service(kube.namespace, balanced)
     _ready(kube, "web")
-
-    def address() -> Any:
-        status = kube.core.read_namespaced_service("web", kube.namespace).status.load_balancer
-        return status.ingress and status.ingress[0].ip
-
-    ip = wait_for(address)
-    assert wait_for(lambda: get(f"http://{ip}:80/")) == "balanced"
+    ip = wait_for(lambda: _address(kube, "web"))
+    assert wait_for(lambda: get(f"http://{ip}:8080/")) == "balanced"
     kube.core.delete_namespaced_service("web", kube.namespace)
 
     def closed() -> bool:
         try:
-            get(f"http://{ip}:80/")
+            get(f"http://{ip}:8080/")
         except OSError:
             return True
         return False
 
     wait_for(closed)
+
+
+def test_a_load_balancers_port_that_is_taken_is_told_in_an_event_until_it_is_free(kube: Kube) -> None:
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        ports = [{"port": port, "targetPort": "http"}]
+        kube.core.create_namespaced_service(kube.namespace, _service("web", {}, type="LoadBalancer", ports=ports))
+        kube.wait_event("web", "SyncLoadBalancerFailed", f":{port}: Address already in use")
+        assert _address(kube, "web") is None
+    assert wait_for(lambda: _address(kube, "web"))
 
 
 def test_a_budget_counts_what_may_be_disrupted(kube: Kube) -> None:

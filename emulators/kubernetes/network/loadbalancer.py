@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import os
 from functools import partial
 
 from emulators.kubernetes.client import Client, Informers, Object, key_of, split_key
@@ -12,6 +13,8 @@ from emulators.kubernetes.network.relay import listen
 from emulators.kubernetes.network.services import ServiceTable
 from emulators.kubernetes.resources import SERVICES
 from emulators.kubernetes.workqueue import WorkQueue
+
+RETRY_SECONDS = 5.0
 
 
 class LoadBalancers:
@@ -26,14 +29,14 @@ class LoadBalancers:
     def start(self) -> None:
         self._services.on_change(lambda old, new: self.queue.add(key_of(new or old or {})))
 
-    async def _reconcile(self, key: str) -> None:
+    async def _reconcile(self, key: str) -> float | None:
         service = self._services.items.get(key)
         wanted = service is not None and service["spec"].get("type") == "LoadBalancer"
         if service is None or not wanted or service["metadata"].get("deletionTimestamp"):
             self._close(key, set())
             if service is not None and _ingress(service) and not wanted:
                 await self._write_ingress(key, [])
-            return
+            return None
         address = _ingress(service)
         if not address or ipaddress.ip_address(address) not in self._network:
             address = self._free_address()
@@ -42,11 +45,19 @@ class LoadBalancers:
         listeners = self._servers.setdefault(key, {})
         namespace, name = split_key(key)
         for port in ports - listeners.keys():
-            listeners[port] = await listen(address, port, partial(self._table.endpoint, namespace, name, port))
+            try:
+                listeners[port] = await listen(address, port, partial(self._table.endpoint, namespace, name, port))
+            except OSError as error:
+                words = (
+                    f"Error syncing load balancer: failed to ensure load balancer: {_explained(address, port, error)}"
+                )
+                self._events.event(service, "Warning", "SyncLoadBalancerFailed", words)
+                return RETRY_SECONDS
         if _ingress(service) != address:
             self._events.event(service, "Normal", "EnsuringLoadBalancer", "Ensuring load balancer")
             await self._write_ingress(key, [{"ip": address, "ipMode": "VIP"}])
             self._events.event(service, "Normal", "EnsuredLoadBalancer", "Ensured load balancer")
+        return None
 
     def _free_address(self) -> str:
         taken = {_ingress(service) for service in self._services.items.values()}
@@ -66,6 +77,13 @@ class LoadBalancers:
         await self.queue.stop()
         for key in list(self._servers):
             self._close(key, set())
+
+
+def _explained(address: str, port: int, error: OSError) -> str:
+    said = f"{address}:{port}: {os.strerror(error.errno)}" if error.errno else str(error)
+    if isinstance(error, PermissionError):
+        return f"{said}. Let ordinary users have the port: sudo sysctl -w net.ipv4.ip_unprivileged_port_start={port}"
+    return said
 
 
 def _ingress(service: Object) -> str:
