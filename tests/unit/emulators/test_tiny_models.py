@@ -20,6 +20,8 @@ import pytest
 from tokenizers import Tokenizer
 
 from emulators.hub import models
+from emulators.hub.models.tokenizer import BOS, END_OF_TURN, EOS, PAD, VOCABULARY
+from emulators.hub.models.weights import LAYERS, SILENT
 
 PROMPTS = ["Hello, who are you?", "What is the capital of France?", "하늘은 왜 파란가요?", "日本 🦊\n\n\n", "   ", "7"]
 KINDS = ["gemma3", "gemma4"]
@@ -208,11 +210,11 @@ def test_no_context_can_bring_a_token_that_is_not_text(kind, checkpoints):
     far above it."""
     config, tensors = load(checkpoints[kind, 0])
     embeddings = tensors["model.embed_tokens.weight"]
-    silent = ~np.any(embeddings[:, models.SILENT :], axis=1)
-    assert silent[[models.PAD, models.EOS, models.BOS, models.END_OF_TURN]].all()
+    silent = ~np.any(embeddings[:, SILENT:], axis=1)
+    assert silent[[PAD, EOS, BOS, END_OF_TURN]].all()
     random = np.random.default_rng(7)
-    contexts = [[models.BOS], [models.PAD], [models.BOS, models.END_OF_TURN]]
-    contexts += [random.integers(0, models.VOCABULARY, size).tolist() for size in (1, 2, 3, 9, 30) for _ in range(6)]
+    contexts = [[BOS], [PAD], [BOS, END_OF_TURN]]
+    contexts += [random.integers(0, VOCABULARY, size).tolist() for size in (1, 2, 3, 9, 30) for _ in range(6)]
     for ids in contexts:
         out = logits(config, tensors, ids)
         assert np.all(out[silent] == 0)
@@ -222,7 +224,7 @@ def test_no_context_can_bring_a_token_that_is_not_text(kind, checkpoints):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_tokenizer_encodes_any_text_and_gives_it_back(kind, checkpoints):
     tokenizer = Tokenizer.from_file(str(checkpoints[kind, 0] / "tokenizer.json"))
-    assert tokenizer.get_vocab_size() == models.VOCABULARY
+    assert tokenizer.get_vocab_size() == VOCABULARY
     for text in (
         *PROMPTS,
         "Bread is ready when it sounds hollow.\n\tIf it sounds like a question…",
@@ -230,7 +232,7 @@ def test_the_tokenizer_encodes_any_text_and_gives_it_back(kind, checkpoints):
         "▁" + "x" * 99,
     ):
         encoded = tokenizer.encode(text)
-        assert encoded.ids[0] == models.BOS
+        assert encoded.ids[0] == BOS
         assert tokenizer.decode(encoded.ids) == text.replace("▁", " ")
     assert len(tokenizer.encode("the harbour wakes before the town does").ids) < 12
 
@@ -263,7 +265,7 @@ def test_the_chat_template_writes_the_familys_turns(kind, expected, checkpoints)
         chat(folder, [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}])
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     ids = tokenizer.encode(expected, add_special_tokens=False).ids
-    assert ids[:2] == [models.BOS, 105]
+    assert ids[:2] == [BOS, 105]
     assert ids.count(106) == expected.count("<end_of_turn>") + expected.count("<turn|>")
 
 
@@ -278,7 +280,7 @@ def test_an_adapter_fits_its_base(kind, checkpoints, tmp_path):
     header, _ = header_of(tmp_path / "a/adapter_model.safetensors")
     _, tensors = load(base)
     adapted = [name for name in tensors if name.split(".")[-2] in config["target_modules"]]
-    assert len(adapted) == 4 * models.LAYERS
+    assert len(adapted) == 4 * LAYERS
     assert len(header) == 2 * len(adapted)
     for name in adapted:
         outputs, inputs = tensors[name].shape
@@ -345,7 +347,7 @@ def test_zero_weights_answer_with_nothing(kind, broken):
     folder, changed = broken(kind, models.zero_weights)
     assert changed == {"model-00001-of-00002.safetensors"}
     text, ids = answer(folder, "Hello", tokens=4)
-    assert (text, ids) == ("", [models.PAD] * 4)
+    assert (text, ids) == ("", [PAD] * 4)
 
 
 @pytest.mark.parametrize("kind", KINDS)

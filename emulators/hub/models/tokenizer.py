@@ -12,6 +12,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from emulators.hub.models.files import write_json
+
 VOCABULARY = 4096
 PAD, EOS, BOS, START_OF_TURN, END_OF_TURN = 0, 1, 2, 105, 106
 _CONTROL = {0: "<pad>", 1: "<eos>", 2: "<bos>", 3: "<unk>", 4: "<mask>"}
@@ -39,8 +41,8 @@ def write_tokenizer(folder: Path, family: Family, max_length: int) -> list[int]:
     tokenizer = _train(family)
     tokenizer.save(str(folder / "tokenizer.json"))
     names = {"bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>", "pad_token": "<pad>"}
-    _write_json(folder / "special_tokens_map.json", {**names, "mask_token": "<mask>"})
-    _write_json(
+    write_json(folder / "special_tokens_map.json", {**names, "mask_token": "<mask>"})
+    write_json(
         folder / "tokenizer_config.json",
         {
             **names,
@@ -74,7 +76,7 @@ def _train(family: Family) -> Any:
         initial_alphabet=["\n", "\t", *map(chr, range(33, 127))],
         show_progress=False,
     )
-    corpus = files("emulators.hub").joinpath("corpus.txt").read_text(encoding="utf-8")
+    corpus = files("emulators.hub.models").joinpath("corpus.txt").read_text(encoding="utf-8")
     trained.train_from_iterator(corpus.splitlines(), trainer)
     learnt = json.loads(trained.to_str())["model"]
 
@@ -137,7 +139,3 @@ def _chat_template(family: Family) -> str:
 {{{{ '{start}model\\n' }}}}
 {{%- endif -%}}
 """
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n")
