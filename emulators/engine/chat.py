@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
-from contextlib import aclosing
+from functools import cached_property
 from typing import Any
 
 from aiohttp import web
 
 from emulators.engine import logprobs
+from emulators.engine.answer import Answer
 from emulators.engine.core import EngineCore
 from emulators.engine.errors import ApiError, refused
-from emulators.engine.generation import Run, constraint_of, runs
-from emulators.engine.model import Model, Prompt, random_id
+from emulators.engine.generation import constraint_of, runs
+from emulators.engine.lora import Adapter
+from emulators.engine.model import Model, Prompt
 from emulators.engine.protocol import ChatRequest, Message, NamedToolChoice, Tool, parse
 from emulators.engine.sampling import Output
-from emulators.engine.streams import DONE, collected, dumps, event, merged, open_stream
+from emulators.engine.streams import dumps, event
 from emulators.engine.text import seed_of
 from emulators.engine.tokenizer import TemplateFailed
 
@@ -129,12 +130,7 @@ async def chat_completions(request: web.Request, model: Model, core: EngineCore)
         max_tokens = ("max_tokens", body.max_tokens)
     constraint = ("json", tool.function.parameters or {"type": "object"}) if tool else constraint_of(body)
     sequences = runs(model, body, prompt, adapter, max_tokens, constraint)
-    request_id = "chatcmpl-" + (request.headers.get("X-Request-Id") or body.request_id or random_id())
-    answer = Answer(model, body, request_id, model.card_name(adapter), prompt, tool)
-    with core.admitted(len(sequences)):
-        if body.stream:
-            return await answer.stream(request, core, sequences)
-        return web.json_response(text=dumps(answer.whole(await collected(core, sequences))))
+    return await ChatAnswer(request, body, model, adapter, prompt, tool).give(core, sequences)
 
 
 def check_logprobs(model: Model, body: ChatRequest) -> None:
@@ -143,28 +139,33 @@ def check_logprobs(model: Model, body: ChatRequest) -> None:
         return
     if not body.logprobs:
         raise refused("when using `top_logprobs`, `logprobs` must be set to true.", "top_logprobs")
-    if body.top_logprobs > model.args.max_logprobs:
-        most = model.args.max_logprobs
-        raise refused(
-            f"Requested sample logprobs of {body.top_logprobs}, which is greater than max allowed: {most}",
-            "logprobs",
-            body.top_logprobs,
-        )
+    logprobs.check(body.top_logprobs, model.args.max_logprobs)
 
 
-class Answer:
-    """The shapes of one request's answer."""
+class ChatAnswer(Answer):
+    """The shapes of a chat completion."""
 
-    def __init__(self, model: Model, body: ChatRequest, id_: str, name: str, prompt: Prompt, tool: Tool | None):
-        self.model, self.body, self.prompt, self.tool = model, body, prompt, tool
-        self.id, self.name, self.created = id_, name, int(time.time())
+    body: ChatRequest
+    id_prefix = "chatcmpl-"
+    whole_object = "chat.completion"
+    chunk_object = "chat.completion.chunk"
 
-    def usage(self, completion: int) -> dict[str, Any]:
-        prompt = len(self.prompt.ids)
-        usage = {"prompt_tokens": prompt, "total_tokens": prompt + completion, "completion_tokens": completion}
+    def __init__(
+        self,
+        request: web.Request,
+        body: ChatRequest,
+        model: Model,
+        adapter: Adapter | None,
+        prompt: Prompt,
+        tool: Tool | None,
+    ):
+        super().__init__(request, body, model, adapter, [prompt])
+        self.tool = tool
+
+    def usage(self, completion: int, prompt: Prompt | None = None) -> dict[str, Any]:
         # With a reasoning parser vLLM counts the reasoning's tokens; this model does not think.
         details = {"completion_tokens_details": {"reasoning_tokens": 0}} if self.model.args.reasoning_parser else {}
-        return {**usage, **details}
+        return {**super().usage(completion, prompt), **details}
 
     def finish_reason(self, output: Output) -> str | None:
         """A called tool ends with `tool_calls`, unless the request named it."""
@@ -180,23 +181,8 @@ class Answer:
     # -- whole ----------------------------------------------------------------------------------------------
 
     def whole(self, results: list[list[Output]]) -> dict[str, Any]:
-        generated = sum(map(len, results))
-        return {
-            "id": self.id,
-            "object": "chat.completion",
-            "created": self.created,
-            "model": self.name,
-            "choices": [self.choice(index, outputs) for index, outputs in enumerate(results)],
-            "service_tier": None,
-            "system_fingerprint": self.model.fingerprint,
-            "usage": {"prompt_tokens_details": None, "completion_tokens_details": None, **self.usage(generated)},
-            "prompt_logprobs": None,
-            "prompt_token_ids": self.prompt.ids if self.body.return_token_ids else None,
-            "prompt_text": None,
-            "kv_transfer_params": None,
-            "ec_transfer_params": None,
-            "metrics": None,
-        }
+        of_prompt = {"prompt_logprobs": None, "prompt_token_ids": self.prompt_ids(0), "prompt_text": None}
+        return {**super().whole(results), **of_prompt}
 
     def choice(self, index: int, outputs: list[Output]) -> dict[str, Any]:
         said = "".join(output.text for output in outputs)
@@ -219,7 +205,7 @@ class Answer:
             "logprobs": self.logprobs(outputs),
             "finish_reason": self.finish_reason(outputs[-1]),
             "stop_reason": outputs[-1].stop_reason,
-            "token_ids": [output.token_id for output in outputs] if self.body.return_token_ids else None,
+            "token_ids": self.token_ids(outputs),
             "routed_experts": None,
         }
 
@@ -228,69 +214,26 @@ class Answer:
 
     # -- streamed -------------------------------------------------------------------------------------------
 
-    def chunk(self, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
-        return {
-            "id": self.id,
-            "object": "chat.completion.chunk",
-            "created": self.created,
-            "model": self.name,
-            "choices": choices,
-            **more,
-        }
+    def opening(self, choices: int) -> Iterator[bytes]:
+        """The role of every choice."""
+        for index in range(choices):
+            delta = {"role": self.model.args.response_role, "content": ""}
+            choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+            of_prompt = {"prompt_token_ids": self.prompt_ids(index), "prompt_text": None}
+            yield event(self.chunk([choice], **self.usage_so_far(index, 0), **of_prompt))
 
-    async def stream(self, request: web.Request, core: EngineCore, runs: list[Run]) -> web.StreamResponse:
-        """One event a token, in vLLM's order: roles, contents, finish, usage, [DONE]."""
-        options = self.body.stream_options
-        force = bool(self.model.args.enable_force_include_usage)
-        include = force or bool(options and options.include_usage)
-        continuous = force or (include and bool(options and options.continuous_usage_stats))
-        head, tail = self.plain_chunk()
-        plain = not (continuous or self.body.logprobs or self.body.return_token_ids or self.tool or len(runs) > 1)
-        counts = [0] * len(runs)
-        response = await open_stream(request)
-        async with aclosing(merged(core, runs)) as outputs:
-            async for index, output in outputs:
-                if not any(counts):
-                    for number in range(len(runs)):
-                        await response.write(event(self.first_chunk(number, continuous)))
-                counts[index] += 1
-                if plain and not output.finish_reason:
-                    await response.write(head + dumps(output.text).encode() + tail)
-                    continue
-                for chunk in self.chunks(index, counts[index], output, include, continuous):
-                    await response.write(event(chunk))
-        if include:
-            usage = self.chunk([], usage=self.usage(sum(counts)), system_fingerprint=self.model.fingerprint)
-            await response.write(event(usage))
-        await response.write(DONE)
-        await response.write_eof()
-        return response
-
-    def plain_chunk(self) -> tuple[bytes, bytes]:
-        """What stands before and after the text in a chunk of nothing but text: made once, not for each token."""
-        mark = "\0"
-        choice = {"index": 0, "delta": {"content": mark}, "logprobs": None, "finish_reason": None, "token_ids": None}
-        head, tail = event(self.chunk([choice])).split(dumps(mark).encode())
-        return head, tail
-
-    def first_chunk(self, index: int, continuous: bool) -> dict[str, Any]:
-        delta = {"role": self.model.args.response_role, "content": ""}
-        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
-        more: dict[str, Any] = {"usage": self.usage(0)} if continuous else {}
-        more["prompt_token_ids"] = self.prompt.ids if self.body.return_token_ids else None
-        more["prompt_text"] = None
-        return self.chunk([choice], **more)
-
-    def chunks(
-        self, index: int, count: int, output: Output, include: bool, continuous: bool
-    ) -> Iterator[dict[str, Any]]:
-        """The chunks of one token; a tool's call is named before its arguments begin."""
-        more: dict[str, Any] = {"usage": self.usage(count)} if continuous else {}
+    def events(self, index: int, count: int, output: Output) -> Iterator[bytes]:
+        """A tool's call is named before its arguments begin."""
+        if self.plain and not output.finish_reason:
+            head, tail = self.plain
+            yield head + dumps(output.text).encode() + tail
+            return
         if self.tool and count == 1:
             function = {"name": self.tool.function.name, "arguments": ""}
             call = {"id": self.call_id(index), "type": "function", "index": 0, "function": function}
             named: dict[str, Any] = {"index": index, "delta": {"tool_calls": [call]}, "logprobs": None}
-            yield self.chunk([{**named, "finish_reason": None, "token_ids": None}], **more)
+            named |= {"finish_reason": None, "token_ids": None}
+            yield event(self.chunk([named], **self.usage_so_far(index, count)))
         if self.tool:
             delta: dict[str, Any] = {"tool_calls": [{"index": 0, "function": {"arguments": output.text}}]}
         else:
@@ -303,7 +246,17 @@ class Answer:
         }
         if output.finish_reason:
             choice["stop_reason"] = output.stop_reason
-            if not include:
-                more["system_fingerprint"] = self.model.fingerprint
-        choice["token_ids"] = [output.token_id] if self.body.return_token_ids else None
-        yield self.chunk([choice], **more)
+        choice["token_ids"] = self.token_ids([output])
+        yield event(self.token_chunk(choice, count, output))
+
+    @cached_property
+    def plain(self) -> tuple[bytes, bytes] | None:
+        """What stands before and after the text in a chunk of nothing but text: made once, not for each token. None
+        where chunks hold more."""
+        body = self.body
+        if self.continuous_usage or body.logprobs or body.return_token_ids or self.tool or (body.n or 1) > 1:
+            return None
+        mark = "\0"
+        choice = {"index": 0, "delta": {"content": mark}, "logprobs": None, "finish_reason": None, "token_ids": None}
+        head, tail = event(self.chunk([choice])).split(dumps(mark).encode())
+        return head, tail

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from emulators.engine.errors import refused
 from emulators.engine.tokenizer import Tokenizer
+
+
+def check(wanted: int, most: int) -> None:
+    """Raises ApiError 400 where more alternatives a token are wanted than there may be."""
+    if wanted > most:
+        words = f"Requested sample logprobs of {wanted}, which is greater than max allowed: {most}"
+        raise refused(words, "logprobs", wanted)
 
 
 def candidates(tokenizer: Tokenizer, token_id: int, count: int) -> list[tuple[str, float]]:
