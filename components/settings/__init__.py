@@ -7,8 +7,9 @@ cannot take a struct apart.
 """
 
 from components.settings.example import commented_example
-from components.settings.model import (
-    EXPLICIT,
+from components.settings.model import EXPLICIT, Settings
+from components.settings.reading import load, override, read_values, validated
+from components.settings.sections import (
     Accelerator,
     Adapter,
     Assistant,
@@ -18,12 +19,10 @@ from components.settings.model import (
     Lease,
     Prompt,
     Serving,
-    Settings,
     Thresholds,
     Validation,
     Volume,
 )
-from components.settings.reading import load, override, read_values, validated
 from components.settings.values import in_seconds
 
 __all__ = [

@@ -8,7 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from components.settings.model import Settings, section_of
+from components.settings.model import Settings
+from components.settings.sections import section_of
 
 
 def commented_example(scenario: str) -> str:

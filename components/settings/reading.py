@@ -12,7 +12,8 @@ from pydantic import BaseModel, ValidationError
 
 from components import yaml_document
 from components.errors import RequestError
-from components.settings.model import Settings, entry_of, section_of
+from components.settings.model import Settings
+from components.settings.sections import entry_of, section_of
 
 
 def validated(cls: type[Settings], values: dict[str, Any], file: Path | None = None) -> Settings:

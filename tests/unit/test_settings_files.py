@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from components.errors import RequestError
 from components.settings import Settings, commented_example, load, override, read_values, validated
-from components.settings.model import section_of
+from components.settings.sections import section_of
 
 BASE: dict[str, Any] = {"scenario": "gcs-fuse", "project": "demo-project", "bucket": "demo-bucket"}
 
