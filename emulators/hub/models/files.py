@@ -45,11 +45,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_card(folder: Path, title: str, library: str) -> None:
-    """README.md and .gitattributes; they come last, so a folder that has them is whole."""
+    """.gitattributes and README.md; the README comes last, so a folder that has it is whole."""
+    (folder / ".gitattributes").write_text(
+        "*.safetensors filter=lfs diff=lfs merge=lfs -text\ntokenizer.json filter=lfs diff=lfs merge=lfs -text\n"
+    )
     (folder / "README.md").write_text(
         f"---\nlicense: gemma\nlibrary_name: {library}\npipeline_tag: text-generation\ntags:\n- tiny\n---\n\n"
         f"# {title}\n\nRandom weights in the form of a real release, for tests.\n"
-    )
-    (folder / ".gitattributes").write_text(
-        "*.safetensors filter=lfs diff=lfs merge=lfs -text\ntokenizer.json filter=lfs diff=lfs merge=lfs -text\n"
     )
