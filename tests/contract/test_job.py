@@ -20,6 +20,14 @@ from tests.contract.kubernetes_cluster import PYTHON_IMAGE, Kube, cluster, kube,
 
 __all__ = ["cluster", "kube"]
 
+JOB: dict[str, Any] = {
+    "step": "validate-server",
+    "run_id": "run-1",
+    "generation": "g1",
+    "image": PYTHON_IMAGE,
+    "timeout": 60,
+}
+
 
 class Step:
     """A step that runs Jobs in a namespace; `said` is what it would tell a reader."""
@@ -31,16 +39,13 @@ class Step:
         self.said: list[tuple[float, str]] = []
 
     def run(self, program: str, **changes: Any) -> dict[str, Any]:
-        arguments: dict[str, Any] = {
-            "step": "validate-server",
-            "run_id": "run-1",
-            "generation": "g1",
-            "args": ["-c", program],
-            "image": PYTHON_IMAGE,
-            "timeout": 60,
-        }
         say = lambda line: self.said.append((time.monotonic(), line))  # noqa: E731
-        return job.run_job(self.client, self.settings, say=say, **{**arguments, **changes})
+        return job.run_job(self.client, self.settings, say=say, **{**JOB, "args": ["-c", program], **changes})
+
+    def leave(self, program: str) -> None:
+        """What is there of a step that was killed as soon as it had made its Job."""
+        body = job.manifest(self.settings, **JOB, args=["-c", program], env=[], resources=job.SMALL)
+        self.client.create(body)
 
     def pod(self) -> Any:
         return next(iter(self.kube.pods("batch.kubernetes.io/job-name=validate-server-run-1")), None)
@@ -85,35 +90,13 @@ def test_an_argument_comes_as_it_is(step: Step) -> None:
 
 
 def test_a_step_that_was_killed_takes_its_running_job_over(step: Step) -> None:
-    body = job.manifest(
-        step.settings,
-        step="validate-server",
-        run_id="run-1",
-        generation="g1",
-        args=["-c", "import time; time.sleep(1); print('{\"attempt\": 1}')"],
-        image=PYTHON_IMAGE,
-        timeout=60,
-        env=[],
-        resources=job.SMALL,
-    )
-    step.client.create(body)
+    step.leave("import time; time.sleep(1); print('{\"attempt\": 1}')")
     wait_for(step.running)
     assert step.run("print('{\"attempt\": 2}')") == {"attempt": 1}
 
 
 def test_a_job_that_ended_while_nobody_looked_is_read(step: Step) -> None:
-    body = job.manifest(
-        step.settings,
-        step="validate-server",
-        run_id="run-1",
-        generation="g1",
-        args=["-c", "print('{\"attempt\": 1}')"],
-        image=PYTHON_IMAGE,
-        timeout=60,
-        env=[],
-        resources=job.SMALL,
-    )
-    step.client.create(body)
+    step.leave("print('{\"attempt\": 1}')")
     wait_for(lambda: step.kube.batch.read_namespaced_job("validate-server-run-1", step.kube.namespace).status.succeeded)
     assert step.run("print('{\"attempt\": 2}')") == {"attempt": 1}
 

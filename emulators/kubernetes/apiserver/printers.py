@@ -211,6 +211,11 @@ def _access_modes(path: str) -> Callable[[Object], str]:
     return lambda item: ",".join(short.get(mode, mode) for mode in read(item))
 
 
+def _volume_status(item: Object) -> str | None:
+    """Of a volume or a claim."""
+    return "Terminating" if item["metadata"].get("deletionTimestamp") else item["status"].get("phase")
+
+
 def _claim_of(volume: Object) -> str:
     claim = volume["spec"].get("claimRef")
     return f"{claim.get('namespace')}/{claim.get('name')}" if claim else ""
@@ -267,6 +272,11 @@ _TEMPLATE = [
     _c("Images", _containers("image"), 1),
     _c("Selector", _selector, 1),
 ]
+_VOLUME_CLASSES = [
+    _c("StorageClass", _bound("spec.storageClassName")),
+    _c("VolumeAttributesClass", get("spec.volumeAttributesClassName", "<unset>")),
+]
+_VOLUME_END = [AGE, _c("VolumeMode", get("spec.volumeMode", "<unset>"), 1)]
 
 
 def _rows_ready(item: Object) -> str:
@@ -341,27 +351,23 @@ COLUMNS: dict[str, list[Column]] = {
     "ServiceAccount": [NAME, _c("Secrets", lambda item: len(item.get("secrets", [])), 0, "string"), AGE],
     "PersistentVolumeClaim": [
         NAME,
-        _c("Status", lambda i: "Terminating" if i["metadata"].get("deletionTimestamp") else i["status"].get("phase")),
+        _c("Status", _volume_status),
         _c("Volume", _bound("spec.volumeName")),
         _c("Capacity", _bound("status.capacity.storage")),
         _c("Access Modes", _access_modes("status.accessModes")),
-        _c("StorageClass", _bound("spec.storageClassName")),
-        _c("VolumeAttributesClass", get("spec.volumeAttributesClassName", "<unset>")),
-        AGE,
-        _c("VolumeMode", get("spec.volumeMode", "<unset>"), 1),
+        *_VOLUME_CLASSES,
+        *_VOLUME_END,
     ],
     "PersistentVolume": [
         NAME,
         _c("Capacity", _bound("spec.capacity.storage")),
         _c("Access Modes", _access_modes("spec.accessModes")),
         _c("Reclaim Policy", _bound("spec.persistentVolumeReclaimPolicy")),
-        _c("Status", lambda i: "Terminating" if i["metadata"].get("deletionTimestamp") else i["status"].get("phase")),
+        _c("Status", _volume_status),
         _c("Claim", _claim_of),
-        _c("StorageClass", _bound("spec.storageClassName")),
-        _c("VolumeAttributesClass", get("spec.volumeAttributesClassName", "<unset>")),
+        *_VOLUME_CLASSES,
         _c("Reason", _bound("status.reason")),
-        AGE,
-        _c("VolumeMode", get("spec.volumeMode", "<unset>"), 1),
+        *_VOLUME_END,
     ],
     "StorageClass": [
         NAME,
