@@ -161,7 +161,7 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         finally:
             if self.fault and not self._fault_acted:
-                self.server.faults.give_back(self.fault)
+                self._give_back(self.fault)
             if not self.status_sent:
                 self.server.record(self._entry)
             self._entry |= {"bytes_in": self.bytes_in, "bytes_out": self.bytes_out}
@@ -256,9 +256,12 @@ class Handler(BaseHTTPRequestHandler):
     def start(self, status: int, headers: dict[str, str]) -> None:
         """Sends the status and the headers."""
         fault = self.fault if self.fault and self.fault.action == "unanswered" else self._fault_of_the_request()
-        if fault and not self._fault_acted and fault.action != "corrupt":
-            # Either this is the fault, or the route has read no body for it to happen in.
-            self._act_out(fault)
+        if fault and not self._fault_acted:
+            if fault.action != "corrupt":
+                # Either this is the fault, or the route has read no body for it to happen in.
+                self._act_out(fault)
+            # Before the answer: what its reader asks next may be what the fault is for.
+            self._give_back(fault)
         self.status_sent = status
         if self._entry is not None:
             self._entry |= {"status": status, "bytes_in": self.bytes_in}
@@ -317,6 +320,10 @@ class Handler(BaseHTTPRequestHandler):
     def _acting(self, fault: Fault) -> None:
         self._fault_acted = True
         self.server.faults.consume(fault)
+
+    def _give_back(self, fault: Fault) -> None:
+        self.fault = None
+        self.server.faults.give_back(fault)
 
     def _act_out(self, fault: Fault) -> NoReturn:
         self._acting(fault)

@@ -22,7 +22,7 @@ def resolve_model(
     """Finds, by reading alone, what the revision is and whether there is anything to do.
 
     Args:
-        project, location, cluster, namespace, bucket, model, revision: see components/settings.py.
+        project, location, cluster, namespace, bucket, model, revision: see components/settings.
         settings: all other settings, as one struct.
         run_id: name of this run, which labels all that it makes.
 

@@ -22,7 +22,7 @@ def write_report(
     """Cleans up after the run, gives the Lease back and writes the report, whatever happened before.
 
     Args:
-        project, location, cluster, namespace, bucket, model, revision: see components/settings.py.
+        project, location, cluster, namespace, bucket, model, revision: see components/settings.
         settings: all other settings, as one struct.
         run_id: name of this run.
         status: what the orchestrator says became of the run.
