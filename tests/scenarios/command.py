@@ -19,6 +19,8 @@ REAL = os.environ.get("GEMMA_PIPELINES_TEST_REAL", "")
 """The real parts that every run of these tests uses (`--real`); tests/real sets it."""
 SECONDS = 400 if REAL else 120
 """No run of a test takes longer."""
+MODEL = "google/gemma-3-4b-it"
+"""What a run without settings serves."""
 
 
 class Run:
@@ -87,6 +89,16 @@ class Run:
 
     def _text(self) -> str:
         return Path(self._stderr.name).read_text()
+
+
+def refresh(*arguments: str, folder: Path, state: Path, weights: Path, code: int = 0) -> dict[str, Any]:
+    """The result of a run on a state, with these weights in the hub."""
+    return Run("--state", str(state), "--weights", str(weights), *arguments, folder=folder).finish(code)
+
+
+def by_hand(verb: str, *arguments: str, folder: Path, state: Path, code: int = 0) -> str:
+    """What another command printed, on the same state."""
+    return Run("--state", str(state), *arguments, folder=folder, command=(verb,)).finish_with_text(code)
 
 
 @dataclass

@@ -21,11 +21,6 @@ SETTINGS = (
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("adapters")
-
-
-@pytest.fixture(scope="module")
 def adapter(folder: Path) -> Path:
     """The folder that the hub shows as the adapter's repository, from the first run on."""
     return folder / "state" / "models" / "adapters" / ADAPTER
