@@ -75,6 +75,8 @@ def start(module: str, *args: str, log: Path, env: dict[str, str] | None = None,
             env={**os.environ, **(env or {})},
             # Ctrl-C in the terminal is for whoever started us, who then ends us in the right order.
             start_new_session=True,
+            # Pods read what emulators write, as users of their own; who may come near says the folder it all lies in.
+            umask=0o022,
         )
     assert popen.stdout is not None
     line = popen.stdout.readline()
