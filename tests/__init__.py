@@ -1,2 +1,2 @@
 """unit/ (seconds) · golden/ (compiled pipelines, manifests) · contract/ (each emulator, by the real client) ·
-scenarios/ (whole runs and refreshes) · faults/ (failures, acted out) · bench/ (ratios, not tests)."""
+scenarios/ (whole runs and refreshes) · real/ (the same against real software) · bench/ (ratios, not tests)."""
