@@ -86,13 +86,15 @@ def cache() -> Path:
 
 def require(names: Iterable[str]) -> None:
     """Raises RealPartError unless all of these parts are built and can run here."""
-    for name in names:
+    wanted = list(names)
+    for name in wanted:
         if name not in PARTS:
             raise RealPartError(f"there is no real part {name!r}; there are: {', '.join(PARTS)}")
-        if not PARTS[name].is_built:
-            raise RealPartError(f"the real {name} is {PARTS[name].state}: make real")
-        for obstacle in PARTS[name].obstacles():
-            raise RealPartError(f"the real {name} cannot run here: {obstacle}")
+    for part in (PARTS[name] for name in wanted):
+        if not part.is_built:
+            raise RealPartError(f"the real {part.name} is {part.state}: make real")
+        for obstacle in part.obstacles():
+            raise RealPartError(f"the real {part.name} cannot run here: {obstacle}")
 
 
 # -- obstacles ------------------------------------------------------------------------------------------------
