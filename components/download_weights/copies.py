@@ -42,8 +42,10 @@ def reuse(
 def _complete_weights(but: str) -> Iterable[list[StoredObject]]:
     """The objects of every other set of weights of the model that are what their manifest says."""
     for weights_uri in manifest.complete_below(but.rpartition("/")[0]):
+        if weights_uri == but:
+            continue
         known, _ = manifest.read(weights_uri)
-        if known and weights_uri != but:
+        if known:
             there = manifest.listing(weights_uri)
             yield [there[file.path] for file in known.files if not manifest.wrong(file, there.get(file.path))]
 
