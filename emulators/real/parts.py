@@ -62,7 +62,9 @@ class Part:
 
     def obstacles(self) -> list[str]:
         """Why it cannot run here: each one a clear sentence with the command that mends it."""
-        return [words for words in _OBSTACLES[self.name]() if words]
+        # Whichever part is real, pods have a network, roots and users of their own.
+        checks = (_no_namespace, _closed_to_pods, *_OBSTACLES.get(self.name, ()))
+        return [words for check in checks if (words := check())]
 
 
 PARTS = {
@@ -152,7 +154,6 @@ def _no_avx2() -> str:
 
 
 _OBSTACLES = {
-    "control-plane": lambda: [_no_namespace(), _closed_to_pods()],
-    "gcsfuse": lambda: [_no_namespace(), _closed_to_pods(), _no_fuse()],
-    "vllm": lambda: [_no_namespace(), _closed_to_pods(), _no_linux_x86(), _no_avx2()],
+    "gcsfuse": (_no_fuse,),
+    "vllm": (_no_linux_x86, _no_avx2),
 }

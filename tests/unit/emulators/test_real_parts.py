@@ -39,7 +39,7 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(parts, "BUILD", tmp_path / "build")
     monkeypatch.setattr(building, "BUILD", tmp_path / "build")
     monkeypatch.setattr(building, "DISK_GB", dict.fromkeys(PARTS, 0.0))
-    monkeypatch.setattr(parts, "_OBSTACLES", dict.fromkeys(PARTS, list))
+    monkeypatch.setattr(parts.Part, "obstacles", lambda part: [])
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
     (tmp_path / "bin").mkdir()
     have_go(tmp_path)
