@@ -17,7 +17,7 @@ test-unit: .venv/installed ## The unit tests, in seconds
 	@$(BIN)/pytest tests/unit
 
 real: .venv/installed ## Build the real parts: a control plane, gcsfuse, vLLM on the CPU (minutes, once)
-	@$(BIN)/python -m emulators.real build
+	@$(BIN)/python -m emulated_cloud.real build
 
 test-real: .venv/installed ## The tests against the real parts, which `make real` has built
 	@$(BIN)/pytest -m real -n 2 --dist loadfile --no-loadscope-reorder tests/real
@@ -50,11 +50,11 @@ bench-load: .venv/installed ## How many tokens a second the load generator keeps
 clean: ## Remove what the tasks made
 	@rm -rf .venv build out *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 
-.venv/installed: setup.cfg pyproject.toml constraints.txt
+.venv/installed: setup.cfg pyproject.toml emulators/pyproject.toml constraints.txt
 	@echo "setting up .venv (once; a minute or two)" >&2
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.11" >&2; exit 1; }
 	@$(PYTHON) -m venv .venv || { echo "on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
-	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ./emulators --editable '.[dev]'
 	@touch $@
 
 .PHONY: help demo test test-unit real test-real lint format golden lock bench bench-transfer bench-load clean

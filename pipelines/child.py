@@ -16,14 +16,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.errors import InconclusiveError, PipelineError
 from pipelines.scenarios import Scenario
+from serving.errors import InconclusiveError, PipelineError
 
 if TYPE_CHECKING:
-    from components.settings import Settings
+    from serving.settings import Settings
 
 Entry = dict[str, Any]
-"""A log entry of a step (components/log.py)."""
+"""A log entry of a step (serving/log.py)."""
 
 
 def execute(
@@ -41,7 +41,7 @@ def execute(
     pipelines/execute.py found, or then what the steps had left in their bucket (the folder that is the bucket of a
     name). Raises PipelineError when that process itself broke.
     """
-    from components.settings import EXPLICIT
+    from serving.settings import EXPLICIT
 
     values = settings.as_struct()
     work = Path(tempfile.mkdtemp(dir=folder / "tmp", prefix="run-"))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from components import image as component_image
 from pipelines.scenarios import Scenario
+from serving import image as component_image
 
 
 def compile_scenario(scenario: Scenario, folder: Path, image: str | None = None) -> Path:

@@ -31,11 +31,11 @@ def execute(scenario: str, image: str | None, parameters: dict[str, Any], folder
     from kfp import components as kfp_components
     from kfp import local
 
-    from components.clients import storage
-    from components.settings import Settings
     from components.write_report import summary
     from pipelines.compile import compile_scenario
     from pipelines.scenarios import find
+    from serving.clients import storage
+    from serving.settings import Settings
 
     started = time.monotonic()
     root = folder / "kfp"

@@ -21,13 +21,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from components.errors import InconclusiveError, PipelineError, RequestError
 from pipelines.child import watched
 from pipelines.scenarios import Scenario
+from serving.errors import InconclusiveError, PipelineError, RequestError
 
 if TYPE_CHECKING:
-    from components.settings import Settings
-    from emulators.cloud import Cloud
+    from emulated_cloud.cloud import Cloud
+
+    from serving.settings import Settings
 
 _PREFIX = "gemma-pipelines-"
 _TAKEN = "session.json"
@@ -55,7 +56,7 @@ def real_parts(text: str | None, state: Path | None) -> list[str]:
 
     Raises RequestError with the command that mends it.
     """
-    from emulators.real.parts import RealPartError, require
+    from emulated_cloud.real.parts import RealPartError, require
 
     if text is None:
         mark = state / _MARK if state else None
@@ -71,7 +72,7 @@ def real_parts(text: str | None, state: Path | None) -> list[str]:
 
 def settings_for(values: dict[str, Any], file: Path | None) -> Settings:
     """Settings for a run on this machine from the values of `file`. Raises RequestError."""
-    from components.settings import Settings, validated
+    from serving.settings import Settings, validated
 
     return validated(Settings, {**values, **OVERRIDES}, file)
 
@@ -159,8 +160,9 @@ def cloud(
 ) -> Iterator[Cloud]:
     """The emulators of a state folder, and the parts that are real, up while the block runs; a live generation is ready
     again when it begins."""
-    from components.render import as_yaml, pipeline_access
-    from emulators.cloud import Cloud, EmulatorFailed, wait_for
+    from emulated_cloud.cloud import Cloud, EmulatorFailed, wait_for
+
+    from serving.rendering.render import as_yaml, pipeline_access
 
     endpoint, live = folder / "endpoint", folder / "live"
     served_before = live.exists() or endpoint.exists()
@@ -221,7 +223,7 @@ def _about_logs(folder: Path) -> str:
 
 def _buckets(settings: Settings) -> list[str]:
     """The buckets that the settings name: their own, the pipeline root's, and those that something comes from."""
-    from components import repositories
+    from serving.weights import repositories
 
     sources = [repository.source for repository in repositories.of(settings) if repository.source]
     return sorted({settings.bucket, *(url.split("/")[2] for url in (settings.pipeline_root, *sources))})
@@ -229,7 +231,7 @@ def _buckets(settings: Settings) -> list[str]:
 
 def _repositories(settings: Settings, model: Path, folder: Path) -> dict[str, Path]:
     """What the hub has: `model`, and beside it tiny adapters of it and a tiny assistant, as the settings name them."""
-    from components import repositories
+    from serving.weights import repositories
 
     found: dict[str, Path] = {}
     for wanted in repositories.of(settings):
@@ -258,9 +260,9 @@ def _tiny_adapter(settings: Settings, name: str, base: Path, folder: Path) -> Pa
 
 
 def _made(folder: Path, kind: str, *options: str) -> Path:
-    """The folder with what emulators.hub.models makes of the kind; one that is there stays as it is."""
+    """The folder with what emulated_cloud.hub.models makes of the kind; one that is there stays as it is."""
     if not (folder / "README.md").exists():  # It comes last.
-        subprocess.run([sys.executable, "-m", "emulators.hub.models", kind, str(folder), *options], check=True)
+        subprocess.run([sys.executable, "-m", "emulated_cloud.hub.models", kind, str(folder), *options], check=True)
     return folder
 
 
@@ -282,8 +284,8 @@ def deployment(state: Path, say: Callable[[str], None]) -> Iterator[tuple[Settin
 
     Uses the cloud of a `run --keep` that is up, else starts it. Raises RequestError for a folder without a run.
     """
-    from components.settings import Settings
     from pipelines.scenarios import find
+    from serving.settings import Settings
 
     remembered = state / "settings.json"
     if not remembered.exists():

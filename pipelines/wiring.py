@@ -14,6 +14,6 @@ def retried(task: Any) -> Any:
     """The task, tried again when its machine went away: steps are idempotent.
 
     An API that is away is waited for inside the step, and a final error ends the next attempts at once
-    (components/outcome.py), so the pause can be short.
+    (serving/outcome.py), so the pause can be short.
     """
     return task.set_retry(num_retries=2, backoff_duration="1s", backoff_factor=2.0, backoff_max_duration="60s")

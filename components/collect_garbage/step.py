@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from components import lease, leftovers, names, record
-from components.clients import kubernetes, storage
-from components.clients.kubernetes import Cluster
-from components.log import Say
-from components.outcome import recorded
-from components.release import Release
-from components.settings import Settings, validated
+from serving import names
+from serving.clients import kubernetes, storage
+from serving.clients.kubernetes import Cluster
+from serving.deployment import lease, leftovers, record
+from serving.log import Say
+from serving.outcome import recorded
+from serving.settings import Settings, validated
+from serving.weights.release import Release
 
 # gs://BUCKET/models/ORG/NAME/KEY/FILE, as download_weights writes it; anything else in the bucket is somebody else's.
 _WEIGHTS = re.compile(r"(gs://[^/]+/models/[^/]+/[^/]+/([0-9a-f]{16}))/.+")

@@ -12,9 +12,9 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from components import names
 from components.deploy_server.words import lost_its_mount
-from components.errors import AccessError, InconclusiveError, PipelineError, ReleaseError, RequestError
+from serving import names
+from serving.errors import AccessError, InconclusiveError, PipelineError, ReleaseError, RequestError
 
 Object = dict[str, Any]
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from components import lease, names, render
-from components.clients import kubernetes
-from components.clients.kubernetes import ApiError, Cluster, Object, Subject
 from components.deploy_server import words
 from components.deploy_server.diagnosis import Diagnosis, Patience, Problem
-from components.errors import InconclusiveError, PipelineError, ReleaseError, RequestError
-from components.log import Say
-from components.outcome import Outcome, recorded
-from components.release import Release
-from components.settings import Settings, in_seconds, validated
+from serving import names
+from serving.clients import kubernetes
+from serving.clients.kubernetes import ApiError, Cluster, Object, Subject
+from serving.deployment import lease
+from serving.errors import InconclusiveError, PipelineError, ReleaseError, RequestError
+from serving.log import Say
+from serving.outcome import Outcome, recorded
+from serving.rendering import render
+from serving.settings import Settings, in_seconds, validated
+from serving.weights.release import Release
 
 LOG_LINES = 400
 """Enough of an engine's log: a traceback of the front end, some 40 lines, follows the cause."""

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from components import lease, leftovers, record
-from components.clients import kubernetes
-from components.clients.kubernetes import Cluster
-from components.log import Say
-from components.outcome import recorded
-from components.promote_generation import traffic
-from components.record import Rejection
-from components.release import Release
-from components.settings import Settings, validated
+from serving.clients import kubernetes
+from serving.clients.kubernetes import Cluster
+from serving.deployment import lease, leftovers, record, traffic
+from serving.deployment.record import Rejection
+from serving.log import Say
+from serving.outcome import recorded
+from serving.settings import Settings, validated
+from serving.weights.release import Release
 
 
 def run(settings: dict[str, Any], release: dict[str, Any], reasons: list[str]) -> None:

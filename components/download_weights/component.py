@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from kfp import dsl
 
-from components.image import DEFAULT
+from serving.image import DEFAULT
 
 
 @dsl.component(base_image=DEFAULT, packages_to_install=[], install_kfp_package=False)

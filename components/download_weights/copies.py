@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from components import manifest
-from components.clients import storage
-from components.clients.storage import PreconditionError, StoredObject
 from components.download_weights import progress
 from components.download_weights.sessions import Sessions
 from components.download_weights.transfer import SMALL, content_type, holds
-from components.identity import ServedFile
-from components.log import Say
+from serving.clients import storage
+from serving.clients.digest import ServedFile
+from serving.clients.storage import PreconditionError, StoredObject
+from serving.log import Say
+from serving.weights import manifest
 
 
 def reuse(

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import concurrent.futures
 
-from components import checkpoint
-from components.checkpoint import Chosen
-from components.clients.source import Source
-from components.clients.wire import Patience, Wire
-from components.errors import ReleaseError
-from components.identity import ServedFile
+from serving.clients.digest import ServedFile
+from serving.clients.source import Source
+from serving.clients.wire import Patience, Wire
+from serving.errors import ReleaseError
+from serving.weights import checkpoint
+from serving.weights.checkpoint import Chosen
 
 # Holds the header of most shards: one request instead of two.
 _GUESS = 256 << 10

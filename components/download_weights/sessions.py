@@ -11,11 +11,11 @@ import hashlib
 import secrets
 from dataclasses import dataclass
 
-from components.clients import storage
-from components.clients.storage import PreconditionError
-from components.clients.upload import Upload
-from components.clients.wire import Wire
-from components.settings import Settings
+from serving.clients import storage
+from serving.clients.storage import PreconditionError
+from serving.clients.upload import Upload
+from serving.clients.wire import Wire
+from serving.settings import Settings
 
 
 @dataclass

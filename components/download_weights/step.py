@@ -5,18 +5,20 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from components import lease, manifest, names, repositories
-from components.clients import kubernetes, storage
-from components.clients.storage import PreconditionError
 from components.download_weights import copies, inspection, progress
 from components.download_weights.sessions import Sessions
 from components.download_weights.transfer import Limits, Transfer
-from components.errors import InconclusiveError, ReleaseError
-from components.log import Say
-from components.manifest import Manifest, Repository
-from components.outcome import recorded
-from components.release import Release
-from components.settings import Settings, validated
+from serving import names
+from serving.clients import kubernetes, storage
+from serving.clients.storage import PreconditionError
+from serving.deployment import lease
+from serving.errors import InconclusiveError, ReleaseError
+from serving.log import Say
+from serving.outcome import recorded
+from serving.settings import Settings, validated
+from serving.weights import manifest, repositories
+from serving.weights.manifest import Manifest, Repository
+from serving.weights.release import Release
 
 
 def run(settings: dict[str, Any], release: dict[str, Any]) -> tuple[bool, list[str], int]:

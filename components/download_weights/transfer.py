@@ -15,19 +15,17 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from components import digest
-from components.clients import storage
-from components.clients.source import Source
-from components.clients.storage import PreconditionError, StoredObject
-from components.clients.upload import SessionGone, Upload, WrongBytes
-from components.clients.wire import PIECE, Interrupted, Patience, Stopped, Wire, pieces
-from components.digest import Digest
 from components.download_weights import progress
 from components.download_weights.sessions import Sessions
-from components.errors import InconclusiveError
-from components.identity import ServedFile
-from components.log import Say
-from components.manifest import File
+from serving.clients import digest, storage
+from serving.clients.digest import Digest, ServedFile
+from serving.clients.source import Source
+from serving.clients.storage import PreconditionError, StoredObject
+from serving.clients.upload import SessionGone, Upload, WrongBytes
+from serving.clients.wire import PIECE, Interrupted, Patience, Stopped, Wire, pieces
+from serving.errors import InconclusiveError
+from serving.log import Say
+from serving.weights.manifest import File
 
 SMALL = 4 << 20
 """Bytes: up to here a file is moved in one piece. Files that the hub keeps in git (10 MB at most) always are."""

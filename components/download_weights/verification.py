@@ -7,15 +7,14 @@ import threading
 import time
 from dataclasses import dataclass
 
-from components import manifest
-from components.clients import storage
-from components.clients.storage import PreconditionError
-from components.digest import Digest
 from components.download_weights import progress
-from components.errors import RequestError
-from components.identity import ServedFile
-from components.log import Say
-from components.manifest import File, Manifest
+from serving.clients import storage
+from serving.clients.digest import Digest, ServedFile
+from serving.clients.storage import PreconditionError
+from serving.errors import RequestError
+from serving.log import Say
+from serving.weights import manifest
+from serving.weights.manifest import File, Manifest
 
 THREADS = 4
 

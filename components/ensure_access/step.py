@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from components import lease, leftovers, names, record, render
-from components.clients import google, kubernetes, storage
-from components.clients.kubernetes import Cluster, ConflictError, Object
-from components.errors import AccessError, RequestError
-from components.log import Say
-from components.outcome import recorded
-from components.release import Release
-from components.settings import Settings, validated
+from serving import names
+from serving.clients import google, kubernetes, storage
+from serving.clients.kubernetes import Cluster, ConflictError, Object
+from serving.deployment import lease, leftovers, record
+from serving.errors import AccessError, RequestError
+from serving.log import Say
+from serving.outcome import recorded
+from serving.rendering import render
+from serving.settings import Settings, validated
+from serving.weights.release import Release
 
 VIEWER = "roles/storage.objectViewer"
 PROFILE_ROLE = "gke.gcsfuse.profileUser"

@@ -12,7 +12,7 @@ import time
 
 import httpx
 
-from components import names
+from serving import names
 
 _UNFINISHED = re.compile(r"^vllm:num_requests_(?:running|waiting)\{[^}]*\} (\S+)$", re.M)
 _QUIET_LOOKS = 4

@@ -5,16 +5,15 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from components import lease, record
-from components.clients import kubernetes
-from components.clients.kubernetes import Cluster
-from components.errors import InconclusiveError, RequestError
-from components.log import Say
-from components.outcome import recorded
-from components.promote_generation import traffic
-from components.record import Pin, Record
-from components.release import Release
-from components.settings import Settings, validated
+from serving.clients import kubernetes
+from serving.clients.kubernetes import Cluster
+from serving.deployment import lease, record, traffic
+from serving.deployment.record import Pin, Record
+from serving.errors import InconclusiveError, RequestError
+from serving.log import Say
+from serving.outcome import recorded
+from serving.settings import Settings, validated
+from serving.weights.release import Release
 
 
 def run(settings: dict[str, Any], release: dict[str, Any]) -> None:

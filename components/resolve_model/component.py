@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from kfp import dsl
 
-from components.image import DEFAULT
+from serving.image import DEFAULT
 
 
 @dsl.component(base_image=DEFAULT, packages_to_install=[], install_kfp_package=False)
@@ -22,14 +22,14 @@ def resolve_model(
     """Finds, by reading alone, what the revision is and whether there is anything to do.
 
     Args:
-        project, location, cluster, namespace, bucket, model, revision: see components/settings.
+        project, location, cluster, namespace, bucket, model, revision: see serving/settings.
         settings: all other settings, as one struct.
         run_id: name of this run, which labels all that it makes.
 
     Returns:
         Output: whether the run goes on (by this name kfp.local finds what a condition in the same DAG reads).
         merged: the whole settings, validated.
-        release: commit, weights key, generation and the live generation (components/release.py).
+        release: commit, weights key, generation and the live generation (serving/weights/release.py).
     """
     from components.resolve_model.step import run
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from components.errors import RejectedBeforeError
-from components.record import Record
-from components.release import Release
-from components.settings import Settings
+from serving.deployment.record import Record
+from serving.errors import RejectedBeforeError
+from serving.settings import Settings
+from serving.weights.release import Release
 
 Verdict = Literal["deploy", "unchanged", "pinned", "validated"]
 

@@ -10,27 +10,18 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from components import (
-    adapter,
-    catalog,
-    checkpoint,
-    identity,
-    lease,
-    leftovers,
-    manifest,
-    names,
-    record,
-    render,
-    repositories,
-)
-from components.clients import hub, kubernetes, storage
-from components.clients.kubernetes import Cluster
-from components.errors import PipelineError, RequestError
-from components.outcome import recorded
-from components.record import Record
-from components.release import Release
 from components.resolve_model.decision import Situation, decide
-from components.settings import Settings
+from serving import catalog, names
+from serving.clients import hub, kubernetes, storage
+from serving.clients.kubernetes import Cluster
+from serving.deployment import lease, leftovers, record
+from serving.deployment.record import Record
+from serving.errors import PipelineError, RequestError
+from serving.outcome import recorded
+from serving.rendering import render
+from serving.settings import Settings
+from serving.weights import adapter, checkpoint, identity, manifest, repositories
+from serving.weights.release import Release
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,15 @@ from typing import Any
 import httpx
 from pydantic import BaseModel, ConfigDict
 
-from components.log import Say
-from components.settings import Prompt, Thresholds, Validation, in_seconds
 from components.validate_server.load import run_round
 from components.validate_server.server import Answer, BadAnswer, Server
+from serving.log import Say
+from serving.settings import Prompt, Thresholds, Validation, in_seconds
 
 REACH_SECONDS = 30.0
 """How long a Service's new endpoint may take to be known on every node."""
 _SHOWN = 20
-"""Reasons and answers that the verdict holds at most: it is one line of a log (components/job.py)."""
+"""Reasons and answers that the verdict holds at most: it is one line of a log (serving/deployment/job.py)."""
 _SHOWN_LENGTH = 600
 
 

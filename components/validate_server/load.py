@@ -15,8 +15,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from components.log import Say
 from components.validate_server.server import Answer, BadAnswer, Server
+from serving.log import Say
 
 PERCENTILES = (50, 95, 99)
 

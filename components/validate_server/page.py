@@ -5,8 +5,8 @@ from __future__ import annotations
 from importlib.resources import files
 from typing import Any
 
-from components.release import Release
-from components.settings import Settings
+from serving.settings import Settings
+from serving.weights.release import Release
 
 _NOTHING: dict[str, Any] = {"chat": [], "adapters": [], "streaming": None, "load": []}
 

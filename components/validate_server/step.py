@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from components import lease, names, render
-from components.clients import kubernetes
-from components.clients.kubernetes import Cluster, Object
-from components.errors import InconclusiveError, ReleaseError
-from components.job import run_job
-from components.log import Say
-from components.outcome import recorded
-from components.release import Release
-from components.settings import Settings, in_seconds, validated
 from components.validate_server import page
 from components.validate_server.checks import Plan
+from serving import names
+from serving.clients import kubernetes
+from serving.clients.kubernetes import Cluster, Object
+from serving.deployment import lease
+from serving.deployment.job import run_job
+from serving.errors import InconclusiveError, ReleaseError
+from serving.log import Say
+from serving.outcome import recorded
+from serving.rendering import render
+from serving.settings import Settings, in_seconds, validated
+from serving.weights.release import Release
 
 ONE_CORE = {"cpu": "1", "memory": "512Mi"}
 """What the load generator needs: on Autopilot a request is a limit too."""

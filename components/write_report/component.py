@@ -2,7 +2,7 @@
 
 from kfp import dsl
 
-from components.image import DEFAULT
+from serving.image import DEFAULT
 
 
 @dsl.component(base_image=DEFAULT, packages_to_install=[], install_kfp_package=False)
@@ -22,7 +22,7 @@ def write_report(
     """Cleans up after the run, gives the Lease back and writes the report, whatever happened before.
 
     Args:
-        project, location, cluster, namespace, bucket, model, revision: see components/settings.
+        project, location, cluster, namespace, bucket, model, revision: see serving/settings.
         settings: all other settings, as one struct.
         run_id: name of this run.
         status: what the orchestrator says became of the run.

@@ -6,7 +6,7 @@ import math
 from importlib.resources import files
 from typing import Any
 
-from components.settings import Settings
+from serving.settings import Settings
 
 
 def render(settings: Settings, report: dict[str, Any], outcomes: list[dict[str, Any]]) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import datetime
 from typing import Any
 
-from components import lease, leftovers, record
-from components.clients import kubernetes, storage
-from components.errors import PipelineError
-from components.log import Say
-from components.outcome import recorded
-from components.settings import Settings
 from components.write_report import page, summary
+from serving.clients import kubernetes, storage
+from serving.deployment import lease, leftovers, record
+from serving.errors import PipelineError
+from serving.log import Say
+from serving.outcome import recorded
+from serving.settings import Settings
 
 
 def run(rest: dict[str, Any], run_id: str, succeeded: bool, **explicit: str) -> str:

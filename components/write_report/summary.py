@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from components.clients import storage
-from components.settings import Settings
+from serving.clients import storage
+from serving.settings import Settings
 
 DECISIONS_WITHOUT_CHANGE = ("unchanged", "pinned", "validated")
 """What resolve_model may decide so that the run stops, all being well."""
 
 
 def read_outcomes(settings: Settings, run_id: str) -> list[dict[str, Any]]:
-    """The outcomes of a run's steps, in the order in which they began (components/outcome.py)."""
+    """The outcomes of a run's steps, in the order in which they began (serving/outcome.py)."""
     found = [storage.read_json(uri) for uri in storage.list_uris(f"{settings.pipeline_root}/{run_id}/steps/")]
     return sorted((outcome for outcome in found if outcome), key=lambda outcome: outcome["started_at"])
 

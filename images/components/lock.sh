@@ -18,4 +18,4 @@ compile() { # OUTPUT INPUT OPTIONS…: one lock for every platform, Python 3.11 
 lock=images/components/requirements.txt
 compile "$lock" setup.cfg --generate-hashes --no-annotate "$@"
 echo 'setuptools>=77' | compile images/components/build-requirements.txt - --generate-hashes "$@"
-echo uv | compile constraints.txt setup.cfg - --all-extras --no-annotate --constraint "$lock" "$@"
+echo uv | compile constraints.txt setup.cfg emulators/pyproject.toml - --all-extras --no-annotate --constraint "$lock" "$@"

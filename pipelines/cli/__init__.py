@@ -34,8 +34,8 @@ app.command("verify-weights")(weights.verify_weights)
 
 def main() -> None:
     """Runs the command; maps errors to messages and exit codes, once."""
-    from components import log
-    from components.errors import PipelineError, RequestError
+    from serving import log
+    from serving.errors import PipelineError, RequestError
 
     log.silence_libraries()
     try:

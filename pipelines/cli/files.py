@@ -26,9 +26,9 @@ def init(
     ] = None,
 ) -> None:
     """Write a commented settings file."""
-    from components.errors import RequestError
-    from components.settings import commented_example
     from pipelines.scenarios import find
+    from serving.errors import RequestError
+    from serving.settings import commented_example
 
     text = commented_example(find(scenario).name)
     if output is None:
@@ -56,8 +56,8 @@ def compile(
     ] = None,
 ) -> None:
     """Compile scenarios to the YAML that Vertex AI Pipelines runs."""
-    from components.errors import RequestError
     from pipelines.scenarios import SCENARIOS, find
+    from serving.errors import RequestError
 
     if bool(scenarios) == all_scenarios:
         raise RequestError("name scenarios, or say --all. See `gemma-pipelines list`")
@@ -70,7 +70,7 @@ def compile(
         except OSError as error:
             raise RequestError(f"cannot write below {output}: {error.strerror}") from error
     if image is None:
-        from components.image import DEFAULT
+        from serving.image import DEFAULT
 
         print(
             f"the steps' image is {DEFAULT}, which no registry has; push yours and compile with --image",
@@ -89,7 +89,7 @@ def render(
 ) -> None:
     """Print the manifests that a run would apply, for `kubectl diff -f -`. Asks the hub, but no cluster."""
     settings = settings_of(scenario, file, sets, {})
-    from components.render import as_yaml, pipeline_access, rendered_for
+    from serving.rendering.render import as_yaml, pipeline_access, rendered_for
 
     if access:
         print(as_yaml(pipeline_access(settings)), end="")

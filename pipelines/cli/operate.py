@@ -14,7 +14,7 @@ import typer
 from pipelines.cli.options import Sets, SettingsFile, State, values_of
 
 if TYPE_CHECKING:
-    from components.settings import Settings
+    from serving.settings import Settings
 
 Generation = Annotated[
     str | None, typer.Option("--to", metavar="GENERATION", help="Which one; default: the one that is meant.")
@@ -58,7 +58,7 @@ def _by_hand(action: Any, file: Path | None, to: str | None, sets: list[str] | N
     """Does it in the settings' cluster, or with --state in the one of a run on this machine."""
 
     with _deployment(file, sets, state) as settings:
-        from components.clients import kubernetes
+        from serving.clients import kubernetes
 
         record = action(kubernetes.connect(settings), settings, to, say)
     pinned = " (pinned)" if record.pinned else ""
@@ -73,8 +73,8 @@ def say(message: str) -> None:
 @contextmanager
 def _deployment(file: Path | None, sets: list[str] | None, state: Path | None) -> Iterator[Settings]:
     """The settings of the deployment that is meant, with the environment that reaches it."""
-    from components.errors import RequestError
-    from components.settings import Settings, validated
+    from serving.errors import RequestError
+    from serving.settings import Settings, validated
 
     if state is None:
         if file is None:
@@ -100,7 +100,7 @@ def of_state(state: Path) -> Iterator[Settings]:
 
 
 def _kept(run: str, folder: Path) -> Path:
-    from components.errors import RequestError
+    from serving.errors import RequestError
 
     found = sorted(folder.glob("*.html"), key=lambda path: path.stat().st_mtime)
     if run == "last" and found:
@@ -113,9 +113,9 @@ def _kept(run: str, folder: Path) -> Path:
 
 
 def _fetched(run: str, file: Path, sets: list[str] | None, folder: Path) -> Path:
-    from components.clients import storage
-    from components.errors import RequestError
-    from components.settings import Settings, validated
+    from serving.clients import storage
+    from serving.errors import RequestError
+    from serving.settings import Settings, validated
 
     settings = validated(Settings, values_of(file, sets, {}), file)
     uri = f"{settings.pipeline_root}/{run}/report.html"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from components.settings import Settings
+    from serving.settings import Settings
 
 ScenarioArgument = Annotated[str, typer.Argument(metavar="SCENARIO", help="Number (03) or name (gcs-fuse).")]
 SettingsFile = Annotated[
@@ -29,7 +29,7 @@ State = Annotated[
 
 def values_of(file: Path | None, sets: list[str] | None, defaults: dict[str, Any]) -> dict[str, Any]:
     """The settings' values from a file, or `defaults` without one, with `--set` applied. Raises RequestError."""
-    from components import settings
+    from serving import settings
 
     values = settings.read_values(file) if file else defaults
     return settings.override(values, sets or [])
@@ -37,15 +37,15 @@ def values_of(file: Path | None, sets: list[str] | None, defaults: dict[str, Any
 
 def settings_of(scenario: str, file: Path | None, sets: list[str] | None, defaults: dict[str, Any]) -> Settings:
     """Validated settings for a scenario. Raises RequestError, also when the file is for another scenario."""
-    from components import settings
+    from serving import settings
 
     return settings.validated(settings.Settings, for_scenario(scenario, values_of(file, sets, defaults)), file)
 
 
 def for_scenario(scenario: str, values: dict[str, Any]) -> dict[str, Any]:
     """Values with the scenario's name in them. Raises RequestError when they name another."""
-    from components.errors import RequestError
     from pipelines.scenarios import find
+    from serving.errors import RequestError
 
     name = find(scenario).name
     there = values.get("scenario", name)

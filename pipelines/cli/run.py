@@ -34,10 +34,10 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object on stdout.")] = False,
 ) -> None:
     """Run a scenario on this machine, against emulators: hub, bucket, cluster and server are started and ended."""
-    from components.errors import RequestError
     from pipelines import child, local
     from pipelines.cli.view import View
     from pipelines.scenarios import find
+    from serving.errors import RequestError
 
     # Ended by SIGTERM as by Ctrl-C: nothing may be left running.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -27,7 +27,7 @@ class Step:
 
 
 class View:
-    """Shows log entries of steps (components/log.py) as they come."""
+    """Shows log entries of steps (serving/log.py) as they come."""
 
     def __init__(self, scenario: Scenario):
         self._scenario = scenario

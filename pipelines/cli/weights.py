@@ -15,7 +15,7 @@ import typer
 from pipelines.cli.operate import of_state, say
 
 if TYPE_CHECKING:
-    from components.log import Say
+    from serving.log import Say
 
 
 def verify_weights(
@@ -27,8 +27,8 @@ def verify_weights(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Compare weights in a bucket with their manifest; name what differs, a line each, with exit code 1."""
-    from components.clients import storage
     from components.download_weights.verification import verify
+    from serving.clients import storage
 
     storage.parse_uri(weights)  # Before anything is started for it.
     with of_state(state) if state else nullcontext(), _progress() as (tell, seconds):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from components.errors import RequestError
+from serving.errors import RequestError
 
 
 @dataclass(frozen=True)

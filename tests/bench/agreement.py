@@ -29,9 +29,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from emulators.hub.models import write_gemma3
-from emulators.real import engine
-from emulators.real.parts import PARTS, require
+from emulated_cloud.hub.models import write_gemma3
+from emulated_cloud.real import engine
+from emulated_cloud.real.parts import PARTS, require
 
 OUT = Path("build/bench/agreement.json")
 MODEL = "google/gemma-3-4b-it"
@@ -140,9 +140,9 @@ def their_round(theirs: Theirs, url: str, folder: Path, concurrency: int) -> dic
 
 
 def our_round(url: str, concurrency: int) -> dict[str, float]:
-    from components.settings import Validation
     from components.validate_server.checks import Plan, connected
     from components.validate_server.load import run_round
+    from serving.settings import Validation
 
     plan = Plan(url=url, model=MODEL, request_seconds=600, validation=Validation(concurrencies=[concurrency]))
 

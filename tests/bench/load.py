@@ -29,7 +29,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from emulators import process
+from emulated_cloud import process
 
 OUT = Path("build/bench/load.json")
 MODEL = "google/gemma-3-4b-it"
@@ -59,9 +59,9 @@ def on_core(core: int) -> Iterator[None]:
 
 def generate(url: str, streams: int, tokens: int) -> None:
     """One round against `url`: prints its figures."""
-    from components.settings import Validation
     from components.validate_server.checks import Plan, connected
     from components.validate_server.load import run_round
+    from serving.settings import Validation
 
     plan = Plan(url=url, model=MODEL, request_seconds=600, validation=Validation(concurrencies=[streams]))
 
@@ -108,12 +108,12 @@ def measured(case: str, url: str, streams: int, tokens: int) -> dict[str, Any]:
 @contextmanager
 def engine(folder: Path) -> Iterator[str]:
     """The emulated engine with the tiny Gemma 3: its address."""
-    from emulators.hub.models import write_gemma3
+    from emulated_cloud.hub.models import write_gemma3
 
     write_gemma3(folder / "model")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "emulators.engine", str(folder / "model"), "--served-model-name", MODEL]
+    command = [sys.executable, "-m", "emulated_cloud.engine", str(folder / "model"), "--served-model-name", MODEL]
     command += ["--host", "127.0.0.1", "--port", str(port), "--disable-uvicorn-access-log"]
     with on_core(SERVER_CORE), open(folder / "engine.log", "w") as log:
         popen = subprocess.Popen(command, stdout=log, stderr=log)

@@ -10,7 +10,7 @@ import asyncio
 import json
 from typing import Any
 
-from emulators import process
+from emulated_cloud import process
 
 _ID = {"id": "chatcmpl-" + "0" * 32, "object": "chat.completion.chunk", "created": 1780000000}
 

@@ -37,8 +37,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from emulators import process
-from emulators.hub import Repository
+from emulated_cloud import process
+from emulated_cloud.hub import Repository
 
 MIB = 1 << 20
 BUCKET, MODEL = "bench-bucket", "bench/model"
@@ -77,11 +77,11 @@ def write_model(folder: Path, shards: int, mib: int, small: int = 0) -> int:
 
 
 def prepare_ours(work: Path) -> Callable[[], None]:
-    from components import checkpoint, identity
-    from components.clients import hub, storage
     from components.download_weights.step import bring
-    from components.release import Release
-    from components.settings import Settings, validated
+    from serving.clients import hub, storage
+    from serving.settings import Settings, validated
+    from serving.weights import checkpoint, identity
+    from serving.weights.release import Release
 
     values = {"scenario": "gcs-fuse", "project": "bench-project", "bucket": BUCKET, "model": MODEL}
     settings = validated(Settings, {**values, "engine": {"sizing_like": "google/gemma-3-1b-it"}})
@@ -153,9 +153,9 @@ def served(work: Path, home: Path) -> Iterator[dict[str, str]]:
     """A hub with the model and an empty bucket; yields what a contestant's environment needs to find them."""
     work.mkdir(parents=True)
     emulators = [
-        process.start("emulators.hub", "--root", str(work.parent / "hub"), log=work / "hub.log"),
+        process.start("emulated_cloud.hub", "--root", str(work.parent / "hub"), log=work / "hub.log"),
         process.start(
-            "emulators.storage", "--root", str(work / "bucket"), "--bucket", BUCKET, log=work / "storage.log"
+            "emulated_cloud.storage", "--root", str(work / "bucket"), "--bucket", BUCKET, log=work / "storage.log"
         ),
     ]
     try:

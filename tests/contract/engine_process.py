@@ -32,7 +32,7 @@ class Engine:
     def __init__(self, *args: object, log: Path, env: dict[str, str] | None = None):
         self.port, self.log = free_port(), log
         self.url = f"http://127.0.0.1:{self.port}"
-        command = [sys.executable, "-m", "emulators.engine", *map(str, args), "--host", "127.0.0.1"]
+        command = [sys.executable, "-m", "emulated_cloud.engine", *map(str, args), "--host", "127.0.0.1"]
         inherited = {key: value for key, value in os.environ.items() if not key.startswith(("VLLM_", "EMULATED_"))}
         with open(log, "w") as stderr:
             self.process = subprocess.Popen(

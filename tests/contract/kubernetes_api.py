@@ -19,11 +19,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from emulated_cloud import process
 from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 from kubernetes.config import new_client_from_config
 
-from emulators import process
 from tests.contract.kubernetes_objects import Requests
 
 
@@ -44,7 +44,7 @@ def start_emulator(folder: Path, *options: str) -> process.Process:
     tokens = folder / "tokens.csv"
     tokens.write_text('admin-token,admin,1,"system:masters"\npipeline-token,pipeline,2,"builders"\n')
     data = ("--data", str(folder / "data"), "--tokens", str(tokens))
-    return process.start("emulators.kubernetes.apiserver", *data, *options, log=folder / "log")
+    return process.start("emulated_cloud.kubernetes.apiserver", *data, *options, log=folder / "log")
 
 
 def write_kubeconfig(folder: Path, url: str, token: str = "admin-token") -> Path:

@@ -22,11 +22,10 @@ from typing import Any
 import pytest
 import requests
 import yaml
+from emulated_cloud import process
 from kubernetes import client
 from kubernetes import config as client_config
 from kubernetes.client.exceptions import ApiException
-
-from emulators import process
 
 PROJECT = {"id": "demo-project", "number": "123456789012"}
 PYTHON_IMAGE = "example.com/python:1"
@@ -55,7 +54,12 @@ class Cluster:
 
     def start(self) -> None:
         storage = process.start(
-            "emulators.storage", "--root", str(self.folder / "buckets"), "--bucket", "weights", log=self.log("storage")
+            "emulated_cloud.storage",
+            "--root",
+            str(self.folder / "buckets"),
+            "--bucket",
+            "weights",
+            log=self.log("storage"),
         )
         self.processes["storage"] = storage
         if "CLUSTER_KUBECONFIG" not in os.environ:
@@ -92,7 +96,12 @@ class Cluster:
         tokens.write_text('admin-token,admin,admin,"system:masters"\n')
         data = self.folder / "apiserver"
         server = process.start(
-            "emulators.kubernetes.apiserver", "--data", str(data), "--tokens", str(tokens), log=self.log("apiserver")
+            "emulated_cloud.kubernetes.apiserver",
+            "--data",
+            str(data),
+            "--tokens",
+            str(tokens),
+            log=self.log("apiserver"),
         )
         self.processes["apiserver"] = server
         authority = base64.b64encode((data / "tls" / "ca.crt").read_bytes()).decode()
@@ -106,7 +115,7 @@ class Cluster:
         }
         self.kubeconfig.write_text(yaml.safe_dump(config))
         self.processes["controllers"] = process.start(
-            "emulators.kubernetes.controllers",
+            "emulated_cloud.kubernetes.controllers",
             "--kubeconfig",
             str(self.kubeconfig),
             "--job-backoff-seconds",
@@ -116,7 +125,7 @@ class Cluster:
 
     def start_gke(self) -> None:
         self.processes["gke"] = process.start(
-            "emulators.kubernetes.gke",
+            "emulated_cloud.kubernetes.gke",
             "--kubeconfig",
             str(self.kubeconfig),
             "--config",

@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 import requests
+from emulated_cloud import process
 
-from emulators import process
 from tests.contract.discovery import Conformance
 
 
@@ -86,7 +86,7 @@ def gcs_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gcs]:
         return
     folder = tmp_path_factory.mktemp("storage")
     log = folder / "storage.log"
-    emulator = process.start("emulators.storage", "--root", str(folder / "root"), "--bucket", "contract", log=log)
+    emulator = process.start("emulated_cloud.storage", "--root", str(folder / "root"), "--bucket", "contract", log=log)
     try:
         service = connect(emulator.url, "contract", "contract", True)
         yield service

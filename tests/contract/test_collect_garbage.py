@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from emulated_cloud.process import start
 
-from components import names
-from components.clients import storage
 from components.collect_garbage.step import collect_generations, collect_weights
-from components.record import Known, Record
-from emulators.process import start
+from serving import names
+from serving.clients import storage
+from serving.deployment.record import Known, Record
 from tests.unit.cluster import MemoryCluster
 from tests.unit.deployment import SETTINGS, deployment, owned
 
@@ -27,7 +27,7 @@ def said(_message: str) -> None:
 def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A bucket with three sets of weights: one that nobody uses, the live one, and another deployment's."""
     process = start(
-        "emulators.storage", "--root", str(tmp_path), "--bucket", "demo-bucket", log=tmp_path / "storage.log"
+        "emulated_cloud.storage", "--root", str(tmp_path), "--bucket", "demo-bucket", log=tmp_path / "storage.log"
     )
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", process.url)
     for key in (OLD, LIVE, OTHERS):

@@ -15,14 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from emulated_cloud.pytest_plugin import HUB_TOKEN
 
-from components import identity, names, render
-from components.clients import kubernetes, storage
 from components.deploy_server import step as deploy_server
 from components.ensure_access import step as ensure_access
-from components.release import Release
-from components.settings import Settings, override, read_values, validated
-from emulators.pytest_plugin import HUB_TOKEN
+from serving import names
+from serving.clients import kubernetes, storage
+from serving.rendering import render
+from serving.settings import Settings, override, read_values, validated
+from serving.weights import identity
+from serving.weights.release import Release
 
 REAL = os.environ.get("DEPLOY_SETTINGS")
 emulated = pytest.mark.skipif(bool(REAL), reason="needs the emulator's quotas, images or request log")

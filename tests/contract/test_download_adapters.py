@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from components import checkpoint, manifest, repositories
-from components.clients import storage
 from components.download_weights.verification import verify
-from components.errors import ReleaseError, RequestError
-from components.release import Release
 from components.resolve_model.step import Found, in_bucket, look_up, name_release
-from components.settings import Settings
+from serving.clients import storage
+from serving.errors import ReleaseError, RequestError
+from serving.settings import Settings
+from serving.weights import checkpoint, manifest, repositories
+from serving.weights.release import Release
 from tests.contract.transfer_site import MIB, Site, _site, content, folder, model, site, write_release, write_shard
 
 __all__ = ["_site", "folder", "model", "site"]

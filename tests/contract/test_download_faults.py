@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from emulated_cloud import process
+from emulated_cloud.hub import Repository
 
-from components import manifest
-from components.clients import hub, storage
-from components.clients.upload import QUANTUM, Upload
-from components.clients.wire import Wire
 from components.download_weights.sessions import Sessions
-from components.errors import InconclusiveError, RequestError
-from components.release import Release
-from components.settings import Settings
-from emulators import process
-from emulators.hub import Repository
+from serving.clients import hub, storage
+from serving.clients.upload import QUANTUM, Upload
+from serving.clients.wire import Wire
+from serving.errors import InconclusiveError, RequestError
+from serving.settings import Settings
+from serving.weights import manifest
+from serving.weights.release import Release
 from tests.contract.test_download_weights import SHARDS, assert_whole
 from tests.contract.transfer_site import (
     MIB,
@@ -217,7 +217,7 @@ def test_links_that_live_a_second_are_asked_for_again(
 ):
     Repository(tmp_path / "hub", model).commit(folder)
     emulator = process.start(
-        "emulators.hub", "--root", str(tmp_path / "hub"), "--signature-seconds", "1", log=tmp_path / "hub.log"
+        "emulated_cloud.hub", "--root", str(tmp_path / "hub"), "--signature-seconds", "1", log=tmp_path / "hub.log"
     )
     try:
         monkeypatch.setenv("HF_ENDPOINT", emulator.url)

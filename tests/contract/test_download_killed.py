@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from components import manifest
-from components.clients import storage
-from components.clients.upload import QUANTUM
+from serving.clients import storage
+from serving.clients.upload import QUANTUM
+from serving.weights import manifest
 from tests.contract.test_download_weights import SHARDS, assert_whole
 from tests.contract.transfer_site import GATED, MIB, TOKEN, Site, _site, folder, model, site
 

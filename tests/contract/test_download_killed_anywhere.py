@@ -31,12 +31,12 @@ from urllib.parse import parse_qs, quote, urlsplit
 
 import pytest
 
-from components import manifest
-from components.clients import storage
-from components.clients.upload import QUANTUM, Upload
-from components.clients.wire import Patience, Wire
-from components.release import Release
-from components.settings import Settings
+from serving.clients import storage
+from serving.clients.upload import QUANTUM, Upload
+from serving.clients.wire import Patience, Wire
+from serving.settings import Settings
+from serving.weights import manifest
+from serving.weights.release import Release
 from tests.contract.test_download_weights import SHARDS, assert_whole, content
 from tests.contract.transfer_site import MIB, SERVED, Site, _site, bring_in_child, site, write_release
 

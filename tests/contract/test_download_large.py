@@ -17,14 +17,14 @@ import time
 from pathlib import Path
 
 import pytest
+from emulated_cloud import process
 
-from components import manifest
-from components.clients import hub, storage
-from components.clients.upload import QUANTUM, Upload
-from components.clients.wire import Wire, pieces
 from components.download_weights.verification import verify
-from components.identity import ServedFile
-from emulators import process
+from serving.clients import hub, storage
+from serving.clients.digest import ServedFile
+from serving.clients.upload import QUANTUM, Upload
+from serving.clients.wire import Wire, pieces
+from serving.weights import manifest
 from tests.contract.test_download_weights import assert_whole
 from tests.contract.transfer_site import MIB, Site, _site, folder, model, site
 
@@ -88,7 +88,7 @@ def test_an_upload_of_60_gb_goes_on_at_its_end(tmp_path: Path, monkeypatch: pyte
     """The emulator wakes up with a session of which it holds all but the last megabytes."""
     arguments = ("--root", str(tmp_path / "buckets"), "--bucket", "demo-bucket")
     uri = f"gs://demo-bucket/models/org/large/{'a' * 16}"
-    emulator = process.start("emulators.storage", *arguments, log=tmp_path / "storage.log")
+    emulator = process.start("emulated_cloud.storage", *arguments, log=tmp_path / "storage.log")
     try:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", emulator.url)
         session = storage.open_upload(
@@ -101,7 +101,7 @@ def test_an_upload_of_60_gb_goes_on_at_its_end(tmp_path: Path, monkeypatch: pyte
     sparse(data)
     held = (SIZE - len(TAIL)) // QUANTUM * QUANTUM
     os.truncate(data, held)
-    emulator = process.start("emulators.storage", *arguments, log=tmp_path / "storage.log")
+    emulator = process.start("emulated_cloud.storage", *arguments, log=tmp_path / "storage.log")
     try:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", emulator.url)
         wire = Wire()
@@ -138,8 +138,8 @@ def test_a_disk_that_takes_no_byte_does_not_matter(site: Site, model: str, folde
     code = (
         "import json, resource, signal, sys\n"
         "from components.download_weights.step import bring\n"
-        "from components.release import Release\n"
-        "from components.settings import Settings\n"
+        "from serving.weights.release import Release\n"
+        "from serving.settings import Settings\n"
         "settings, release = json.load(sys.stdin)\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"

@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 import requests
+from emulated_cloud.cloud import Cloud
 
-from components.settings import Settings, validated
-from emulators.cloud import Cloud
+from serving.settings import Settings, validated
 from tests.contract.transfer_site import MIB, write_release
 
 MODEL = "test/secret"
@@ -33,13 +33,14 @@ settings, commit, silenced = json.load(sys.stdin)
 logging.basicConfig(level=1, stream=sys.stderr)
 from google.api_core import client_logging
 client_logging.initialize_logging()  # What the environment asks of Google's clients, before any of them is made.
-from components import checkpoint, identity, log
-from components.clients import hub
+from serving import log
+from serving.weights import checkpoint, identity
+from serving.clients import hub
 from components.download_weights.step import bring
 from components.download_weights.transfer import Limits
-from components.outcome import recorded
-from components.release import Release
-from components.settings import Settings
+from serving.outcome import recorded
+from serving.weights.release import Release
+from serving.settings import Settings
 if not silenced:
     log.silence_libraries = lambda: None
 settings = Settings(**settings)

@@ -14,17 +14,17 @@ from typing import Any
 
 import pytest
 import requests
+from emulated_cloud import process
+from emulated_cloud.hub import Repository
 
-from components import manifest, repositories
-from components.clients import bucket_source, hub, storage
-from components.clients.wire import Wire
 from components.download_weights import inspection
-from components.errors import AccessError, InconclusiveError, RequestError
-from components.release import Release
 from components.resolve_model.step import look_up, name_release
-from components.settings import Settings
-from emulators import process
-from emulators.hub import Repository
+from serving.clients import bucket_source, hub, storage
+from serving.clients.wire import Wire
+from serving.errors import AccessError, InconclusiveError, RequestError
+from serving.settings import Settings
+from serving.weights import manifest, repositories
+from serving.weights.release import Release
 from tests.contract.test_download_weights import assert_whole
 from tests.contract.transfer_site import MIB, TOKEN, Site, _site, folder, model, site, write_release
 
@@ -263,7 +263,7 @@ def mirror(tmp_path: Path) -> Iterator[process.Process]:
     """Another hub than HF_ENDPOINT's, which asks for a token."""
     (tmp_path / "tokens.json").write_text(json.dumps({TOKEN: {"user": "ada", "granted": ["test/mirrored"]}}))
     arguments = ("--root", str(tmp_path / "mirror"), "--tokens", str(tmp_path / "tokens.json"))
-    running = process.start("emulators.hub", *arguments, "--gated", "test/mirrored", log=tmp_path / "mirror.log")
+    running = process.start("emulated_cloud.hub", *arguments, "--gated", "test/mirrored", log=tmp_path / "mirror.log")
     try:
         yield running
     finally:
@@ -274,7 +274,7 @@ def test_a_mirror_is_asked_instead_and_alone_gets_the_token(
     site: Site, mirror: process.Process, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
     Repository(tmp_path / "mirror", "test/mirrored").commit(folder, "Upload folder")
-    monkeypatch.setattr("components.clients.google.secret", lambda name: TOKEN)
+    monkeypatch.setattr("serving.clients.google.secret", lambda name: TOKEN)
     settings = site.settings("test/mirrored", hub={"token_secret": SECRET, "endpoint": mirror.url})
     asked = len(site.requests("hub"))
     release = resolved(settings)
@@ -344,7 +344,7 @@ def test_the_token_is_not_read_when_nothing_comes_from_the_hub(
     def never(name: str) -> str:
         raise AssertionError(name)
 
-    monkeypatch.setattr("components.clients.google.secret", never)
+    monkeypatch.setattr("serving.clients.google.secret", never)
     settings = tune.model_copy(update={"hub": tune.hub.model_copy(update={"token_secret": SECRET})})
     (part,) = repositories.find(settings)
     assert part.source.name == tune.source

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from components import manifest, names
-from components.clients import storage
 from components.download_weights.verification import verify
-from components.errors import AccessError, InconclusiveError, ReleaseError, RequestError
-from components.release import Release
-from components.settings import Settings
+from serving import names
+from serving.clients import storage
+from serving.errors import AccessError, InconclusiveError, ReleaseError, RequestError
+from serving.settings import Settings
+from serving.weights import manifest
+from serving.weights.release import Release
 from tests.contract.transfer_site import (
     GATED,
     MIB,
@@ -327,7 +328,7 @@ def test_the_token_stays_with_the_hub(site: Site, folder: Path, monkeypatch: pyt
     """The emulated CDN refuses whoever brings an Authorization header, and the gated hub whoever brings none."""
     site.commit(GATED, folder)
     secret = "projects/demo-project/secrets/hf-token/versions/latest"
-    monkeypatch.setattr("components.clients.google.secret", lambda name: TOKEN)
+    monkeypatch.setattr("serving.clients.google.secret", lambda name: TOKEN)
     settings = site.settings(GATED, hub={"token_secret": secret})
     release = site.release(settings, token=TOKEN)
     site.bring(settings, release)

@@ -13,8 +13,8 @@ import re
 import httpx
 import jsonschema
 import pytest
+from emulated_cloud.hub import models
 
-from emulators.hub import models
 from tests.contract.engine_process import RealEngine, running
 
 ENDPOINT = os.environ.get("VLLM_CONTRACT_ENDPOINT")

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+from emulated_cloud.hub import models
 
-from emulators.hub import models
 from tests.contract.engine_process import Engine, free_port, running
 
 RUNTIME_LORA = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "true"}
@@ -32,7 +32,16 @@ def tiny(tmp_path_factory):
 def refused(*args, code=1, **env):
     """What an engine that does not start says on stderr."""
     port = free_port()
-    command = [sys.executable, "-m", "emulators.engine", *map(str, args), "--host", "127.0.0.1", "--port", str(port)]
+    command = [
+        sys.executable,
+        "-m",
+        "emulated_cloud.engine",
+        *map(str, args),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, env=env or None)
     assert done.returncode == code, done.stderr
     assert done.stdout == ""
@@ -85,7 +94,7 @@ class TestCheckpoints:
             answer = engine.chat()
             assert (answer.status_code, answer.json()["error"]["message"]) == (400, "Not today")
             # On the side: another engine does not get this one's port.
-            command = [sys.executable, "-m", "emulators.engine", tiny, "--host", "127.0.0.1"]
+            command = [sys.executable, "-m", "emulated_cloud.engine", tiny, "--host", "127.0.0.1"]
             done = subprocess.run(
                 [*command, "--port", str(engine.port)], capture_output=True, text=True, timeout=30, check=False
             )

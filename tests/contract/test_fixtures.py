@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from emulators.cloud import wait_for
+from emulated_cloud.cloud import wait_for
 
 
 def test_the_clients_of_one_test_reach_the_cloud(emulated_cloud, cloud_environment):
@@ -17,8 +17,8 @@ def test_the_clients_of_one_test_reach_the_cloud(emulated_cloud, cloud_environme
 
 
 def test_a_cluster_is_reached_by_project_location_and_name(emulated_cloud, cloud_environment):
-    from components.clients import kubernetes
-    from components.settings import Settings, validated
+    from serving.clients import kubernetes
+    from serving.settings import Settings, validated
 
     values = {"scenario": "gcs-fuse", "project": emulated_cloud.project, "bucket": "demo-bucket", "endpoint": "ip"}
     cluster = kubernetes.connect(validated(Settings, values))
@@ -28,9 +28,8 @@ def test_a_cluster_is_reached_by_project_location_and_name(emulated_cloud, cloud
 
 
 def test_a_cloud_of_a_tests_own_has_what_it_asks_for(new_cloud, tiny_gemma4):
+    from emulated_cloud.pytest_plugin import HUB_TOKEN
     from huggingface_hub import HfApi
-
-    from emulators.pytest_plugin import HUB_TOKEN
 
     cloud = new_cloud(buckets=["mine"], repositories={"google/gemma-4-E2B-it": tiny_gemma4})
     info = HfApi(endpoint=cloud.url("hub"), token=HUB_TOKEN).model_info("google/gemma-4-E2B-it")

@@ -25,10 +25,10 @@ from typing import Any
 import google_crc32c
 import pytest
 import requests
+from emulated_cloud import process
 from google.api_core import exceptions
 from google.api_core.client_options import ClientOptions
 
-from emulators import process
 from tests.contract.discovery import Conformance, check_refusal
 
 TOKEN = "a-token-that-nobody-guesses"
@@ -106,7 +106,7 @@ def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Google]:
     folder = tmp_path_factory.mktemp("google")
     config, log = folder / "config.json", folder / "google.log"
     config.write_text(json.dumps(CONFIG))
-    started = process.start("emulators.google", "--config", str(config), log=log)
+    started = process.start("emulated_cloud.google", "--config", str(config), log=log)
     try:
         yield Google(
             started.url, "demo", "projects/demo/locations/us-central1/clusters/main", "projects/demo/secrets/hf-token"
@@ -383,4 +383,4 @@ def test_a_configuration_that_is_wrong(tmp_path, change, said):
     config = {key: value for key, value in (CONFIG | change).items() if value is not None}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(process.EmulatorFailed, match=said):
-        process.start("emulators.google", "--config", str(tmp_path / "config.json"), log=tmp_path / "log")
+        process.start("emulated_cloud.google", "--config", str(tmp_path / "config.json"), log=tmp_path / "log")

@@ -22,10 +22,9 @@ from urllib.parse import urlsplit
 
 import huggingface_hub
 import pytest
+from emulated_cloud import process
+from emulated_cloud.hub import HubServer, Repository, serving
 from huggingface_hub import HfApi, errors, get_hf_file_metadata, hf_hub_url
-
-from emulators import process
-from emulators.hub import HubServer, Repository, serving
 
 OPEN, GATED = "google/tiny-open", "google/tiny-gated"
 SHARD = "model-00001-of-00001.safetensors"
@@ -447,7 +446,7 @@ def test_a_running_hub_sees_commits_and_moved_branches(hub, release):
 def test_the_hf_command_downloads_from_a_hub_of_its_own_process(tmp_path, release, tokens):
     log = tmp_path / "requests.jsonl"
     hub = process.start(
-        "emulators.hub",
+        "emulated_cloud.hub",
         *("--root", str(tmp_path / "hub"), "--repo", f"{GATED}={release}", "--gated", GATED),
         *("--tokens", str(tokens), "--request-log", str(log)),
         log=tmp_path / "hub.log",
@@ -483,5 +482,5 @@ def test_the_hf_command_downloads_from_a_hub_of_its_own_process(tmp_path, releas
 def test_a_wrong_start_is_one_clear_line(hub, tmp_path, arguments, words):
     arguments = [argument.replace("{busy}", str(hub.server_address[1])) for argument in arguments]
     with pytest.raises(process.EmulatorFailed, match="exit code 2") as raised:
-        process.start("emulators.hub", "--root", str(tmp_path / "other"), *arguments, log=tmp_path / "log")
+        process.start("emulated_cloud.hub", "--root", str(tmp_path / "other"), *arguments, log=tmp_path / "log")
     assert words in str(raised.value)

@@ -1,4 +1,4 @@
-"""components/clients/hub.py against a hub: what it finds, and what it says when it is refused."""
+"""serving/clients/hub.py against a hub: what it finds, and what it says when it is refused."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from components.clients.hub import Hub, is_commit
-from components.clients.wire import Patience, Wire
-from components.errors import AccessError, InconclusiveError, RequestError
-from components.identity import ServedFile
+from serving.clients.digest import ServedFile
+from serving.clients.hub import Hub, is_commit
+from serving.clients.wire import Patience, Wire
+from serving.errors import AccessError, InconclusiveError, RequestError
 from tests.contract.transfer_site import GATED, TOKEN, UNGRANTED, Site, _site, folder, model, site
 
 __all__ = ["_site", "folder", "model", "site"]

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from components import job
-from components.clients.kubernetes import Cluster as Client
-from components.errors import InconclusiveError, RequestError
-from components.settings import Settings, validated
+from serving.clients.kubernetes import Cluster as Client
+from serving.deployment import job
+from serving.errors import InconclusiveError, RequestError
+from serving.settings import Settings, validated
 from tests.contract.kubernetes_cluster import PYTHON_IMAGE, Kube, cluster, kube, wait_for
 
 __all__ = ["cluster", "kube"]

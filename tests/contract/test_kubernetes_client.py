@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from emulated_cloud.kubernetes.apiserver import tls
 from kubernetes.client import ApiClient, Configuration
 
-from components.clients.kubernetes import Cluster
-from components.errors import RequestError
-from emulators.kubernetes.apiserver import tls
+from serving.clients.kubernetes import Cluster
+from serving.errors import RequestError
 
 ANSWER = b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 13\r\n\r\n{"kind": "N"}'
 

@@ -380,7 +380,7 @@ def test_an_idle_cluster_costs_next_to_nothing(kube: Kube) -> None:
 def test_a_broken_configuration_is_one_clear_line(tmp_path: Path, cluster: Cluster) -> None:
     broken = tmp_path / "gke.json"
     broken.write_text('{"zones": ["a"], "pods": "/tmp/x", "project": {"id": "p", "number": "1"}, "speed": 1}')
-    command = [sys.executable, "-m", "emulators.kubernetes.gke", "--kubeconfig", str(cluster.kubeconfig)]
+    command = [sys.executable, "-m", "emulated_cloud.kubernetes.gke", "--kubeconfig", str(cluster.kubeconfig)]
     done = subprocess.run([*command, "--config", str(broken)], capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 1
     assert "speed" in done.stderr

@@ -7,13 +7,12 @@ import subprocess
 import sys
 
 import yaml
-
-from emulators.process import start
+from emulated_cloud.process import start
 
 
 def test_render_prints_what_deploy_would_apply_for_a_revision(tmp_path, tiny_gemma3):
     hub = start(
-        "emulators.hub",
+        "emulated_cloud.hub",
         *("--root", str(tmp_path / "hub")),
         *("--repo", f"google/gemma-3-4b-it={tiny_gemma3}"),
         log=tmp_path / "hub.log",

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from emulated_cloud.cloud import Cloud
 
-from components.clients import storage
-from components.errors import AccessError, ReleaseError, RequestError
 from components.resolve_model import step
 from components.resolve_model.step import in_bucket, look_up
-from emulators.cloud import Cloud
+from serving.clients import storage
+from serving.errors import AccessError, ReleaseError, RequestError
 from tests.contract.transfer_site import GATED, QUICK, Site, _site, folder, model, site
 
 __all__ = ["_site", "folder", "model", "site"]

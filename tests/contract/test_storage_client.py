@@ -1,4 +1,4 @@
-"""components/clients/storage.py and upload.py against a bucket."""
+"""serving/clients/storage.py and upload.py against a bucket."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import uuid
 
 import pytest
 
-from components.clients import storage
-from components.clients.storage import PreconditionError
-from components.clients.upload import QUANTUM, SessionGone, Upload, WrongBytes
-from components.clients.wire import Interrupted, Wire
-from components.errors import AccessError, InconclusiveError, RequestError
+from serving.clients import storage
+from serving.clients.storage import PreconditionError
+from serving.clients.upload import QUANTUM, SessionGone, Upload, WrongBytes
+from serving.clients.wire import Interrupted, Wire
+from serving.errors import AccessError, InconclusiveError, RequestError
 from tests.contract.transfer_site import Site, _site, site
 
 __all__ = ["_site", "site"]

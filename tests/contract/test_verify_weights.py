@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from components import manifest
-from components.clients import storage
 from components.download_weights.verification import verify
-from components.release import Release
 from pipelines import cli
+from serving.clients import storage
+from serving.weights import manifest
+from serving.weights.release import Release
 from tests.contract.transfer_site import MIB, SERVED, Site, _site, folder, model, site
 
 __all__ = ["_site", "folder", "model", "site"]

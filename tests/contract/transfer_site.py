@@ -18,15 +18,15 @@ from typing import Any
 
 import pytest
 import requests
+from emulated_cloud import process
+from emulated_cloud.hub import Repository
 
-from components import checkpoint, identity
-from components.clients import hub, storage
 from components.download_weights.step import bring
 from components.download_weights.transfer import Limits
-from components.release import Release
-from components.settings import Settings, validated
-from emulators import process
-from emulators.hub import Repository
+from serving.clients import hub, storage
+from serving.settings import Settings, validated
+from serving.weights import checkpoint, identity
+from serving.weights.release import Release
 
 MIB = 1 << 20
 SHARD = 6 * MIB + 12_345
@@ -161,11 +161,11 @@ class Site:
         code = (
             "import json, sys, logging\n"
             "logging.basicConfig(level=logging.INFO)\n"
-            "from components.clients import google\n"
+            "from serving.clients import google\n"
             "from components.download_weights.step import bring\n"
             "from components.download_weights.transfer import Limits\n"
-            "from components.release import Release\n"
-            "from components.settings import Settings\n"
+            "from serving.weights.release import Release\n"
+            "from serving.settings import Settings\n"
             "settings, release, stall, token = json.load(sys.stdin)\n"
             "if token:\n"
             "    google.secret = lambda name: token\n"
@@ -201,8 +201,8 @@ def _site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     storage_args = ("--root", str(root / "buckets"), "--bucket", "demo-bucket")
     processes: dict[str, process.Process] = {}
     try:
-        processes["hub"] = process.start("emulators.hub", *hub_args, log=root / "hub.log")
-        processes["storage"] = process.start("emulators.storage", *storage_args, log=root / "storage.log")
+        processes["hub"] = process.start("emulated_cloud.hub", *hub_args, log=root / "hub.log")
+        processes["storage"] = process.start("emulated_cloud.storage", *storage_args, log=root / "storage.log")
         yield Site(root, processes)
     finally:
         for running in processes.values():

@@ -9,18 +9,18 @@ import re
 from pathlib import Path
 from typing import Any
 
+import emulated_cloud
 import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
 
-import emulators
-from components import render
-from components.release import Release
-from components.settings import Settings, validated
+from serving.rendering import render
+from serving.settings import Settings, validated
+from serving.weights.release import Release
 
 GOLDEN = Path(__file__).parent / "manifests"
-CRDS = Path(emulators.__file__).parent / "kubernetes" / "crds"
+CRDS = Path(emulated_cloud.__file__).parent / "kubernetes" / "crds"
 KUBERNETES = ("1.33", "1.35")
 """The oldest and the newest version whose schema every object has to pass."""
 

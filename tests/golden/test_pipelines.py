@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from components.image import DEFAULT
 from pipelines.compile import compile_scenario
 from pipelines.scenarios import SCENARIOS, Scenario
+from serving.image import DEFAULT
 
 GOLDEN = Path(__file__).parent / "pipelines"
 MUTATING = {"ensure-access", "download-weights", "deploy-server", "promote-generation", "discard-generation"}

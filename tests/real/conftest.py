@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-from emulators.cloud import Cloud
-from emulators.real.parts import PARTS, require
+from emulated_cloud.cloud import Cloud
+from emulated_cloud.real.parts import PARTS, require
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -7,8 +7,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from emulators.cloud import Cloud, wait_for
-from emulators.real.parts import PARTS
+from emulated_cloud.cloud import Cloud, wait_for
+from emulated_cloud.real.parts import PARTS
 
 Object = dict[str, Any]
 USER = 23456

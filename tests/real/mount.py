@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from emulated_cloud.kubernetes.gke.gcsfuse import Mount
+from emulated_cloud.real.gcsfuse import GcsFuseMounter
 
-from emulators.kubernetes.gke.gcsfuse import Mount
-from emulators.real.gcsfuse import GcsFuseMounter
 from tests.contract.storage_service import Gcs, emulator, gcs, gcs_service, prefix
 
 __all__ = ["emulator", "gcs", "gcs_service", "prefix"]

@@ -19,10 +19,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+from emulated_cloud.cloud import Cloud, wait_for
+from emulated_cloud.process import EmulatorFailed, start
+from emulated_cloud.real.namespace import Namespace, NamespaceError
 
-from emulators.cloud import Cloud, wait_for
-from emulators.process import EmulatorFailed, start
-from emulators.real.namespace import Namespace, NamespaceError
 from tests.scenarios.command import Run, processes_below
 
 from .kube import kubectl, mounts
@@ -161,7 +161,7 @@ def test_a_server_outlives_its_mount_and_is_back_with_the_next_run(runs: Runs) -
         assert answer.json()["choices"][0]["message"]["content"]
         time.sleep(0.5)
     # What needs the files again does not get them, as on GKE: a mount is as old as its pod.
-    runs.kill("emulators.engine")
+    runs.kill("emulated_cloud.engine")
     words = "Transport endpoint is not connected"
     assert wait_for(lambda: words in runs.kubectl("logs", "deployment/" + deployment), 30)
     path = "jsonpath={.status.readyReplicas}"
@@ -201,7 +201,7 @@ def test_a_port_in_use_is_named(folder: Path) -> None:
         (folder / "tokens").write_text("t,admin,admin\n")
         arguments = ("--data", str(folder / "cluster"), "--tokens", str(folder / "tokens"), "--port", str(port))
         with pytest.raises(EmulatorFailed, match=r"kube-apiserver ended with exit code 1: .*address already in use"):
-            start("emulators.real.control_plane", *arguments, log=folder / "plane.log", within=network.prefix)
+            start("emulated_cloud.real.control_plane", *arguments, log=folder / "plane.log", within=network.prefix)
     finally:
         if taken:
             taken.kill()

@@ -12,10 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-from emulators.cloud import Cloud, wait_for
-from emulators.process import EmulatorFailed, Process, start
-from emulators.real.namespace import LOAD_BALANCER_NETWORK, POD_NETWORK, Namespace
+from emulated_cloud.cloud import Cloud, wait_for
+from emulated_cloud.process import EmulatorFailed, Process, start
+from emulated_cloud.real.namespace import LOAD_BALANCER_NETWORK, POD_NETWORK, Namespace
 
 from .kube import KUBECTL, PYTHON, USER, deployment, endpoint, kubectl, namespace, service
 
@@ -107,7 +106,7 @@ def begin(folder: Path, network: Namespace, *options: str) -> Process:
     tokens = folder / "tokens.csv"
     tokens.write_text('admin-token,admin,admin,"system:masters"\n')
     arguments = ("--data", str(folder / "data"), "--tokens", str(tokens), "--port", str(network.publish()))
-    return start("emulators.real.control_plane", *arguments, *options, log=folder / "log", within=network.prefix)
+    return start("emulated_cloud.real.control_plane", *arguments, *options, log=folder / "log", within=network.prefix)
 
 
 def ask(process: Process, folder: Path, *args: str) -> str:

@@ -9,11 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from emulators.cloud import Cloud, wait_for
-from emulators.kubernetes.gke.gcsfuse import Mount
-from emulators.real.gcsfuse import command_line
-from emulators.real.namespace import Namespace
+from emulated_cloud.cloud import Cloud, wait_for
+from emulated_cloud.kubernetes.gke.gcsfuse import Mount
+from emulated_cloud.real.gcsfuse import command_line
+from emulated_cloud.real.namespace import Namespace
 
 from .kube import PYTHON, USER, bucket_volume, deployment, kubectl, mounts, namespace, upload
 

@@ -17,13 +17,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from emulated_cloud.cloud import Cloud
+from emulated_cloud.hub import models
 
-from components import names, render
-from components.settings import Settings
-from emulators.cloud import Cloud
-from emulators.hub import models
 from pipelines import child, local
 from pipelines.scenarios import find
+from serving import names
+from serving.rendering import render
+from serving.settings import Settings
 
 from .kube import kubectl
 

@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from emulated_cloud.cloud import wait_for
+from emulated_cloud.real.parts import BUILD, PARTS, cache
+from emulated_cloud.real.runtime import LAUNCHER, interpreters
 
-from emulators.cloud import wait_for
-from emulators.real.parts import BUILD, PARTS, cache
-from emulators.real.runtime import LAUNCHER, interpreters
 from tests.scenarios.command import processes_below
 
 from .kube import USER, mounts

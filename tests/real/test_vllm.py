@@ -10,8 +10,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-
-from emulators.cloud import Cloud
+from emulated_cloud.cloud import Cloud
 
 from .kube import bucket_volume, deployment, endpoint, kubectl, namespace, service, upload
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+from emulated_cloud.hub import models
 
-from emulators.hub import models
 from tests.scenarios.command import Run
 
 MODEL = "google/gemma-4-E4B-it"

@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
+from emulated_cloud.cloud import wait_for
 
-from emulators.cloud import wait_for
 from tests.scenarios.command import Run, processes_below
 
 STEPS = [
@@ -78,11 +78,11 @@ def test_an_emulator_that_dies_ends_the_run_at_once_with_its_name(emulator, tmp_
     # What the steps leave may lie in a bucket of its own.
     run = run_on(tmp_path / "state", tmp_path, "--set", "pipeline_root=gs://runs-bucket/gemma")
     run.wait_for("ensure_access: started" if emulator == "storage" else "resolve_model: started")
-    os.kill(_process(tmp_path, f"-m emulators.{emulator} "), signal.SIGKILL)
+    os.kill(_process(tmp_path, f"-m emulated_cloud.{emulator} "), signal.SIGKILL)
     killed = time.monotonic()
     result = run.finish(code=1)
     assert time.monotonic() - killed < 20
-    words = f"emulators.{emulator} was ended by SIGKILL. Its logs are in {tmp_path / 'state' / 'logs'}. Run again"
+    words = f"emulated_cloud.{emulator} was ended by SIGKILL. Its logs are in {tmp_path / 'state' / 'logs'}. Run again"
     assert result["error"]["type"] == "InconclusiveError"
     assert result["error"]["message"] == words
     assert result["status"] == "failed"

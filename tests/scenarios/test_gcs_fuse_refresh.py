@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+from emulated_cloud.hub import models
 
-from emulators.hub import models
 from tests.scenarios.command import MODEL, Run, Traffic, by_hand, processes_below, refresh, requests
 
 WRITES = {"POST", "PUT", "PATCH", "DELETE"}

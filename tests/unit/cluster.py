@@ -1,4 +1,4 @@
-"""A cluster in memory with the interface of components.clients.kubernetes.Cluster, for logic about order and
+"""A cluster in memory with the interface of serving.clients.kubernetes.Cluster, for logic about order and
 preconditions. What the API server really does is for the contract tests to say."""
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from components.clients.kubernetes import KINDS, ApiError, ConflictError
+from serving.clients.kubernetes import KINDS, ApiError, ConflictError
 
 Object = dict[str, Any]
 MANAGER = "gemma-gke-pipelines"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from components import names
-from components.release import Release
-from components.settings import Settings, validated
+from serving import names
+from serving.settings import Settings, validated
+from serving.weights.release import Release
 
 SETTINGS: Settings = validated(Settings, {"scenario": "gcs-fuse", "project": "demo-project", "bucket": "demo-bucket"})
 RELEASE = Release(

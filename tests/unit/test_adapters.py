@@ -9,13 +9,15 @@ from typing import Any
 
 import google_crc32c
 import pytest
+from emulated_cloud.engine import args as engine
 
-from components import adapter, digest, identity, render, repositories
-from components.errors import RequestError
-from components.identity import ServedFile
-from components.release import Release
-from components.settings import Settings, override, validated
-from emulators.engine import args as engine
+from serving.clients import digest
+from serving.clients.digest import ServedFile
+from serving.errors import RequestError
+from serving.rendering import render
+from serving.settings import Settings, override, validated
+from serving.weights import adapter, identity, repositories
+from serving.weights.release import Release
 from tests.unit.deployment import RELEASE
 
 BASE: dict[str, Any] = {"scenario": "gcs-fuse", "project": "demo-project", "bucket": "demo-bucket"}

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from components import catalog
-from components.errors import RequestError
+from serving import catalog
+from serving.errors import RequestError
 
 CATALOG: dict[str, Any] = yaml.safe_load(importlib.resources.files("manifests").joinpath("catalog.yaml").read_text())
 

@@ -9,12 +9,12 @@ import tempfile
 
 import pytest
 import yaml
+from emulated_cloud.real import parts
 
-from components.errors import InconclusiveError
-from emulators.real import parts
 from pipelines import cli, local
 from pipelines.cli.run import _print_result, _request_was_wrong
 from pipelines.scenarios import SCENARIOS
+from serving.errors import InconclusiveError
 
 
 @pytest.fixture
@@ -136,8 +136,8 @@ def test_a_cluster_does_not_change_its_control_plane(command, monkeypatch, tmp_p
 
 
 def test_serving_on_ends_with_the_cloud(command):
-    with pytest.raises(InconclusiveError, match=r"^emulators\.storage was ended by SIGKILL$"):
-        local.serve_on(iter(["", "", "emulators.storage was ended by SIGKILL"]).__next__)
+    with pytest.raises(InconclusiveError, match=r"^emulated_cloud\.storage was ended by SIGKILL$"):
+        local.serve_on(iter(["", "", "emulated_cloud.storage was ended by SIGKILL"]).__next__)
 
 
 def test_settings_of_another_scenario_are_refused(command, tmp_path):

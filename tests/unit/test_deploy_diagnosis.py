@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from components.deploy_server.diagnosis import Diagnosis, Patience, Problem
-from components.errors import AccessError, InconclusiveError, ReleaseError, RequestError
+from serving.errors import AccessError, InconclusiveError, ReleaseError, RequestError
 
 PATIENCE = Patience(capacity=1800, ready=1800)
 NAME = "vllm-g0123456789"

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
-from components import names, render
-from components.clients.kubernetes import ApiError
 from components.deploy_server import step
 from components.deploy_server.diagnosis import Patience
-from components.errors import InconclusiveError, ReleaseError, RequestError
-from components.outcome import Outcome
-from components.settings import Settings
+from serving import names
+from serving.clients.kubernetes import ApiError
+from serving.errors import InconclusiveError, ReleaseError, RequestError
+from serving.outcome import Outcome
+from serving.rendering import render
+from serving.settings import Settings
 from tests.unit.cluster import MemoryCluster
 from tests.unit.deployment import RELEASE, quick
 

@@ -7,9 +7,10 @@ import struct
 
 import pytest
 
-from components.checkpoint import INDEX, Chosen, check_shards, choose, header_length, tensors
-from components.errors import ReleaseError, RequestError
-from components.identity import ServedFile, weights_key
+from serving.clients.digest import ServedFile
+from serving.errors import ReleaseError, RequestError
+from serving.weights.checkpoint import INDEX, Chosen, check_shards, choose, header_length, tensors
+from serving.weights.identity import weights_key
 
 
 def listed(*paths: str) -> list[ServedFile]:

@@ -11,14 +11,15 @@ import time
 import google_crc32c
 import pytest
 
-from components import digest, manifest
-from components.clients.storage import StoredObject
-from components.clients.upload import QUANTUM, Upload
-from components.clients.wire import Interrupted, Patience, Stopped, Wire, retry_after
 from components.download_weights import progress
-from components.errors import InconclusiveError
-from components.identity import ServedFile
-from components.manifest import File, Manifest, Repository
+from serving.clients import digest
+from serving.clients.digest import ServedFile
+from serving.clients.storage import StoredObject
+from serving.clients.upload import QUANTUM, Upload
+from serving.clients.wire import Interrupted, Patience, Stopped, Wire, retry_after
+from serving.errors import InconclusiveError
+from serving.weights import manifest
+from serving.weights.manifest import File, Manifest, Repository
 
 DATA = bytes(range(256)) * 40
 

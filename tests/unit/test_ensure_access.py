@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from components import names, render
-from components.clients import google, storage
 from components.ensure_access import step
-from components.errors import AccessError, RequestError
-from components.settings import Settings
+from serving import names
+from serving.clients import google, storage
+from serving.errors import AccessError, RequestError
+from serving.rendering import render
+from serving.settings import Settings
 from tests.unit.cluster import MemoryCluster
 from tests.unit.deployment import quick
 

@@ -11,10 +11,10 @@ from typing import Any
 import kubernetes_validate
 import pytest
 
-from components import names
-from components.errors import InconclusiveError, PipelineError, RequestError
-from components.job import job_name, manifest, run_job
-from components.settings import Settings
+from serving import names
+from serving.deployment.job import job_name, manifest, run_job
+from serving.errors import InconclusiveError, PipelineError, RequestError
+from serving.settings import Settings
 from tests.unit.cluster import MemoryCluster
 from tests.unit.deployment import quick
 

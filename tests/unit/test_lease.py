@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from components import lease
-from components.errors import InconclusiveError, LeaseHeldError
+from serving.deployment import lease
+from serving.errors import InconclusiveError, LeaseHeldError
 from tests.unit import deployment
 from tests.unit.cluster import MemoryCluster
 from tests.unit.deployment import quick

@@ -1,7 +1,8 @@
 """What dead runs left: found by what the record does not name, and taken away without touching what serves."""
 
-from components import leftovers, names
-from components.record import Record
+from serving import names
+from serving.deployment import leftovers
+from serving.deployment.record import Record
 from tests.unit.cluster import MemoryCluster
 from tests.unit.deployment import SETTINGS, deployment, job, owned
 

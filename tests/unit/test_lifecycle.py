@@ -2,11 +2,12 @@
 
 import pytest
 
-from components import names, record
 from components.discard_generation.step import discard
-from components.errors import InconclusiveError, RequestError
-from components.promote_generation import step, traffic
-from components.record import Record
+from components.promote_generation import step
+from serving import names
+from serving.deployment import record, traffic
+from serving.deployment.record import Record
+from serving.errors import InconclusiveError, RequestError
 from tests.unit.cluster import MemoryCluster
 from tests.unit.deployment import RELEASE, deployment, job, owned, quick, service
 

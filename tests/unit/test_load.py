@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from components.settings import Validation
 from components.validate_server.checks import Plan, connected
 from components.validate_server.load import milliseconds, row, run_round
 from components.validate_server.server import Answer
+from serving.settings import Validation
 from tests.unit.engine import MODEL, WORDS, Engine, Reply, served
 
 

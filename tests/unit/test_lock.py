@@ -11,7 +11,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from components import image, job
+from serving import image
+from serving.deployment import job
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "images" / "components"
@@ -46,7 +47,7 @@ def wanted(*sections: str) -> list[Requirement]:
 
 @pytest.mark.parametrize(
     ("path", "sections"),
-    [(LOCKS[0], ()), (LOCKS[2], ("local", "dev"))],
+    [(LOCKS[0], ()), (LOCKS[2], ("dev",))],
     ids=["image", "development"],
 )
 def test_a_lock_holds_what_setup_cfg_asks_for(path: Path, sections: tuple[str, ...]) -> None:

@@ -2,9 +2,10 @@
 
 import pytest
 
-from components import names, record
-from components.errors import InconclusiveError
-from components.record import Known, Record, Rejection
+from serving import names
+from serving.deployment import record
+from serving.deployment.record import Known, Record, Rejection
+from serving.errors import InconclusiveError
 from tests.unit.cluster import MemoryCluster
 from tests.unit.deployment import RELEASE, SETTINGS, service
 

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
-from components import names, render
-from components.errors import RequestError
-from components.release import Release
-from components.settings import Settings, validated
+from serving import names
+from serving.errors import RequestError
+from serving.rendering import render
+from serving.settings import Settings, validated
+from serving.weights.release import Release
 
 BASE: dict[str, Any] = {"scenario": "gcs-fuse", "project": "demo-project", "bucket": "demo-bucket"}
 RELEASE = Release(

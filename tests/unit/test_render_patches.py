@@ -9,8 +9,8 @@ from typing import Any
 import kubernetes_validate
 import pytest
 
-from components import patches
-from components.errors import RequestError
+from serving.errors import RequestError
+from serving.rendering import patches
 
 DEPLOYMENT: dict[str, Any] = {
     "kind": "Deployment",

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from components.errors import RejectedBeforeError, ReleaseError
-from components.record import Known, Pin, Record, Rejection
 from components.resolve_model.decision import Decision, Situation, decide
+from serving.deployment.record import Known, Pin, Record, Rejection
+from serving.errors import RejectedBeforeError, ReleaseError
 from tests.unit.deployment import RELEASE, quick
 
 DIGEST = "0011223344556677"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from components import names
-from components.errors import RequestError
-from components.record import Known, Record
 from components.resolve_model import step
 from components.resolve_model.step import Found, architecture, check_architecture, look_around, name_release
+from serving import names
+from serving.deployment.record import Known, Record
+from serving.errors import RequestError
 from tests.unit.cluster import MemoryCluster
 from tests.unit.deployment import RELEASE, deployment, job, lease, owned, quick, service
 

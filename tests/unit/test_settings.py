@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from components import identity, render
-from components.errors import RequestError
-from components.release import Release
-from components.settings import EXPLICIT, Settings, validated
+from serving.errors import RequestError
+from serving.rendering import render
+from serving.settings import EXPLICIT, Settings, validated
+from serving.weights import identity
+from serving.weights.release import Release
 
 BASE: dict[str, Any] = {"scenario": "gcs-fuse", "project": "demo-project", "bucket": "demo-bucket"}
 

@@ -9,9 +9,9 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from components.errors import RequestError
-from components.settings import Settings, commented_example, load, override, read_values, validated
-from components.settings.sections import section_of
+from serving.errors import RequestError
+from serving.settings import Settings, commented_example, load, override, read_values, validated
+from serving.settings.sections import section_of
 
 BASE: dict[str, Any] = {"scenario": "gcs-fuse", "project": "demo-project", "bucket": "demo-bucket"}
 

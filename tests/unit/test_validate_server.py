@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from components.settings import Prompt, Thresholds, Validation
 from components.validate_server.checks import Plan, verdict
+from serving.settings import Prompt, Thresholds, Validation
 from tests.unit import engine as engines
 from tests.unit.engine import CUT, EVENTS, MODEL, Engine, Reply, event, reply, served, usage
 

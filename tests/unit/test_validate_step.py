@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from components import names
-from components.clients.kubernetes import Object
-from components.errors import InconclusiveError
-from components.settings import Prompt
 from components.validate_server import page, step
 from components.validate_server.checks import Plan
+from serving import names
+from serving.clients.kubernetes import Object
+from serving.errors import InconclusiveError
+from serving.settings import Prompt
 from tests.unit.deployment import RELEASE, quick
 from tests.unit.test_job import JobCluster, fails
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-
-from emulators.kubernetes.apiserver.errors import ApiError
-from emulators.kubernetes.apiserver.fieldsets import (
+from emulated_cloud.kubernetes.apiserver.errors import ApiError
+from emulated_cloud.kubernetes.apiserver.fieldsets import (
     compare,
     from_fields_v1,
     merge,
@@ -16,9 +15,9 @@ from emulators.kubernetes.apiserver.fieldsets import (
     to_fields_v1,
     to_set,
 )
-from emulators.kubernetes.apiserver.patch import json_patch, merge_patch, strategic_merge
-from emulators.kubernetes.apiserver.quantities import canonical, parsed
-from emulators.kubernetes.apiserver.schema import Schema, builtin
+from emulated_cloud.kubernetes.apiserver.patch import json_patch, merge_patch, strategic_merge
+from emulated_cloud.kubernetes.apiserver.quantities import canonical, parsed
+from emulated_cloud.kubernetes.apiserver.schema import Schema, builtin
 
 POD = builtin("io.k8s.api.core.v1.Pod")
 

@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from emulators import process
+from emulated_cloud import process
 
 Object = dict[str, Any]
 
@@ -69,7 +68,7 @@ def start(folder: Path) -> Server:
     tokens = folder / "tokens.csv"
     tokens.write_text('admin-token,admin,1,"system:masters"\npipeline-token,pipeline,2,"builders,readers"\n')
     started = process.start(
-        "emulators.kubernetes.apiserver",
+        "emulated_cloud.kubernetes.apiserver",
         "--data",
         str(folder / "data"),
         "--tokens",
@@ -155,7 +154,7 @@ def test_it_starts_with_little_and_ends_with_its_parent(server: Server) -> None:
 def test_a_token_file_that_is_none_is_told(tmp_path: Path) -> None:
     tokens = tmp_path / "tokens.csv"
     tokens.write_text("only-a-token\n")
-    command = [sys.executable, "-m", "emulators.kubernetes.apiserver", "--data", str(tmp_path / "data")]
+    command = [sys.executable, "-m", "emulated_cloud.kubernetes.apiserver", "--data", str(tmp_path / "data")]
     done = subprocess.run([*command, "--tokens", str(tokens)], capture_output=True, text=True, stdin=subprocess.DEVNULL)
 
     assert done.returncode == 1

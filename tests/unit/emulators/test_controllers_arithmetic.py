@@ -6,18 +6,17 @@ from collections import Counter
 from fractions import Fraction
 
 import pytest
-
-from emulators.kubernetes.controllers.deployment import rolling_bounds
-from emulators.kubernetes.controllers.pods import deletion_order
-from emulators.kubernetes.quantity import parse_quantity, pod_requests
-from emulators.kubernetes.scheduling import (
+from emulated_cloud.kubernetes.controllers.deployment import rolling_bounds
+from emulated_cloud.kubernetes.controllers.pods import deletion_order
+from emulated_cloud.kubernetes.quantity import parse_quantity, pod_requests
+from emulated_cloud.kubernetes.scheduling import (
     NodeState,
     VolumeNeeds,
     misfit,
     node_states,
     unschedulable_message,
 )
-from emulators.kubernetes.selectors import matches, node_selector_matches, selected, tolerates
+from emulated_cloud.kubernetes.selectors import matches, node_selector_matches, selected, tolerates
 
 
 @pytest.mark.parametrize(

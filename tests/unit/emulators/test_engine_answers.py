@@ -9,12 +9,11 @@ from itertools import islice
 
 import jsonschema
 import pytest
-
-from emulators.engine import structured, text
-from emulators.engine.metrics import Histogram, Metrics, one_two_five
-from emulators.engine.sampling import Output, SamplingParams, decode
-from emulators.engine.tokenizer import TemplateFailed, Tokenizer
-from emulators.hub import models
+from emulated_cloud.engine import structured, text
+from emulated_cloud.engine.metrics import Histogram, Metrics, one_two_five
+from emulated_cloud.engine.sampling import Output, SamplingParams, decode
+from emulated_cloud.engine.tokenizer import TemplateFailed, Tokenizer
+from emulated_cloud.hub import models
 
 EOS, TURN = 1, 106
 

@@ -7,13 +7,12 @@ import re
 import shutil
 
 import pytest
-
-from emulators.engine.__main__ import main
-from emulators.engine.architectures import required_tensors
-from emulators.engine.args import parse
-from emulators.engine.checkpoint import BadModel, load_weights, open_config
-from emulators.engine.draft import load_draft, open_draft
-from emulators.hub import models
+from emulated_cloud.engine.__main__ import main
+from emulated_cloud.engine.architectures import required_tensors
+from emulated_cloud.engine.args import parse
+from emulated_cloud.engine.checkpoint import BadModel, load_weights, open_config
+from emulated_cloud.engine.draft import load_draft, open_draft
+from emulated_cloud.hub import models
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,11 @@ import json
 
 import pytest
 from aiohttp import web
-
-from emulators.kubernetes.gke.config import ConfigError, Project, load
-from emulators.kubernetes.gke.gcsfuse import GcsFuseDriver, LinkMounter
-from emulators.kubernetes.gke.machines import MACHINE_TYPES, node_template
-from emulators.kubernetes.kubelet.csi import CsiError, PublishRequest
-from emulators.kubernetes.quantity import parse_quantity
+from emulated_cloud.kubernetes.gke.config import ConfigError, Project, load
+from emulated_cloud.kubernetes.gke.gcsfuse import GcsFuseDriver, LinkMounter
+from emulated_cloud.kubernetes.gke.machines import MACHINE_TYPES, node_template
+from emulated_cloud.kubernetes.kubelet.csi import CsiError, PublishRequest
+from emulated_cloud.kubernetes.quantity import parse_quantity
 
 CONFIG = {"zones": ["us-central1-a"], "project": {"id": "p", "number": "1"}, "pods": "/tmp/pods"}
 

@@ -13,9 +13,8 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-
-from emulators.hub import Repository, RepositoryError, serving
-from emulators.hub import repository as module
+from emulated_cloud.hub import Repository, RepositoryError, serving
+from emulated_cloud.hub import repository as module
 
 REPO = "google/gemma"
 
@@ -60,7 +59,9 @@ def test_the_sha_depends_on_contents_and_message_alone(tmp_path, folder):
 
 
 def test_another_process_gives_the_same_sha(tmp_path, folder):
-    code = "import sys; from emulators.hub import Repository; print(Repository(sys.argv[1], 'a/b').commit(sys.argv[2]))"
+    code = (
+        "import sys; from emulated_cloud.hub import Repository as R; print(R(sys.argv[1], 'a/b').commit(*sys.argv[2:]))"
+    )
     command = [sys.executable, "-c", code, str(tmp_path / "other"), str(folder)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     assert done.stdout.strip() == Repository(tmp_path / "mine", REPO).commit(folder)
@@ -167,7 +168,7 @@ def test_a_hub_cache_is_committed_through_its_links_and_without_leftovers(tmp_pa
 
 def test_commits_of_many_processes_all_count(tmp_path, folder):
     code = (
-        "import sys; from emulators.hub import Repository\n"
+        "import sys; from emulated_cloud.hub import Repository\n"
         "for n in range(5): Repository(sys.argv[1], 'a/b').commit(sys.argv[2], branch=f'{sys.argv[3]}-{n}')"
     )
     root = tmp_path / "root"

@@ -7,12 +7,11 @@ import signal
 from pathlib import Path
 
 import pytest
-
-from emulators.kubernetes.kubelet.environment import Rewriter, expand, service_variables
-from emulators.kubernetes.kubelet.fields import FieldError, field_value, resource_value
-from emulators.kubernetes.kubelet.logs import LogFile, last_words, latest_log, log_path, render
-from emulators.kubernetes.kubelet.probes import Probe, ProbeFailed
-from emulators.kubernetes.kubelet.process import StartError, session_memory, start
+from emulated_cloud.kubernetes.kubelet.environment import Rewriter, expand, service_variables
+from emulated_cloud.kubernetes.kubelet.fields import FieldError, field_value, resource_value
+from emulated_cloud.kubernetes.kubelet.logs import LogFile, last_words, latest_log, log_path, render
+from emulated_cloud.kubernetes.kubelet.probes import Probe, ProbeFailed
+from emulated_cloud.kubernetes.kubelet.process import StartError, session_memory, start
 
 
 def test_references_expand_and_dollars_escape():

@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-
-from emulators.kubernetes.network import proxy
-from emulators.kubernetes.network.proxy import BodyScanner
-from emulators.kubernetes.network.relay import Relay, Side, listen
-from emulators.kubernetes.network.services import NoEndpoint, ServiceTable
-from emulators.kubernetes.resources import ENDPOINT_SLICES, SERVICES
+from emulated_cloud.kubernetes.network import proxy
+from emulated_cloud.kubernetes.network.proxy import BodyScanner
+from emulated_cloud.kubernetes.network.relay import Relay, Side, listen
+from emulated_cloud.kubernetes.network.services import NoEndpoint, ServiceTable
+from emulated_cloud.kubernetes.resources import ENDPOINT_SLICES, SERVICES
 
 
 def _run(scenario):

@@ -12,12 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
-
-from emulators.cloud import Cloud
-from emulators.real import building, parts, runtime
-from emulators.real.building import Progress, build
-from emulators.real.control_plane import request_entry
-from emulators.real.parts import PARTS, RealPartError
+from emulated_cloud.cloud import Cloud
+from emulated_cloud.real import building, parts, runtime
+from emulated_cloud.real.building import Progress, build
+from emulated_cloud.real.control_plane import request_entry
+from emulated_cloud.real.parts import PARTS, RealPartError
 
 GO = """#!/bin/sh
 echo "$@" >> "{calls}"
@@ -137,7 +136,7 @@ def test_a_failure_shows_the_compilers_last_words(calls: Path, tmp_path: Path) -
 def test_an_interrupted_build_leaves_nothing(calls: Path, tmp_path: Path) -> None:
     have_go(tmp_path, build="echo compiling; sleep 60")
     process = subprocess.Popen(
-        [sys.executable, "-m", "emulators.real", "build", "control-plane"],
+        [sys.executable, "-m", "emulated_cloud.real", "build", "control-plane"],
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ,

@@ -10,12 +10,11 @@ from itertools import count
 
 import google_crc32c
 import pytest
-
-from emulators import process
-from emulators.storage.errors import GcsError
-from emulators.storage.preconditions import Preconditions
-from emulators.storage.store import RootInUse, Store
-from emulators.storage.uploads import QUANTUM, Expected, SessionGone, Uploads
+from emulated_cloud import process
+from emulated_cloud.storage.errors import GcsError
+from emulated_cloud.storage.preconditions import Preconditions
+from emulated_cloud.storage.store import RootInUse, Store
+from emulated_cloud.storage.uploads import QUANTUM, Expected, SessionGone, Uploads
 
 
 class Service:
@@ -270,7 +269,7 @@ def test_two_servers_do_not_share_a_folder(service):
         Store(service.root)
     log = service.root.parent / "log"
     with pytest.raises(process.EmulatorFailed, match="another storage emulator serves"):
-        process.start("emulators.storage", "--root", str(service.root), log=log)
+        process.start("emulated_cloud.storage", "--root", str(service.root), log=log)
 
 
 def test_a_real_kill(tmp_path):
@@ -283,7 +282,7 @@ def test_a_real_kill(tmp_path):
     confirmed: dict[str, int] = {}
     for round_number in range(3):
         options = ("--root", str(tmp_path / "root"), "--bucket", "bkt")
-        emulator = process.start("emulators.storage", *options, log=tmp_path / "log")
+        emulator = process.start("emulated_cloud.storage", *options, log=tmp_path / "log")
         client = storage.Client("p", AnonymousCredentials(), client_options={"api_endpoint": emulator.url})
 
         def write(worker, bucket):

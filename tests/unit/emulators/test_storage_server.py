@@ -1,6 +1,6 @@
 """What the storage emulator's server is told apart from GCS's protocol: who is who, and what goes wrong on the wire.
 
-The faults are those of emulators/http.py, which every threaded emulator shares.
+The faults are those of emulators/emulated_cloud/http.py, which every threaded emulator shares.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ import threading
 from contextlib import contextmanager
 
 import pytest
-
-from emulators.storage.server import StorageServer
-from emulators.storage.store import Store
+from emulated_cloud.storage.server import StorageServer
+from emulated_cloud.storage.store import Store
 
 BODY = bytes(range(256)) * 400  # 102,400 bytes
 UPLOAD = "/upload/storage/v1/b/bkt/o?uploadType=media&name=x"

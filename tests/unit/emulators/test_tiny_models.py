@@ -17,11 +17,10 @@ from pathlib import Path
 import jinja2
 import numpy as np
 import pytest
+from emulated_cloud.hub import models
+from emulated_cloud.hub.models.tokenizer import BOS, END_OF_TURN, EOS, PAD, VOCABULARY
+from emulated_cloud.hub.models.weights import LAYERS, SILENT
 from tokenizers import Tokenizer
-
-from emulators.hub import models
-from emulators.hub.models.tokenizer import BOS, END_OF_TURN, EOS, PAD, VOCABULARY
-from emulators.hub.models.weights import LAYERS, SILENT
 
 PROMPTS = ["Hello, who are you?", "What is the capital of France?", "하늘은 왜 파란가요?", "日本 🦊\n\n\n", "   ", "7"]
 KINDS = ["gemma3", "gemma4"]
@@ -179,7 +178,7 @@ def answer(folder: Path, prompt: str, tokens: int = 16) -> tuple[str, list[int]]
 @pytest.mark.parametrize("kind", KINDS)
 def test_another_process_makes_the_same_bytes(kind, checkpoints, tmp_path):
     for name in ("first", "second"):
-        command = [sys.executable, "-m", "emulators.hub.models", kind, str(tmp_path / name), "--seed", "1"]
+        command = [sys.executable, "-m", "emulated_cloud.hub.models", kind, str(tmp_path / name), "--seed", "1"]
         subprocess.run(command, check=True, env={"PYTHONHASHSEED": str(len(name))})
     expected = digests(checkpoints[kind, 1])
     assert digests(tmp_path / "first") == expected
@@ -290,7 +289,7 @@ def test_an_adapter_fits_its_base(kind, checkpoints, tmp_path):
 
 
 def test_the_command_refuses_a_lora_without_a_base(tmp_path):
-    command = [sys.executable, "-m", "emulators.hub.models", "lora", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "emulated_cloud.hub.models", "lora", str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "lora needs --base" in done.stderr

@@ -1,0 +1,380 @@
+"""A whole small cloud in one folder: every emulator, started together, wired to each other, ended together.
+
+`Cloud(folder, …)` is what a laptop run and the test fixtures use. `environment` points the customary variables of the
+unchanged client libraries at it; `kubeconfig` is for kubectl. What must outlive it lies in `folder` (buckets, the
+cluster's objects); what must not lies in `folder/tmp`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import sys
+import time
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from emulated_cloud.process import EmulatorFailed, Process, start
+
+if TYPE_CHECKING:
+    from emulated_cloud.real.namespace import Namespace
+
+ACCELERATORS = {
+    "nvidia-l4": 16,
+    "nvidia-tesla-a100": 8,
+    "nvidia-a100-80gb": 8,
+    "nvidia-h100-80gb": 8,
+    "nvidia-rtx-pro-6000": 8,
+}
+"""How many of each accelerator the project's quota allows unless said otherwise."""
+
+
+def default_images(real: Collection[str] = ()) -> list[dict[str, Any]]:
+    """What runs for which image: vLLM is the emulated engine or the real one, any `python` this interpreter."""
+    engine: dict[str, Any] = {"argv0": {"vllm": [sys.executable, "-m", "emulated_cloud.engine"]}}
+    if "vllm" in real:
+        from emulated_cloud.real import engine as real_engine
+        from emulated_cloud.real.parts import PARTS
+
+        # The path itself: where a link leads is what a container's root has.
+        python = str(PARTS["vllm"].folder.resolve() / "bin" / "python")
+        engine = {"argv0": {"vllm": [python, "-P", real_engine.__file__]}, "env": real_engine.ENVIRONMENT}
+    return [
+        {"match": r"(.*/)?vllm-openai[:@].*", **engine},
+        {"match": r"(.*/)?python[^/]*[:@].*", "argv0": {"python": [sys.executable]}},
+    ]
+
+
+@dataclass
+class Cloud:
+    """The emulators of one folder.
+
+    `repositories` are hub repositories (`org/name` → folder); those in `gated` need a grant, which the token in
+    `secrets["hf-token"]` has. `secrets` are Secret Manager secrets by id. `expose` lists Services that get a loopback
+    port: `{"namespace", "service", "port", "address", "file"}`. `service_account` is the identity of whoever uses
+    `environment`.
+
+    `real` names the parts that are real (real/). Then the cluster is a machine of its own: a private network
+    and private mounts, in which containers have roots and users of their own; what is outside reaches the API server
+    and what `expose` lists. `objects` are files of what is in a real control plane from the start: the roles that the
+    pipeline's identity has, since nobody else gives it any.
+    """
+
+    folder: Path
+    project: str = "demo-project"
+    location: str = "us-central1"
+    cluster: str = "gemma"
+    buckets: Sequence[str] = ("demo-bucket",)
+    repositories: dict[str, Path] = field(default_factory=dict)
+    gated: Sequence[str] = ()
+    secrets: dict[str, str] = field(default_factory=dict)
+    images: list[dict[str, Any]] | None = None
+    accelerators: dict[str, int] = field(default_factory=lambda: dict(ACCELERATORS))
+    expose: list[dict[str, Any]] = field(default_factory=list)
+    scale_up_seconds: float = 0.3
+    service_account: str = "pipeline@demo-project.iam.gserviceaccount.com"
+    real: Collection[str] = ()
+    objects: Sequence[Path] = ()
+    _namespace: Namespace | None = field(default=None, init=False)
+    _running: list[Process] = field(default_factory=list, init=False)
+    _url: dict[str, str] = field(default_factory=dict, init=False)
+
+    @property
+    def kubeconfig(self) -> Path:
+        """An administrator's kubeconfig, for kubectl."""
+        return self.folder / "kubeconfig"
+
+    def start(self) -> None:
+        """Brings everything up. Raises EmulatorFailed, with everything down again, when a part does not come."""
+        tmp = self.folder / "tmp"
+        shutil.rmtree(tmp, ignore_errors=True)
+        for folder in (tmp, self.folder / "logs"):
+            folder.mkdir(parents=True, exist_ok=True)
+        tokens = {name: secrets.token_urlsafe(24) for name in ("pipeline", "controllers", "gke", "admin")}
+        self._write_secrets(tmp, tokens)
+        try:
+            if self.real:
+                self._start_namespace()
+            with ThreadPoolExecutor() as pool:
+                for started in [
+                    pool.submit(self._start_storage, tokens),
+                    pool.submit(self._start_hub),
+                    pool.submit(self._start_control_plane, tokens),
+                ]:
+                    started.result()
+                for started in [pool.submit(self._start_google, tokens), pool.submit(self._start_gke)]:
+                    started.result()
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Takes everything down: the cluster's pods before what they read from. Nothing is left running."""
+        for process in reversed(self._running):
+            process.stop()
+        self._running.clear()
+        if self._namespace:
+            self._namespace.stop()
+            self._namespace = None
+        shutil.rmtree(self.folder / "tmp", ignore_errors=True)
+
+    @property
+    def loss(self) -> str:
+        """Which part has ended although nobody told it to, with its last words; empty while all run."""
+        ends = [process.end for process in self._running]
+        if self._namespace:
+            ends.append(self._namespace.end)
+        return next(filter(None, ends), "")
+
+    def __enter__(self) -> Cloud:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables that point Google's, Kubernetes' and the hub's clients here; the others are as they are."""
+        tmp = self.folder / "tmp"
+        kept = {name: value for name, value in os.environ.items() if name not in _OF_THE_REAL_CLOUD}
+        return {
+            **kept,
+            "HF_ENDPOINT": self._url["hub"],
+            "HF_HOME": str(tmp / "huggingface"),
+            "STORAGE_EMULATOR_HOST": self._url["storage"],
+            "GEMMA_PIPELINES_API_ENDPOINT": self._url["google"],
+            # google.auth asks the one whether it runs in the cloud, and the other for a token.
+            "GCE_METADATA_IP": self._url["google"].removeprefix("http://"),
+            "GCE_METADATA_HOST": self._url["google"].removeprefix("http://"),
+            # Credentials of the person at this machine must not reach an emulator.
+            "CLOUDSDK_CONFIG": str(tmp / "gcloud"),
+            "NO_PROXY": "127.0.0.1,localhost",
+            "no_proxy": "127.0.0.1,localhost",
+            "TMPDIR": str(tmp),
+        }
+
+    def url(self, emulator: str) -> str:
+        """Address of `hub`, `storage`, `google` or `apiserver`."""
+        return self._url[emulator]
+
+    def bucket_folder(self, name: str) -> Path:
+        """The folder in which a bucket's objects lie under their names, whether anything serves them or not."""
+        return self._buckets / name / "objects"
+
+    def requests(self, emulator: str) -> list[dict[str, Any]]:
+        """What an emulator was asked so far, since this Cloud began (emulated_cloud/http.py: request log)."""
+        path = self.folder / "tmp" / f"{emulator}.requests"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    # -- the parts ------------------------------------------------------------------------------------------
+
+    @property
+    def _buckets(self) -> Path:
+        return self.folder.absolute() / "buckets"
+
+    @property
+    def _certificate(self) -> Path:
+        return self._cluster_folder / "tls" / "ca.crt"
+
+    @property
+    def _cluster_folder(self) -> Path:
+        return self.folder / ("control-plane" if "control-plane" in self.real else "cluster")
+
+    def _start_namespace(self) -> None:
+        from emulated_cloud.real.namespace import Namespace
+        from emulated_cloud.real.parts import require
+
+        require(self.real)
+        self._namespace = Namespace.start(self.folder / "logs" / "namespace.log")
+
+    def _start_in_cluster(self, name: str, module: str, *args: str) -> None:
+        self._start(name, module, *args, within=self._namespace.prefix if self._namespace else [])
+
+    def _start(
+        self, name: str, module: str, *args: str, env: dict[str, str] | None = None, within: Sequence[str] = ()
+    ) -> None:
+        log = self.folder / "logs" / f"{name}.log"
+        process = start(module, *args, log=log, env={"TMPDIR": str(self.folder / "tmp"), **(env or {})}, within=within)
+        self._running.append(process)
+        self._url[name] = process.url
+
+    def _request_log(self, name: str) -> tuple[str, str]:
+        return "--request-log", str(self.folder / "tmp" / f"{name}.requests")
+
+    def _write_secrets(self, tmp: Path, tokens: dict[str, str]) -> None:
+        """Token files, readable by their owner alone, for as long as this Cloud lives."""
+        _private(tmp / "storage-tokens.json", json.dumps({tokens["pipeline"]: self.service_account}))
+        granted = {self.secrets["hf-token"]: {"user": "reader", "granted": list(self.gated)}} if self.secrets else {}
+        _private(tmp / "hub-tokens.json", json.dumps(granted))
+        users = {
+            "pipeline": (self.service_account, ""),
+            "controllers": ("system:kube-controller-manager", "system:masters"),
+            # A real API server asks what it may: emulated_cloud/real/config/gke.yaml.
+            "gke": ("system:gke", "" if "control-plane" in self.real else "system:masters"),
+            "admin": ("admin", "system:masters"),
+        }
+        lines = [f'{tokens[key]},{name},{key},"{groups}"' for key, (name, groups) in users.items()]
+        _private(tmp / "cluster-tokens.csv", "\n".join(lines) + "\n")
+
+    def _start_storage(self, tokens: dict[str, str]) -> None:
+        self._start(
+            "storage",
+            "emulated_cloud.storage",
+            *("--root", str(self._buckets)),
+            *("--tokens", str(self.folder / "tmp" / "storage-tokens.json")),
+            *(argument for bucket in self.buckets for argument in ("--bucket", bucket)),
+            *self._request_log("storage"),
+        )
+
+    def _start_hub(self) -> None:
+        self._start(
+            "hub",
+            "emulated_cloud.hub",
+            *("--root", str(self.folder / "tmp" / "hub")),
+            *("--tokens", str(self.folder / "tmp" / "hub-tokens.json")),
+            *(argument for name, path in self.repositories.items() for argument in ("--repo", f"{name}={path}")),
+            *(argument for name in self.gated for argument in ("--gated", name)),
+            *self._request_log("hub"),
+        )
+
+    def _start_control_plane(self, tokens: dict[str, str]) -> None:
+        real = "control-plane" in self.real
+        self._start_in_cluster(
+            "apiserver",
+            "emulated_cloud.real.control_plane" if real else "emulated_cloud.kubernetes.apiserver",
+            # Their data are not each other's; tls/ is at the same place in both.
+            *("--data", str(self._cluster_folder)),
+            *("--tokens", str(self.folder / "tmp" / "cluster-tokens.csv")),
+            *("--port", str(self._namespace.publish() if self._namespace else 0)),
+            *(argument for path in (self.objects if real else ()) for argument in ("--objects", str(path))),
+            *self._request_log("apiserver"),
+        )
+        for user in ("controllers", "gke"):
+            self._write_kubeconfig(self.folder / "tmp" / f"{user}.kubeconfig", user, tokens[user])
+        self._write_kubeconfig(self.kubeconfig, "admin", tokens["admin"])
+        if not real:
+            kubeconfig = str(self.folder / "tmp" / "controllers.kubeconfig")
+            self._start_in_cluster("controllers", "emulated_cloud.kubernetes.controllers", "--kubeconfig", kubeconfig)
+
+    def _write_kubeconfig(self, path: Path, user: str, token: str) -> None:
+        # JSON is YAML.
+        content = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": self.cluster,
+            "clusters": [
+                {
+                    "name": self.cluster,
+                    "cluster": {"server": self._url["apiserver"], "certificate-authority": str(self._certificate)},
+                }
+            ],
+            "users": [{"name": user, "user": {"token": token}}],
+            "contexts": [{"name": self.cluster, "context": {"cluster": self.cluster, "user": user}}],
+        }
+        _private(path, json.dumps(content, indent=2))
+
+    def _start_google(self, tokens: dict[str, str]) -> None:
+        endpoint = self._url["apiserver"].removeprefix("https://")
+        config = {
+            "project": {"id": self.project, "number": "123456789012"},
+            # As GKE's metadata server names a federated identity. For a service account's own name, google.auth would
+            # ask Google itself where it may be used from.
+            "service_account": f"{self.project}.svc.id.goog",
+            "token": tokens["pipeline"],
+            "clusters": [
+                {
+                    "name": self.cluster,
+                    "location": self.location,
+                    "endpoint": endpoint,
+                    "ca_certificate": self._certificate.read_text(),
+                    "version": "1.35.3-gke.1389000",
+                    "autopilot": True,
+                }
+            ],
+            "secrets": {name: {"1": value} for name, value in self.secrets.items()},
+        }
+        path = self.folder / "tmp" / "google.json"
+        _private(path, json.dumps(config))
+        self._start("google", "emulated_cloud.google", "--config", str(path), *self._request_log("google"))
+
+    def _start_gke(self) -> None:
+        config = {
+            "zones": [self.location] if self.location[-2] == "-" else [f"{self.location}-{zone}" for zone in "abc"],
+            "accelerators": self.accelerators,
+            "scale_up_seconds": self.scale_up_seconds,
+            "storage": {
+                "endpoint": self._url["storage"],
+                "root": str(self._buckets),
+                "gcsfuse": "gcsfuse" in self.real,
+            },
+            "project": {"id": self.project, "number": "123456789012"},
+            "images": default_images(self.real) if self.images is None else self.images,
+            "pods": str(self.folder / "tmp" / "pods"),
+            "expose": self.expose,
+        }
+        if self._namespace:
+            config |= self._cluster_network(self._namespace)
+        path = self.folder / "tmp" / "gke.json"
+        path.write_text(json.dumps(config))
+        kubeconfig = str(self.folder / "tmp" / "gke.kubeconfig")
+        self._start_in_cluster(
+            "gke", "emulated_cloud.kubernetes.gke", "--kubeconfig", kubeconfig, "--config", str(path)
+        )
+
+    def _cluster_network(self, namespace: Namespace) -> dict[str, Any]:
+        """What the cluster's own machine changes for GKE's parts: addresses, mounts, ports that cross."""
+        from emulated_cloud.real import namespace as network
+
+        for name in ("storage", "hub"):
+            namespace.reach(int(self._url[name].rpartition(":")[2]))
+        exposed = []
+        for entry in self.expose:
+            port = namespace.publish(int(entry.get("address", ":0").rpartition(":")[2]))
+            exposed.append({**entry, "address": f"127.0.0.1:{port}"})
+        return {
+            "expose": exposed,
+            "private_roots": True,
+            "pod_network": network.POD_NETWORK,
+            "node_address": network.NODE_ADDRESS,
+            "load_balancer_network": network.LOAD_BALANCER_NETWORK,
+        }
+
+
+_OF_THE_REAL_CLOUD = {
+    "GOOGLE_APPLICATION_CREDENTIALS",
+    "GOOGLE_CLOUD_PROJECT",
+    "HF_TOKEN",
+    "HUGGING_FACE_HUB_TOKEN",
+    "HF_TOKEN_PATH",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "http_proxy",
+    "https_proxy",
+    "KUBECONFIG",
+}
+
+
+def _private(path: Path, text: str) -> None:
+    """Writes a file that only its owner may read, from its first byte."""
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+
+
+def wait_for(condition: Callable[[], bool], seconds: float) -> bool:
+    """Whether a condition that nobody announces came true in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+__all__ = ["ACCELERATORS", "Cloud", "EmulatorFailed", "default_images", "wait_for"]

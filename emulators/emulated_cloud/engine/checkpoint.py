@@ -1,0 +1,257 @@
+"""A checkpoint on disk, opened as vLLM opens it: config.json, the index, every shard's safetensors header.
+
+safetensors (https://github.com/huggingface/safetensors#format): u64 little-endian length of the header, the header
+(JSON: tensor name → dtype, shape, data_offsets), then the tensors' bytes without gaps. Only headers and a few pages
+are read, so a 50 GB model opens as fast as a small one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from emulated_cloud.engine.architectures import SUPPORTED, Expected, required_tensors, text_config
+
+BYTES = {
+    **dict.fromkeys(("F64", "I64", "U64"), 8),
+    **dict.fromkeys(("F32", "I32", "U32"), 4),
+    **dict.fromkeys(("BF16", "F16", "I16", "U16"), 2),
+    **dict.fromkeys(("BOOL", "I8", "U8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),
+}
+MAX_HEADER = 100_000_000
+PAGE, SAMPLES = 4096, 8
+
+
+class BadModel(Exception):
+    """What vLLM's front end refuses before any weight is read (config, arguments): exception type and words. `config`
+    is the part of its configuration that a ValidationError is about."""
+
+    def __init__(self, kind: str, message: str, config: str = "ModelConfig"):
+        super().__init__(message)
+        self.kind, self.config = kind, config
+
+
+class BadWeights(BadModel):
+    """What the engine core refuses while it loads."""
+
+
+@dataclass
+class Tensor:
+    """Where a tensor lies: `start` and `end` are offsets in its file, in bytes."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+@dataclass
+class Checkpoint:
+    """A checkpoint that vLLM would load.
+
+    digest: over every shard's header, size and a few pages, so other weights have another one. padding_only: the
+    embeddings are all zero, so every logit is the same and greedy decoding yields token 0 for ever.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    architecture: str
+    max_position_embeddings: int
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    digest: bytes = b""
+    padding_only: bool = False
+    total_bytes: int = 0
+
+
+def open_config(model: str, supported: Sequence[str] = SUPPORTED) -> Checkpoint:
+    """config.json, and what its architecture allows. Raises BadModel in vLLM's words."""
+    folder = Path(model)
+    if not folder.is_dir():
+        raise BadModel(
+            "huggingface_hub.errors.HFValidationError",
+            f"Repo id must be in the form 'repo_name' or 'namespace/repo_name': '{model}'. "
+            "Use `repo_type` argument if needed.",
+        )
+    if not (folder / "config.json").is_file():
+        raise BadModel(
+            "ValueError",
+            f"Invalid repository ID or local directory specified: '{model}'.\n"
+            "Please verify the following requirements:\n"
+            "1. Provide a valid Hugging Face repository ID.\n"
+            "2. Specify a local directory that contains a recognized configuration file.\n"
+            "   - For Hugging Face models: ensure the presence of a 'config.json'.\n"
+            "   - For Mistral models: ensure the presence of a 'params.json'.\n",
+        )
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+        architectures = list(config.get("architectures") or [])
+    except (ValueError, AttributeError) as error:
+        raise BadModel(
+            "OSError", f"It looks like the config file at '{folder / 'config.json'}' is not a valid JSON file."
+        ) from error
+    known = [name for name in architectures if name in supported]
+    if not known:
+        raise BadModel(
+            "ValidationError",
+            f"Model architectures {architectures} are not supported for now. "
+            f"Supported architectures: dict_keys({list(supported)})",
+        )
+    derived = int(text_config(config, known[0])["max_position_embeddings"])
+    return Checkpoint(folder, config, known[0], derived)
+
+
+def load_weights(checkpoint: Checkpoint) -> None:
+    """Fills in tensors, digest and padding_only. Raises BadWeights in vLLM's words."""
+    files = shards(checkpoint.folder)
+    digest = hashlib.sha256()
+    for file in files:
+        tensors, header = read_shard(file)
+        checkpoint.tensors.update(tensors)
+        digest.update(header)
+        digest.update(sample(file))
+        checkpoint.total_bytes += file.stat().st_size
+    checkpoint.digest = digest.digest()
+    names = check_tensors(checkpoint)
+    checkpoint.padding_only = all_zero(checkpoint.tensors[names["embed_tokens.weight"]])
+
+
+def shards(folder: Path) -> list[Path]:
+    """The files of the weights: those that the index names, or every *.safetensors without one."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        files = sorted(folder.glob("*.safetensors"))
+        if not files:
+            raise BadWeights("RuntimeError", f"Cannot find any model weights with `{folder}`")
+        return files
+    try:
+        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError) as error:
+        raise BadWeights("JSONDecodeError", f"{index} is not an index of safetensors: {error!r}") from error
+    files = [folder / name for name in names]
+    if missing := {str(file) for file in files if not file.is_file()}:
+        raise BadWeights("FileNotFoundError", f"Weight files referenced in index but missing: {missing}")
+    return files
+
+
+def read_shard(file: Path) -> tuple[dict[str, Tensor], bytes]:
+    """The tensors of one file and its raw header. Raises BadWeights in the words of the safetensors library."""
+
+    def refuse(words: str) -> BadWeights:
+        return BadWeights("safetensors._safetensors_rust.SafetensorError", f"Error while deserializing header: {words}")
+
+    size = file.stat().st_size
+    with open(file, "rb") as stream:
+        if size < 8:
+            raise refuse("header too small")
+        length = int.from_bytes(stream.read(8), "little")
+        if length > MAX_HEADER:
+            raise refuse("header too large")
+        if 8 + length > size:
+            raise refuse("invalid header length")
+        header = stream.read(length)
+    try:
+        entries = json.loads(header)
+        entries.pop("__metadata__", None)
+        tensors = {
+            name: Tensor(
+                file,
+                entry["dtype"],
+                tuple(entry["shape"]),
+                8 + length + entry["data_offsets"][0],
+                8 + length + entry["data_offsets"][1],
+            )
+            for name, entry in entries.items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise refuse(f"invalid JSON in header: {error}") from error
+    expected = 8 + length
+    for name, tensor in sorted(tensors.items(), key=lambda item: item[1].start):
+        if tensor.start != expected or tensor.end < tensor.start:
+            raise refuse(f'invalid offset for tensor "{name}"')
+        if tensor.dtype not in BYTES:
+            raise refuse(f"unknown variant `{tensor.dtype}`, expected one of {', '.join(sorted(BYTES))}")
+        if math.prod(tensor.shape) * BYTES[tensor.dtype] != tensor.end - tensor.start:
+            raise refuse("invalid shape, data type, or offset for tensor")
+        expected = tensor.end
+    if expected != size:
+        raise refuse("incomplete metadata, file not fully covered")
+    return tensors, header
+
+
+def check_tensors(checkpoint: Checkpoint) -> dict[str, str]:
+    """Compares the tensors with what the config implies.
+
+    Returns the checkpoint's name of each tensor of the language model by its name below the model's prefix. Raises
+    BadWeights for the first of the wrong shape, and for all that are missing.
+    """
+    names: dict[str, str] = {}
+    missing: set[str] = set()
+    for expected in required_tensors(checkpoint.config, checkpoint.architecture, checkpoint.tensors):
+        tensor = checkpoint.tensors.get(expected.name)
+        if tensor is None:
+            if not (expected.optional or quantized(checkpoint, expected.name)):
+                missing.add(expected.name)
+            continue
+        if tensor.shape != expected.shape and not quantized(checkpoint, expected.name):
+            raise mismatch(tensor.shape, expected)
+        names[expected.key] = expected.name
+    if missing:
+        raise BadWeights("ValueError", f"Following weights were not initialized from checkpoint: {missing}")
+    return names
+
+
+def mismatch(shape: tuple[int, ...], expected: Expected) -> BadWeights:
+    """A tensor of the wrong shape. The embeddings' rows are copied before anybody compares their width; of linear
+    layers vLLM says no more than AssertionError."""
+    if expected.key == "embed_tokens.weight" and shape[1:] != expected.shape[1:]:
+        return BadWeights(
+            "RuntimeError",
+            f"The size of tensor a ({expected.shape[1]}) must match the size of tensor b ({shape[1]}) "
+            "at non-singleton dimension 1",
+        )
+    return BadWeights(
+        "AssertionError",
+        f"Attempted to load weight (torch.Size({list(shape)})) into parameter (torch.Size({list(expected.shape)}))",
+    )
+
+
+def quantized(checkpoint: Checkpoint, name: str) -> bool:
+    """Whether a linear layer is stored packed (compressed-tensors: weight_packed, weight_scale, …), in which case
+    its shapes depend on the scheme."""
+    if "quantization_config" not in checkpoint.config:
+        return False
+    layer = name.removesuffix("weight")
+    return any(layer + suffix in checkpoint.tensors for suffix in ("weight_packed", "weight_scale"))
+
+
+def spread(start: int, end: int) -> Iterable[int]:
+    """Offsets of SAMPLES pages, evenly spread over a range of bytes."""
+    step = max((end - start) // SAMPLES, PAGE)
+    return range(start, end, step)
+
+
+def sample(file: Path) -> bytes:
+    """A digest of a file's size and of a few of its pages."""
+    size = file.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with open(file, "rb") as stream:
+        for offset in spread(0, size):
+            stream.seek(offset)
+            digest.update(stream.read(PAGE))
+    return digest.digest()
+
+
+def all_zero(tensor: Tensor) -> bool:
+    """Whether the sampled pages of a tensor hold nothing but zeros."""
+    with open(tensor.file, "rb") as stream:
+        for offset in spread(tensor.start, tensor.end):
+            stream.seek(offset)
+            if any(stream.read(min(PAGE, tensor.end - offset))):
+                return False
+    return True

@@ -1,0 +1,26 @@
+"""Google's APIs other than storage, on a laptop: `python -m emulated_cloud.google --config FILE`.
+
+One server for all of them: the metadata server (metadata.py), container (container.py), Secret Manager
+(secretmanager.py) and Resource Manager (resourcemanager.py), over REST, as the clients speak it with
+`transport="rest"` and `api_endpoint="http://127.0.0.1:PORT"`. Each API is one function that answers a call or says
+that it is not its own (call.py); server.py asks them in turn.
+
+google.auth finds its credentials here with nothing but two variables, because it asks whether there is a metadata
+server by address and then everything else by name:
+
+    GCE_METADATA_HOST=127.0.0.1:PORT GCE_METADATA_IP=127.0.0.1:PORT
+
+The configuration is a JSON file (config.py checks it):
+
+    {"project": {"id": "my-project", "number": "123456789012"},
+     "service_account": "runner@my-project.iam.gserviceaccount.com",
+     "token": "the access token that the metadata server gives, and that all other APIs want",
+     "clusters": [{"name": "main", "location": "us-central1", "endpoint": "127.0.0.1:6443",
+                   "ca_certificate": "-----BEGIN CERTIFICATE-----…", "version": "1.35.1-gke.1396000",
+                   "autopilot": true, "dns_endpoint": "gke-….gke.goog"}],
+     "secrets": {"hf-token": {"1": "value", "2": {"value": "other", "state": "DISABLED"}}},
+     "denied": ["projects/my-project/secrets/hf-token"]}
+
+`dns_endpoint`, `clusters`, `secrets` and `denied` may be left out; `autopilot` is true by default. `state` is
+ENABLED, DISABLED or DESTROYED. What lies at or below a name in `denied` answers 403.
+"""

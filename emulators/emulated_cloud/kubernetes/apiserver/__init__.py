@@ -1,0 +1,11 @@
+"""An emulated kube-apiserver: the API of Kubernetes 1.35 for the kinds that the scenarios use, and for any CRD.
+
+Run by `python -m emulated_cloud.kubernetes.apiserver --data DIR --tokens FILE` (`__main__.py` lists the options). A
+request goes `server` (HTTP, authentication, request log) → `routes` (which handler) → `storage` (create, update,
+patch, delete as the generic registry of the real server does them) → `store` (SQLite and the watch history).
+`resources` is the table of kinds; `schema` reads the OpenAPI definitions that drive unknown fields, patches and
+server-side apply.
+
+What it does not do: RBAC (whoever is authenticated may do everything), admission (quota, webhooks), CEL
+rules, exec, attach and port-forward.
+"""

@@ -1,0 +1,170 @@
+"""`python -m emulated_cloud.kubernetes.gke --kubeconfig FILE --config FILE`: nodes, kubelet, CSI and network."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import sys
+from dataclasses import replace
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from emulated_cloud.kubernetes.client import Client, Informers, Object
+from emulated_cloud.kubernetes.gke import addons
+from emulated_cloud.kubernetes.gke.admission import Admission
+from emulated_cloud.kubernetes.gke.autoscaler import Autoscaler
+from emulated_cloud.kubernetes.gke.config import Config, ConfigError, load
+from emulated_cloud.kubernetes.gke.gcsfuse import DRIVER, GcsFuseDriver, LinkMounter, Mounter
+from emulated_cloud.kubernetes.gke.nodes import NodeKeeper
+from emulated_cloud.kubernetes.kubelet.csi import NodeDriver
+from emulated_cloud.kubernetes.kubelet.environment import service_variables
+from emulated_cloud.kubernetes.kubelet.kubelet import Kubelet
+from emulated_cloud.kubernetes.kubelet.runtime import Runtime, SharedRoot
+from emulated_cloud.kubernetes.kubelet.server import KubeletServer
+from emulated_cloud.kubernetes.network import proxy
+from emulated_cloud.kubernetes.network.addresses import claim
+from emulated_cloud.kubernetes.network.expose import Expose
+from emulated_cloud.kubernetes.network.loadbalancer import LoadBalancers
+from emulated_cloud.kubernetes.network.services import ServiceTable
+from emulated_cloud.kubernetes.resources import ENDPOINT_SLICES, SERVICES, STORAGE_CLASSES
+from emulated_cloud.kubernetes.service import run_until_told
+
+
+class Gke:
+    """All parts, wired."""
+
+    def __init__(self, client: Client, config: Config):
+        self._client, self._config = client, config
+        self._informers = Informers(client)
+        self._services = ServiceTable(self._informers)
+        self._nodes = NodeKeeper(client, self._informers, config.node_address)
+        self._kubelet = Kubelet(
+            client,
+            self._informers,
+            config.pods,
+            config.image,
+            self._variables_for,
+            self._drivers(),
+            config.pod_network,
+            config.node_address,
+            config.crash_backoff_seconds,
+            self._runtime(),
+        )
+        self._server = KubeletServer(self._kubelet, config.node_address)
+        self._autoscaler = Autoscaler(client, self._informers, config, self._nodes)
+        self._admission = Admission(client, self._informers)
+        self._expose = Expose(self._informers, self._services, config.expose)
+        self._balancers = LoadBalancers(client, self._informers, self._services, config.load_balancer_network)
+        self._proxy: asyncio.Server | None = None
+        self._proxy_address = ""
+        self._leases: asyncio.Task[None] | None = None
+
+    def _drivers(self) -> dict[str, NodeDriver]:
+        storage = self._config.storage
+        if storage is None:
+            return {}
+        mounter: Mounter = LinkMounter(storage.root)
+        if storage.gcsfuse:
+            from emulated_cloud.real.gcsfuse import GcsFuseMounter
+
+            mounter = GcsFuseMounter(storage.endpoint, self._config.pods.with_name("gcsfuse"))
+        classes = self._informers.of(STORAGE_CLASSES)
+        return {
+            DRIVER: GcsFuseDriver(
+                storage.endpoint,
+                self._config.project,
+                mounter,
+                lambda name: classes.items.get(name, {}).get("mountOptions") or [],
+            )
+        }
+
+    def _runtime(self) -> Runtime:
+        if not self._config.private_roots:
+            return SharedRoot()
+        from emulated_cloud.real.runtime import PrivateRoot, interpreters
+
+        return PrivateRoot(interpreters())
+
+    async def start(self) -> None:
+        """Returns when nodes, Services and listeners are up."""
+        self._informers.of(SERVICES)
+        self._informers.of(ENDPOINT_SLICES)
+        await addons.install(self._client)
+        await self._informers.synced()
+        self._proxy, self._proxy_address = await proxy.serve(self._services, self._config.node_address)
+        self._nodes.kubelet_port = await self._server.start()
+        await self._nodes.adopt()
+        self._leases = asyncio.create_task(self._nodes.run())
+        await self._kubelet.start()
+        await self._expose.start()
+        self._balancers.start()
+
+    async def stop(self) -> None:
+        """The pods' processes first, while the rest still serves them."""
+        await self._autoscaler.stop()
+        await self._admission.queue.stop()
+        await self._kubelet.stop()
+        await self._balancers.stop()
+        await self._expose.stop()
+        await self._server.stop()
+        if self._proxy:
+            self._proxy.close()
+        if self._leases:
+            self._leases.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._leases
+        await self._informers.stop()
+
+    def _variables_for(self, pod: Object) -> dict[str, str]:
+        """The way to the API server and to Services: what a pod's environment gets from the node."""
+        namespace = pod["metadata"]["namespace"]
+        server = urlsplit(self._client.server)
+        port = str(server.port or 443)
+        variables = {
+            "KUBERNETES_SERVICE_HOST": server.hostname or "",
+            "KUBERNETES_SERVICE_PORT": port,
+            "KUBERNETES_SERVICE_PORT_HTTPS": port,
+        }
+        url = proxy.proxy_url(self._proxy_address, namespace)
+        direct = ",".join(dict.fromkeys(["127.0.0.1", "localhost", "::1", server.hostname or ""]))
+        variables |= {"http_proxy": url, "HTTP_PROXY": url, "no_proxy": direct, "NO_PROXY": direct}
+        if pod["spec"].get("enableServiceLinks", True):
+            services = self._informers.of(SERVICES).in_namespace(namespace)
+            variables |= service_variables(services)
+        return variables
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kubeconfig", type=Path, required=True)
+    parser.add_argument("--config", type=Path, required=True, help="JSON; its keys are in gke/config.py")
+    args = parser.parse_args()
+    try:
+        config = load(args.config)
+        claimed = None if config.pod_network else claim()
+    except (ConfigError, OSError) as error:
+        sys.exit(str(error))
+    if claimed:
+        config = replace(config, pod_network=claimed.pod_network, load_balancer_network=claimed.load_balancer_network)
+
+    async def run() -> None:
+        async with Client.from_kubeconfig(args.kubeconfig, "gke") as client:
+            gke = Gke(client, config)
+            try:
+                await run_until_told(client.server, gke.start())
+            finally:
+                await gke.stop()
+
+    try:
+        asyncio.run(run())
+    except OSError as error:
+        # A port that is taken, a folder that cannot be written.
+        sys.exit(f"{args.config}: {error}")
+    finally:
+        if claimed:
+            claimed.release()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""The configuration of the GKE process: one JSON file.
+
+zones                ["us-central1-a", …]: where nodes come up, in turn
+accelerators         {"nvidia-l4": 4, "tpu-v6e-slice": 4, …}: quota in cards or chips; absent is not sold here
+machine_types        ["g2-standard-8", …]: the machine types to be had; all known ones if absent
+cpu_quota            vCPUs of all nodes together
+scale_up_seconds     from the announcement of a scale-up to the node
+decline              {accelerator, or "cpu": words}: scale-ups fail with these words ("GCE out of resources").
+                     Read again at each scale-up, so that a test can take it away
+backoff_seconds      how long the autoscaler leaves a failed scale-up alone (GKE: 300)
+cluster              name of the cluster, in node names
+project              {"id", "number"}
+storage              {"endpoint": URL of the GCS emulator, "root": its folder,
+                     "gcsfuse": true for real mounts (emulated_cloud/real/gcsfuse.py) instead of links to that folder}
+private_roots        true: containers have a root and a user of their own (emulated_cloud/real/runtime.py)
+images               [{"match": regex on the whole image name, "argv0": {"vllm": ["/venv/bin/python", "-m", "x"]},
+                     "entrypoint": […] for a container without a command, "env": {…}}]; the first match counts;
+                     $(POD_IP) in values is the pod's address. An image that nothing matches cannot be pulled
+pods                 folder for the pods' files and logs
+crash_backoff_seconds  first wait of CrashLoopBackOff and ImagePullBackOff, doubled each time (a kubelet: 10)
+pod_network, load_balancer_network   CIDR of addresses that are local here; left out: a part of 127.0.0.0/8
+                     that no other cluster on this machine uses
+node_address         address of the kubelet's server, the nodes' InternalIP
+expose               [{"namespace", "service", "port", "address": "127.0.0.1:0", "file": where its URL is written
+                     as soon as the Service has a ready endpoint}]
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used: which file, which key, what is wrong."""
+
+
+@dataclass(frozen=True)
+class Image:
+    """What stands for a container image here."""
+
+    match: str
+    argv0: dict[str, list[str]] = field(default_factory=dict)
+    entrypoint: list[str] = field(default_factory=list)
+    env: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Expose:
+    """A Service's port as this machine reaches it."""
+
+    namespace: str
+    service: str
+    port: int
+    address: str = "127.0.0.1:0"
+    file: Path | None = None
+
+
+@dataclass(frozen=True)
+class Project:
+    id: str
+    number: str
+
+
+@dataclass(frozen=True)
+class Storage:
+    endpoint: str
+    root: Path
+    gcsfuse: bool = False
+
+
+@dataclass(frozen=True)
+class Config:
+    """See the module's docstring."""
+
+    zones: list[str]
+    project: Project
+    pods: Path
+    path: Path
+    accelerators: dict[str, int] = field(default_factory=dict)
+    machine_types: list[str] = field(default_factory=list)
+    cpu_quota: int = 1000
+    scale_up_seconds: float = 0.3
+    backoff_seconds: float = 5.0
+    cluster: str = "gemma"
+    storage: Storage | None = None
+    private_roots: bool = False
+    images: list[Image] = field(default_factory=list)
+    crash_backoff_seconds: float = 1.0
+    pod_network: str = ""
+    load_balancer_network: str = ""
+    node_address: str = "127.0.0.1"
+    expose: list[Expose] = field(default_factory=list)
+
+    @property
+    def region(self) -> str:
+        return self.zones[0].rsplit("-", 1)[0]
+
+    def declined(self, pool: str) -> str:
+        """The words with which a scale-up of `pool` (an accelerator, or `cpu`) fails; empty when it does not."""
+        return json.loads(self.path.read_text()).get("decline", {}).get(pool, "")
+
+    def image(self, name: str) -> Image | None:
+        return next((image for image in self.images if re.fullmatch(image.match, name)), None)
+
+
+def load(path: Path) -> Config:
+    """Raises ConfigError."""
+    try:
+        given: dict[str, Any] = json.loads(path.read_text())
+        given.pop("decline", None)
+        storage = given.get("storage")
+        return Config(
+            **{
+                **given,
+                "path": path,
+                "pods": Path(given["pods"]).absolute(),
+                "project": Project(**given["project"]),
+                "storage": Storage(storage["endpoint"].rstrip("/"), Path(storage["root"]), bool(storage.get("gcsfuse")))
+                if storage
+                else None,
+                "images": [Image(**image) for image in given.get("images", [])],
+                "expose": [
+                    Expose(**{**entry, "file": Path(entry["file"]) if entry.get("file") else None})
+                    for entry in given.get("expose", [])
+                ],
+            }
+        )
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except KeyError as error:
+        raise ConfigError(f"{path}: {error.args[0]} is missing") from error
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{path}: {error}") from error

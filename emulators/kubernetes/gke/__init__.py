@@ -1,7 +1,0 @@
-"""GKE's own parts: node auto-provisioning, admission, CSI drivers and the add-ons that it installs.
-
-`python -m emulators.kubernetes.gke` runs them with the kubelet and the network of all nodes in one process, as
-ordinary clients of whatever API server the kubeconfig names. Later parts (ComputeClasses, Hyperdisk, Gateways, the
-metrics that an HPA reads) are one more module each, started in `__main__`: a CSI driver is a
-`kubelet.csi.NodeDriver`, a choice of machines goes into `autoscaler`, a gateway is a relay on `network.services`.
-"""

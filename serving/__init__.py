@@ -1,0 +1,1 @@
+"""What the steps share: settings, rendering, the deployment's state, weights, and the clients of the outside."""

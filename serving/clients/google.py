@@ -1,0 +1,142 @@
+"""Google's APIs other than storage: credentials, secrets, project numbers, and the way to a cluster.
+
+All clients use Application Default Credentials and REST, whose errors are named after HTTP codes, not after gRPC's.
+`GEMMA_PIPELINES_API_ENDPOINT` (scheme and host, for a private endpoint or another implementation of the APIs) replaces
+the host of every one of them.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from serving.errors import AccessError, InconclusiveError, RequestError
+
+API_ENDPOINT = "GEMMA_PIPELINES_API_ENDPOINT"
+SCOPES = ["https://www.googleapis.com/auth/cloud-platform"]
+NO_CREDENTIALS = "no Google credentials: run `gcloud auth application-default login`, or give the job a service account"
+
+
+def credentials() -> Any:
+    """Application Default Credentials. Raises AccessError when there are none."""
+    import google.auth
+    from google.auth.exceptions import DefaultCredentialsError
+
+    try:
+        found, _ = google.auth.default(scopes=SCOPES)
+    except DefaultCredentialsError as error:
+        raise AccessError(NO_CREDENTIALS) from error
+    return found
+
+
+def _client(client_class: Any) -> Any:
+    endpoint = os.environ.get(API_ENDPOINT)
+    options = {"api_endpoint": endpoint} if endpoint else None
+    return client_class(credentials=credentials(), transport="rest", client_options=options)
+
+
+def _said(error: Any) -> str:
+    """What the API said, without the client's wrapping."""
+    return str(getattr(error, "message", error))
+
+
+def secret(name: str) -> str:
+    """The value of a Secret Manager version (`projects/P/secrets/S/versions/V`), stripped of white space.
+
+    Raises AccessError naming the role that is missing, RequestError when there is no such version.
+    """
+    from google.api_core import exceptions
+    from google.cloud import secretmanager
+
+    try:
+        response = _client(secretmanager.SecretManagerServiceClient).access_secret_version(name=name)
+    except exceptions.NotFound as error:
+        secret_id = name.split("/")[3]
+        raise RequestError(
+            f"{name} does not exist. Create it: `gcloud secrets create {secret_id} --data-file=-`, then paste the token"
+        ) from error
+    except (exceptions.Forbidden, exceptions.Unauthorized) as error:
+        secret_id = name.split("/")[3]
+        raise AccessError(
+            f"{name}: {_said(error)}. Grant the pipeline's service account roles/secretmanager.secretAccessor: `gcloud "
+            f"secrets add-iam-policy-binding {secret_id} --member=serviceAccount:… "
+            "--role=roles/secretmanager.secretAccessor`"
+        ) from error
+    except exceptions.BadRequest as error:
+        raise RequestError(f"{name}: {_said(error)}. Enable that version, or name another") from error
+    except exceptions.GoogleAPICallError as error:
+        raise InconclusiveError(f"{name}: Secret Manager did not answer: {_said(error)}") from error
+    return response.payload.data.decode().strip()
+
+
+def project_number(project: str) -> str:
+    """The number of a project, which workload identity principals are named by."""
+    from google.api_core import exceptions
+    from google.cloud import resourcemanager_v3
+
+    try:
+        found = _client(resourcemanager_v3.ProjectsClient).get_project(name=f"projects/{project}")
+    except (exceptions.Forbidden, exceptions.NotFound, exceptions.Unauthorized) as error:
+        raise AccessError(
+            f"project {project}: {_said(error)}. Check its id (`gcloud projects list`); the pipeline needs "
+            "roles/browser on it"
+        ) from error
+    except exceptions.GoogleAPICallError as error:
+        raise InconclusiveError(f"project {project}: Resource Manager did not answer: {_said(error)}") from error
+    return found.name.removeprefix("projects/")
+
+
+@dataclass(frozen=True)
+class ClusterAddress:
+    """Where a cluster's API server is, and how to know it."""
+
+    url: str
+    ca_certificate: bytes | None
+    """PEM; None where the certificate comes from a public authority (the DNS endpoint)."""
+    workload_pool: str
+    version: str
+
+
+def cluster_address(
+    project: str, location: str, cluster: str, endpoint: Literal["dns", "ip", "private"]
+) -> ClusterAddress:
+    """Asks the container API where the cluster's API server is.
+
+    Raises RequestError when there is no such cluster or it lacks that endpoint, AccessError without the role.
+    """
+    from google.api_core import exceptions
+    from google.cloud import container_v1
+
+    name = f"projects/{project}/locations/{location}/clusters/{cluster}"
+    try:
+        found = _client(container_v1.ClusterManagerClient).get_cluster(name=name)
+    except exceptions.NotFound as error:
+        raise RequestError(
+            f"{name} does not exist. See `gcloud container clusters list --project {project}`, or create it: `gcloud "
+            f"container clusters create-auto {cluster} --project {project} --location {location}`"
+        ) from error
+    except (exceptions.Forbidden, exceptions.Unauthorized) as error:
+        raise AccessError(
+            f"{name}: {_said(error)}. Grant the pipeline's service account roles/container.clusterViewer on {project}"
+        ) from error
+    except exceptions.GoogleAPICallError as error:
+        raise InconclusiveError(f"{name}: the container API did not answer: {_said(error)}") from error
+
+    config = found.control_plane_endpoints_config
+    hosts = {
+        "dns": config.dns_endpoint_config.endpoint,
+        "ip": config.ip_endpoints_config.public_endpoint or found.endpoint,
+        "private": config.ip_endpoints_config.private_endpoint or found.private_cluster_config.private_endpoint,
+    }
+    if not hosts[endpoint]:
+        there = ", ".join(kind for kind, host in hosts.items() if host) or "none"
+        raise RequestError(f"{name} has no {endpoint} endpoint (it has: {there}). Set `endpoint` in the settings")
+    certificate = base64.b64decode(found.master_auth.cluster_ca_certificate) if endpoint != "dns" else None
+    return ClusterAddress(
+        url=f"https://{hosts[endpoint]}",
+        ca_certificate=certificate or None,
+        workload_pool=found.workload_identity_config.workload_pool or f"{project}.svc.id.goog",
+        version=found.current_master_version,
+    )

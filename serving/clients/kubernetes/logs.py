@@ -1,0 +1,46 @@
+"""A pod's log, line by line, as it is written."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from serving.clients.kubernetes.connection import Connection, lines, wake
+
+
+class LogFollower(threading.Thread):
+    """Reads a log stream to its end. One that breaks is opened again, and the lines that were handed on are skipped."""
+
+    def __init__(self, connection: Connection, path: str, take: Callable[[str], None]):
+        super().__init__(daemon=True)
+        self._connection, self._path, self._take = connection, path, take
+        self._stopped = threading.Event()
+        self._response: Any = None
+
+    def run(self) -> None:
+        from kubernetes.client.exceptions import ApiException
+        from urllib3.exceptions import HTTPError
+
+        taken = 0
+        while not self._stopped.is_set():
+            try:
+                self._response = self._connection.stream(self._path, {"follow": "true"})
+                for number, line in enumerate(lines(self._response)):
+                    if self._stopped.is_set():
+                        return
+                    if number >= taken:
+                        self._take(line.decode(errors="replace"))
+                        taken += 1
+                return
+            except (HTTPError, OSError, ValueError, AttributeError):
+                self._stopped.wait(1)
+            except ApiException as error:
+                if error.status < 500 and error.status != 429:
+                    return
+                self._stopped.wait(1)
+
+    def stop(self) -> None:
+        self.join(timeout=1)
+        self._stopped.set()
+        wake(self._response)

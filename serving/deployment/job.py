@@ -1,0 +1,367 @@
+"""Running a step's work inside the cluster: a Job from the component image, and the JSON document that it ends with.
+
+A pipeline reaches the cluster's API and nothing else, so what must touch a server is done by `python -m
+components.<step>` in a Job. Its log is progress, a line at a time; the last line is one JSON object, the result. A
+verdict of "failed" is a result; a Job that crashes has taught nothing about the release.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import time
+from collections import deque
+from contextlib import ExitStack
+from typing import Any
+
+from serving import names
+from serving.clients.kubernetes import Cluster, ConflictError, Object, Subject
+from serving.errors import InconclusiveError, PipelineError, RequestError
+from serving.log import Say
+from serving.rendering import render
+from serving.settings import Settings
+
+CONTAINER = "step"
+USER = 65532
+"""The numeric user of the component image (images/components/Dockerfile)."""
+SMALL = {"cpu": "250m", "memory": "256Mi"}
+
+_KEPT_SECONDS = 3600
+"""How long the cluster keeps a finished Job that nobody has deleted: time enough to look at one that failed."""
+_GRACE_SECONDS = 60
+"""How long the cluster may take to end a Job whose deadline has passed."""
+_TAIL = 40
+"""Lines that are read back. The result may be 100 KB: the kubelet's files hold it in pieces of 16 KiB, and a log's tail
+counts the pieces."""
+_CANNOT_START = {
+    "ImagePullBackOff": "image",
+    "ErrImageNeverPull": "image",
+    "InvalidImageName": "image",
+    "CreateContainerConfigError": "configuration",
+    "CreateContainerError": "configuration",
+}
+"""Reasons of a waiting container that do not go away by waiting. (A first ErrImagePull may.)"""
+
+
+def run_job(
+    cluster: Cluster,
+    settings: Settings,
+    *,
+    step: str,
+    run_id: str,
+    generation: str,
+    args: list[str],
+    image: str,
+    timeout: float,
+    say: Say,
+    env: list[Object] | None = None,
+    resources: dict[str, str] | None = None,
+) -> dict[str, Any]:
+    """Runs `python ARGS…` in a Job and returns the JSON object on its log's last line.
+
+    A Job of the same step and run that is there already is taken over: the step was retried. `args` hold no secret;
+    `env` are Kubernetes EnvVars, which may refer to one. `timeout`: seconds, waiting for a node included; `resources`:
+    what the pod requests.
+
+    Raises RequestError when the pod can never start (its image, its configuration), InconclusiveError for everything
+    else that ends it without a result: a crash (with the log's last lines), eviction, preemption, a lost node, time.
+    """
+    body = manifest(
+        settings,
+        step=step,
+        run_id=run_id,
+        generation=generation,
+        args=args,
+        image=image,
+        timeout=timeout,
+        env=env or [],
+        resources=resources or SMALL,
+    )
+    job = _create_or_take_over(cluster, body, say)
+    result = _Watch(cluster, job, say).until_finished(timeout + _GRACE_SECONDS)
+    cluster.delete(job)
+    return result
+
+
+def job_name(step: str, run_id: str) -> str:
+    """`<step>-<run>`, within the 63 characters of a label and the alphabet of names; a digest replaces what is cut."""
+    plain = f"{step}-{run_id}"
+    name = re.sub(r"[^a-z0-9]+", "-", plain.lower()).strip("-")
+    if name == plain and len(name) <= 63:
+        return name
+    return f"{name[:52].rstrip('-')}-{hashlib.sha256(plain.encode()).hexdigest()[:10]}"
+
+
+def manifest(
+    settings: Settings,
+    *,
+    step: str,
+    run_id: str,
+    generation: str,
+    args: list[str],
+    image: str,
+    timeout: float,
+    env: list[Object],
+    resources: dict[str, str],
+) -> Object:
+    """The Job. Its pod carries neither the deployment's label nor the generation's: Services and budgets select by
+    those, and it is not a server. The settings' patches for kind Job are merged in."""
+    labels = {
+        **settings.labels,
+        "app.kubernetes.io/managed-by": "gemma-gke-pipelines",
+        "app.kubernetes.io/component": step.replace("_", "-"),
+        names.RUN: run_id,
+    }
+    body: Object = {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {
+            "name": job_name(step, run_id),
+            "namespace": settings.namespace,
+            "labels": {**labels, names.DEPLOYMENT: settings.name, names.GENERATION: generation},
+            "annotations": dict(settings.annotations),
+        },
+        "spec": {
+            "backoffLimit": 0,
+            "activeDeadlineSeconds": math.ceil(timeout),
+            "ttlSecondsAfterFinished": _KEPT_SECONDS,
+            "template": {
+                "metadata": {
+                    "labels": labels,
+                    "annotations": {
+                        **settings.annotations,
+                        # A node that is scaled down would take the measurement with it.
+                        "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+                    },
+                },
+                "spec": {
+                    "restartPolicy": "Never",
+                    "automountServiceAccountToken": False,
+                    "enableServiceLinks": False,
+                    "securityContext": {
+                        "runAsNonRoot": True,
+                        "runAsUser": USER,
+                        "runAsGroup": USER,
+                        "seccompProfile": {"type": "RuntimeDefault"},
+                    },
+                    "containers": [
+                        {
+                            "name": CONTAINER,
+                            "image": image,
+                            "command": ["python"],
+                            "args": args,
+                            "env": [{"name": "HOME", "value": "/tmp"}, *env],  # noqa: S108
+                            "resources": {"requests": resources, "limits": {"memory": resources["memory"]}},
+                            "securityContext": {
+                                "allowPrivilegeEscalation": False,
+                                "readOnlyRootFilesystem": True,
+                                "capabilities": {"drop": ["ALL"]},
+                            },
+                            # What a pod said last outlives its log.
+                            "terminationMessagePolicy": "FallbackToLogsOnError",
+                            "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],  # noqa: S108
+                        }
+                    ],
+                    "volumes": [{"name": "tmp", "emptyDir": {}}],
+                },
+            },
+        },
+    }
+    return render.patched(settings, body)
+
+
+def _create_or_take_over(cluster: Cluster, body: Object, say: Say) -> Object:
+    """The Job as the cluster has it. One that failed, or is being deleted, makes room for a new attempt first."""
+    name, namespace = body["metadata"]["name"], body["metadata"]["namespace"]
+    give_up = time.monotonic() + 30
+    while True:
+        there = cluster.get("Job", name, namespace)
+        if there and not there["metadata"].get("deletionTimestamp") and not _condition(there, "Failed"):
+            say(f"Job {namespace}/{name} is there already: reading its result")
+            return there
+        if there:
+            cluster.delete(there)
+            _wait_until_gone(cluster, there, give_up)
+        try:
+            return cluster.create(body)
+        except ConflictError:
+            if time.monotonic() > give_up:
+                raise
+
+
+def _wait_until_gone(cluster: Cluster, job: Object, deadline: float) -> None:
+    name, namespace, uid = (job["metadata"][key] for key in ("name", "namespace", "uid"))
+    with cluster.follow(Subject("Job", namespace, fields=f"metadata.name={name}")) as changes:
+        for change in changes.until(deadline):
+            there = cluster.get("Job", name, namespace) if change is None else None
+            gone = change and change[0] == "DELETED" and change[1]["metadata"]["uid"] == uid
+            if gone or (change is None and (there is None or there["metadata"]["uid"] != uid)):
+                return
+    raise InconclusiveError(
+        f"Job {namespace}/{name} is being deleted and does not go. See `kubectl -n {namespace} get job {name} -o yaml` "
+        "(its finalizers), then run again"
+    )
+
+
+class _Watch:
+    """One Job and its pod, followed to the end."""
+
+    def __init__(self, cluster: Cluster, job: Object, say: Say):
+        self._cluster, self._say = cluster, say
+        self._name, self._namespace, self._uid = (job["metadata"][key] for key in ("name", "namespace", "uid"))
+        self._pods = f"batch.kubernetes.io/job-name={self._name}"
+        self._pod: Object | None = None
+        self._said: deque[str] = deque(maxlen=_TAIL)
+        self._waits_for = ""
+
+    def until_finished(self, timeout: float) -> dict[str, Any]:
+        subjects = (
+            Subject("Job", self._namespace, fields=f"metadata.name={self._name}"),
+            Subject("Pod", self._namespace, labels=self._pods),
+            Subject("Event", self._namespace, fields=f"involvedObject.name={self._name}"),
+        )
+        deadline = time.monotonic() + timeout
+        with ExitStack() as log, self._cluster.follow(*subjects) as changes:
+            for change in changes.until(deadline):
+                if change is None:
+                    continue
+                event, item = change
+                if item["kind"] == "Event":
+                    self._hear(item)
+                elif item["kind"] == "Pod" and self._owns(item):
+                    follow_log = not self._started()
+                    self._pod = item
+                    self._check_start(item)
+                    if follow_log and self._started():
+                        name = item["metadata"]["name"]
+                        log.enter_context(self._cluster.log_followed(name, self._namespace, self._take))
+                elif item["metadata"]["uid"] == self._uid:
+                    ended = _condition(item, "Complete") or _condition(item, "Failed")
+                    if event == "DELETED":
+                        raise InconclusiveError(f"{self._what} was deleted by somebody else while it ran. Run again")
+                    if ended:
+                        log.close()
+                        self._look_again()
+                        if ended["type"] == "Complete":
+                            return self._result()
+                        raise self._failure(ended)
+        raise InconclusiveError(f"{self._what} has not ended: {self._state()}")
+
+    @property
+    def _what(self) -> str:
+        return f"Job {self._namespace}/{self._name}"
+
+    def _owns(self, pod: Object) -> bool:
+        owners = pod["metadata"].get("ownerReferences") or []
+        return any(owner["uid"] == self._uid for owner in owners)
+
+    def _started(self) -> bool:
+        return self._pod is not None and bool(_state(self._pod).keys() & {"running", "terminated"})
+
+    def _look_again(self) -> None:
+        """The pod as it is now: the Job's last change may have come before its pod's."""
+        for pod in self._cluster.list("Pod", self._namespace, labels=self._pods):
+            if self._owns(pod):
+                self._pod = pod
+                self._check_start(pod)
+
+    def _take(self, line: str) -> None:
+        self._said.append(line)
+        if not line.startswith("{"):
+            self._say(line)
+
+    def _hear(self, event: Object) -> None:
+        """Of a pod that may not be made, for want of quota or by a policy, events alone tell."""
+        if event["involvedObject"].get("uid") == self._uid and event.get("reason") == "FailedCreate":
+            self._wait_for(f"leave to be made ({event.get('message')})")
+
+    def _wait_for(self, what: str) -> None:
+        if what and what != self._waits_for:
+            self._say(f"the pod of {self._what} waits for {what}")
+        self._waits_for = what
+
+    def _check_start(self, pod: Object) -> None:
+        """Notes what a pod waits for. Raises RequestError when waiting cannot help."""
+        waiting = _state(pod).get("waiting") or {}
+        reason, message = waiting.get("reason", ""), waiting.get("message", "")
+        image = pod["spec"]["containers"][0]["image"]
+        if _CANNOT_START.get(reason) == "image":
+            raise RequestError(
+                f"{self._what} cannot start, {reason}: {message}. Is {image} pushed, and may the cluster's nodes pull "
+                "it? Another is named with images.components in the settings, or `compile --image`"
+            )
+        if reason in _CANNOT_START:
+            raise RequestError(f"{self._what} cannot start, {reason}: {message}")
+        unscheduled = _condition(pod, "PodScheduled", "False")
+        self._wait_for(f"a node ({unscheduled.get('message', '')})" if unscheduled else "")
+
+    def _state(self) -> str:
+        """How far the pod is, for an error."""
+        if self._waits_for:
+            return f"its pod still waits for {self._waits_for}"
+        if self._pod is None:
+            return f"it has no pod; see `kubectl -n {self._namespace} describe job {self._name}`"
+        return f"its pod is {self._pod['status'].get('phase', 'Pending')}{self._last_lines()}"
+
+    def _result(self) -> dict[str, Any]:
+        lines = self._log()
+        try:
+            result = json.loads(lines[-1])
+            if isinstance(result, dict):
+                return result
+        except (IndexError, ValueError):
+            pass
+        raise InconclusiveError(f"{self._what} left no result{self._last_lines()}")
+
+    def _failure(self, condition: Object) -> PipelineError:
+        """Why the Job failed, in the words of whoever ended it."""
+        if condition.get("reason") == "DeadlineExceeded":
+            return InconclusiveError(f"{self._what} ran out of time: {self._state()}")
+        pod = self._pod
+        if pod is None:
+            return InconclusiveError(f"{self._what} failed: {condition.get('message') or condition.get('reason')}")
+        status = pod.get("status") or {}
+        disrupted = _condition(pod, "DisruptionTarget")
+        if disrupted or status.get("reason"):
+            cause = disrupted or status
+            return InconclusiveError(
+                f"the pod of {self._what} was taken away, {cause.get('reason')}: {cause.get('message')}. Run again"
+            )
+        ended = _state(pod).get("terminated")
+        if ended is None:
+            return InconclusiveError(f"the pod of {self._what} was deleted while it ran. Run again")
+        if ended.get("reason") == "OOMKilled":
+            limit = pod["spec"]["containers"][0]["resources"]["limits"]["memory"]
+            return InconclusiveError(f"{self._what} needed more than its {limit} of memory{self._last_lines()}")
+        return InconclusiveError(f"{self._what} crashed with exit code {ended['exitCode']}{self._last_lines()}")
+
+    def _log(self) -> list[str]:
+        """The end of the pod's log: as the cluster has it, else what was heard of it, else its last message."""
+        pod = self._pod
+        text = ""
+        if pod:
+            text = self._cluster.log(pod["metadata"]["name"], self._namespace, tail=_TAIL)
+            text = text or "\n".join(self._said) or (_state(pod).get("terminated") or {}).get("message", "")
+        return text.strip().splitlines()
+
+    def _last_lines(self, count: int = 10) -> str:
+        lines = [line[:500] for line in self._log()[-count:]]
+        return "; its log ends:\n" + "\n".join(lines) if lines else "; it logged nothing"
+
+
+def _state(pod: Object) -> Object:
+    """The state of the pod's container."""
+    for status in (pod.get("status") or {}).get("containerStatuses") or []:
+        return status.get("state") or {}
+    return {}
+
+
+def _condition(item: Object, kind: str, status: str = "True") -> Object | None:
+    """The object's condition of this type, if it has this status."""
+    for condition in (item.get("status") or {}).get("conditions") or []:
+        if condition["type"] == kind and condition["status"] == status:
+            found: Object = condition
+            return found
+    return None

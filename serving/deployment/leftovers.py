@@ -1,0 +1,100 @@
+"""What dead runs left in the cluster, and how a generation is taken out of it.
+
+A generation's objects belong in the cluster while the record names the generation. A Job belongs to the run that made
+it. Everything else with the deployment's label is left over from a run that died.
+"""
+
+from __future__ import annotations
+
+from serving import names
+from serving.clients.kubernetes import Cluster, Object
+from serving.deployment.record import Record
+from serving.log import Say
+from serving.settings import Settings
+
+# The server first, so that its pods let go of the volume; the claim before the volume that it binds.
+_OWNED = (
+    "Deployment",
+    "Service",
+    "PodDisruptionBudget",
+    "PersistentVolumeClaim",
+    "PersistentVolume",
+)
+
+
+def find(cluster: Cluster, settings: Settings, record: Record, run_id: str, generation: str = "") -> list[Object]:
+    """Jobs of other runs than `run_id`, and objects of generations that neither the record nor `generation` names, in
+    the order in which they are to be deleted. Reads only."""
+    jobs = [
+        job
+        for job in cluster.list("Job", settings.namespace, labels=names.selector(settings))
+        if _label(job, names.RUN) != run_id
+    ]
+    belongs = record.named | {generation}
+    return jobs + [item for item in _owned(cluster, settings) if _label(item, names.GENERATION) not in belongs]
+
+
+def running_though_kept(cluster: Cluster, settings: Settings, record: Record) -> list[Object]:
+    """Deployments of kept generations that a run died before scaling to zero: they cost accelerators for nothing."""
+    kept = set(record.kept) - {record.live, record.validated}
+    return [
+        deployment
+        for deployment in cluster.list("Deployment", settings.namespace, labels=names.selector(settings))
+        if _label(deployment, names.GENERATION) in kept and deployment["spec"].get("replicas", 1) > 0
+    ]
+
+
+def remove(cluster: Cluster, settings: Settings, record: Record, run_id: str, generation: str, say: Say) -> list[str]:
+    """Takes away what dead runs left, but for what belongs to `generation`, which this run goes on with.
+
+    Returns what it took away, as `Kind/name`.
+    """
+    removed = _delete(cluster, find(cluster, settings, record, run_id, generation), say)
+    for deployment in running_though_kept(cluster, settings, record):
+        name = deployment["metadata"]["name"]
+        cluster.patch("Deployment", name, settings.namespace, {"spec": {"replicas": 0}})
+        say(f"scaled Deployment/{name} to zero: a run died before it could")
+        removed.append(f"Deployment/{name}")
+    return removed
+
+
+def remove_run(cluster: Cluster, settings: Settings, record: Record, run_id: str, say: Say) -> list[str]:
+    """Takes away what the run itself leaves: its Jobs, and its generation unless the record names it."""
+    label = f"{names.selector(settings)},{names.RUN}={run_id}"
+    own = cluster.list("Job", settings.namespace, labels=label) + [
+        item
+        for item in _owned(cluster, settings)
+        if _label(item, names.RUN) == run_id and _label(item, names.GENERATION) not in record.named
+    ]
+    return _delete(cluster, own, say)
+
+
+def remove_generation(cluster: Cluster, settings: Settings, generation: str, say: Say) -> list[str]:
+    """Takes away all that a generation alone owns (never weights)."""
+    return _delete(cluster, [o for o in _owned(cluster, settings) if _label(o, names.GENERATION) == generation], say)
+
+
+def _owned(cluster: Cluster, settings: Settings) -> list[Object]:
+    """Everything of the deployment that carries a generation's label."""
+    found: list[Object] = []
+    for kind in _OWNED:
+        namespace = None if kind == "PersistentVolume" else settings.namespace
+        for item in cluster.list(kind, namespace, labels=f"{names.selector(settings)},{names.GENERATION}"):
+            # A deployment of the same name in another namespace has volumes of its own.
+            claim = item["spec"].get("claimRef") or {} if kind == "PersistentVolume" else {}
+            if kind != "PersistentVolume" or claim.get("namespace") == settings.namespace:
+                found.append(item)
+    return found
+
+
+def _delete(cluster: Cluster, items: list[Object], say: Say) -> list[str]:
+    deleted = []
+    for item in items:
+        if cluster.delete(item):
+            deleted.append(f"{item['kind']}/{item['metadata']['name']}")
+            say(f"deleted {deleted[-1]}")
+    return deleted
+
+
+def _label(item: Object, label: str) -> str:
+    return str((item["metadata"].get("labels") or {}).get(label, ""))

@@ -1,0 +1,149 @@
+"""Moving a deployment's traffic from one generation to another, in order: bring up, switch, remember, drain, rest.
+
+A kill between any two of them leaves a server that serves, and the next run goes on from there: the Service says who
+is live (record.py), and a kept generation that still runs is scaled down (leftovers.py).
+"""
+
+from __future__ import annotations
+
+import time
+
+from serving import names
+from serving.clients.kubernetes import Cluster, ConflictError, Object, Subject
+from serving.deployment.job import run_job
+from serving.deployment.record import Record, serving_generation
+from serving.errors import InconclusiveError, PipelineError, RequestError
+from serving.log import Say
+from serving.rendering import render
+from serving.settings import Settings, in_seconds
+
+
+def move(cluster: Cluster, settings: Settings, record: Record, generation: str, *, run_id: str, say: Say) -> bool:
+    """Makes `generation` the one that serves, where `record.live` serves now. Returns False when it already did.
+
+    Raises RequestError when another field manager owns the Service, InconclusiveError when the generation does not come
+    up or somebody else moved the traffic meanwhile.
+    """
+    before = record.live
+    live = cluster.get("Deployment", names.server(before), settings.namespace) if before else None
+    bring_up(cluster, settings, generation, max(1, ready_replicas(live)), say)
+    moved = _switch(cluster, settings, generation, expected=before)
+    record.put_live(generation)
+    record.write(cluster, settings)
+    if moved:
+        say(f"the Service {settings.name} sends requests to {generation}" + (f", not to {before}" if before else ""))
+    if before and before != generation:
+        _drain(cluster, settings, before, run_id=run_id, say=say)
+        rest(cluster, settings, before)
+    return moved
+
+
+def bring_up(cluster: Cluster, settings: Settings, generation: str, wanted: int, say: Say) -> None:
+    """Waits until `wanted` pods of the generation are ready, after asking for them if it has fewer.
+
+    Raises RequestError when the generation is not in the cluster, InconclusiveError when it is not ready in time.
+    """
+    name = names.server(generation)
+    deployment = cluster.get("Deployment", name, settings.namespace)
+    if deployment is None:
+        raise RequestError(
+            f"generation {generation} is not in the cluster. See which are: `kubectl -n {settings.namespace} get "
+            f"deployments -l {names.selector(settings)}`"
+        )
+    if deployment["spec"].get("replicas", 1) < wanted:
+        say(f"scaling {name} to {wanted}, as many as serve now")
+        deployment = cluster.patch("Deployment", name, settings.namespace, {"spec": {"replicas": wanted}})
+    if ready_replicas(deployment) >= wanted:
+        return
+    deadline = time.monotonic() + in_seconds(settings.serving.ready_timeout)
+    with cluster.follow(Subject("Deployment", settings.namespace, fields=f"metadata.name={name}")) as changes:
+        for change in changes.until(deadline):
+            if change and ready_replicas(change[1]) >= wanted:
+                return
+    raise InconclusiveError(
+        f"{name} has fewer than {wanted} ready pods after serving.ready_timeout ({settings.serving.ready_timeout}); "
+        f"the traffic stays where it is. See `kubectl -n {settings.namespace} describe deployment {name}`"
+    )
+
+
+def ready_replicas(deployment: Object | None) -> int:
+    """Ready pods of a Deployment's present template: 0 while its status speaks of an older one, or without one."""
+    if deployment is None:
+        return 0
+    status = deployment.get("status") or {}
+    if status.get("observedGeneration", 0) < deployment["metadata"].get("generation", 0):
+        return 0
+    return int(status.get("readyReplicas") or 0)
+
+
+def rest(cluster: Cluster, settings: Settings, generation: str) -> None:
+    """Scales a generation to zero; its volume and its Deployment stay, ready to come back."""
+    if cluster.get("Deployment", names.server(generation), settings.namespace):
+        cluster.patch("Deployment", names.server(generation), settings.namespace, {"spec": {"replicas": 0}})
+
+
+def _switch(cluster: Cluster, settings: Settings, generation: str, *, expected: str) -> bool:
+    """Points the stable Service at `generation` if it still points at `expected`."""
+    for _ in range(5):
+        service = cluster.get("Service", settings.name, settings.namespace)
+        serving = serving_generation(service)
+        if serving == generation:
+            return False
+        if serving != expected:
+            raise InconclusiveError(
+                f"somebody moved the traffic of {settings.namespace}/{settings.name} to {serving or 'no generation'} "
+                f"while this run expected {expected or 'none'}. Run again"
+            )
+        body = render.stable_service(settings, generation)
+        if service:
+            body["metadata"]["resourceVersion"] = service["metadata"]["resourceVersion"]
+        try:
+            cluster.apply(body, force=False)
+        except ConflictError as error:
+            owners = [c for c in error.details.get("causes") or [] if c.get("reason") == "FieldManagerConflict"]
+            if owners:
+                raise _owned_by_another(settings, owners) from error
+            continue  # The Service changed since it was read: look at it again.
+        return True
+    raise InconclusiveError(f"the Service {settings.namespace}/{settings.name} changes all the time. Run again")
+
+
+def _owned_by_another(settings: Settings, causes: list[Object]) -> RequestError:
+    said = "; ".join(f"{cause.get('field')}: {cause.get('message')}" for cause in causes)
+    return RequestError(
+        f"the Service {settings.namespace}/{settings.name} is also managed by somebody else ({said}), who would move "
+        "the traffic back. Leave its spec.selector to this pipeline: in Argo CD, `ignoreDifferences: [{kind: Service, "
+        f"name: {settings.name}, jsonPointers: [/spec/selector]}}]` and the sync option RespectIgnoreDifferences=true; "
+        "in Flux, annotate it `kustomize.toolkit.fluxcd.io/ssa: IfNotPresent`, or take it out of what Flux applies"
+    )
+
+
+def _drain(cluster: Cluster, settings: Settings, generation: str, *, run_id: str, say: Say) -> None:
+    """Lets the old generation finish: until its requests reach zero, or `drain_seconds` pass.
+
+    A Job asks, since only the cluster reaches the pods. When it cannot, the whole time is waited: the traffic has
+    moved, and a promotion is not undone for want of a figure.
+    """
+    pods = cluster.list("Pod", settings.namespace, labels=names.selector(settings, generation))
+    addresses = [pod["status"]["podIP"] for pod in pods if pod.get("status", {}).get("podIP")]
+    seconds = settings.serving.drain_seconds
+    if not addresses or not seconds:
+        return
+    say(f"draining {generation}: up to {seconds} s for the requests it still runs")
+    started = time.monotonic()
+    try:
+        result = run_job(
+            cluster,
+            settings,
+            step="promote-generation",
+            run_id=run_id,
+            generation=generation,
+            args=["-m", "components.promote_generation", str(seconds), *addresses],
+            image=render.component_image(settings),
+            timeout=seconds + 120,
+            say=say,
+        )
+        say(f"drained {generation} in {result['seconds']:.1f} s, {result['running']} requests left")
+    except PipelineError as error:
+        say(f"cannot see whether {generation} is drained ({error}); waiting drain_seconds instead")
+        time.sleep(max(0.0, seconds - (time.monotonic() - started)))

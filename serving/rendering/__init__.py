@@ -1,0 +1,1 @@
+"""From settings and a release to the Kubernetes objects that are applied."""

@@ -1,0 +1,224 @@
+"""The model of a settings file as a whole: its own keys, the sections that it holds, and what cannot go together.
+
+The text under a field is its documentation, the comment in `init`'s file and the line of the reference.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from serving.errors import RequestError
+from serving.settings.sections import (
+    MAIN,
+    Accelerator,
+    Adapter,
+    Assistant,
+    Engine,
+    Hub,
+    Images,
+    Lease,
+    Section,
+    Serving,
+    Validation,
+    Volume,
+    check_source,
+)
+from serving.settings.values import (
+    AdapterName,
+    Bucket,
+    ClusterName,
+    DeploymentName,
+    DnsLabel,
+    Folder,
+    LabelValue,
+    Location,
+    Model,
+    OwnKey,
+    Project,
+    Scenario,
+    ServiceAccount,
+    SourceFolder,
+)
+
+EXPLICIT = ("project", "location", "cluster", "namespace", "bucket", "model", "revision")
+"""The fields that are pipeline parameters of their own."""
+
+
+class Settings(Section):
+    """One deployment."""
+
+    scenario: Scenario
+    """The way in which the model is served."""
+    project: Project
+    """The Google Cloud project's id."""
+    location: Location = "us-central1"
+    """The cluster's region, or its zone."""
+    cluster: ClusterName = "gemma"
+    """The GKE cluster."""
+    namespace: DnsLabel = "gemma"
+    """The namespace in it, made if it is not there."""
+    bucket: Bucket
+    """The bucket for weights, reports and records; in the cluster's region, with uniform access."""
+    model: Model = "google/gemma-3-4b-it"
+    """The model's name on the hub. Gemma 4 is one line away: google/gemma-4-E4B-it runs on the same card."""
+    revision: str = Field(MAIN, min_length=1)
+    """A branch, tag or commit of it. A schedule follows a branch."""
+    source: SourceFolder | None = None
+    """gs://BUCKET/FOLDER that the model's files come from instead of the hub, a fine-tune say; `model` is then only the
+    name it goes by, and `revision` means nothing."""
+    adapters: dict[AdapterName, Adapter] = Field({}, max_length=32)
+    """LoRA adapters, each a model that clients ask for by its NAME: {NAME: {model: org/name, revision: main, source:
+    null}}. One of them with other weights makes a new generation."""
+    assistant: Assistant | None = None
+    """A draft model that makes answers come faster and no different (speculative decoding): {model:
+    google/gemma-4-E4B-it-assistant, revision: main, source: null, num_speculative_tokens: null}."""
+    name: DeploymentName = "gemma"
+    """The name of the Service that clients call; the record and the Lease carry it too."""
+    endpoint: Literal["dns", "ip", "private"] = "dns"
+    """Which of the cluster's API endpoints the pipeline uses."""
+    hub: Hub = Hub()
+    accelerator: Accelerator = Accelerator()
+    engine: Engine = Engine()
+    volume: Volume = Volume()
+    serving: Serving = Serving()
+    validation: Validation = Validation()
+    images: Images = Images()
+    lease: Lease = Lease()
+    promotion: Literal["automatic", "manual"] = "automatic"
+    """manual: a validated generation waits for `gemma-pipelines promote`."""
+    keep_previous: int = Field(1, ge=0, le=10)
+    """Generations that stay at zero replicas for `gemma-pipelines rollback`."""
+    retry: bool = False
+    """Try a release again that was rejected before, or go against a pin."""
+    access: Literal["manage", "check"] = "manage"
+    """check: IAM belongs to somebody else, Terraform say, and is only looked at."""
+    labels: dict[OwnKey, LabelValue] = Field({})
+    """Further labels on every object and its pods."""
+    annotations: dict[OwnKey, str] = Field({})
+    """Further annotations on every object and its pods."""
+    patches: list[dict[str, Any]] = Field([])
+    """Strategic merge patches: each is applied to the rendered object of its kind, and of its name if it gives one.
+    Such as [{kind: Deployment, spec: {template: {spec: {priorityClassName: high}}}}]."""
+    pipeline_root: Folder = ""
+    """Where runs leave their steps and reports; empty is gs://BUCKET/pipelines."""
+    pipeline_service_account: ServiceAccount | Literal[""] = ""
+    """The Google service account that runs the pipeline, to which `render --access` gives its rights in the cluster;
+    empty is gemma-pipelines@PROJECT.iam.gserviceaccount.com."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_numbers_are_integers(cls, values: Any) -> Any:
+        # The pipeline language knows floats alone: a struct's 3 comes back as 3.0, in patches too.
+        return _integral(values)
+
+    @field_validator("patches", mode="before")
+    @classmethod
+    def _deletions_have_no_null(cls, patches: Any) -> Any:
+        # A struct of the pipeline language cannot hold null.
+        return _without_null(patches)
+
+    @field_validator("patches")
+    @classmethod
+    def _patches_are_patches(cls, patches: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        for number, patch in enumerate(patches, 1):
+            if not isinstance(patch.get("kind"), str):
+                raise ValueError(  # noqa: TRY004 (pydantic takes a ValueError)
+                    f"patch {number} needs the `kind` of the object that it is for"
+                )
+            metadata = patch.get("metadata", {})
+            if not isinstance(metadata, dict) or not isinstance(metadata.get("name", ""), str):
+                raise ValueError(  # noqa: TRY004
+                    f"patch {number}: metadata is a mapping, and its name a text"
+                )
+            if not patch.keys() - {"kind", "apiVersion"} or (
+                patch.keys() <= {"kind", "apiVersion", "metadata"} and not metadata.keys() - {"name"}
+            ):
+                raise ValueError(f"patch {number} ({patch['kind']}) changes nothing")
+        return patches
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Settings:
+        check_source(self.source, self.revision)
+        return self
+
+    @model_validator(mode="after")
+    def _drafts_are_counted(self) -> Settings:
+        from serving import catalog
+
+        asked = self.assistant
+        if asked and not asked.num_speculative_tokens and not catalog.speculative_tokens(self.sized_like):
+            raise ValueError(
+                f"assistant.num_speculative_tokens is needed: the catalog knows none for {self.sized_like}; 4 is a "
+                "start"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _exposure_is_safe(self) -> Settings:
+        if self.serving.exposure == "public" and not self.engine.api_key_secret:
+            raise ValueError(
+                "serving.exposure public needs engine.api_key_secret: without a key anybody could use the server"
+            )
+        if self.serving.exposure == "gateway":
+            raise ValueError(
+                f"serving.exposure gateway is not built for the scenario {self.scenario}: write internal or public"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _the_engine_can_start(self) -> Settings:
+        from serving import catalog
+
+        try:
+            catalog.entry(
+                self.sized_like,
+                self.accelerator.type,
+                self.accelerator.count,
+                self.engine.quantization,
+                max_model_len=self.engine.max_model_len,
+                gpu_memory_utilization=self.engine.gpu_memory_utilization,
+            )
+        except RequestError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+    def model_post_init(self, _context: Any) -> None:
+        if not self.pipeline_root:
+            object.__setattr__(self, "pipeline_root", f"gs://{self.bucket}/pipelines")
+        if not self.pipeline_service_account:
+            account = f"gemma-pipelines@{self.project}.iam.gserviceaccount.com"
+            object.__setattr__(self, "pipeline_service_account", account)
+
+    @property
+    def sized_like(self) -> str:
+        """The catalog's model that this one is sized like: itself, but for a fine-tune."""
+        return self.engine.sizing_like or self.model
+
+    def as_struct(self) -> dict[str, Any]:
+        """The settings as a pipeline parameter: plain values; a struct of kfp cannot hold null, which is left out."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+    @classmethod
+    def from_parameters(cls, rest: dict[str, Any], **explicit: Any) -> Settings:
+        """Settings from pipeline parameters: the struct `rest` and the explicit fields. Raises RequestError."""
+        from serving.settings.reading import validated
+
+        return validated(cls, {**rest, **explicit})
+
+
+def _without_null(value: Any) -> Any:
+    """The patch with its nulls as the directive that means the same."""
+    if isinstance(value, dict):
+        return {key: {"$patch": "delete"} if item is None else _without_null(item) for key, item in value.items()}
+    return [_without_null(item) for item in value] if isinstance(value, list) else value
+
+
+def _integral(value: Any) -> Any:
+    """The value with its whole floats as integers."""
+    if isinstance(value, dict):
+        return {key: _integral(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_integral(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -1,0 +1,205 @@
+"""Settings from plain values, from a file and from the command line, with errors that say where and what to do."""
+
+from __future__ import annotations
+
+import datetime
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from serving.errors import RequestError
+from serving.settings import yaml_document
+from serving.settings.model import Settings
+from serving.settings.sections import entry_of, section_of
+
+
+def validated(cls: type[Settings], values: dict[str, Any], file: Path | None = None) -> Settings:
+    """Builds settings from plain values. Raises RequestError with a line for each thing that is wrong.
+
+    `file` is where the values were read: then the errors say in which line.
+    """
+    try:
+        return cls.model_validate(values)
+    except ValidationError as error:
+        where = _Where(file, values)
+        items = [(tuple(part for part in item["loc"] if part != "[key]"), item) for item in error.errors()]
+        lines = [
+            f"{where.prefix(path)}{'.'.join(map(str, path))}{': ' if path else ''}{_explained(item, path)}"
+            for path, item in sorted(items, key=lambda found: where.line(found[0]))
+        ]
+        raise RequestError("\n".join(lines)) from error
+
+
+def load(file: Path) -> Settings:
+    """Settings from a file. Raises RequestError naming file and line."""
+    return validated(Settings, read_values(file), file)
+
+
+def read_values(file: Path) -> dict[str, Any]:
+    """The plain values of a settings file, not validated yet. Raises RequestError: unreadable, empty, not YAML."""
+    values, _ = yaml_document.parse(_text(file), str(file))
+    if not isinstance(values, dict):
+        raise RequestError(
+            f"{file} {'is empty' if values is None else 'is not a mapping of keys to values'}: `gemma-pipelines init "
+            "SCENARIO` writes an example"
+        )
+    return values
+
+
+def override(values: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
+    """The values with each `a.b=c` in place. The right side is YAML; a text stays a text where the setting is one.
+
+    Raises RequestError for an assignment that is none, and for an unknown key, naming the closest.
+    """
+    import yaml
+
+    changed = dict(values)
+    for assignment in assignments:
+        name, equals, given = assignment.partition("=")
+        if not equals or not name:
+            raise RequestError(f"--set {assignment}: write KEY=VALUE, as in engine.max_model_len=4096")
+        path, annotation = _setting(name)
+        try:
+            value = yaml.safe_load(given)
+        except yaml.YAMLError as error:
+            raise RequestError(f"--set {assignment}: the value is not YAML ({error.__class__.__name__})") from error
+        if isinstance(value, (int, float, datetime.date)) and _is_text(annotation):
+            value = given
+        inner = changed
+        for key in path[:-1]:
+            below = inner.get(key)
+            inner[key] = dict(below) if isinstance(below, dict) else {}
+            inner = inner[key]
+        inner[path[-1]] = value
+    return changed
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise RequestError(f"{file} does not exist: `gemma-pipelines init SCENARIO -o {file}` writes it") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"{file} cannot be read: {error}") from error
+
+
+def _is_text(annotation: Any) -> bool:
+    return annotation is str or str in get_args(annotation)
+
+
+def _setting(name: str) -> tuple[list[str], Any]:
+    """(path, type) of a dotted key. Raises RequestError naming the closest."""
+    section: type[BaseModel] = Settings
+    path: list[str] = []
+    rest = name.split(".")
+    while rest:
+        key = rest.pop(0)
+        path.append(key)
+        if key not in section.model_fields:
+            known = list(section.model_fields)
+            raise RequestError(f"--set {name}: unknown key {key}{_did_you_mean(key, known)}")
+        annotation: Any = section.model_fields[key].annotation
+        if rest and (entry := entry_of(annotation)):
+            path.append(rest.pop(0))  # The entry's name is the user's own.
+            annotation = entry
+        inner = section_of(annotation)
+        if inner and rest:
+            section = inner
+            continue
+        if inner and inner is annotation:
+            raise RequestError(f"--set {name}: name one of its keys ({', '.join(inner.model_fields)})")
+        if rest and get_origin(annotation) is dict:
+            # A key of metadata may have dots itself: labels.example.com/team.
+            return [*path, ".".join(rest)], str
+        if rest:
+            raise RequestError(f"--set {name}: {'.'.join(path)} has no keys; set it whole")
+        return path, annotation
+    raise AssertionError(name)
+
+
+class _Where:
+    """Where values come from: a line of the file, or the command line when they differ from the file's."""
+
+    def __init__(self, file: Path | None, values: dict[str, Any]):
+        self._file, self._values = file, values
+        nothing: tuple[Any, dict[yaml_document.Path, int]] = (None, {})
+        self._in_file, self._lines = yaml_document.parse(_text(file), str(file)) if file else nothing
+
+    def line(self, path: yaml_document.Path) -> int:
+        """The line of the value, or of what it would stand in; 0 without a file."""
+        while path and path not in self._lines:
+            path = path[:-1]
+        return self._lines.get(path, 0)
+
+    def prefix(self, path: yaml_document.Path) -> str:
+        if self._file is None:
+            return ""
+        if not path:
+            return f"{self._file}: "
+        if _at(self._values, path) != _at(self._in_file, path):
+            return "--set "
+        return f"{self._file}:{self.line(path)}: "
+
+
+def _at(values: Any, path: yaml_document.Path) -> Any:
+    """The value at a path; None where there is none."""
+    for key in path:
+        try:
+            values = values[key]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return values
+
+
+_WRONG_TYPE = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "a text (numbers and dates need quotes to be one)",
+    "list_type": "a list",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+}
+
+
+def _explained(item: Any, path: tuple[str | int, ...]) -> str:
+    """What is wrong, in words that name the way out."""
+    kind, context, given = item["type"], item.get("ctx", {}), item["input"]
+    if kind == "extra_forbidden":
+        known = _keys_beside(path)
+        return f"unknown key{_did_you_mean(str(path[-1]), known)}"
+    if kind == "missing":
+        return "is missing"
+    if kind in _WRONG_TYPE:
+        shown = "" if "secret" in str(path[-1]) else f", not {given!r}"
+        return f"must be {_WRONG_TYPE[kind]}{shown}"
+    if kind == "literal_error":
+        return f"must be {context['expected'].replace(chr(39), '')}, not {given!r}"
+    if kind == "too_short":
+        return f"needs {context['min_length']} or more"
+    if kind == "value_error":
+        return str(context["error"])
+    return f"{item['msg'].replace('Input should be', 'must be')}, not {given!r}"
+
+
+def _did_you_mean(given: str, known: Iterable[str]) -> str:
+    known = list(known)
+    close = difflib.get_close_matches(given, known, n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else f"; there are {', '.join(known)}"
+
+
+def _keys_beside(path: yaml_document.Path) -> list[str]:
+    """The keys that are known where the last key of `path` stands."""
+    section: type[BaseModel] = Settings
+    inside: Any = None
+    for key in path[:-1]:
+        if inside is None and isinstance(key, str):
+            annotation = section.model_fields[key].annotation
+            inside = entry_of(annotation)
+            section = inside or section_of(annotation) or next(filter(None, map(section_of, get_args(annotation))))
+        else:
+            inside = None  # A list's position, or the user's own name of an entry.
+    return list(section.model_fields)

@@ -1,0 +1,259 @@
+"""The sections of a settings file: what each part of a deployment may say, key by key, with its default.
+
+The text under a field is its documentation, the comment in `init`'s file and the line of the reference.
+"""
+
+from __future__ import annotations
+
+from types import UnionType
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from serving.settings.values import (
+    DnsLabel,
+    Duration,
+    Endpoint,
+    Model,
+    Quantity,
+    Registry,
+    RegularExpression,
+    SecretVersion,
+    SourceFolder,
+)
+
+MAIN = "main"
+"""The branch that is followed when nobody says which."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class Hub(Section):
+    """Where the weights come from."""
+
+    endpoint: Endpoint | None = None
+    """A mirror of the hub, like https://hub.example.com; null is the hub itself (or HF_ENDPOINT). The token goes there
+    and nowhere else."""
+    token_secret: SecretVersion | None = None
+    """The Secret Manager version that holds the Hugging Face token (projects/P/secrets/S/versions/latest); null for a
+    model without a gate."""
+    allow_pickles: bool = False
+    """Take *.bin or *.pt where there are no safetensors (beside safetensors: never). A pickle is a program, which may
+    do anything when it is loaded: only from makers whom you trust like your own code."""
+
+
+class _Repository(Section):
+    """Something that is served beside the model, pinned to a commit of its own."""
+
+    model: Model
+    """Its name on the hub."""
+    revision: str = Field(MAIN, min_length=1)
+    """A branch, tag or commit of it."""
+    source: SourceFolder | None = None
+    """gs://BUCKET/FOLDER that its files come from instead of the hub; `model` is then only the name it goes by."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> _Repository:
+        check_source(self.source, self.revision)
+        return self
+
+
+class Adapter(_Repository):
+    """A LoRA adapter."""
+
+
+class Assistant(_Repository):
+    """A draft model."""
+
+    num_speculative_tokens: int | None = Field(None, ge=1, le=32)
+    """Tokens that it drafts at a time; null takes the catalog's figure for the model."""
+
+
+def check_source(source: str | None, revision: str) -> None:
+    """Raises ValueError for a revision of what comes from a folder."""
+    if source and revision != MAIN:
+        raise ValueError(f"revision {revision!r} means nothing for {source}, which has no commits: leave it out")
+
+
+class Accelerator(Section):
+    """The machine of one serving pod. What is null comes from the catalog entry of the model."""
+
+    type: str = "nvidia-l4"
+    """A card of the catalog, such as nvidia-l4, nvidia-a100-40gb, nvidia-a100-80gb or nvidia-h100-80gb."""
+    count: int = Field(1, ge=1, le=16)
+    """Cards in a pod: the engine splits the model over them."""
+    spot: bool = False
+    """Spot nodes: cheaper, and taken away at half a minute's notice."""
+    cpu: Quantity | None = None
+    """Processors of a pod."""
+    memory: Quantity | None = None
+    """Memory of a pod."""
+    ephemeral_storage: Quantity | None = None
+    """Local disk of a pod."""
+
+
+class Engine(Section):
+    """The server. What is null comes from the catalog entry of the model and its accelerator."""
+
+    image: str | None = Field(None, min_length=1)
+    """The vLLM image, if not the catalog's; a digest is welcome."""
+    sizing_like: Model | None = None
+    """For a model that is not in the catalog, a fine-tune say: the catalog's model that it is made like."""
+    max_model_len: int | None = Field(None, ge=128)
+    """Tokens of a request and its answer together."""
+    gpu_memory_utilization: float | None = Field(None, gt=0, le=1)
+    """Share of a card's memory that the engine may take."""
+    quantization: str | None = Field(None, min_length=1)
+    """Quantization on loading: fp8 halves the weights."""
+    extra_args: list[str] = []
+    """Further flags of `vllm serve`, as they are, such as [--max-num-seqs, "64"]."""
+    api_key_secret: SecretVersion | None = None
+    """The Secret Manager version that holds the key which clients of the server must show; null asks for none."""
+
+    @field_validator("extra_args")
+    @classmethod
+    def _flags_are_free(cls, flags: list[str]) -> list[str]:
+        for flag in flags:
+            name = flag.partition("=")[0]
+            if name in _TAKEN_FLAGS:
+                raise ValueError(f"{name} is not for extra_args: {_TAKEN_FLAGS[name]}")
+        return flags
+
+
+_TAKEN_FLAGS = {
+    "--model": "the model is always at /model",
+    "--host": "the server listens where its Service looks for it",
+    "--port": "the server listens where its Service looks for it",
+    "--served-model-name": "the server goes by the hub's name of its model",
+    "--api-key": "an argument can be read by everybody; set engine.api_key_secret",
+    "--max-model-len": "set engine.max_model_len",
+    "--gpu-memory-utilization": "set engine.gpu_memory_utilization",
+    "--quantization": "set engine.quantization",
+    "-q": "set engine.quantization",
+    "--tensor-parallel-size": "it follows accelerator.count",
+    "-tp": "it follows accelerator.count",
+    "--enable-lora": "it follows `adapters`",
+    "--lora-modules": "set `adapters`",
+    "--max-lora-rank": "it follows the ranks of `adapters`",
+    "--speculative-config": "set `assistant`",
+    "-sc": "set `assistant`",
+    "--shutdown-timeout": "set serving.request_timeout",
+    # vLLM has dropped these, and refuses to start with them.
+    "--swap-space": "vLLM has dropped it",
+    "--num-scheduler-steps": "vLLM has dropped it",
+    "--disable-log-requests": "vLLM has dropped it; it is --no-enable-log-requests now",
+    "--device": "vLLM has dropped it",
+    "--task": "vLLM has dropped it",
+    "--use-v2-block-manager": "vLLM has dropped it",
+}
+
+
+class Volume(Section):
+    """How the bucket is mounted."""
+
+    profile: Literal["serving", "manual"] = "serving"
+    """serving: GKE's StorageClass gcsfusecsi-serving, which tunes itself (GKE 1.35.1-gke.1616000 or newer); manual:
+    mount options for older clusters."""
+
+
+class Serving(Section):
+    """How the model is offered."""
+
+    replicas: int = Field(1, ge=1, le=1000)
+    """Pods of the live generation."""
+    exposure: Literal["internal", "gateway", "public"] = "internal"
+    """internal: an address in the cluster; public: a load balancer's, and then engine.api_key_secret is needed."""
+    client_namespaces: list[DnsLabel] = []
+    """Namespaces whose pods may call the server, beside its own."""
+    service_account: DnsLabel = "gemma-server"
+    """The Kubernetes service account of the serving pods, which may read the bucket."""
+    capacity_timeout: Duration = "30m"
+    """How long a pod may wait for a node before the run ends without a verdict."""
+    ready_timeout: Duration = "30m"
+    """How long a server that has its node may take to become ready before it has failed."""
+    request_timeout: Duration = "2m"
+    """The slowest request: what a pod that is being stopped waits for."""
+    drain_seconds: int = Field(120, ge=0)
+    """After a promotion, how long the old generation may finish the requests that it still runs."""
+
+
+class Prompt(Section):
+    """A question that the server is asked before it is promoted."""
+
+    content: str = Field(min_length=1)
+    pattern: RegularExpression | None = None
+    """A regular expression that the answer must contain; null judges the answer by structure alone."""
+
+
+class Thresholds(Section):
+    """Limits on the load's figures, at the highest concurrency; null does not judge."""
+
+    min_tokens_per_second: float | None = Field(None, gt=0)
+    """Tokens a second that all streams together must bring."""
+    max_p95_time_to_first_token_ms: float | None = Field(None, gt=0)
+    """How long 95 in 100 requests may wait for their first token."""
+    max_p95_inter_token_latency_ms: float | None = Field(None, gt=0)
+    """How long 95 in 100 tokens may wait for the next."""
+    max_error_rate: float = Field(0.0, ge=0, le=1)
+    """Share of requests that may fail."""
+
+
+class Validation(Section):
+    """What a new generation has to show before it is promoted."""
+
+    prompts: list[Prompt] = Field(
+        [
+            Prompt(content="What is a Kubernetes pod? Answer in one sentence."),
+            Prompt(content="대한민국의 수도에 대해 한 문장으로 설명해 주세요."),
+        ],
+        min_length=1,
+    )
+    """Questions: content, and a pattern that the answer must contain (a regular expression; null judges its structure
+    alone)."""
+    max_tokens: int = Field(64, ge=1)
+    """Longest answer to a question, tokens."""
+    concurrencies: list[Annotated[int, Field(ge=1)]] = Field([1, 4, 16], min_length=1)
+    """Streams at once, one round of load after the other."""
+    requests_per_concurrency: int = Field(16, ge=1)
+    """Requests of a round."""
+    load_max_tokens: int = Field(64, ge=1)
+    """Longest answer under load, tokens."""
+    thresholds: Thresholds = Thresholds()
+    timeout: Duration = "15m"
+    """How long the whole may take."""
+
+
+class Images(Section):
+    """Where images come from."""
+
+    registry: Registry | None = None
+    """A mirror: every image is pulled as REGISTRY/<path of the image>."""
+    components: str | None = Field(None, min_length=1)
+    """The image that steps and Jobs run; null takes the one that the pipeline was compiled with."""
+
+
+class Lease(Section):
+    """One run at a time."""
+
+    duration: Duration = "15m"
+    """How long a run may be silent before another may take the deployment over. Longer than Vertex takes to start a
+    step."""
+    wait: Duration = "0s"
+    """How long to wait for another run's Lease before giving up."""
+
+
+def section_of(annotation: Any) -> type[BaseModel] | None:
+    """The section that a field of this type holds, if it holds one; it may be null."""
+    for kind in (annotation, *(get_args(annotation) if get_origin(annotation) is UnionType else ())):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return kind
+    return None
+
+
+def entry_of(annotation: Any) -> type[BaseModel] | None:
+    """The section of each entry of a field of this type, if it is a mapping of names to sections."""
+    return section_of(get_args(annotation)[1]) if get_origin(annotation) is dict else None
