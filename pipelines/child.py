@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.scenarios import Scenario
 from serving.errors import InconclusiveError, PipelineError
+from serving.scenarios import Scenario
 
 if TYPE_CHECKING:
     from serving.settings import Settings

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipelines.scenarios import Scenario
+from pipelines.scenarios import pipeline_of
 from serving import image as component_image
+from serving.scenarios import Scenario
 
 
 def compile_scenario(scenario: Scenario, folder: Path, image: str | None = None) -> Path:
@@ -20,7 +21,7 @@ def compile_scenario(scenario: Scenario, folder: Path, image: str | None = None)
 
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{scenario.name}.yaml"
-    compiler.Compiler().compile(scenario.pipeline, str(path))
+    compiler.Compiler().compile(pipeline_of(scenario), str(path))
     specification = yaml.safe_load(path.read_text())
     _set_image(specification, image or component_image.DEFAULT)
     path.write_text(yaml.safe_dump(specification, sort_keys=True, allow_unicode=True))

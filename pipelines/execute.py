@@ -33,8 +33,8 @@ def execute(scenario: str, image: str | None, parameters: dict[str, Any], folder
 
     from components.write_report import summary
     from pipelines.compile import compile_scenario
-    from pipelines.scenarios import find
     from serving.clients import storage
+    from serving.scenarios import find
     from serving.settings import Settings
 
     started = time.monotonic()

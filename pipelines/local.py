@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from pipelines.child import watched
-from pipelines.scenarios import Scenario
 from serving.errors import InconclusiveError, PipelineError, RequestError
+from serving.scenarios import Scenario
 
 if TYPE_CHECKING:
     from emulated_cloud.cloud import Cloud
@@ -284,7 +284,7 @@ def deployment(state: Path, say: Callable[[str], None]) -> Iterator[tuple[Settin
 
     Uses the cloud of a `run --keep` that is up, else starts it. Raises RequestError for a folder without a run.
     """
-    from pipelines.scenarios import find
+    from serving.scenarios import find
     from serving.settings import Settings
 
     remembered = state / "settings.json"

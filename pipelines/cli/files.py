@@ -13,7 +13,7 @@ from pipelines.cli.options import RequiredSettingsFile, ScenarioArgument, Sets, 
 
 def list_scenarios() -> None:
     """The serving scenarios."""
-    from pipelines.scenarios import SCENARIOS
+    from serving.scenarios import SCENARIOS
 
     for scenario in SCENARIOS:
         print(f"{scenario.number}  {scenario.name:20} {scenario.title}")
@@ -26,8 +26,8 @@ def init(
     ] = None,
 ) -> None:
     """Write a commented settings file."""
-    from pipelines.scenarios import find
     from serving.errors import RequestError
+    from serving.scenarios import find
     from serving.settings import commented_example
 
     text = commented_example(find(scenario).name)
@@ -56,8 +56,8 @@ def compile(
     ] = None,
 ) -> None:
     """Compile scenarios to the YAML that Vertex AI Pipelines runs."""
-    from pipelines.scenarios import SCENARIOS, find
     from serving.errors import RequestError
+    from serving.scenarios import SCENARIOS, find
 
     if bool(scenarios) == all_scenarios:
         raise RequestError("name scenarios, or say --all. See `gemma-pipelines list`")

@@ -44,8 +44,8 @@ def settings_of(scenario: str, file: Path | None, sets: list[str] | None, defaul
 
 def for_scenario(scenario: str, values: dict[str, Any]) -> dict[str, Any]:
     """Values with the scenario's name in them. Raises RequestError when they name another."""
-    from pipelines.scenarios import find
     from serving.errors import RequestError
+    from serving.scenarios import find
 
     name = find(scenario).name
     there = values.get("scenario", name)

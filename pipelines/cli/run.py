@@ -36,8 +36,8 @@ def run(
     """Run a scenario on this machine, against emulators: hub, bucket, cluster and server are started and ended."""
     from pipelines import child, local
     from pipelines.cli.view import View
-    from pipelines.scenarios import find
     from serving.errors import RequestError
+    from serving.scenarios import find
 
     # Ended by SIGTERM as by Ctrl-C: nothing may be left running.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from pipelines.scenarios import Scenario
+from serving.scenarios import Scenario
 
 _MARKS = {"running": "…", "succeeded": "✓", "skipped": "–", "failed": "✗", "inconclusive": "?"}
 _COLOURS = {"succeeded": "green", "skipped": "dim", "failed": "red", "inconclusive": "yellow", "running": "cyan"}

@@ -94,7 +94,7 @@ def _switch(cluster: Cluster, settings: Settings, generation: str, *, expected: 
                 f"somebody moved the traffic of {settings.namespace}/{settings.name} to {serving or 'no generation'} "
                 f"while this run expected {expected or 'none'}. Run again"
             )
-        body = render.stable_service(settings, generation)
+        body = render.entry(settings, generation)
         if service:
             body["metadata"]["resourceVersion"] = service["metadata"]["resourceVersion"]
         try:

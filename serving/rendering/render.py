@@ -71,7 +71,7 @@ def render(settings: Settings, release: Release) -> Rendered:
         _object(settings, file.format(profile=settings.volume.profile), values, release.generation)
         for file in _GENERATION
     ]
-    others = [*access_objects(settings), *pipeline_access(settings), stable_service(settings, release.generation)]
+    others = [*access_objects(settings), *pipeline_access(settings), entry(settings, release.generation)]
     for patch in settings.patches:
         # Jobs are made as they are needed (serving/deployment/job.py).
         if patch["kind"] != "Job" and not any(_matches(patch, item) for item in [*shared, *own, *others]):
@@ -110,7 +110,7 @@ def pipeline_access(settings: Settings) -> list[Object]:
     return [_object(settings, file, values, of_deployment=False) for file in _PIPELINE_ACCESS]
 
 
-def stable_service(settings: Settings, generation: str) -> Object:
+def entry(settings: Settings, generation: str) -> Object:
     """The Service that clients call, with its selector on `generation`. Promote alone applies it."""
     return _object(settings, _STABLE, _values(settings, generation))
 

@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 
 from pipelines.compile import compile_scenario
-from pipelines.scenarios import SCENARIOS
+from serving.scenarios import SCENARIOS
 from tests.contract.discovery import Conformance
 
 PARAMETERS = {"project": "demo-project", "bucket": "demo-bucket", "settings": {"scenario": "gcs-fuse"}}

@@ -102,7 +102,7 @@ def documents(case: str) -> list[dict[str, Any]]:
     return [
         *render.pipeline_access(config),
         *(item for item in shown if item["kind"] != "Namespace"),
-        render.stable_service(config, "g0123456789"),
+        render.entry(config, "g0123456789"),
     ]
 
 

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from pipelines.compile import compile_scenario
-from pipelines.scenarios import SCENARIOS, Scenario
 from serving.image import DEFAULT
+from serving.scenarios import SCENARIOS, Scenario
 
 GOLDEN = Path(__file__).parent / "pipelines"
 MUTATING = {"ensure-access", "download-weights", "deploy-server", "promote-generation", "discard-generation"}

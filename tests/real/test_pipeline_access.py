@@ -21,9 +21,9 @@ from emulated_cloud.cloud import Cloud
 from emulated_cloud.hub import models
 
 from pipelines import child, local
-from pipelines.scenarios import find
 from serving import names
 from serving.rendering import render
+from serving.scenarios import find
 from serving.settings import Settings
 
 from .kube import kubectl

@@ -13,8 +13,8 @@ from emulated_cloud.real import parts
 
 from pipelines import cli, local
 from pipelines.cli.run import _print_result, _request_was_wrong
-from pipelines.scenarios import SCENARIOS
 from serving.errors import InconclusiveError
+from serving.scenarios import SCENARIOS
 
 
 @pytest.fixture

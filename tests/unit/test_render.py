@@ -139,17 +139,17 @@ def test_what_a_pod_needs_is_applied_before_it():
 
 
 def test_the_stable_service_is_no_generations_own():
-    service = render.stable_service(settings(), "g1")
+    service = render.entry(settings(), "g1")
     assert service["spec"]["selector"] == {names.DEPLOYMENT: "gemma", names.GENERATION: "g1"}
     assert names.GENERATION not in service["metadata"]["labels"], "or it would be swept away with the generation"
 
 
 def test_a_public_server_gets_a_load_balancer_and_everybody_may_reach_its_port():
     public = settings(serving={"exposure": "public"}, engine={"api_key_secret": "projects/p/secrets/s/versions/1"})
-    assert render.stable_service(public, "g1")["spec"]["type"] == "LoadBalancer"
+    assert render.entry(public, "g1")["spec"]["type"] == "LoadBalancer"
     (policy,) = (item for item in render.render(public, RELEASE).shared if item["kind"] == "NetworkPolicy")
     assert {"ipBlock": {"cidr": "0.0.0.0/0"}} in policy["spec"]["ingress"][0]["from"]
-    assert render.stable_service(settings(), "g1")["spec"]["type"] == "ClusterIP"
+    assert render.entry(settings(), "g1")["spec"]["type"] == "ClusterIP"
 
 
 def test_the_api_key_comes_from_a_secret_of_the_cluster():
@@ -242,7 +242,7 @@ def test_a_patch_reaches_the_objects_of_its_kind_or_only_the_one_it_names():
     for config, own in ((both, True), (one, False)):
         generation = {item["kind"]: item for item in render.render(config, RELEASE).generation}
         assert ("a" in generation["Service"]["metadata"].get("annotations", {})) is own
-        assert render.stable_service(config, "g1")["metadata"]["annotations"] == {"a": "b"}
+        assert render.entry(config, "g1")["metadata"]["annotations"] == {"a": "b"}
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 CODE = """
 import sys, time
 from pipelines.cli.view import View
-from pipelines.scenarios import find
+from serving.scenarios import find
 MORE = ' and so on' * 9  # wider than the terminal
 with View(find("03")) as view:
     view.show({"step": "download_weights", "message": "started", "status": "running"})

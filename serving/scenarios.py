@@ -1,0 +1,107 @@
+"""The serving scenarios: one table, which settings, rendering, pipelines, command line, docs and tests read.
+
+A feature is one word in one column. Its word is the name of its folder in `manifests/`, and with `_` for `-` of its
+module in `serving/features/` and of its section in the settings. A scenario is a preset: the `features` of a settings
+file replace a feature in its column, add one to an empty column, or empty a column (`-WORD`).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from serving.errors import RequestError
+
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "weights": ("gcs-fuse",),
+    "accelerator": ("gpu",),
+    "entry": ("service",),
+    "image": (),
+    "scaling": (),
+}
+"""Column → its features, in the order in which features are rendered."""
+REQUIRED = ("weights", "accelerator", "entry")
+"""Columns that no deployment can do without."""
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One way to serve: a row of the table."""
+
+    number: str
+    name: str
+    title: str
+    weights: str
+    accelerator: str
+    entry: str
+    image: str = ""
+    scaling: str = ""
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """The row's features, in the order of the columns."""
+        return tuple(word for column in COLUMNS if (word := getattr(self, column)))
+
+
+SCENARIOS = (
+    Scenario(
+        "03",
+        "gcs-fuse",
+        "weights in a bucket, mounted into the server with GCS FUSE",
+        weights="gcs-fuse",
+        accelerator="gpu",
+        entry="service",
+    ),
+)
+
+
+def find(word: str) -> Scenario:
+    """The scenario of a number (`03`, `3`) or a name. Raises RequestError with what there is."""
+    for scenario in SCENARIOS:
+        if word in (scenario.name, scenario.number, scenario.number.lstrip("0")):
+            return scenario
+    there = ", ".join(f"{scenario.number} ({scenario.name})" for scenario in SCENARIOS)
+    raise RequestError(
+        f"there is no scenario {word!r}. {_meant(word, [scenario.name for scenario in SCENARIOS])}There are: {there}. "
+        "See `gemma-pipelines list`"
+    )
+
+
+def all_features() -> tuple[str, ...]:
+    """Every feature that is built, in the order of the columns."""
+    return tuple(word for words in COLUMNS.values() for word in words)
+
+
+def features_of(scenario: Scenario, changes: Iterable[str] = ()) -> tuple[str, ...]:
+    """The scenario's features with `changes` (the `features` of a settings file), in the order of the columns.
+
+    Raises RequestError for a word that is no feature, two words for one column, and an emptied column that is needed.
+    """
+    chosen = {column: getattr(scenario, column) for column in COLUMNS}
+    said: dict[str, str] = {}
+    for change in changes:
+        word = change.removeprefix("-")
+        column = _column_of(word)
+        if column in said:
+            raise RequestError(f"{change} and {said[column]} are both for the column {column}: a deployment has one")
+        said[column] = change
+        if word == change:
+            chosen[column] = word
+        elif column in REQUIRED:
+            raise RequestError(f"{change}: no deployment is without {column}: {', '.join(COLUMNS[column])}")
+        else:
+            chosen[column] = ""
+    return tuple(word for word in chosen.values() if word)
+
+
+def _column_of(word: str) -> str:
+    for column, words in COLUMNS.items():
+        if word in words:
+            return column
+    raise RequestError(f"{word!r} is no feature. {_meant(word, all_features())}There are: {', '.join(all_features())}")
+
+
+def _meant(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"Did you mean {close[0]}? " if close else ""
