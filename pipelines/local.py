@@ -162,14 +162,14 @@ def cloud(
     again when it begins."""
     from emulated_cloud.cloud import Cloud, EmulatorFailed, wait_for
 
-    from serving.rendering.render import as_yaml, pipeline_access
+    from serving.rendering.render import admin, as_yaml
 
     endpoint, live = folder / "endpoint", folder / "live"
     served_before = live.exists() or endpoint.exists()
     endpoint.unlink(missing_ok=True)
     model = weights.absolute() if weights else _tiny_model(settings, folder)
     access = folder / "pipeline-access.yaml"
-    access.write_text(as_yaml(pipeline_access(settings)))
+    access.write_text(as_yaml(admin(settings)))
     emulated = Cloud(
         folder,
         project=settings.project,

@@ -28,7 +28,6 @@ class Sizing:
     """The catalog entry."""
     accelerator: str
     count: int
-    node_selector: dict[str, str]
     cpu: str
     memory: str
     ephemeral_storage: str
@@ -65,6 +64,11 @@ def models() -> list[str]:
 def accelerators() -> dict[str, list[int]]:
     """The accelerators that the catalog knows, with how many of each GKE puts on a node."""
     return {name: list(known["counts"]) for name, known in _catalog()["accelerators"].items()}
+
+
+def node_selector(accelerator: str) -> dict[str, str]:
+    """The labels of GKE's nodes that have the accelerator."""
+    return dict(_catalog()["accelerators"][accelerator]["node_selector"])
 
 
 def architectures(model: str) -> list[str]:
@@ -146,7 +150,7 @@ def _size(
     max_model_len: int | None = None,
     gpu_memory_utilization: float | None = None,
 ) -> Sizing:
-    known, card = _catalog()["models"][model], _catalog()["accelerators"][accelerator]
+    known = _catalog()["models"][model]
     row = known.get("settings", {}).get(accelerator, {}).get(count, known["defaults"])
     share = gpu_memory_utilization or row["gpu_memory_utilization"]
     kv_gib = _kv_cache(model, accelerator, count, quantization, share)
@@ -155,7 +159,6 @@ def _size(
         model=model,
         accelerator=accelerator,
         count=count,
-        node_selector=dict(card["node_selector"]),
         **known["host"],
         max_model_len=max_model_len or row["max_model_len"],
         gpu_memory_utilization=share,

@@ -9,18 +9,18 @@ its way is one, and patience says for how long.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from components.deploy_server.words import lost_its_mount
 from serving import names
 from serving.errors import AccessError, InconclusiveError, PipelineError, ReleaseError, RequestError
+from serving.features import Explanation, Symptom
 
 Object = dict[str, Any]
 
 
 _NO_PODS = "waiting for the pods"
-_SIDECAR_LIMIT = "gke-gcsfuse/memory-limit"
 _KILLED = 137
 """128 + SIGKILL: no process ends itself so."""
 
@@ -91,8 +91,16 @@ class _Pod:
 class Diagnosis:
     """One generation's way to readiness. `observe` what changes, then ask `ready`, `problem` and `progress`."""
 
-    def __init__(self, deployment: str, namespace: str, bucket: str, patience: Patience, now: float):
-        self._name, self._namespace, self._bucket, self._patience = deployment, namespace, bucket, patience
+    def __init__(
+        self,
+        deployment: str,
+        namespace: str,
+        patience: Patience,
+        now: float,
+        explain: Callable[[Symptom], Explanation | None] = lambda symptom: None,
+    ):
+        """explain: what the deployment's features know of a symptom."""
+        self._name, self._namespace, self._patience, self._explain = deployment, namespace, patience, explain
         self._started = now
         self._deployment: Object = {}
         self._replica_sets: dict[str, Object] = {}
@@ -242,11 +250,9 @@ class Diagnosis:
     def _without_node(self, pod: _Pod, now: float) -> Problem | None:
         scheduled = _condition(pod.body, "PodScheduled")
         if _lasts(pod, "gated", scheduled.get("reason") == "SchedulingGated", now, self._patience.mount):
-            return Problem(
-                AccessError,
-                f"GKE has held {pod.name} back for {self._patience.mount:.0f} s, because it cannot look at the bucket "
-                f"{self._bucket}. {_grant_controller(self._bucket)}",
-            )
+            if known := self._explain(Symptom("gated", pod.name)):
+                return Problem(known.error, known.message)
+            return Problem(InconclusiveError, f"{pod.name} is held back by {_gates(pod)}, which nobody has opened")
         event = pod.latest("TriggeredScaleUp", "NotTriggerScaleUp", "FailedScaleUp")
         for its, patience in (("NotTriggerScaleUp", self._patience.declined), ("FailedScaleUp", self._patience.failed)):
             if _lasts(pod, its, event.reason == its, now, patience):
@@ -275,8 +281,8 @@ class Diagnosis:
         if found := self._in_pull(pod, container, waiting, now):
             return found
         config = reason in ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
-        if config and lost_its_mount(waiting.get("message", "")):
-            return Problem(InconclusiveError, f"{self.lost_mount(pod.name)}: {waiting['message']}", pod.name)
+        if config and (known := self._explain(Symptom("words", pod.name, waiting.get("message", "")))):
+            return Problem(known.error, f"{known.message}: {waiting['message']}", pod.name)
         if _lasts(pod, f"{name}: config", config, now, self._patience.create):
             return Problem(
                 RequestError, f"container {name} of {pod.name} cannot be made: {waiting.get('message', reason)}"
@@ -286,7 +292,7 @@ class Diagnosis:
                 ReleaseError, f"container {name} of {pod.name} cannot be started: {last.get('message', reason)}"
             )
         if last.get("reason") == "OOMKilled":
-            return _out_of_memory(pod, name)
+            return self._out_of_memory(pod, name)
         # The first end may be an accident: the kubelet starts it again at once. The second is a loop.
         restarted = container.get("restartCount", 0) >= 1
         if restarted and last.get("exitCode") and (ended or reason == "CrashLoopBackOff"):
@@ -303,13 +309,6 @@ class Diagnosis:
                 )
             return Problem(ReleaseError, f"the engine ends with exit code {last['exitCode']}", pod.name)
         return None
-
-    def lost_mount(self, pod: str) -> str:
-        """What has become of a pod whose gcsfuse has ended, and what to do."""
-        return (
-            f"the volume of {pod} has lost its gcsfuse, and a mount does not come back as long as its pod is there. "
-            f"Run again; if it is still there then, `kubectl -n {self._namespace} delete pod {pod}`"
-        )
 
     def _in_pull(self, pod: _Pod, container: Object, waiting: Object, now: float) -> Problem | None:
         reason, image, name = waiting.get("reason", ""), container.get("image", ""), container["name"]
@@ -337,25 +336,25 @@ class Diagnosis:
 
     def _in_mount(self, pod: _Pod, now: float) -> Problem | None:
         words = pod.latest("FailedMount", "FailedAttachVolume").message
-        if re.search(r"bucket doesn't exist|code = NotFound", words):
-            return Problem(RequestError, f"the bucket {self._bucket} cannot be mounted: {words}")
-        if not _lasts(pod, "mount", bool(words), now, self._patience.mount):
-            return None
         account = pod.body["spec"].get("serviceAccountName", "default")
-        if re.search(r"PermissionDenied|Unauthenticated|\b40[13]\b|forbidden", words, re.IGNORECASE):
-            return Problem(
-                AccessError,
-                f"{pod.name} cannot mount the bucket {self._bucket}: {words}. Grant the service account {account} "
-                f"roles/storage.objectViewer on it: `gcloud storage buckets add-iam-policy-binding gs://{self._bucket} "
-                f"--member=principal://…/subject/ns/{self._namespace}/sa/{account} --role=roles/storage.objectViewer`",
+        known = self._explain(Symptom("mount", pod.name, words, service_account=account)) if words else None
+        lasts = _lasts(pod, "mount", bool(words), now, self._patience.mount)
+        if known and (known.at_once or lasts):
+            return Problem(known.error, known.message)
+        return Problem(InconclusiveError, f"{pod.name} cannot mount its volume: {words}") if lasts else None
+
+    def _out_of_memory(self, pod: _Pod, container: str) -> Problem:
+        """How large the pod is, the settings say and not the release: so it is not held guilty."""
+        limit = f"container {container} of {pod.name} was killed for want of memory (OOMKilled): its limit is "
+        if container == names.SERVER_CONTAINER:
+            cure = (
+                "accelerator.memory sets it (engine.gpu_memory_utilization and engine.max_model_len are about the "
+                "card's memory, not this)"
             )
-        if "not found in the list of registered CSI drivers" in words:
-            return Problem(
-                RequestError,
-                f"the cluster has no GCS FUSE driver: {words}. Turn it on: `gcloud container clusters update CLUSTER "
-                "--update-addons GcsFuseCsiDriver=ENABLED`",
-            )
-        return Problem(InconclusiveError, f"{pod.name} cannot mount its volume: {words}")
+        else:
+            known = self._explain(Symptom("out-of-memory", pod.name, container=container))
+            cure = known.message if known else "`patches` in the settings can raise it"
+        return Problem(InconclusiveError, f"{limit}{_memory_limit(pod, container)}, and {cure}", pod.name)
 
     def _too_slow(self, pod: _Pod) -> Problem:
         limit = f"serving.ready_timeout ({self._patience.ready:.0f} s)"
@@ -379,7 +378,7 @@ class Diagnosis:
         if pod.scheduled is None:
             scheduled = _condition(pod.body, "PodScheduled")
             if scheduled.get("reason") == "SchedulingGated":
-                return 0, "waiting for GKE to look at the bucket"
+                return 0, f"held back by {_gates(pod)}"
             event = pod.latest("TriggeredScaleUp", "NotTriggerScaleUp", "FailedScaleUp")
             if event.reason == "TriggeredScaleUp":
                 return 1, "waiting for a node (scale-up announced)"
@@ -414,23 +413,9 @@ def _memory_limit(pod: _Pod, container: str) -> str:
     return str(((spec.get("resources") or {}).get("limits") or {}).get("memory", "what the node has"))
 
 
-def _out_of_memory(pod: _Pod, container: str) -> Problem:
-    """How large the pod is, the settings say and not the release: so it is not held guilty."""
-    killed = f"container {container} of {pod.name} was killed for want of memory (OOMKilled): its limit is "
-    cure = f"the annotation {_SIDECAR_LIMIT} sets it"
-    if container == names.SERVER_CONTAINER:
-        cure = (
-            "accelerator.memory sets it (engine.gpu_memory_utilization and engine.max_model_len are about the card's "
-            "memory, not this)"
-        )
-    return Problem(InconclusiveError, f"{killed}{_memory_limit(pod, container)}, and {cure}", pod.name)
-
-
-def _grant_controller(bucket: str) -> str:
-    return (
-        "The serving profile needs a role on it for GKE's gcs-fuse-csi-controller-sa: run with access: check to be "
-        f"told which, see `gcloud storage buckets get-iam-policy gs://{bucket}`, or set volume.profile: manual"
-    )
+def _gates(pod: _Pod) -> str:
+    gates = [gate["name"] for gate in pod.body["spec"].get("schedulingGates") or []]
+    return f"the scheduling gate {', '.join(gates)}" if gates else "a scheduling gate"
 
 
 def _is_ready(pod: Object) -> bool:

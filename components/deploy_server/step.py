@@ -7,11 +7,12 @@ from typing import Any
 
 from components.deploy_server import words
 from components.deploy_server.diagnosis import Diagnosis, Patience, Problem
-from serving import names
+from serving import features, names
 from serving.clients import kubernetes
-from serving.clients.kubernetes import ApiError, Cluster, Object, Subject
+from serving.clients.kubernetes import ApiError, Cluster, ConflictError, Object, Subject, kinds
 from serving.deployment import lease
 from serving.errors import InconclusiveError, PipelineError, ReleaseError, RequestError
+from serving.features import Explanation, Symptom
 from serving.log import Say
 from serving.outcome import Outcome, recorded
 from serving.rendering import render
@@ -67,7 +68,7 @@ def deploy(
 
 def is_ready(deployment: Object, at_least: int) -> bool:
     """Whether a Deployment's present template has all its replicas ready, and as many as are wanted."""
-    diagnosis = Diagnosis(deployment["metadata"]["name"], "", "", Patience(0, 0), 0)
+    diagnosis = Diagnosis(deployment["metadata"]["name"], "", Patience(0, 0), 0)
     diagnosis.observe("ADDED", {**deployment, "kind": "Deployment"}, 0)
     return diagnosis.ready and deployment["spec"].get("replicas", 1) >= at_least
 
@@ -81,7 +82,11 @@ def patience_of(settings: Settings) -> Patience:
 def wait_until_ready(cluster: Cluster, settings: Settings, name: str, outcome: Outcome, patience: Patience) -> float:
     """Watches the generation until it is ready: returns the seconds it took. Raises what `deploy` says."""
     started = time.monotonic()
-    diagnosis = Diagnosis(name, settings.namespace, settings.bucket, patience, started)
+
+    def explain(symptom: Symptom) -> Explanation | None:
+        return features.explain(settings, symptom)
+
+    diagnosis = Diagnosis(name, settings.namespace, patience, started, explain)
     selector = names.selector(settings, name.removeprefix(names.server("")))
     subjects = (
         Subject("Deployment", settings.namespace, fields=f"metadata.name={name}"),
@@ -100,7 +105,7 @@ def wait_until_ready(cluster: Cluster, settings: Settings, name: str, outcome: O
             if diagnosis.ready:
                 return now - started
             if problem := diagnosis.problem(now):
-                raise _explained(cluster, settings, problem, diagnosis, outcome)
+                raise _explained(cluster, settings, problem, outcome)
             progress = diagnosis.progress(now)
             # The words before the first comma are the stage, the rest counts seconds.
             changed = progress.partition(",")[0] != said.partition(",")[0]
@@ -110,9 +115,7 @@ def wait_until_ready(cluster: Cluster, settings: Settings, name: str, outcome: O
     raise InconclusiveError(f"{name} was never ready, though its pods came and went. Run again")
 
 
-def _explained(
-    cluster: Cluster, settings: Settings, problem: Problem, diagnosis: Diagnosis, outcome: Outcome
-) -> PipelineError:
+def _explained(cluster: Cluster, settings: Settings, problem: Problem, outcome: Outcome) -> PipelineError:
     """The problem as an error, with the container's own words where a pod has any."""
     if not problem.pod:
         return problem.error(problem.message)
@@ -124,8 +127,9 @@ def _explained(
     outcome.details["log"] = log.splitlines()[-60:]
     said = words.cause(log)
     error, message = problem.error, problem.message
-    if error is ReleaseError and words.lost_its_mount(log):
-        error, message = InconclusiveError, f"{diagnosis.lost_mount(problem.pod)}: {message}"
+    known = features.explain(settings, Symptom("words", problem.pod, log)) if error is ReleaseError else None
+    if known:
+        error, message = known.error, f"{known.message}: {message}"
     return error(
         f"{message}{': ' if said else ''}{said}. See `kubectl -n {settings.namespace} logs {problem.pod} -c "
         f"{names.SERVER_CONTAINER} --previous`"
@@ -134,17 +138,43 @@ def _explained(
 
 def _apply(cluster: Cluster, item: Object, say: Say) -> None:
     what = f"{item['kind']}/{item['metadata']['name']}"
-    if item["kind"] == "PodMonitoring" and not cluster.serves(item["apiVersion"]):
+    if item["kind"] == "PodMonitoring" and not cluster.serves(item["kind"]):
         say(f"left out {what}: the cluster has no managed Prometheus")
         return
     try:
-        cluster.apply(item)
+        if not kinds.find(item["kind"]).immutable:
+            cluster.apply(item)
+        elif not _create(cluster, item):
+            say(f"{what} is there")
+            return
     except ApiError as error:
         raise RequestError(
             f"the cluster refuses {what}: {error}. `patches`, `labels` and `annotations` in the settings can meet its "
             "rules"
         ) from error
     say(f"applied {what}")
+
+
+def _create(cluster: Cluster, item: Object) -> bool:
+    """Makes an object that is never changed. Returns False when it is there: its name says that it is the same one.
+
+    Raises InconclusiveError for one that is on its way out.
+    """
+    name, namespace = item["metadata"]["name"], item["metadata"].get("namespace")
+    try:
+        cluster.create(item)
+    except ConflictError as error:
+        there = next(iter(cluster.list(item["kind"], namespace, fields=f"metadata.name={name}")), None)
+        if there and (there.get("status") or {}).get("phase") in ("Released", "Failed"):
+            # A volume whose claim is gone: it never binds again.
+            cluster.delete(there)
+        elif there and not there["metadata"].get("deletionTimestamp"):
+            return False
+        raise InconclusiveError(
+            f"{item['kind']}/{name} of an earlier attempt is being deleted. Run again; if it stays, see what holds it: "
+            f"`kubectl get {item['kind'].lower()} {name}{f' -n {namespace}' if namespace else ''} -o yaml` (finalizers)"
+        ) from error
+    return True
 
 
 def _refuse_another_deployments(there: Object | None, settings: Settings) -> None:

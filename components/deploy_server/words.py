@@ -15,14 +15,6 @@ _NOT_THE_CAUSE = re.compile(
 )
 """What the front end says when the engine has said it already."""
 
-_LOST_MOUNT = re.compile(r"transport endpoint is not connected", re.IGNORECASE)
-"""ENOTCONN: a FUSE mount whose process has ended."""
-
-
-def lost_its_mount(text: str) -> bool:
-    """Whether a log, or the kubelet, tells of a volume whose gcsfuse has ended: the kernel's words for it."""
-    return bool(_LOST_MOUNT.search(text))
-
 
 def cause(log: str) -> str:
     """The line of an engine's log that names why it ended; without one, its last lines; empty for an empty log."""

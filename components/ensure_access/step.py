@@ -2,51 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
-from serving import names
+from serving import features, names
 from serving.clients import google, kubernetes, storage
 from serving.clients.kubernetes import Cluster, ConflictError, Object
 from serving.deployment import lease, leftovers, record
 from serving.errors import AccessError, RequestError
+from serving.features import Binding
 from serving.log import Say
 from serving.outcome import recorded
 from serving.rendering import render
 from serving.settings import Settings, validated
 from serving.weights.release import Release
 
-VIEWER = "roles/storage.objectViewer"
-PROFILE_ROLE = "gke.gcsfuse.profileUser"
-"""The custom role that Google's guide makes for the controller of the FUSE profiles; it has to exist in the project."""
-PROFILE_PERMISSIONS = (
-    "storage.objects.list,storage.buckets.get,storage.anywhereCaches.create,storage.anywhereCaches.get,"
-    "storage.anywhereCaches.list,storage.anywhereCaches.update"
-)
-PROFILE_CONTROLLER = ("gcs-fuse-csi-driver", "gcs-fuse-csi-controller-sa")
-"""Namespace and service account of GKE's controller that looks at a bucket before pods mount it by profile."""
-
-
-@dataclass(frozen=True)
-class Binding:
-    """A role on the bucket for a Kubernetes service account."""
-
-    role: str
-    member: str
-
 
 def run(settings: dict[str, Any], release: dict[str, Any]) -> None:
-    """Takes the Lease, removes what dead runs left, and sees to namespace, service account and bucket bindings."""
+    """Takes the Lease, removes what dead runs left, and sees to namespace, API key and bucket bindings."""
     config, target = validated(Settings, settings), Release.model_validate(release)
     with recorded("ensure_access", config, target.run_id) as outcome:
         cluster = kubernetes.connect(config)
-        namespace, account = render.access_objects(config)
-        changed = ensure_namespace(cluster, namespace, config)
+        changed = ensure_namespace(cluster, render.namespace(config), config)
         lease.take(cluster, config, target.run_id, outcome.say)
         with lease.held(cluster, config, target.run_id):
             known = record.read(cluster, config)
             changed += leftovers.remove(cluster, config, known, target.run_id, target.generation, outcome.say)
-            changed += ensure_service_account(cluster, account)
             if config.engine.api_key_secret:
                 changed += ensure_api_key(cluster, config)
             changed += ensure_bindings(config, bindings(config), outcome.say)
@@ -54,7 +34,7 @@ def run(settings: dict[str, Any], release: dict[str, Any]) -> None:
         if changed:
             outcome.succeeded(f"changed: {', '.join(changed)}")
         else:
-            outcome.skipped("namespace, service account and bindings were there")
+            outcome.skipped("namespace and bindings were there")
 
 
 def ensure_namespace(cluster: Cluster, namespace: Object, settings: Settings) -> list[str]:
@@ -73,16 +53,6 @@ def ensure_namespace(cluster: Cluster, namespace: Object, settings: Settings) ->
             "name another"
         )
     return []
-
-
-def ensure_service_account(cluster: Cluster, account: Object) -> list[str]:
-    """Brings the service account of the serving pods into the form that we give it. Returns what was changed."""
-    meta = account["metadata"]
-    there = cluster.get("ServiceAccount", meta["name"], meta["namespace"])
-    if there and _holds(there, account):
-        return []
-    cluster.apply(account)
-    return [f"ServiceAccount/{meta['name']}"]
 
 
 def ensure_api_key(cluster: Cluster, settings: Settings) -> list[str]:
@@ -116,13 +86,11 @@ def bindings(settings: Settings) -> list[Binding]:
         f"principal://iam.googleapis.com/projects/{google.project_number(settings.project)}/locations/global/"
         f"workloadIdentityPools/{address.workload_pool}/subject"
     )
-    wanted = [Binding(VIEWER, f"{pool}/ns/{settings.namespace}/sa/{settings.serving.service_account}")]
-    if settings.volume.profile == "serving":
-        namespace, account = PROFILE_CONTROLLER
-        wanted.append(
-            Binding(f"projects/{settings.project}/roles/{PROFILE_ROLE}", f"{pool}/ns/{namespace}/sa/{account}")
-        )
-    return wanted
+
+    def principal(namespace: str, service_account: str) -> str:
+        return f"{pool}/ns/{namespace}/sa/{service_account}"
+
+    return [binding for _, own in features.answers(settings, "bindings", principal) for binding in own]
 
 
 def ensure_bindings(settings: Settings, wanted: list[Binding], say: Say) -> list[str]:
@@ -145,12 +113,10 @@ def ensure_bindings(settings: Settings, wanted: list[Binding], say: Say) -> list
         except AccessError:
             raise
         except RequestError as error:
-            if not binding.role.endswith(PROFILE_ROLE):
+            if not binding.make_role:
                 raise
-            # The one role that is not Google's own: whoever asks for it first finds that it is not there.
-            raise RequestError(
-                f"{error}. The serving profile's role is made once in a project: `{_create_profile_role(settings)}`"
-            ) from error
+            # Not one of Google's own: whoever asks for it first finds that it is not there.
+            raise RequestError(f"{error}. The role is made once in a project: `{binding.make_role}`") from error
         if given:
             changed.append(f"{binding.role} on gs://{settings.bucket}")
             say(f"gave {binding.role} on gs://{settings.bucket} to {binding.member.partition('/subject/')[2]}")
@@ -158,20 +124,16 @@ def ensure_bindings(settings: Settings, wanted: list[Binding], say: Say) -> list
 
 
 def _commands(settings: Settings, missing: list[Binding]) -> list[str]:
-    """What a person types; for the profile also what happens once in a project."""
+    """What a person types, what happens once in a project included."""
     commands = []
     for binding in missing:
-        if binding.role.endswith(PROFILE_ROLE):
-            commands.append(_create_profile_role(settings))
+        if binding.make_role:
+            commands.append(binding.make_role)
         commands.append(
             f"gcloud storage buckets add-iam-policy-binding gs://{settings.bucket} --member={binding.member} "
             f"--role={binding.role}"
         )
     return commands
-
-
-def _create_profile_role(settings: Settings) -> str:
-    return f"gcloud iam roles create {PROFILE_ROLE} --project={settings.project} --permissions={PROFILE_PERMISSIONS}"
 
 
 def _holds(there: Object, wanted: Object) -> bool:

@@ -18,9 +18,9 @@ from serving.deployment import lease, leftovers, record
 from serving.deployment.record import Record
 from serving.errors import PipelineError, RequestError
 from serving.outcome import recorded
-from serving.rendering import render
+from serving.rendering import engine, generation, render
 from serving.settings import Settings
-from serving.weights import adapter, checkpoint, identity, manifest, repositories
+from serving.weights import adapter, checkpoint, manifest, repositories
 from serving.weights.release import Release
 
 
@@ -150,7 +150,7 @@ def check_assistant(where: str, config: dict[str, Any]) -> None:
 
 def check_architecture(settings: Settings, architecture: str) -> None:
     """Raises RequestError when the engine's image is known not to serve the architecture."""
-    image = render.engine_image(settings)
+    image = engine.engine_image(settings)
     served = catalog.supported_architectures(image)
     if served is None or architecture in served:
         return
@@ -165,7 +165,7 @@ def check_architecture(settings: Settings, architecture: str) -> None:
 
 def name_release(settings: Settings, run_id: str, found: Found, *, live: str) -> Release:
     """The release, with the generation that it makes under these settings."""
-    return Release(
+    release = Release(
         run_id=run_id,
         model=settings.model,
         commit=found.commit,
@@ -173,16 +173,11 @@ def name_release(settings: Settings, run_id: str, found: Found, *, live: str) ->
         max_lora_rank=found.max_lora_rank,
         weights_key=found.weights_key,
         weights_uri=f"gs://{settings.bucket}/models/{settings.model}/{found.weights_key}",
-        generation=identity.generation(
-            found.weights_key,
-            render.engine_image(settings),
-            render.engine_flags(settings, found.max_lora_rank),
-            render.accelerator(settings),
-            render.volume(settings),
-        ),
+        generation="",
         live=live,
         architecture=found.architecture,
     )
+    return release.model_copy(update={"generation": generation.name(settings, release)})
 
 
 def look_around(cluster: Cluster, settings: Settings, release: Release, known: Record) -> Situation:

@@ -14,7 +14,7 @@ from serving.deployment.job import run_job
 from serving.errors import InconclusiveError, ReleaseError
 from serving.log import Say
 from serving.outcome import recorded
-from serving.rendering import render
+from serving.rendering import engine
 from serving.settings import Settings, in_seconds, validated
 from serving.weights.release import Release
 
@@ -69,7 +69,7 @@ def judge(cluster: Cluster, settings: Settings, release: Release, say: Say) -> d
         run_id=release.run_id,
         generation=release.generation,
         args=["-m", "components.validate_server", argument],
-        image=render.component_image(settings),
+        image=engine.component_image(settings),
         # The Job's pod may have to wait for a node of its own.
         timeout=in_seconds(settings.validation.timeout) + in_seconds(settings.serving.capacity_timeout),
         say=say,

@@ -89,10 +89,10 @@ def render(
 ) -> None:
     """Print the manifests that a run would apply, for `kubectl diff -f -`. Asks the hub, but no cluster."""
     settings = settings_of(scenario, file, sets, {})
-    from serving.rendering.render import as_yaml, pipeline_access, rendered_for
+    from serving.rendering.render import admin, as_yaml, rendered_for
 
     if access:
-        print(as_yaml(pipeline_access(settings)), end="")
+        print(as_yaml(admin(settings)), end="")
         return
     from components.resolve_model.step import release_of
 

@@ -10,16 +10,8 @@ from serving import names
 from serving.clients.kubernetes import Cluster, Object
 from serving.deployment.record import Record
 from serving.log import Say
+from serving.rendering import access
 from serving.settings import Settings
-
-# The server first, so that its pods let go of the volume; the claim before the volume that it binds.
-_OWNED = (
-    "Deployment",
-    "Service",
-    "PodDisruptionBudget",
-    "PersistentVolumeClaim",
-    "PersistentVolume",
-)
 
 
 def find(cluster: Cluster, settings: Settings, record: Record, run_id: str, generation: str = "") -> list[Object]:
@@ -75,15 +67,15 @@ def remove_generation(cluster: Cluster, settings: Settings, generation: str, say
 
 
 def _owned(cluster: Cluster, settings: Settings) -> list[Object]:
-    """Everything of the deployment that carries a generation's label."""
+    """Everything of the deployment that carries a generation's label, of whatever features, in the order in which it is
+    taken away: a server first, so that its pods let go of the volume, the claim before the volume that it binds."""
     found: list[Object] = []
-    for kind in _OWNED:
-        namespace = None if kind == "PersistentVolume" else settings.namespace
-        for item in cluster.list(kind, namespace, labels=f"{names.selector(settings)},{names.GENERATION}"):
-            # A deployment of the same name in another namespace has volumes of its own.
-            claim = item["spec"].get("claimRef") or {} if kind == "PersistentVolume" else {}
-            if kind != "PersistentVolume" or claim.get("namespace") == settings.namespace:
-                found.append(item)
+    for kind in reversed(access.owned_kinds()):
+        if kind.namespaced:
+            namespace, deployments = settings.namespace, names.selector(settings)
+        else:
+            namespace, deployments = None, names.cluster_wide_selector(settings)
+        found += cluster.list(kind.kind, namespace, labels=f"{deployments},{names.GENERATION}")
     return found
 
 

@@ -14,7 +14,7 @@ from serving.deployment.job import run_job
 from serving.deployment.record import Record, serving_generation
 from serving.errors import InconclusiveError, PipelineError, RequestError
 from serving.log import Say
-from serving.rendering import render
+from serving.rendering import engine, render
 from serving.settings import Settings, in_seconds
 
 
@@ -139,7 +139,7 @@ def _drain(cluster: Cluster, settings: Settings, generation: str, *, run_id: str
             run_id=run_id,
             generation=generation,
             args=["-m", "components.promote_generation", str(seconds), *addresses],
-            image=render.component_image(settings),
+            image=engine.component_image(settings),
             timeout=seconds + 120,
             say=say,
         )

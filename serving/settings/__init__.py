@@ -21,9 +21,8 @@ from serving.settings.sections import (
     Serving,
     Thresholds,
     Validation,
-    Volume,
 )
-from serving.settings.values import in_seconds
+from serving.values import in_seconds
 
 __all__ = [
     "EXPLICIT",
@@ -39,7 +38,6 @@ __all__ = [
     "Settings",
     "Thresholds",
     "Validation",
-    "Volume",
     "commented_example",
     "in_seconds",
     "load",

@@ -3,29 +3,43 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from pydantic import BaseModel
 
+from serving import features
 from serving.settings.model import Settings
 from serving.settings.sections import section_of
 
 
 def commented_example(scenario: str) -> str:
     """A settings file that says everything there is to say, with its defaults: what `init` writes."""
+    example = Settings.model_validate({"scenario": scenario, "project": "my-project", "bucket": "my-project-gemma"})
     lines = [
         "# One deployment. Every key is here with its default: keep what you change, delete what you like.",
         "# Look at the outcome with `gemma-pipelines render`; nothing is done before `run` or `submit`.",
-        *_commented(Settings, {"scenario": scenario, "project": "my-project", "bucket": "my-project-gemma"}, ""),
+        *_commented(Settings, example.model_dump(), "", _own_and_features(example)),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _commented(section: type[BaseModel], values: dict[str, Any], indent: str) -> Iterator[str]:
+def _own_and_features(settings: Settings) -> list[str]:
+    """The keys of the file, those of the deployment's features after the engine's."""
+    of_features = features.sections()
+    keys = [key for key in Settings.model_fields if key not in of_features]
+    after = keys.index("engine") + 1
+    chosen = [key for feature in settings.chosen_features if (key := features.section_name(feature)) in of_features]
+    return [*keys[:after], *chosen, *keys[after:]]
+
+
+def _commented(
+    section: type[BaseModel], values: dict[str, Any], indent: str, keys: Iterable[str] = ()
+) -> Iterator[str]:
     import yaml
 
-    for name, field in section.model_fields.items():
+    for name in keys or section.model_fields:
+        field = section.model_fields[name]
         # One that may be null is shown as null: its description says what it may hold.
         inner = section_of(field.annotation) if field.default is not None else None
         about = (inner.__doc__ if inner else field.description) or ""
@@ -35,7 +49,7 @@ def _commented(section: type[BaseModel], values: dict[str, Any], indent: str) ->
             yield f"{indent}# {line}"
         if inner:
             yield f"{indent}{name}:"
-            yield from _commented(inner, {}, indent + "  ")
+            yield from _commented(inner, values.get(name, {}), indent + "  ")
             continue
         value = values.get(name, field.get_default())
         text = yaml.safe_dump({name: _plain(value)}, allow_unicode=True, width=1000, sort_keys=False)

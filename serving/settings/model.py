@@ -5,10 +5,11 @@ The text under a field is its documentation, the comment in `init`'s file and th
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, create_model, field_validator, model_validator
 
+from serving import features, scenarios
 from serving.errors import RequestError
 from serving.settings.sections import (
     MAIN,
@@ -19,13 +20,11 @@ from serving.settings.sections import (
     Hub,
     Images,
     Lease,
-    Section,
     Serving,
     Validation,
-    Volume,
     check_source,
 )
-from serving.settings.values import (
+from serving.values import (
     AdapterName,
     Bucket,
     ClusterName,
@@ -38,6 +37,7 @@ from serving.settings.values import (
     OwnKey,
     Project,
     Scenario,
+    Section,
     ServiceAccount,
     SourceFolder,
 )
@@ -46,11 +46,22 @@ EXPLICIT = ("project", "location", "cluster", "namespace", "bucket", "model", "r
 """The fields that are pipeline parameters of their own."""
 
 
-class Settings(Section):
-    """One deployment."""
+if TYPE_CHECKING:
+    _FeatureSections = Section
+else:
+    _FeatureSections = create_model(
+        "_FeatureSections", __base__=Section, **{key: (own, own()) for key, own in features.sections().items()}
+    )
+
+
+class Settings(_FeatureSections):
+    """One deployment. Features have sections of their own, which only a deployment that has them may set."""
 
     scenario: Scenario
-    """The way in which the model is served."""
+    """The way in which the model is served: a preset of features."""
+    features: list[str] = Field([])
+    """Features other than the scenario's own: one takes the place of another of its column, -NAME takes one away.
+    `gemma-pipelines list` shows them."""
     project: Project
     """The Google Cloud project's id."""
     location: Location = "us-central1"
@@ -81,7 +92,6 @@ class Settings(Section):
     hub: Hub = Hub()
     accelerator: Accelerator = Accelerator()
     engine: Engine = Engine()
-    volume: Volume = Volume()
     serving: Serving = Serving()
     validation: Validation = Validation()
     images: Images = Images()
@@ -106,6 +116,25 @@ class Settings(Section):
     pipeline_service_account: ServiceAccount | Literal[""] = ""
     """The Google service account that runs the pipeline, to which `render --access` gives its rights in the cluster;
     empty is gemma-pipelines@PROJECT.iam.gserviceaccount.com."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sections_belong_to_features(cls, values: Any) -> Any:
+        chosen = _chosen(values) if isinstance(values, dict) else None
+        for key in features.sections() if chosen is not None else ():
+            if key in values and key not in map(features.section_name, chosen or ()):
+                raise ValueError(
+                    f"{key}: this deployment has no feature {key.replace('_', '-')}, it has {', '.join(chosen or ())}"
+                )
+        return values
+
+    @model_validator(mode="after")
+    def _features_go_together(self) -> Settings:
+        try:
+            self.chosen_features  # noqa: B018 (asked for its error)
+        except RequestError as error:
+            raise ValueError(f"features: {error}") from error
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -161,10 +190,15 @@ class Settings(Section):
             raise ValueError(
                 "serving.exposure public needs engine.api_key_secret: without a key anybody could use the server"
             )
-        if self.serving.exposure == "gateway":
-            raise ValueError(
-                f"serving.exposure gateway is not built for the scenario {self.scenario}: write internal or public"
+        return self
+
+    @model_validator(mode="after")
+    def _an_accelerator_is_named(self) -> Settings:
+        if not self.accelerator.type:
+            usual = next(
+                kind for own in self.chosen_features if (kind := getattr(features.module(own), "DEFAULT_TYPE", ""))
             )
+            object.__setattr__(self, "accelerator", self.accelerator.model_copy(update={"type": usual}))
         return self
 
     @model_validator(mode="after")
@@ -192,13 +226,24 @@ class Settings(Section):
             object.__setattr__(self, "pipeline_service_account", account)
 
     @property
+    def chosen_features(self) -> tuple[str, ...]:
+        """The deployment's features, in the order of their columns."""
+        return scenarios.features_of(scenarios.find(self.scenario), self.features)
+
+    def section(self, feature: str) -> Any:
+        """The section of a feature."""
+        return getattr(self, features.section_name(feature))
+
+    @property
     def sized_like(self) -> str:
         """The catalog's model that this one is sized like: itself, but for a fine-tune."""
         return self.engine.sizing_like or self.model
 
     def as_struct(self) -> dict[str, Any]:
         """The settings as a pipeline parameter: plain values; a struct of kfp cannot hold null, which is left out."""
-        return self.model_dump(mode="json", exclude_none=True)
+        chosen = set(map(features.section_name, self.chosen_features))
+        others = features.sections().keys() - chosen
+        return self.model_dump(mode="json", exclude_none=True, exclude=set(others))
 
     @classmethod
     def from_parameters(cls, rest: dict[str, Any], **explicit: Any) -> Settings:
@@ -206,6 +251,14 @@ class Settings(Section):
         from serving.settings.reading import validated
 
         return validated(cls, {**rest, **explicit})
+
+
+def _chosen(values: dict[str, Any]) -> tuple[str, ...] | None:
+    """The features that plain values name; None where those are not right, which their own checks say better."""
+    try:
+        return scenarios.features_of(scenarios.find(values["scenario"]), values.get("features") or [])
+    except (RequestError, KeyError, AttributeError, TypeError):
+        return None
 
 
 def _without_null(value: Any) -> Any:

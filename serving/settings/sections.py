@@ -8,9 +8,9 @@ from __future__ import annotations
 from types import UnionType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
-from serving.settings.values import (
+from serving.values import (
     DnsLabel,
     Duration,
     Endpoint,
@@ -19,17 +19,12 @@ from serving.settings.values import (
     Registry,
     RegularExpression,
     SecretVersion,
+    Section,
     SourceFolder,
 )
 
 MAIN = "main"
 """The branch that is followed when nobody says which."""
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
 
 
 class Hub(Section):
@@ -82,8 +77,8 @@ def check_source(source: str | None, revision: str) -> None:
 class Accelerator(Section):
     """The machine of one serving pod. What is null comes from the catalog entry of the model."""
 
-    type: str = "nvidia-l4"
-    """A card of the catalog, such as nvidia-l4, nvidia-a100-40gb, nvidia-a100-80gb or nvidia-h100-80gb."""
+    type: str = ""
+    """An accelerator of the catalog (manifests/catalog.yaml); empty takes the usual one of the feature."""
     count: int = Field(1, ge=1, le=16)
     """Cards in a pod: the engine splits the model over them."""
     spot: bool = False
@@ -109,7 +104,7 @@ class Engine(Section):
     """Share of a card's memory that the engine may take."""
     quantization: str | None = Field(None, min_length=1)
     """Quantization on loading: fp8 halves the weights."""
-    extra_args: list[str] = []
+    extra_args: list[str] = Field([])
     """Further flags of `vllm serve`, as they are, such as [--max-num-seqs, "64"]."""
     api_key_secret: SecretVersion | None = None
     """The Secret Manager version that holds the key which clients of the server must show; null asks for none."""
@@ -152,22 +147,14 @@ _TAKEN_FLAGS = {
 }
 
 
-class Volume(Section):
-    """How the bucket is mounted."""
-
-    profile: Literal["serving", "manual"] = "serving"
-    """serving: GKE's StorageClass gcsfusecsi-serving, which tunes itself (GKE 1.35.1-gke.1616000 or newer); manual:
-    mount options for older clusters."""
-
-
 class Serving(Section):
     """How the model is offered."""
 
     replicas: int = Field(1, ge=1, le=1000)
     """Pods of the live generation."""
-    exposure: Literal["internal", "gateway", "public"] = "internal"
+    exposure: Literal["internal", "public"] = "internal"
     """internal: an address in the cluster; public: a load balancer's, and then engine.api_key_secret is needed."""
-    client_namespaces: list[DnsLabel] = []
+    client_namespaces: list[DnsLabel] = Field([])
     """Namespaces whose pods may call the server, beside its own."""
     service_account: DnsLabel = "gemma-server"
     """The Kubernetes service account of the serving pods, which may read the bucket."""

@@ -10,15 +10,18 @@ from __future__ import annotations
 import concurrent.futures
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from serving.clients import bucket_source, hub
 from serving.clients.digest import ServedFile
 from serving.clients.source import Source
 from serving.clients.wire import Wire
 from serving.errors import PipelineError
-from serving.settings import Settings
 from serving.weights import adapter, checkpoint, identity
 from serving.weights.checkpoint import Chosen
+
+if TYPE_CHECKING:
+    from serving.settings import Settings
 
 BASE, ASSISTANT = "base", "assistant"
 ADAPTERS_FOLDER = "adapters"

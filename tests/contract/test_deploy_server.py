@@ -21,9 +21,8 @@ from components.deploy_server import step as deploy_server
 from components.ensure_access import step as ensure_access
 from serving import names
 from serving.clients import kubernetes, storage
-from serving.rendering import render
+from serving.rendering import generation
 from serving.settings import Settings, override, read_values, validated
-from serving.weights import identity
 from serving.weights.release import Release
 
 REAL = os.environ.get("DEPLOY_SETTINGS")
@@ -46,21 +45,15 @@ class Site:
     def release(self, settings: Settings) -> Release:
         """A release of the weights as they lie in the bucket, in a run of its own."""
         self.runs += 1
-        generation = identity.generation(
-            self.key,
-            render.engine_image(settings),
-            render.engine_flags(settings),
-            render.accelerator(settings),
-            render.volume(settings),
-        )
-        return Release(
+        nameless = Release(
             run_id=f"{settings.namespace}-run-{self.runs}",
             model=settings.model,
             commit="c" * 40,
             weights_key=self.key,
             weights_uri=f"gs://{settings.bucket}/models/{settings.model}/{self.key}",
-            generation=generation,
+            generation="",
         )
+        return nameless.model_copy(update={"generation": generation.name(settings, nameless)})
 
     def upload(self, release: Release, change: Callable[[str, bytes], bytes] = lambda name, data: data) -> None:
         for path in sorted(self.weights.iterdir()):

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 import yaml
 
 from serving.rendering import render
+from serving.scenarios import COLUMNS, REQUIRED, SCENARIOS
 from serving.settings import Settings, validated
 from serving.weights.release import Release
 
@@ -25,8 +27,8 @@ KUBERNETES = ("1.33", "1.35")
 """The oldest and the newest version whose schema every object has to pass."""
 
 RENDERED: dict[str, dict[str, Any]] = {
-    "gcs-fuse": {},
-    "gcs-fuse-manual-volume": {"volume": {"profile": "manual"}},
+    **{scenario.name: {"scenario": scenario.name} for scenario in SCENARIOS},
+    "gcs-fuse-manual-volume": {"gcs_fuse": {"profile": "manual"}},
     "gcs-fuse-gemma-4": {
         "model": "google/gemma-4-31B-it",
         "accelerator": {"count": 4},
@@ -73,13 +75,18 @@ RENDERED: dict[str, dict[str, Any]] = {
     },
 }
 
+CUSTOM = {"PodMonitoring"}
+"""Kinds whose schema is not Kubernetes' own."""
+
 each_case = pytest.mark.parametrize("case", RENDERED)
 
 
 def config_of(case: str) -> Settings:
-    return validated(
-        Settings, {"scenario": "gcs-fuse", "project": "demo-project", "bucket": "demo-bucket", **RENDERED[case]}
-    )
+    return settings(**RENDERED[case])
+
+
+def settings(**values: Any) -> Settings:
+    return validated(Settings, {"scenario": "gcs-fuse", "project": "demo-project", "bucket": "demo-bucket", **values})
 
 
 def release_of(config: Settings) -> Release:
@@ -97,12 +104,15 @@ def release_of(config: Settings) -> Release:
 def documents(case: str) -> list[dict[str, Any]]:
     """All that is ever applied for a case: what an administrator does first (the namespace is in it), what render
     shows, and the Service that promote writes."""
-    config = config_of(case)
+    return all_objects(config_of(case))
+
+
+def all_objects(config: Settings) -> list[dict[str, Any]]:
     shown = yaml.safe_load_all(render.rendered_for(config, release_of(config)))
     return [
-        *render.pipeline_access(config),
+        *render.admin(config),
         *(item for item in shown if item["kind"] != "Namespace"),
-        render.entry(config, "g0123456789"),
+        *render.entry_objects(config, "g0123456789"),
     ]
 
 
@@ -120,10 +130,28 @@ def test_there_is_no_golden_file_that_nothing_renders():
     assert {path.name for path in GOLDEN.iterdir()} == {f"{case}.yaml" for case in RENDERED}
 
 
+COMBINATIONS = [
+    list(filter(None, words))
+    for words in itertools.product(
+        *(features if column in REQUIRED else ("", *features) for column, features in COLUMNS.items())
+    )
+]
+"""Every deployment that can be put together."""
+
+
+@pytest.mark.parametrize("words", COMBINATIONS, ids="+".join)
+def test_every_combination_of_features_is_a_deployment(words: list[str]):
+    items = all_objects(settings(features=words))
+    assert {"Deployment", "Role", "NetworkPolicy"} <= {item["kind"] for item in items}
+    for item in items:
+        if item["kind"] not in CUSTOM:
+            kubernetes_validate.validate(item, KUBERNETES[-1], strict=True)
+
+
 @each_case
 @pytest.mark.parametrize("version", KUBERNETES)
 def test_kubernetes_own_schema_takes_every_object(case: str, version: str):
-    judged = [item for item in documents(case) if item["kind"] != "PodMonitoring"]
+    judged = [item for item in documents(case) if item["kind"] not in CUSTOM]
     assert len(judged) >= 8
     for item in judged:
         kubernetes_validate.validate(item, version, strict=True)

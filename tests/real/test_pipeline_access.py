@@ -84,7 +84,7 @@ def used(cloud: Cloud, user: str) -> set[tuple[str, str, str]]:
 def granted(settings: Settings) -> set[tuple[str, str, str]]:
     return {
         (group, resource, verb)
-        for item in render.pipeline_access(settings)
+        for item in render.admin(settings)
         for rule in item.get("rules", [])
         for group in rule["apiGroups"]
         for resource in rule["resources"]
@@ -146,16 +146,16 @@ def hold_lease(site: Site, settings: Settings, seconds: int) -> None:
 
 def apply_access(site: Site, settings: Settings, without: int | None = None) -> None:
     """Gives the pipeline its rights, as an administrator does it; one rule can be left out."""
-    objects = render.pipeline_access(settings)
+    objects = render.admin(settings)
     if without is not None:
         (role,) = (item for item in objects if item["kind"] == "Role")
         del role["rules"][without]
     kubectl(site.cloud, "apply", "--server-side", "--force-conflicts", "-f", "-", objects=objects)
 
 
-RULES = next(
-    item for item in render.pipeline_access(settings_for(engine={"api_key_secret": API_KEY})) if item["kind"] == "Role"
-)["rules"]
+RULES = next(item for item in render.admin(settings_for(engine={"api_key_secret": API_KEY})) if item["kind"] == "Role")[
+    "rules"
+]
 
 
 def called(rule: dict[str, Any]) -> str:
@@ -181,9 +181,9 @@ def test_without_a_rule_the_run_fails_and_names_it(site: Site, number: int) -> N
 
 def test_without_the_right_to_volumes_the_run_fails_and_names_it(site: Site) -> None:
     settings = settings_for(namespace="without-volumes")
-    objects = [item for item in render.pipeline_access(settings) if not item["kind"].startswith("Cluster")]
+    objects = [item for item in render.admin(settings) if not item["kind"].startswith("Cluster")]
     kubectl(site.cloud, "apply", "--server-side", "-f", "-", objects=objects)
-    binding = render.pipeline_access(settings_for())[-1]
+    binding = render.admin(settings_for())[-1]
     kubectl(
         site.cloud, "delete", "clusterrolebinding", "--selector", "app.kubernetes.io/managed-by=gemma-gke-pipelines"
     )

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from serving.clients.kubernetes import KINDS, ApiError, ConflictError
+from serving.clients.kubernetes import ApiError, ConflictError, kinds
 
 Object = dict[str, Any]
 MANAGER = "gemma-gke-pipelines"
@@ -40,11 +40,13 @@ class MemoryCluster:
         return copy.deepcopy(self.objects.get((kind, namespace or "", name)))
 
     def list(self, kind: str, namespace: str | None = None, *, labels: str = "", fields: str = "") -> list[Object]:
-        assert not fields
+        assert not fields or fields.startswith("metadata.name=")
+        named = fields.removeprefix("metadata.name=")
         return [
             copy.deepcopy(body)
-            for (its_kind, its_namespace, _), body in self.objects.items()
-            if its_kind == kind and namespace in (None, its_namespace) and _selected(body, labels)
+            for (its_kind, its_namespace, its_name), body in self.objects.items()
+            if its_kind == kind and namespace in (None, its_namespace) and named in ("", its_name)
+            if _selected(body, labels)
         ]
 
     def apply(self, body: Object, *, force: bool = True) -> Object:
@@ -93,7 +95,7 @@ class MemoryCluster:
         del self.objects[_key(body)]
         return True
 
-    def serves(self, api_version: str) -> bool:
+    def serves(self, kind: str) -> bool:
         return True
 
     @contextmanager
@@ -153,8 +155,7 @@ def _watched(body: Object, subject: Any) -> bool:
 
 
 def _key(body: Object) -> tuple[str, str, str]:
-    assert body["kind"] in KINDS
-    return body["kind"], body["metadata"].get("namespace", ""), body["metadata"]["name"]
+    return kinds.find(body["kind"]).kind, body["metadata"].get("namespace", ""), body["metadata"]["name"]
 
 
 def _selected(body: Object, labels: str) -> bool:

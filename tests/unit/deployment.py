@@ -61,7 +61,10 @@ def owned(generation: str, *, run_id: str = "run-1", namespace: str = SETTINGS.n
         {
             "apiVersion": "v1",
             "kind": "PersistentVolume",
-            "metadata": {"name": f"{namespace}-{names.server(generation)}", "labels": labels(generation, run_id)},
+            "metadata": {
+                "name": f"{namespace}-{SETTINGS.name}-{generation}",
+                "labels": {**labels(generation, run_id), names.NAMESPACE: namespace},
+            },
             "spec": {"claimRef": {"namespace": namespace, "name": names.server(generation)}},
         },
     ]

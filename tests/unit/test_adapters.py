@@ -15,6 +15,7 @@ from serving.clients import digest
 from serving.clients.digest import ServedFile
 from serving.errors import RequestError
 from serving.rendering import render
+from serving.rendering.engine import engine_flags
 from serving.settings import Settings, override, validated
 from serving.weights import adapter, identity, repositories
 from serving.weights.release import Release
@@ -99,15 +100,17 @@ def test_an_endpoint_has_no_slash_at_its_end():
 # -- flags --------------------------------------------------------------------------------------------------
 
 
+def flags(config: Settings, max_lora_rank: int = 0) -> list[str]:
+    return engine_flags(config, RELEASE.model_copy(update={"max_lora_rank": max_lora_rank}))
+
+
 def test_without_adapters_and_assistant_the_flags_are_those_of_old():
-    assert not {"--enable-lora", "--lora-modules", "--max-loras", "--speculative-config"} & {
-        *render.engine_flags(settings())
-    }
+    assert not {"--enable-lora", "--lora-modules", "--max-loras", "--speculative-config"} & {*flags(settings())}
 
 
 def test_the_engine_takes_the_flags_and_finds_the_folders():
     config = settings(model="google/gemma-4-E4B-it", adapters=ADAPTERS, assistant={"model": "a/b"})
-    parsed = engine.parse(["/model", *render.engine_flags(config, 16)])
+    parsed = engine.parse(["/model", *flags(config, 16)])
     assert parsed.enable_lora
     assert (parsed.max_lora_rank, parsed.max_loras, parsed.max_cpu_loras) == (16, 2, None)
     assert parsed.lora_modules == [
@@ -127,13 +130,13 @@ def test_the_engine_takes_the_flags_and_finds_the_folders():
 
 def test_many_adapters_are_kept_ready_and_few_are_mixed():
     many = {f"a{n}": {"model": "x/y"} for n in range(12)}
-    parsed = engine.parse(["/model", *render.engine_flags(settings(adapters=many), 8)])
+    parsed = engine.parse(["/model", *flags(settings(adapters=many), 8)])
     assert (parsed.max_loras, parsed.max_cpu_loras) == (8, 12)
 
 
 def test_the_order_of_adapters_makes_no_new_generation():
     backwards = dict(reversed(ADAPTERS.items()))
-    assert render.engine_flags(settings(adapters=ADAPTERS), 8) == render.engine_flags(settings(adapters=backwards), 8)
+    assert flags(settings(adapters=ADAPTERS), 8) == flags(settings(adapters=backwards), 8)
 
 
 def test_a_manifest_has_the_releases_rank():

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import functools
 from typing import Any
 
 import pytest
 
 from components.deploy_server.diagnosis import Diagnosis, Patience, Problem
+from serving import features
 from serving.errors import AccessError, InconclusiveError, ReleaseError, RequestError
+from tests.unit.deployment import SETTINGS
 
 PATIENCE = Patience(capacity=1800, ready=1800)
 NAME = "vllm-g0123456789"
@@ -20,7 +23,7 @@ class Cluster:
 
     def __init__(self, patience: Patience = PATIENCE):
         self.now = 0.0
-        self.diagnosis = Diagnosis(NAME, "gemma", "demo-bucket", patience, self.now)
+        self.diagnosis = Diagnosis(NAME, "gemma", patience, self.now, functools.partial(features.explain, SETTINGS))
         self.pods: dict[str, dict[str, Any]] = {}
         self.events = 0
 
@@ -168,12 +171,12 @@ def test_an_event_that_is_older_than_its_pod_is_not_lost(cluster: Cluster):
 def test_a_bucket_that_gke_cannot_look_at_names_the_binding(cluster: Cluster):
     cluster.unschedulable("SchedulingGated", "Scheduling is blocked due to non-empty scheduling gates")
     assert cluster.problem is None
-    assert cluster.progress == "waiting for GKE to look at the bucket"
+    assert cluster.progress == "held back by a scheduling gate"
     cluster.after(PATIENCE.mount + 1)
     problem = found(cluster)
     assert problem.error is AccessError
     assert "gcs-fuse-csi-controller-sa" in problem.message
-    assert "volume.profile: manual" in problem.message
+    assert "gcs_fuse.profile: manual" in problem.message
 
 
 def test_no_pod_at_all_is_told_in_the_end(cluster: Cluster):

@@ -11,6 +11,7 @@ from components.ensure_access import step
 from serving import names
 from serving.clients import google, storage
 from serving.errors import AccessError, RequestError
+from serving.features import gcs_fuse
 from serving.rendering import render
 from serving.settings import Settings
 from tests.unit.cluster import MemoryCluster
@@ -51,7 +52,7 @@ def test_the_serving_pods_may_read_the_bucket_and_the_profiles_controller_may_lo
 
 
 def test_without_the_profile_only_the_pods_need_a_role(policy: Any):
-    assert members(quick(volume={"profile": "manual"})) == {
+    assert members(quick(gcs_fuse={"profile": "manual"})) == {
         "roles/storage.objectViewer": f"{POOL}/subject/ns/gemma/sa/gemma-server"
     }
 
@@ -76,7 +77,7 @@ def test_access_check_names_what_is_missing_as_commands_and_gives_nothing(policy
         f"gcloud storage buckets add-iam-policy-binding gs://demo-bucket --member={wanted[0].member} "
         "--role=roles/storage.objectViewer",
         "gcloud iam roles create gke.gcsfuse.profileUser --project=demo-project "
-        f"--permissions={step.PROFILE_PERMISSIONS}",
+        f"--permissions={gcs_fuse.PROFILE_PERMISSIONS}",
         f"gcloud storage buckets add-iam-policy-binding gs://demo-bucket --member={wanted[1].member} "
         "--role=projects/demo-project/roles/gke.gcsfuse.profileUser",
     ]
@@ -110,7 +111,7 @@ def test_a_role_that_the_pipeline_may_not_give_stays_an_access_error(policy: Any
 
 def test_the_namespace_is_made_restricted_and_an_existing_one_stays_as_it_is():
     settings, cluster = quick(), MemoryCluster()
-    namespace, _ = render.access_objects(settings)
+    namespace = render.namespace(settings)
     assert step.ensure_namespace(cluster, namespace, settings) == ["Namespace/gemma"]  # type: ignore[arg-type]
     made = cluster.get("Namespace", "gemma")
     assert made
@@ -125,22 +126,7 @@ def test_a_namespace_that_is_being_deleted_is_told():
     gone = {"kind": "Namespace", "metadata": {"name": "gemma", "deletionTimestamp": "2026-11-24T00:00:00Z"}}
     settings = quick()
     with pytest.raises(RequestError, match="namespace gemma is being deleted"):
-        step.ensure_namespace(MemoryCluster(gone), render.access_objects(settings)[0], settings)  # type: ignore[arg-type]
-
-
-def test_the_service_account_is_brought_into_form_and_then_left_alone():
-    settings = quick(labels={"team": "a"})
-    _, account = render.access_objects(settings)
-    meta = {"name": "gemma-server", "namespace": "gemma", "annotations": {"theirs": "kept"}}
-    cluster = MemoryCluster({"kind": "ServiceAccount", "metadata": meta, "automountServiceAccountToken": True})
-    assert step.ensure_service_account(cluster, account) == ["ServiceAccount/gemma-server"]  # type: ignore[arg-type]
-    there = cluster.get("ServiceAccount", "gemma-server", "gemma")
-    assert there
-    assert there["automountServiceAccountToken"] is False
-    assert there["metadata"]["annotations"] == {"theirs": "kept"}
-    cluster.calls.clear()
-    assert step.ensure_service_account(cluster, account) == []  # type: ignore[arg-type]
-    assert cluster.calls == []
+        step.ensure_namespace(MemoryCluster(gone), render.namespace(settings), settings)  # type: ignore[arg-type]
 
 
 def test_the_servers_key_is_copied_when_it_changed(monkeypatch: pytest.MonkeyPatch):

@@ -5,14 +5,15 @@ from __future__ import annotations
 import importlib.resources
 import json
 import re
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import yaml
 
-from serving import names
+from serving import names, scenarios
 from serving.errors import RequestError
-from serving.rendering import render
+from serving.rendering import engine, manifests, render
 from serving.settings import Settings, validated
 from serving.weights.release import Release
 
@@ -45,41 +46,53 @@ def pod(**changes: Any) -> dict[str, Any]:
 
 def test_a_placeholder_that_stands_alone_keeps_its_type():
     template = {"a": "${number}", "b": "${list}", "c": ["x", "${list}", "${number}"], "${text}": "in ${text}-${number}"}
-    filled = render.fill(template, {"number": 3, "list": [1, {"y": 2}], "text": "t"}, "f.yaml")
+    filled = manifests.fill(template, {"number": 3, "list": [1, {"y": 2}], "text": "t"}, "f.yaml")
     assert filled == {"a": 3, "b": [1, {"y": 2}], "c": ["x", 1, {"y": 2}, 3], "t": "in t-3"}
 
 
 def test_a_value_cannot_break_out_of_its_place():
     nasty = 'x"\n- {evil: true} # ${other}'
-    assert render.fill({"a": "${v}", "b": "<${v}>"}, {"v": nasty}, "f.yaml") == {"a": nasty, "b": f"<{nasty}>"}
+    assert manifests.fill({"a": "${v}", "b": "<${v}>"}, {"v": nasty}, "f.yaml") == {"a": nasty, "b": f"<{nasty}>"}
 
 
 @pytest.mark.parametrize("text", ["${nobody}", "a-${nobody}", "${ name }", "${}"])
 def test_a_placeholder_without_a_value_is_named_with_its_file(text: str):
     with pytest.raises(RequestError, match=r"manifests/f\.yaml: no value for the placeholder \$\{"):
-        render.fill({"a": [text]}, {"name": "x"}, "f.yaml")
+        manifests.fill({"a": [text]}, {"name": "x"}, "f.yaml")
 
 
 @pytest.mark.parametrize("value", [[1], {"a": 1}, True, None])
 def test_a_value_that_is_no_text_has_to_stand_alone(value: Any):
     with pytest.raises(RequestError, match="has to stand alone"):
-        render.fill({"a": "x-${v}"}, {"v": value}, "f.yaml")
+        manifests.fill({"a": "x-${v}"}, {"v": value}, "f.yaml")
 
 
 def test_a_filled_manifest_shares_nothing_with_the_next():
     values = {"list": [{"a": 1}]}
-    first, second = (render.fill({"x": "${list}"}, values, "f.yaml") for _ in range(2))
+    first, second = (manifests.fill({"x": "${list}"}, values, "f.yaml") for _ in range(2))
     first["x"][0]["a"] = 2
     assert second == {"x": [{"a": 1}]}
 
 
-def test_every_value_is_used_by_some_manifest_and_every_manifest_is_rendered():
-    folder = importlib.resources.files("manifests") / "gcs-fuse"
-    texts = {entry.name.removesuffix(".yaml"): entry.read_text() for entry in folder.iterdir()}
-    used = set(re.findall(r"\$\{(\w+)\}", "".join(texts.values())))
-    assert used == set(render._values(settings(), RELEASE.generation, RELEASE))
-    files = {f.format(profile=p) for f in render._GENERATION for p in ("serving", "manual")}
-    assert set(texts) == files | set(render._SHARED) | {*render._ACCESS, *render._PIPELINE_ACCESS} | {render._STABLE}
+@pytest.mark.parametrize("profile", ["serving", "manual"])
+def test_every_value_is_used_by_some_manifest_and_no_file_lies_where_nobody_looks(profile: str):
+    folder = Path(str(importlib.resources.files("manifests")))
+    found = {
+        path: manifest
+        for feature in (manifests.BASE, *scenarios.all_features())
+        for scope in get_args(manifests.Scope)
+        for path, manifest in manifests.of(feature, scope).items()
+    }
+    there = {str(path.relative_to(folder)) for path in folder.rglob("*.yaml")}
+    assert there == {*found, "catalog.yaml"}
+    placeholders = {
+        name
+        for path, manifest in found.items()
+        if "/admin/" not in path
+        for name in re.findall(r"\$\{(\w+)\}", json.dumps(manifest))
+    }
+    config = settings(gcs_fuse={"profile": profile})
+    assert placeholders == set(render._values(config, RELEASE))
 
 
 # -- the digest ---------------------------------------------------------------------------------------------
@@ -184,9 +197,9 @@ def test_settings_replace_what_the_catalog_says_of_the_host():
 
 
 def test_several_cards_make_tensor_parallel():
-    flags = render.engine_flags(settings(model="google/gemma-3-12b-it", accelerator={"count": 2}))
+    flags = engine.engine_flags(settings(model="google/gemma-3-12b-it", accelerator={"count": 2}), RELEASE)
     assert flags[flags.index("--tensor-parallel-size") + 1] == "2"
-    assert "--tensor-parallel-size" not in render.engine_flags(settings())
+    assert "--tensor-parallel-size" not in engine.engine_flags(settings(), RELEASE)
 
 
 def test_the_startup_probe_has_the_whole_time_out():
@@ -225,8 +238,8 @@ def test_labels_and_annotations_of_the_house_are_on_objects_and_pods():
     ],
 )
 def test_every_image_comes_from_the_mirror(image: str, mirrored: str):
-    assert render.mirrored(settings(images={"registry": "eu.example.com/mirror"}), image) == mirrored
-    assert render.mirrored(settings(), image) == image
+    assert engine.mirrored(settings(images={"registry": "eu.example.com/mirror"}), image) == mirrored
+    assert engine.mirrored(settings(), image) == image
 
 
 # -- patches ------------------------------------------------------------------------------------------------
@@ -248,7 +261,7 @@ def test_a_patch_reaches_the_objects_of_its_kind_or_only_the_one_it_names():
 @pytest.mark.parametrize(
     ("patch", "words"),
     [
-        ({"kind": "DaemonSet", "spec": {}}, "DaemonSet matches no object. There are: PersistentVolume gemma-vllm-g0"),
+        ({"kind": "DaemonSet", "spec": {}}, "DaemonSet matches no object. There are: PersistentVolume gemma-gemma-g0"),
         ({"kind": "Service", "metadata": {"name": "x"}, "spec": {}}, "Service x matches no object"),
         ({"kind": "Deployment", "metadata": {"labels": {names.GENERATION: "g9"}}}, "which are the project's"),
         ({"kind": "Deployment", "metadata": {"labels": None}}, "which are the project's"),

@@ -113,7 +113,7 @@ def test_a_release_is_named_by_what_makes_it_different():
         generation(engine={"max_model_len": 1024}),
         generation(engine={"image": "vllm/vllm-openai:v0.32.0"}),
         generation(accelerator={"spot": True}),
-        generation(volume={"profile": "manual"}),
+        generation(gcs_fuse={"profile": "manual"}),
     }
     assert len(others | {release.generation}) == 5
     other_weights = name_release(SETTINGS, "run-3", Found("a" * 40, "1" * 16, "x"), live="g1")

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 from serving.errors import RequestError
-from serving.rendering import render
+from serving.rendering import engine, generation, render
 from serving.settings import EXPLICIT, Settings, validated
-from serving.weights import identity
 from serving.weights.release import Release
 
 BASE: dict[str, Any] = {"scenario": "gcs-fuse", "project": "demo-project", "bucket": "demo-bucket"}
@@ -46,13 +45,8 @@ def as_floats(value: Any) -> Any:
 
 
 def generation_of(config: Settings) -> str:
-    return identity.generation(
-        "0123456789abcdef",
-        render.engine_image(config),
-        render.engine_flags(config),
-        render.accelerator(config),
-        render.volume(config),
-    )
+    in_its_bucket = f"gs://{config.bucket}/models/{config.model}/{RELEASE.weights_key}"
+    return generation.name(config, RELEASE.model_copy(update={"weights_uri": in_its_bucket}))
 
 
 def test_the_shortest_settings_say_where_and_take_the_guides_defaults():
@@ -94,7 +88,6 @@ def test_what_changes_in_place_keeps_the_generation():
         {"validation": {"max_tokens": 9}},
         {"labels": {"team": "a"}},
         {"keep_previous": 3},
-        {"namespace": "other"},
     ]
     assert {generation_of(settings(**changes)) for changes in in_place} == {generation_of(settings())}
 
@@ -109,11 +102,31 @@ def test_what_makes_another_server_makes_another_generation():
         {"accelerator": {"spot": True}},
         {"accelerator": {"memory": "24Gi"}},
         {"accelerator": {"type": "nvidia-a100-40gb"}},
-        {"volume": {"profile": "manual"}},
+        {"gcs_fuse": {"profile": "manual"}},
         {"images": {"registry": "mirror.example.com/all"}},
         {"bucket": "another-bucket"},
     ]
     assert len({generation_of(settings(**changes)) for changes in other}) == len(other)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, "g1f17281f2c"),
+        ({"gcs_fuse": {"profile": "manual"}}, "g3950871247"),
+        ({"model": "google/gemma-3-1b-it"}, "g9f70d91a5d"),
+        ({"model": "google/gemma-3-12b-it", "accelerator": {"count": 2}}, "g9a12bce522"),
+        ({"model": "google/gemma-4-E4B-it"}, "g5f6d2b2138"),
+        ({"accelerator": {"type": "nvidia-a100-40gb", "spot": True}}, "g1683cf50a7"),
+        ({"engine": {"max_model_len": 4096, "extra_args": ["--max-num-seqs", "64"]}}, "gb2b6bd2fd5"),
+        ({"adapters": {"legal": {"model": "someone/legal"}}}, "g2683cd7985"),
+        ({"images": {"registry": "eu-docker.pkg.dev/p/mirror"}}, "g214db66be3"),
+        ({"name": "chat", "namespace": "serving", "bucket": "another-bucket"}, "ge87b292ac6"),
+    ],
+)
+def test_a_new_version_of_this_tool_rolls_nothing(changes: dict[str, Any], expected: str):
+    """A change here makes every deployment of these settings load its weights into new servers: it has to be meant."""
+    assert generation_of(settings(**changes)) == expected
 
 
 @pytest.mark.parametrize(
@@ -127,7 +140,7 @@ def test_what_makes_another_server_makes_another_generation():
         ({"serving": {"replicas": 2.5}}, "serving.replicas: must be a whole number, not 2.5"),
         ({"serving": {"replicas": 0}}, "serving.replicas: must be greater than or equal to 1, not 0"),
         ({"serving": 3}, "serving: must be a mapping, not 3"),
-        ({"serving": {"exposure": "internl"}}, "serving.exposure: must be internal, gateway or public, not 'internl'"),
+        ({"serving": {"exposure": "internl"}}, "serving.exposure: must be internal or public, not 'internl'"),
         ({"serving": {"capacity_timeout": "30 min"}}, "write a number and s, m or h, like 90s or 30m"),
         ({"accelerator": {"memory": "20GB"}}, "accelerator.memory: '20GB' is not a Kubernetes quantity"),
         ({"accelerator": {"spot": "yes"}}, "accelerator.spot: must be true or false, not 'yes'"),
@@ -160,7 +173,6 @@ def test_what_makes_another_server_makes_another_generation():
         ({"engine": {"extra_args": ["--api-key", "secret"]}}, "set engine.api_key_secret"),
         ({"engine": {"extra_args": ["--max-model-len=9"]}}, "set engine.max_model_len"),
         ({"serving": {"exposure": "public"}}, "serving.exposure public needs engine.api_key_secret"),
-        ({"serving": {"exposure": "gateway"}}, "is not built for the scenario gcs-fuse"),
         ({"model": "google/gemma-3-12b-it"}, "cannot start"),
         ({"engine": {"max_model_len": 500000}}, "was made for 131072 tokens of context, not 500000"),
     ],
@@ -192,8 +204,8 @@ def test_a_public_server_with_a_key_is_allowed():
 def test_a_fine_tune_is_sized_like_the_model_it_was_made_from():
     assert "engine.sizing_like" in refusal(model="acme/gemma-3-4b-support")
     config = settings(model="acme/gemma-3-4b-support", engine={"sizing_like": "google/gemma-3-4b-it"})
-    assert render.accelerator(config) == render.accelerator(settings())
-    assert "acme/gemma-3-4b-support" in render.engine_flags(config)
+    assert engine.accelerator(config) == engine.accelerator(settings())
+    assert "acme/gemma-3-4b-support" in engine.engine_flags(config, RELEASE)
 
 
 def test_settings_cannot_be_changed_in_passing():

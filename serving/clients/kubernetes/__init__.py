@@ -10,7 +10,7 @@ connection.py sends every request, kinds.py says where a kind lives, errors.py w
 from serving.clients.kubernetes.cluster import Cluster
 from serving.clients.kubernetes.errors import ApiError, ConflictError
 from serving.clients.kubernetes.gke import connect
-from serving.clients.kubernetes.kinds import KINDS, Object
+from serving.clients.kubernetes.kinds import Object
 from serving.clients.kubernetes.watch import Subject
 
-__all__ = ["KINDS", "ApiError", "Cluster", "ConflictError", "Object", "Subject", "connect"]
+__all__ = ["ApiError", "Cluster", "ConflictError", "Object", "Subject", "connect"]

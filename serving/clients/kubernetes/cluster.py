@@ -92,15 +92,15 @@ class Cluster:
             raise
         return True
 
-    def serves(self, api_version: str) -> bool:
-        """Whether the cluster knows this API group and version: are a CRD's kinds there?"""
-        try:
-            self._connection.call("GET", f"/apis/{api_version}")
-        except ApiError as error:
-            if error.status == 404:
-                return False
-            raise
-        return True
+    def serves(self, kind: str) -> bool:
+        """Whether the cluster knows the kind: is a CRD there? Only an answer that lists others says no."""
+        wanted = kinds.find(kind)
+        groups = self._connection.call("GET", "/apis")["groups"]
+        versions = {version["groupVersion"] for group in groups for version in group["versions"]}
+        if wanted.api_version not in versions:
+            return False
+        resources = self._connection.call("GET", f"/apis/{wanted.api_version}")["resources"]
+        return any(resource["kind"] == kind for resource in resources)
 
     def log(self, pod: str, namespace: str, *, container: str = "", tail: int = 50, previous: bool = False) -> str:
         """The last `tail` lines of a container's log; empty when it has none (yet)."""

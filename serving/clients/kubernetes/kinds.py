@@ -1,45 +1,63 @@
-"""The kinds that this project touches, and where the API has them."""
+"""The kinds that this project touches, and where the API has them: kinds.json, which a test holds to a real server.
+
+The order of its entries is the order in which objects are applied, so that what a pod needs is there before it;
+deleting goes the other way.
+"""
 
 from __future__ import annotations
 
+import functools
+import importlib.resources
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from serving.errors import RequestError
 
 Object = dict[str, Any]
 
-_PLURALS = {
-    "v1": "Namespace ServiceAccount Service ConfigMap Secret Pod Event Node PersistentVolume PersistentVolumeClaim",
-    "apps/v1": "Deployment ReplicaSet",
-    "batch/v1": "Job",
-    "autoscaling/v2": "HorizontalPodAutoscaler",
-    "policy/v1": "PodDisruptionBudget",
-    "networking.k8s.io/v1": "NetworkPolicy",
-    "rbac.authorization.k8s.io/v1": "Role RoleBinding ClusterRole ClusterRoleBinding",
-    "storage.k8s.io/v1": "StorageClass",
-    "coordination.k8s.io/v1": "Lease",
-    "discovery.k8s.io/v1": "EndpointSlice",
-    "monitoring.googleapis.com/v1": "PodMonitoring",
-}
-_CLUSTER_SCOPED = {
-    "Namespace",
-    "Node",
-    "PersistentVolume",
-    "StorageClass",
-    "ClusterRole",
-    "ClusterRoleBinding",
-}
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of the API."""
+
+    kind: str
+    group: str
+    """Empty for the core group."""
+    version: str
+    plural: str
+    namespaced: bool
+    immutable: bool = False
+    """What its objects say cannot change once they are there: they are created, and never applied again."""
+
+    @property
+    def api_version(self) -> str:
+        return f"{self.group}/{self.version}" if self.group else self.version
 
 
-def _plural(kind: str) -> str:
-    lower = kind.lower()
-    if lower.endswith("y"):
-        return lower[:-1] + "ies"
-    return lower + ("es" if lower.endswith("s") else "s")
+@functools.cache
+def _table() -> dict[str, Kind]:
+    text = importlib.resources.files(__package__).joinpath("kinds.json").read_text(encoding="utf-8")
+    return {entry["kind"]: Kind(**entry) for entry in json.loads(text)}
 
 
-KINDS = {kind: (version, _plural(kind)) for version, kinds in _PLURALS.items() for kind in kinds.split()}
-"""Kind → (API version, plural) of everything that the project touches."""
+def known() -> list[Kind]:
+    """All kinds, in the order in which their objects are applied."""
+    return list(_table().values())
+
+
+def find(kind: str) -> Kind:
+    """Raises RequestError for a kind that the project does not touch."""
+    if kind not in _table():
+        raise RequestError(f"kind {kind} is not one that this project manages")
+    return _table()[kind]
+
+
+def in_order(items: Iterable[Object]) -> list[Object]:
+    """Objects in the order in which they are applied. Raises RequestError for an unknown kind."""
+    places = {kind: place for place, kind in enumerate(_table())}
+    return sorted(items, key=lambda item: places[find(item["kind"]).kind])
 
 
 def path(kind: str, namespace: str | None, name: str = "") -> str:
@@ -47,14 +65,12 @@ def path(kind: str, namespace: str | None, name: str = "") -> str:
 
     Raises RequestError for a kind that the project does not touch.
     """
-    if kind not in KINDS:
-        raise RequestError(f"kind {kind} is not one that this project manages")
-    version, plural = KINDS[kind]
-    root = "/api/v1" if version == "v1" else f"/apis/{version}"
-    scope = f"/namespaces/{namespace}" if namespace and kind not in _CLUSTER_SCOPED else ""
-    return f"{root}{scope}/{plural}" + (f"/{name}" if name else "")
+    found = find(kind)
+    root = f"/apis/{found.api_version}" if found.group else f"/api/{found.version}"
+    scope = f"/namespaces/{namespace}" if namespace and found.namespaced else ""
+    return f"{root}{scope}/{found.plural}" + (f"/{name}" if name else "")
 
 
 def typed(kind: str, item: Object) -> Object:
     """An item of a list, with the type that lists leave out."""
-    return {"apiVersion": KINDS[kind][0], "kind": kind, **item}
+    return {"apiVersion": find(kind).api_version, "kind": kind, **item}

@@ -1,4 +1,4 @@
-"""The types of values that settings are made of: what each may look like, and what its error says.
+"""What settings are made of: the base of their sections, and the types of values with what each one's error says.
 
 Durations, quantities, names and secret references are texts in the file and stay texts; a check only looks at them.
 """
@@ -10,7 +10,19 @@ from collections.abc import Callable
 from typing import Annotated
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, BaseModel, ConfigDict
+
+from serving import scenarios
+from serving.errors import RequestError
+
+
+class Section(BaseModel):
+    """A part of a settings file: strict, and no key that it does not know. The text under a field documents it."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
 
 OURS = "gemma-pipelines/"
 """Prefix of the labels and annotations by which the project finds its objects again."""
@@ -100,6 +112,13 @@ def _adapter_name(value: str) -> str:
     return value
 
 
+def _scenario(value: str) -> str:
+    try:
+        return scenarios.find(value).name
+    except RequestError as error:
+        raise ValueError(str(error)) from error
+
+
 def _name(what: str, longest: int) -> AfterValidator:
     what = f"{what}: lower-case letters, digits and -, a letter first"
     return AfterValidator(_matching(r"[a-z]([-a-z0-9]*[a-z0-9])?", what, longest))
@@ -119,9 +138,7 @@ DnsLabel = Annotated[str, _name("a Kubernetes name", longest=63)]
 AdapterName = Annotated[DnsLabel, AfterValidator(_adapter_name)]
 DeploymentName = Annotated[str, _name("a deployment's name", longest=40)]
 ClusterName = Annotated[str, _name("a cluster's name", longest=40)]
-Scenario = Annotated[
-    str, AfterValidator(_matching(r"[a-z][-a-z0-9]*", "a scenario's name; `gemma-pipelines list` shows them"))
-]
+Scenario = Annotated[str, AfterValidator(_scenario)]
 Project = Annotated[
     str,
     AfterValidator(

@@ -1,0 +1,94 @@
+"""The features that deployments are put together from, a plain module each, named after its word in scenarios.py.
+
+A module has, as it needs them:
+
+    Section                              its section of the settings (serving/values.py), under the feature's name
+    values(settings, release)            what its manifests' placeholders stand for; without a release, those of the
+                                         objects that are no generation's
+    flags(settings, release)             flags of `vllm serve`
+    identity(settings)                   what makes its servers different servers, beyond flags, accelerator and
+                                         the objects that are created once: plain JSON
+    bindings(settings, principal)        IAM roles on the bucket that it needs
+    explain(settings, symptom)           why a pod does not start, where the feature knows more than Kubernetes says
+
+Its manifests are in `manifests/<feature>/<scope>/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal
+
+from serving import scenarios
+from serving.errors import PipelineError
+from serving.values import Section
+
+if TYPE_CHECKING:
+    from serving.settings import Settings
+
+Principal = Callable[[str, str], str]
+"""(namespace, service account) of the cluster → the IAM member that it is."""
+
+
+@dataclass(frozen=True)
+class Binding:
+    """A role on the deployment's bucket for a service account of the cluster."""
+
+    role: str
+    member: str
+    make_role: str = ""
+    """The command that makes the role, where it is not one of Google's own."""
+
+
+@dataclass(frozen=True)
+class Symptom:
+    """What is seen of a pod that does not start."""
+
+    kind: Literal["gated", "mount", "out-of-memory", "words"]
+    """gated: not let to the scheduler; mount: a volume's event; out-of-memory: `container` was killed at its limit;
+    words: what the container runtime or the engine's log said."""
+    pod: str
+    words: str = ""
+    container: str = ""
+    service_account: str = ""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a symptom means, in words that name the cure."""
+
+    error: type[PipelineError]
+    message: str
+    at_once: bool = False
+    """Waiting cannot help."""
+
+
+def module(feature: str) -> ModuleType:
+    """The module of a feature."""
+    return import_module(f"{__name__}.{section_name(feature)}")
+
+
+def section_name(feature: str) -> str:
+    """The key of a feature's section in the settings."""
+    return feature.replace("-", "_")
+
+
+def sections() -> dict[str, type[Section]]:
+    """The sections of all features that have one, by their keys."""
+    found = {section_name(feature): getattr(module(feature), "Section", None) for feature in scenarios.all_features()}
+    return {key: section for key, section in found.items() if section is not None and section is not Section}
+
+
+def answers(settings: Settings, question: str, *arguments: Any) -> Iterator[tuple[str, Any]]:
+    """(feature, answer) of the deployment's features whose modules have a function `question`, in their order."""
+    for feature in settings.chosen_features:
+        if function := getattr(module(feature), question, None):
+            yield feature, function(settings, *arguments)
+
+
+def explain(settings: Settings, symptom: Symptom) -> Explanation | None:
+    """The first feature's word on a symptom; None when none knows it."""
+    return next((answer for _, answer in answers(settings, "explain", symptom) if answer), None)

@@ -1,0 +1,136 @@
+"""Weights in a bucket, mounted into the server by GKE's Cloud Storage FUSE driver.
+
+Source: https://cloud.google.com/kubernetes-engine/docs/how-to/cloud-storage-fuse-csi-driver-perf
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Literal
+
+from serving.errors import AccessError, InconclusiveError, RequestError
+from serving.features import Binding, Explanation, Principal, Symptom
+from serving.values import Section as BaseSection
+
+if TYPE_CHECKING:
+    from serving.settings import Settings
+    from serving.weights.release import Release
+
+VIEWER = "roles/storage.objectViewer"
+PROFILE_ROLE = "gke.gcsfuse.profileUser"
+"""The custom role that Google's guide makes for the controller of the FUSE profiles; it has to exist in the project."""
+PROFILE_PERMISSIONS = (
+    "storage.objects.list,storage.buckets.get,storage.anywhereCaches.create,storage.anywhereCaches.get,"
+    "storage.anywhereCaches.list,storage.anywhereCaches.update"
+)
+PROFILE_CONTROLLER = ("gcs-fuse-csi-driver", "gcs-fuse-csi-controller-sa")
+"""Namespace and service account of GKE's controller that looks at a bucket before pods mount it by profile."""
+_SIDECAR = "gke-gcsfuse-sidecar"
+_LOST_MOUNT = re.compile(r"transport endpoint is not connected", re.IGNORECASE)
+"""ENOTCONN: a FUSE mount whose process has ended."""
+
+_MANUAL_OPTIONS = (
+    # The prefix is named after its content and never changes: whatever is known of it stays true.
+    "metadata-cache:ttl-secs:-1",
+    "metadata-cache:stat-cache-max-size-mb:-1",
+    "metadata-cache:type-cache-max-size-mb:-1",
+    "file-cache:max-size-mb:-1",
+    "file-cache:cache-file-for-range-read:true",
+    "file-cache:enable-parallel-downloads:true",
+    "read_ahead_kb=1024",
+)
+
+
+class Section(BaseSection):
+    """How the bucket is mounted."""
+
+    profile: Literal["serving", "manual"] = "serving"
+    """serving: GKE's StorageClass gcsfusecsi-serving, which tunes itself (GKE 1.35.1-gke.1616000 or newer); manual:
+    mount options for older clusters."""
+
+
+def values(settings: Settings, release: Release | None) -> dict[str, Any]:
+    """Of the volume: where in the bucket the weights are, and how the profile mounts them. Raises RequestError for
+    weights in another bucket than the one that is mounted."""
+    if release is None:
+        return {}
+    if not release.weights_uri.startswith(f"gs://{settings.bucket}/"):
+        raise RequestError(f"the weights are in {release.weights_uri}, the volume mounts bucket {settings.bucket}")
+    common = {"prefix": release.weights_uri.removeprefix(f"gs://{settings.bucket}/").rstrip("/")}
+    if _section(settings).profile == "serving":
+        # Read-ahead, buffered reads and Anywhere Cache as GKE tunes them for serving.
+        return {**common, "storage_class": "gcsfusecsi-serving", "mount_options": [], "volume_attributes": {}}
+    return {
+        **common,
+        "storage_class": "",
+        "mount_options": list(_MANUAL_OPTIONS),
+        # The driver's own check of the bucket stays on: a missing grant then fails the mount with its reason.
+        "volume_attributes": {"gcsfuseMetadataPrefetchOnMount": "true"},
+    }
+
+
+def flags(settings: Settings, release: Release) -> list[str]:
+    """Reads the shards in parallel and ahead, which is what a network file system wants."""
+    return ["--safetensors-load-strategy", "prefetch"]
+
+
+def bindings(settings: Settings, principal: Principal) -> list[Binding]:
+    """Pods read the bucket as their own service account; for the serving profile GKE's controller looks at it first."""
+    wanted = [Binding(VIEWER, principal(settings.namespace, settings.serving.service_account))]
+    if _section(settings).profile == "serving":
+        wanted.append(
+            Binding(
+                f"projects/{settings.project}/roles/{PROFILE_ROLE}",
+                principal(*PROFILE_CONTROLLER),
+                f"gcloud iam roles create {PROFILE_ROLE} --project={settings.project} "
+                f"--permissions={PROFILE_PERMISSIONS}",
+            )
+        )
+    return wanted
+
+
+def explain(settings: Settings, symptom: Symptom) -> Explanation | None:
+    """What the driver, its sidecar and GKE's controller mean."""
+    pod, bucket, words = symptom.pod, settings.bucket, symptom.words
+    if symptom.kind == "gated":
+        return Explanation(
+            AccessError,
+            f"GKE holds {pod} back, because it cannot look at the bucket {bucket}. The serving profile needs a role on "
+            f"it for GKE's {PROFILE_CONTROLLER[1]}: run with access: check to be told which, see `gcloud storage "
+            f"buckets get-iam-policy gs://{bucket}`, or set gcs_fuse.profile: manual",
+        )
+    if symptom.kind == "out-of-memory" and symptom.container == _SIDECAR:
+        return Explanation(InconclusiveError, "the annotation gke-gcsfuse/memory-limit sets it")
+    if symptom.kind in ("words", "mount") and _LOST_MOUNT.search(words):
+        return Explanation(
+            InconclusiveError,
+            f"the volume of {pod} has lost its gcsfuse, and a mount does not come back as long as its pod is there. "
+            f"Run again; if it is still there then, `kubectl -n {settings.namespace} delete pod {pod}`",
+            at_once=True,
+        )
+    return _of_mount(settings, symptom) if symptom.kind == "mount" else None
+
+
+def _of_mount(settings: Settings, symptom: Symptom) -> Explanation | None:
+    pod, bucket, words, account = symptom.pod, settings.bucket, symptom.words, symptom.service_account
+    if re.search(r"bucket doesn't exist|code = NotFound", words):
+        return Explanation(RequestError, f"the bucket {bucket} cannot be mounted: {words}", at_once=True)
+    if re.search(r"PermissionDenied|Unauthenticated|\b40[13]\b|forbidden", words, re.IGNORECASE):
+        return Explanation(
+            AccessError,
+            f"{pod} cannot mount the bucket {bucket}: {words}. Grant the service account {account} {VIEWER} on it: "
+            f"`gcloud storage buckets add-iam-policy-binding gs://{bucket} "
+            f"--member=principal://…/subject/ns/{settings.namespace}/sa/{account} --role={VIEWER}`",
+        )
+    if "not found in the list of registered CSI drivers" in words:
+        return Explanation(
+            RequestError,
+            f"the cluster has no GCS FUSE driver: {words}. Turn it on: `gcloud container clusters update CLUSTER "
+            "--update-addons GcsFuseCsiDriver=ENABLED`",
+        )
+    return None
+
+
+def _section(settings: Settings) -> Section:
+    section: Section = settings.section("gcs-fuse")
+    return section

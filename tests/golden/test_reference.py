@@ -1,0 +1,27 @@
+"""The pages that are made from the code, and those that tell the same: compared both ways."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipelines import reference
+from serving.scenarios import SCENARIOS
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_reference_is_what_the_code_says(update_golden: bool):
+    page = ROOT / "docs" / "reference.md"
+    if update_golden:
+        page.write_text(reference.text(), encoding="utf-8")
+    assert page.read_text(encoding="utf-8") == reference.text(), "reviewed and meant? then: make golden"
+
+
+@pytest.mark.parametrize("page", ["README.md", "README.ko.md"])
+def test_a_readme_names_the_scenarios_that_are_built_and_no_other(page: str):
+    rows = [
+        line.split("|") for line in (ROOT / page).read_text(encoding="utf-8").splitlines() if line.startswith("| 0")
+    ]
+    assert [(row[1].strip(), row[2].strip(" `")) for row in rows] == [(s.number, s.name) for s in SCENARIOS]
