@@ -1,6 +1,7 @@
 """The rights of the pipeline's identity on a real API server: its runs need each of them, and use them all.
 
-manifests/gcs-fuse/role.yaml and cluster-role.yaml are what is granted; only the set-up is an administrator's.
+manifests/base/admin is what is granted, with rules derived from the other folders; only the set-up is an
+administrator's.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from emulated_cloud.hub import models
 
 from pipelines import child, local
 from serving import names
+from serving.clients.kubernetes import kinds
 from serving.rendering import render
 from serving.scenarios import find
 from serving.settings import Settings
@@ -183,15 +185,62 @@ def test_without_the_right_to_volumes_the_run_fails_and_names_it(site: Site) -> 
     settings = settings_for(namespace="without-volumes")
     objects = [item for item in render.admin(settings) if not item["kind"].startswith("Cluster")]
     kubectl(site.cloud, "apply", "--server-side", "-f", "-", objects=objects)
-    binding = render.admin(settings_for())[-1]
-    kubectl(
-        site.cloud, "delete", "clusterrolebinding", "--selector", "app.kubernetes.io/managed-by=gemma-gke-pipelines"
-    )
+    # The same identity has the rights of other deployments.
+    ours = ["--selector", "app.kubernetes.io/managed-by=gemma-gke-pipelines"]
+    kubectl(site.cloud, "delete", "clusterrolebinding", *ours)
     result = site.run(settings)
-    kubectl(site.cloud, "apply", "--server-side", "-f", "-", objects=[binding])
+    kubectl(site.cloud, "apply", "--server-side", "--force-conflicts", "-f", "-", objects=render.admin(settings_for()))
     assert result["status"] == "failed"
     assert 'resource "persistentvolumes" in API group "" at the cluster scope' in result["error"]["message"]
     assert "--access" in result["error"]["message"]
+
+
+# -- what has no namespace ------------------------------------------------------------------------------------------
+
+
+def test_the_pipeline_touches_volumes_of_its_own_deployments_alone(site: Site) -> None:
+    settings = settings_for()
+    apply_access(site, settings)
+    as_pipeline = f"--as={settings.pipeline_service_account}"
+    ours = {names.NAMESPACE: settings.namespace, names.DEPLOYMENT: settings.name}
+    for name, labels in (
+        ("somebody-elses", {}),
+        ("half-labelled", {names.DEPLOYMENT: settings.name}),
+        ("of-another-deployment", {**ours, names.NAMESPACE: "kube-system"}),
+    ):
+        refused = kubectl(site.cloud, "create", "-f", "-", as_pipeline, objects=[a_volume(name, labels)], fails=True)
+        assert "it belongs to no deployment of this pipeline" in refused
+        kubectl(site.cloud, "create", "-f", "-", objects=[a_volume(name, labels)])
+        refused = kubectl(site.cloud, "delete", "pv", name, "--wait=false", as_pipeline, fails=True)
+        assert "it belongs to no deployment of this pipeline" in refused
+        kubectl(site.cloud, "delete", "pv", name)
+    kubectl(site.cloud, "create", "-f", "-", as_pipeline, objects=[a_volume("of-this-deployment", ours)])
+    kubectl(site.cloud, "delete", "pv", "of-this-deployment", "--wait=false", as_pipeline)
+
+
+def a_volume(name: str, labels: dict[str, str]) -> dict[str, Any]:
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolume",
+        "metadata": {"name": name, "labels": labels},
+        "spec": {
+            "capacity": {"storage": "1Gi"},
+            "accessModes": ["ReadOnlyMany"],
+            "csi": {"driver": "gcsfuse.csi.storage.gke.io", "volumeHandle": name},
+        },
+    }
+
+
+def test_kinds_are_where_a_real_server_has_them(site: Site) -> None:
+    for kind in kinds.known():
+        group = f"/apis/{kind.api_version}" if kind.group else f"/api/{kind.version}"
+        served = json.loads(kubectl(site.cloud, "get", "--raw", group))["resources"]
+        found = {
+            (resource["name"], resource["namespaced"])
+            for resource in served
+            if resource["kind"] == kind.kind and "/" not in resource["name"]
+        }
+        assert found == {(kind.plural, kind.namespaced)}, kind
 
 
 # -- pods -----------------------------------------------------------------------------------------------------------
