@@ -8,10 +8,14 @@ DEPLOYMENT = "gemma-pipelines/deployment"
 """Label: the settings' `name`, on everything of one deployment."""
 GENERATION = "gemma-pipelines/generation"
 """Label: the generation, on everything that a generation alone owns, and on its pods."""
+NAMESPACE = "gemma-pipelines/namespace"
+"""Label: the deployment's namespace, on what has none itself: names of deployments repeat across namespaces."""
 RUN = "gemma-pipelines/run"
 """Label: the run that made an object, on what a later run must remove if that run died."""
 SETTINGS = "gemma-pipelines/settings"
 """Annotation of a generation's Deployment: digest of all that `render` made for it, its run left out."""
+CANARY = "gemma-pipelines/canary"
+"""Annotation of an HTTPRoute that sends requests to two generations: `{"live", "candidate", "step", "since", "run"}`."""
 
 PORT = 8000
 """The engine's port, and the port of every Service."""
@@ -23,9 +27,18 @@ def server(generation: str) -> str:
     return f"vllm-{generation}"
 
 
+def generation_of(name: str) -> str:
+    """The generation whose server is called so; empty for what is none of ours."""
+    prefix = server("")
+    return name.removeprefix(prefix) if name.startswith(prefix) else ""
+
+
 def volume(settings: Settings, generation: str) -> str:
-    """Names a generation's PersistentVolume, which has no namespace to keep it apart from others."""
-    return f"{settings.namespace}-{server(generation)}"
+    """Names a generation's PersistentVolume, which has no namespace to keep it apart from others.
+
+    No part holds a dot, so no two deployments come to one name; at most 63 + 1 + 40 + 1 + 11 characters.
+    """
+    return f"{settings.namespace}.{settings.name}.{generation}"
 
 
 def record(settings: Settings) -> str:
@@ -33,14 +46,33 @@ def record(settings: Settings) -> str:
     return f"{settings.name}-generations"
 
 
-def selector(settings: Settings, generation: str = "") -> str:
-    """A label selector for the objects of the deployment, or of one generation of it."""
-    return f"{DEPLOYMENT}={settings.name}" + (f",{GENERATION}={generation}" if generation else "")
+def selector(settings: Settings, generation: str = "", *, cluster_scoped: bool = False) -> str:
+    """A label selector for the objects of the deployment, or of one generation of it.
+
+    cluster_scoped: for a list of what has no namespace, where a deployment may have namesakes.
+    """
+    labels = {DEPLOYMENT: settings.name}
+    if cluster_scoped:
+        labels[NAMESPACE] = settings.namespace
+    if generation:
+        labels[GENERATION] = generation
+    return ",".join(f"{label}={value}" for label, value in labels.items())
+
+
+def place(settings: Settings) -> str:
+    """The deployment's place in a bucket that it may share with any other: PROJECT/LOCATION/CLUSTER/NAMESPACE/NAME."""
+    parts = (settings.project, settings.location, settings.cluster, settings.namespace, settings.name)
+    return "/".join(parts)
 
 
 def weights_in_use(settings: Settings) -> str:
     """The object that tells other deployments which weights this one uses: a `gs://` URI."""
-    return f"gs://{settings.bucket}/deployments/{settings.cluster}/{settings.namespace}/{settings.name}.json"
+    return f"{all_weights_in_use(settings)}{place(settings)}.json"
+
+
+def all_weights_in_use(settings: Settings) -> str:
+    """Where the deployments with weights in this bucket name them: a `gs://` prefix."""
+    return f"gs://{settings.bucket}/deployments/"
 
 
 API_KEY = "key"

@@ -57,7 +57,7 @@ class Rendered:
     shared: list[Object]
     generation: list[Object]
     digest: str
-    """Digest over all of it, the run's label left out; the Deployment carries it as the annotation names.SETTINGS."""
+    """Digest over all of it and the replicas, the run's label left out; the Deployment carries it as the annotation names.SETTINGS."""
 
 
 def render(settings: Settings, release: Release) -> Rendered:
@@ -77,7 +77,8 @@ def render(settings: Settings, release: Release) -> Rendered:
         if patch["kind"] != "Job" and not any(_matches(patch, item) for item in [*shared, *own, *others]):
             there = ", ".join(f"{item['kind']} {item['metadata']['name']}" for item in [*own, *shared, *others])
             raise RequestError(f"patches: {_called(patch)} matches no object. There are: {there}")
-    digest = _digest([*shared, *own])
+    # Replicas are in no object (serving/deployment/replicas.py), and a change of them alone is one to apply.
+    digest = _digest([*shared, *own, {"replicas": settings.serving.replicas}])
     for item in own:
         item["metadata"]["labels"][names.RUN] = release.run_id
         if item["kind"] == "Deployment":
@@ -259,7 +260,6 @@ def _pod_values(settings: Settings, release: Release) -> dict[str, Any]:
         tolerations.append(spot)
     secret = {"name": names.api_key(settings), "key": names.API_KEY}
     return {
-        "replicas": serving.replicas,
         "image": engine_image(settings),
         "engine_flags": engine_flags(settings, release.max_lora_rank),
         "port_text": str(names.PORT),
@@ -319,6 +319,8 @@ def _object(
     labels = {**settings.labels, "app.kubernetes.io/managed-by": "gemma-gke-pipelines"}
     if of_deployment:
         labels |= {APP: "vllm", names.DEPLOYMENT: settings.name}
+        if "namespace" not in item["metadata"]:
+            labels[names.NAMESPACE] = settings.namespace
     if generation:
         labels[names.GENERATION] = generation
     for metadata in _metadata(item):
@@ -354,13 +356,15 @@ def _called(patch: Object) -> str:
 
 def _patched(item: Object, patch: Object) -> Object:
     """The object with the patch merged in. What the project finds it by has to stay."""
+    if item["kind"] == "Deployment" and "replicas" in (patch.get("spec") or {}):
+        raise RequestError(f"patches: {_called(patch)} sets spec.replicas: set serving.replicas instead")
     patched = patches.apply(item, patch)
     for before, after in zip(_metadata(item), _metadata(patched), strict=True):
         for field in ("name", "namespace"):
             if before.get(field) != after.get(field):
                 raise RequestError(f"patches: {_called(patch)} changes metadata.{field}, by which the project finds it")
         kept = {
-            key: value for key, value in before["labels"].items() if key in (APP, names.DEPLOYMENT, names.GENERATION)
+            key: value for key, value in before["labels"].items() if key in (APP, names.DEPLOYMENT, names.NAMESPACE, names.GENERATION)
         }
         if kept.items() - (after.get("labels") or {}).items():
             raise RequestError(

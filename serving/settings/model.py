@@ -161,10 +161,6 @@ class Settings(Section):
             raise ValueError(
                 "serving.exposure public needs engine.api_key_secret: without a key anybody could use the server"
             )
-        if self.serving.exposure == "gateway":
-            raise ValueError(
-                f"serving.exposure gateway is not built for the scenario {self.scenario}: write internal or public"
-            )
         return self
 
     @model_validator(mode="after")

@@ -165,7 +165,7 @@ class Serving(Section):
 
     replicas: int = Field(1, ge=1, le=1000)
     """Pods of the live generation."""
-    exposure: Literal["internal", "gateway", "public"] = "internal"
+    exposure: Literal["internal", "public"] = "internal"
     """internal: an address in the cluster; public: a load balancer's, and then engine.api_key_secret is needed."""
     client_namespaces: list[DnsLabel] = []
     """Namespaces whose pods may call the server, beside its own."""

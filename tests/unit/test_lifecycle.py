@@ -119,7 +119,7 @@ def test_a_service_that_changes_between_reading_and_writing_is_read_again():
     assert serving(cluster) == "g2"
 
 
-@pytest.mark.parametrize("moment", [("apply", "Service"), ("replace", "ConfigMap"), ("patch", "Deployment")])
+@pytest.mark.parametrize("moment", [("apply", "Service"), ("replace", "ConfigMap"), ("scale", "Deployment")])
 def test_a_run_killed_at_any_moment_of_a_promotion_leaves_a_server_and_the_next_run_completes_it(moment):
     cluster = first_promotion(deployment("g2"), *owned("g2"))
 

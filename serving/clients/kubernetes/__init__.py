@@ -7,10 +7,10 @@ gke.py finds a deployment's cluster, cluster.py has the verbs, watch.py and logs
 connection.py sends every request, kinds.py says where a kind lives, errors.py what a refusal means.
 """
 
-from serving.clients.kubernetes.cluster import Cluster
+from serving.clients.kubernetes.cluster import FIELD_MANAGER, Cluster
 from serving.clients.kubernetes.errors import ApiError, ConflictError
 from serving.clients.kubernetes.gke import connect
 from serving.clients.kubernetes.kinds import KINDS, Object
 from serving.clients.kubernetes.watch import Subject
 
-__all__ = ["KINDS", "ApiError", "Cluster", "ConflictError", "Object", "Subject", "connect"]
+__all__ = ["FIELD_MANAGER", "KINDS", "ApiError", "Cluster", "ConflictError", "Object", "Subject", "connect"]

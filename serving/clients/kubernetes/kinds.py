@@ -15,6 +15,7 @@ _PLURALS = {
     "autoscaling/v2": "HorizontalPodAutoscaler",
     "policy/v1": "PodDisruptionBudget",
     "networking.k8s.io/v1": "NetworkPolicy",
+    "gateway.networking.k8s.io/v1": "HTTPRoute",
     "rbac.authorization.k8s.io/v1": "Role RoleBinding ClusterRole ClusterRoleBinding",
     "storage.k8s.io/v1": "StorageClass",
     "coordination.k8s.io/v1": "Lease",
