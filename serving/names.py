@@ -15,7 +15,7 @@ RUN = "gemma-pipelines/run"
 SETTINGS = "gemma-pipelines/settings"
 """Annotation of a generation's Deployment: digest of all that `render` made for it, its run left out."""
 CANARY = "gemma-pipelines/canary"
-"""Annotation of an HTTPRoute that sends requests to two generations: `{"live", "candidate", "step", "since", "run"}`."""
+"""Annotation of an HTTPRoute that serves two generations: JSON, `{"live", "candidate", "step", "since", "run"}`."""
 
 PORT = 8000
 """The engine's port, and the port of every Service."""

@@ -95,8 +95,8 @@ def renew(cluster: Cluster, settings: Settings, run_id: str) -> float:
         if lease is None or holder(lease) != run_id:
             now_held_by = f"{holder(lease)} holds it" if lease and holder(lease) else "nobody holds it"
             raise InconclusiveError(
-                f"this run lost the Lease {settings.namespace}/{settings.name}: {now_held_by}. It was silent for longer "
-                f"than lease.duration ({settings.lease.duration}); run again"
+                f"this run lost the Lease {settings.namespace}/{settings.name}: {now_held_by}. It was silent for "
+                f"longer than lease.duration ({settings.lease.duration}); run again"
             )
         now = time.time()
         if _write(cluster, settings, run_id, lease):
@@ -133,7 +133,7 @@ def free_at(lease: Object) -> float:
 
 
 def _trusted_seconds(settings: Settings) -> float:
-    """How long after a renewal the run may still change things: a change takes a moment to arrive, and clocks differ."""
+    """How long after a renewal the run may change things: a change takes a moment to arrive, and clocks differ."""
     duration = in_seconds(settings.lease.duration)
     return duration - min(_MARGIN_SECONDS, duration / 3)
 

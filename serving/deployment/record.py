@@ -154,7 +154,7 @@ def read(cluster: Cluster, settings: Settings) -> Record:
 
 
 def entry(cluster: Cluster, settings: Settings) -> Object | None:
-    """The one object whose selector or weights say who is live, as the cluster has it; None before the first promotion."""
+    """The one object whose selector or weights say who is live, as it is in the cluster: None before a promotion."""
     same_for_all = render.entry(settings, "GENERATION")
     return cluster.get(same_for_all["kind"], same_for_all["metadata"]["name"], settings.namespace)
 
@@ -167,7 +167,7 @@ def serving_generation(entry: Object | None) -> str:
         return next(iter(serving))
     annotations = (entry or {}).get("metadata", {}).get("annotations") or {}
     try:
-        live = json.loads(annotations[names.CANARY])["live"]
+        live = str(json.loads(annotations[names.CANARY])["live"])
     except (KeyError, TypeError, ValueError):
         return ""
     return live if live in serving else ""

@@ -19,7 +19,7 @@ from serving.rendering import render
 from serving.settings import Settings, in_seconds
 
 _SAYS_WHO_IS_LIVE = {"Service": ("selector", ""), "HTTPRoute": ("rules", "group: gateway.networking.k8s.io, ")}
-"""Kind of an entry → the field of its spec that is the pipeline's alone, and the group by which Argo CD knows the kind."""
+"""Kind of an entry → the field of its spec that is the pipeline's alone, and the group as Argo CD wants it told."""
 
 
 def move(cluster: Cluster, settings: Settings, record: Record, generation: str, *, run_id: str, say: Say) -> bool:

@@ -57,7 +57,8 @@ class Rendered:
     shared: list[Object]
     generation: list[Object]
     digest: str
-    """Digest over all of it and the replicas, the run's label left out; the Deployment carries it as the annotation names.SETTINGS."""
+    """Digest over all of it and the replicas, the run's label left out; the Deployment carries it as the annotation
+    names.SETTINGS."""
 
 
 def render(settings: Settings, release: Release) -> Rendered:
@@ -364,7 +365,9 @@ def _patched(item: Object, patch: Object) -> Object:
             if before.get(field) != after.get(field):
                 raise RequestError(f"patches: {_called(patch)} changes metadata.{field}, by which the project finds it")
         kept = {
-            key: value for key, value in before["labels"].items() if key in (APP, names.DEPLOYMENT, names.NAMESPACE, names.GENERATION)
+            key: value
+            for key, value in before["labels"].items()
+            if key in (APP, names.DEPLOYMENT, names.NAMESPACE, names.GENERATION)
         }
         if kept.items() - (after.get("labels") or {}).items():
             raise RequestError(

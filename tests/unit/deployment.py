@@ -82,7 +82,7 @@ def service(generation: str) -> dict[str, Any]:
 
 
 def route(*weights: tuple[str, int | None], canary: object = None) -> dict[str, Any]:
-    """An HTTPRoute as the entry: (generation, weight) of its backends, a None being left out; `canary` its annotation."""
+    """An HTTPRoute as the entry: (generation, weight) of its backends, None for no weight; `canary` its annotation."""
     meta: dict[str, Any] = {"name": SETTINGS.name, "namespace": SETTINGS.namespace}
     if canary is not None:
         meta["annotations"] = {names.CANARY: canary if isinstance(canary, str) else json.dumps(canary)}
