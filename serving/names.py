@@ -12,11 +12,13 @@ DEPLOYMENT = "gemma-pipelines/deployment"
 GENERATION = "gemma-pipelines/generation"
 """Label: the generation, on everything that a generation alone owns, and on its pods."""
 NAMESPACE = "gemma-pipelines/namespace"
-"""Label: the deployment's namespace, on what has none itself."""
+"""Label: the deployment's namespace, on what has none itself: names of deployments repeat across namespaces."""
 RUN = "gemma-pipelines/run"
 """Label: the run that made an object, on what a later run must remove if that run died."""
 SETTINGS = "gemma-pipelines/settings"
 """Annotation of a generation's Deployment: digest of all that `render` made for it, its run left out."""
+CANARY = "gemma-pipelines/canary"
+"""Annotation of an HTTPRoute that serves two generations: JSON, `{"live", "candidate", "step", "since", "run"}`."""
 
 LABELS = (DEPLOYMENT, GENERATION, NAMESPACE)
 """By which the project finds its objects again."""
@@ -31,9 +33,18 @@ def server(generation: str) -> str:
     return f"vllm-{generation}"
 
 
+def generation_of(name: str) -> str:
+    """The generation whose server is called so; empty for what is none of ours."""
+    prefix = server("")
+    return name.removeprefix(prefix) if name.startswith(prefix) else ""
+
+
 def cluster_wide(settings: Settings, generation: str) -> str:
-    """Names a generation's objects that have no namespace to keep them apart from others."""
-    return f"{settings.namespace}-{settings.name}-{generation}"
+    """Names a generation's objects that have no namespace to keep them apart from others.
+
+    No part holds a dot, so no two deployments come to one name; at most 63 + 1 + 40 + 1 + 11 characters.
+    """
+    return f"{settings.namespace}.{settings.name}.{generation}"
 
 
 def record(settings: Settings) -> str:
@@ -41,19 +52,33 @@ def record(settings: Settings) -> str:
     return f"{settings.name}-generations"
 
 
-def selector(settings: Settings, generation: str = "") -> str:
-    """A label selector for the objects of the deployment, or of one generation of it."""
-    return f"{DEPLOYMENT}={settings.name}" + (f",{GENERATION}={generation}" if generation else "")
+def selector(settings: Settings, generation: str = "", *, cluster_scoped: bool = False) -> str:
+    """A label selector for the objects of the deployment, or of one generation of it.
+
+    cluster_scoped: for a list of what has no namespace, where a deployment may have namesakes.
+    """
+    labels = {DEPLOYMENT: settings.name}
+    if cluster_scoped:
+        labels[NAMESPACE] = settings.namespace
+    if generation:
+        labels[GENERATION] = generation
+    return ",".join(f"{label}={value}" for label, value in labels.items())
 
 
-def cluster_wide_selector(settings: Settings) -> str:
-    """A label selector for the deployment's objects that have no namespace."""
-    return f"{NAMESPACE}={settings.namespace},{selector(settings)}"
+def place(settings: Settings) -> str:
+    """The deployment's place in a bucket that it may share with any other: PROJECT/LOCATION/CLUSTER/NAMESPACE/NAME."""
+    parts = (settings.project, settings.location, settings.cluster, settings.namespace, settings.name)
+    return "/".join(parts)
 
 
 def weights_in_use(settings: Settings) -> str:
     """The object that tells other deployments which weights this one uses: a `gs://` URI."""
-    return f"gs://{settings.bucket}/deployments/{settings.cluster}/{settings.namespace}/{settings.name}.json"
+    return f"{all_weights_in_use(settings)}{place(settings)}.json"
+
+
+def all_weights_in_use(settings: Settings) -> str:
+    """Where the deployments with weights in this bucket name them: a `gs://` prefix."""
+    return f"gs://{settings.bucket}/deployments/"
 
 
 API_KEY = "key"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from serving import names
@@ -16,6 +17,8 @@ from serving.weights.release import Release
 
 # gs://BUCKET/models/ORG/NAME/KEY/FILE, as download_weights writes it; anything else in the bucket is somebody else's.
 _WEIGHTS = re.compile(r"(gs://[^/]+/models/[^/]+/[^/]+/([0-9a-f]{16}))/.+")
+# Versions before named weights in CLUSTER/NAMESPACE/NAME.json, which deployments of several projects may have shared.
+_SHARED_ENTRY = re.compile(r"gs://[^/]+/deployments/[^/]+/[^/]+/[^/]+\.json")
 
 
 def run(settings: dict[str, Any], release: dict[str, Any]) -> None:
@@ -60,6 +63,11 @@ def collect_weights(cluster: Cluster, settings: Settings, say: Say) -> list[str]
             there.setdefault(match[1], []).append(uri)
             keys[match[1]] = match[2]
     in_use = weights_in_use(settings)
+    for entry in sorted(shared_entries_alone(in_use, keys.values())):
+        say(
+            f"{entry}, written by a version before, keeps weights that nothing else names. When all deployments that "
+            f"are called so have run with this version: `gcloud storage rm {entry}`"
+        )
     freed = []
     for prefix in [prefix for prefix in there if keys[prefix] not in in_use]:
         manifest = f"{prefix}/_MANIFEST.json"
@@ -76,9 +84,17 @@ def collect_weights(cluster: Cluster, settings: Settings, say: Say) -> list[str]
     return freed
 
 
-def weights_in_use(settings: Settings) -> set[str]:
-    """The weights keys that any deployment with weights in this bucket names."""
-    found: set[str] = set()
-    for uri in storage.list_uris(f"gs://{settings.bucket}/deployments/"):
-        found.update((storage.read_json(uri) or {}).get("weights_keys", []))
+def weights_in_use(settings: Settings) -> dict[str, set[str]]:
+    """The weights keys that any deployment with weights in this bucket names, each with the objects that name it."""
+    found: dict[str, set[str]] = {}
+    for uri in storage.list_uris(names.all_weights_in_use(settings)):
+        for key in (storage.read_json(uri) or {}).get("weights_keys", []):
+            found.setdefault(key, set()).add(uri)
     return found
+
+
+def shared_entries_alone(in_use: dict[str, set[str]], keys: Iterable[str]) -> set[str]:
+    """The entries of versions before without which some of these weights were free. Whose they are, none can tell: they
+    count until a person takes them away."""
+    naming = [in_use.get(key, set()) for key in keys]
+    return set().union(*(uris for uris in naming if all(_SHARED_ENTRY.fullmatch(uri) for uri in uris)))

@@ -10,7 +10,7 @@ from components.deploy_server.diagnosis import Diagnosis, Patience, Problem
 from serving import features, names
 from serving.clients import kubernetes
 from serving.clients.kubernetes import ApiError, Cluster, ConflictError, Object, Subject, kinds
-from serving.deployment import lease
+from serving.deployment import lease, replicas
 from serving.errors import InconclusiveError, PipelineError, ReleaseError, RequestError
 from serving.features import Explanation, Symptom
 from serving.log import Say
@@ -45,7 +45,7 @@ def run(settings: dict[str, Any], release: dict[str, Any], passed: bool, reasons
 def deploy(
     cluster: Cluster, settings: Settings, release: Release, outcome: Outcome, patience: Patience | None = None
 ) -> None:
-    """Applies what the generation needs and waits for it; says `skipped` when all of it is there and ready.
+    """Applies what the generation needs, scales it and waits for it; says `skipped` when all of it is there and ready.
 
     Raises ReleaseError when the server cannot become ready, InconclusiveError when that teaches nothing about the
     release, RequestError and AccessError for what a person has to change.
@@ -56,21 +56,23 @@ def deploy(
     _refuse_another_deployments(there, settings)
     outcome.details |= {"generation": release.generation, "deployment": name}
     current = (there or {}).get("metadata", {}).get("annotations", {}).get(names.SETTINGS) == rendered.digest
-    # Somebody else scales a Deployment too: a kept generation rests at zero.
-    if there and current and is_ready(there, at_least=settings.serving.replicas):
+    settled = there is not None and replicas.settled(settings, there)
+    if there and current and settled and is_ready(there):
         outcome.skipped(f"{name} is there and ready")
         return
     for item in [*rendered.shared, *rendered.generation]:
         _apply(cluster, item, outcome.say)
+    if not settled:
+        replicas.scale(cluster, settings, release.generation, settings.serving.replicas)
     seconds = wait_until_ready(cluster, settings, name, outcome, patience or patience_of(settings))
     outcome.succeeded(f"{name} is ready after {seconds:.0f} s")
 
 
-def is_ready(deployment: Object, at_least: int) -> bool:
-    """Whether a Deployment's present template has all its replicas ready, and as many as are wanted."""
+def is_ready(deployment: Object) -> bool:
+    """Whether a Deployment's present template has all its replicas ready."""
     diagnosis = Diagnosis(deployment["metadata"]["name"], "", Patience(0, 0), 0)
     diagnosis.observe("ADDED", {**deployment, "kind": "Deployment"}, 0)
-    return diagnosis.ready and deployment["spec"].get("replicas", 1) >= at_least
+    return diagnosis.ready
 
 
 def patience_of(settings: Settings) -> Patience:
@@ -87,7 +89,7 @@ def wait_until_ready(cluster: Cluster, settings: Settings, name: str, outcome: O
         return features.explain(settings, symptom)
 
     diagnosis = Diagnosis(name, settings.namespace, patience, started, explain)
-    selector = names.selector(settings, name.removeprefix(names.server("")))
+    selector = names.selector(settings, names.generation_of(name))
     subjects = (
         Subject("Deployment", settings.namespace, fields=f"metadata.name={name}"),
         Subject("ReplicaSet", settings.namespace, labels=selector),

@@ -11,6 +11,7 @@ import hashlib
 import secrets
 from dataclasses import dataclass
 
+from serving import names
 from serving.clients import storage
 from serving.clients.storage import PreconditionError
 from serving.clients.upload import Upload
@@ -29,7 +30,7 @@ class Sessions:
     """The remembered sessions of one deployment's transfer of one set of weights."""
 
     def __init__(self, settings: Settings, weights_key: str):
-        self._root = f"{settings.pipeline_root}/transfers/{settings.cluster}/{settings.namespace}/{settings.name}"
+        self._root = f"{settings.pipeline_root}/transfers/{names.place(settings)}"
         self._prefix = f"{self._root}/{weights_key}"
         self._owner = secrets.token_hex(8)
         self._entries: dict[str, _Entry] = {}

@@ -182,7 +182,6 @@ def name_release(settings: Settings, run_id: str, found: Found, *, live: str) ->
 
 def look_around(cluster: Cluster, settings: Settings, release: Release, known: Record) -> Situation:
     """What there is of the release's generation, and what is left over."""
-    service = cluster.get("Service", settings.name, settings.namespace)
     deployment = cluster.get("Deployment", names.server(release.generation), settings.namespace) or {}
     metadata, status = deployment.get("metadata", {}), deployment.get("status", {})
     current = status.get("observedGeneration", 0) >= metadata.get("generation", 0)
@@ -191,7 +190,7 @@ def look_around(cluster: Cluster, settings: Settings, release: Release, known: R
     held = cluster.get("Lease", settings.name, settings.namespace)
     dead = held is not None and lease.holder(held) not in ("", release.run_id) and lease.free_at(held) <= time.time()
     return Situation(
-        serving=record.serving_generation(service),
+        serving=record.serving_generation(record.entry(cluster, settings)),
         replicas=status.get("readyReplicas", 0) if current else 0,
         settings_digest=(metadata.get("annotations") or {}).get(names.SETTINGS, ""),
         leftovers=tuple(f"{item['kind']}/{item['metadata']['name']}" for item in left),

@@ -17,6 +17,9 @@ from serving.errors import InconclusiveError, LeaseHeldError, PipelineError
 from serving.log import Say
 from serving.settings import Settings, in_seconds
 
+_MARGIN_SECONDS = 30
+"""Before the Lease runs out, its holder keeps its hands off."""
+
 
 def take(cluster: Cluster, settings: Settings, run_id: str, say: Say) -> None:
     """Makes this run the holder. Waits up to `lease.wait` for another to give it back or to die.
@@ -41,23 +44,40 @@ def take(cluster: Cluster, settings: Settings, run_id: str, say: Say) -> None:
 
 @contextmanager
 def held(cluster: Cluster, settings: Settings, run_id: str) -> Iterator[None]:
-    """Keeps the Lease alive while the block runs. Raises InconclusiveError when the run does not hold it (any more)."""
-    renew(cluster, settings, run_id)
+    """Keeps the Lease alive while the block runs, and lets the block change the cluster only while it is.
+
+    Raises InconclusiveError when the run does not hold it (any more).
+    """
+    renewed = renew(cluster, settings, run_id)
     ended = threading.Event()
     lost: list[PipelineError] = []
 
     def keep() -> None:
+        nonlocal renewed
         while not ended.wait(in_seconds(settings.lease.duration) / 3):
             try:
-                renew(cluster, settings, run_id)
+                renewed = renew(cluster, settings, run_id)
             except PipelineError as error:
                 lost.append(error)
                 return
 
+    def check(kind: str) -> None:
+        if kind == "Lease":
+            return
+        if lost:
+            raise lost[0]
+        if time.time() > renewed + _trusted_seconds(settings):
+            raise InconclusiveError(
+                f"this run last renewed the Lease {settings.namespace}/{settings.name} {time.time() - renewed:.0f} s "
+                f"ago, of {settings.lease.duration} that it lasts: another may take it at any moment. Nothing is "
+                "changed; run again"
+            )
+
     keeper = threading.Thread(target=keep, daemon=True)
     keeper.start()
     try:
-        yield
+        with cluster.changed_only_if(check):
+            yield
     finally:
         ended.set()
         keeper.join()
@@ -65,28 +85,37 @@ def held(cluster: Cluster, settings: Settings, run_id: str) -> Iterator[None]:
         raise lost[0]
 
 
-def renew(cluster: Cluster, settings: Settings, run_id: str) -> None:
-    """One sign of life. Raises InconclusiveError when another run has taken the Lease over."""
-    lease = cluster.get("Lease", settings.name, settings.namespace)
-    if lease is None or holder(lease) != run_id or not _write(cluster, settings, run_id, lease):
-        now_held_by = f"{holder(lease)} holds it" if lease and holder(lease) else "nobody holds it"
-        raise InconclusiveError(
-            f"this run lost the Lease {settings.namespace}/{settings.name}: {now_held_by}. It was silent for longer "
-            f"than lease.duration ({settings.lease.duration}); run again"
-        )
+def renew(cluster: Cluster, settings: Settings, run_id: str) -> float:
+    """One sign of life; returns when it was, seconds since the epoch. Several steps of one run may give theirs at once.
+
+    Raises InconclusiveError when another run has taken the Lease over.
+    """
+    while True:
+        lease = cluster.get("Lease", settings.name, settings.namespace)
+        if lease is None or holder(lease) != run_id:
+            now_held_by = f"{holder(lease)} holds it" if lease and holder(lease) else "nobody holds it"
+            raise InconclusiveError(
+                f"this run lost the Lease {settings.namespace}/{settings.name}: {now_held_by}. It was silent for "
+                f"longer than lease.duration ({settings.lease.duration}); run again"
+            )
+        now = time.time()
+        if _write(cluster, settings, run_id, lease):
+            return now
+        # Another step of this run was quicker, or another run was: the Lease itself says which.
 
 
 def give_back(cluster: Cluster, settings: Settings, run_id: str) -> bool:
     """Lets go of the Lease if this run holds it: returns whether it did."""
-    lease = cluster.get("Lease", settings.name, settings.namespace)
-    if lease is None or holder(lease) != run_id:
-        return False
-    lease["spec"] = {**lease["spec"], "holderIdentity": "", "renewTime": _micro_time(time.time())}
-    try:
-        cluster.replace(lease)
-    except ConflictError:
-        return False
-    return True
+    while True:
+        lease = cluster.get("Lease", settings.name, settings.namespace)
+        if lease is None or holder(lease) != run_id:
+            return False
+        lease["spec"] = {**lease["spec"], "holderIdentity": "", "renewTime": _micro_time(time.time())}
+        try:
+            cluster.replace(lease)
+        except ConflictError:
+            continue  # A step of this run gave a last sign of life.
+        return True
 
 
 def holder(lease: Object) -> str:
@@ -101,6 +130,12 @@ def free_at(lease: Object) -> float:
         return 0.0
     renewed = datetime.datetime.fromisoformat(spec["renewTime"].replace("Z", "+00:00")).timestamp()
     return renewed + float(spec.get("leaseDurationSeconds") or 0)
+
+
+def _trusted_seconds(settings: Settings) -> float:
+    """How long after a renewal the run may change things: a change takes a moment to arrive, and clocks differ."""
+    duration = in_seconds(settings.lease.duration)
+    return duration - min(_MARGIN_SECONDS, duration / 3)
 
 
 def _write(cluster: Cluster, settings: Settings, run_id: str, lease: Object | None) -> bool:

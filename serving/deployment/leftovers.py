@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from serving import names
 from serving.clients.kubernetes import Cluster, Object
+from serving.deployment import replicas
 from serving.deployment.record import Record
 from serving.log import Say
 from serving.rendering import access
@@ -32,7 +33,7 @@ def running_though_kept(cluster: Cluster, settings: Settings, record: Record) ->
     return [
         deployment
         for deployment in cluster.list("Deployment", settings.namespace, labels=names.selector(settings))
-        if _label(deployment, names.GENERATION) in kept and deployment["spec"].get("replicas", 1) > 0
+        if _label(deployment, names.GENERATION) in kept and replicas.wanted(deployment) > 0
     ]
 
 
@@ -44,7 +45,7 @@ def remove(cluster: Cluster, settings: Settings, record: Record, run_id: str, ge
     removed = _delete(cluster, find(cluster, settings, record, run_id, generation), say)
     for deployment in running_though_kept(cluster, settings, record):
         name = deployment["metadata"]["name"]
-        cluster.patch("Deployment", name, settings.namespace, {"spec": {"replicas": 0}})
+        replicas.scale(cluster, settings, _label(deployment, names.GENERATION), 0)
         say(f"scaled Deployment/{name} to zero: a run died before it could")
         removed.append(f"Deployment/{name}")
     return removed
@@ -71,11 +72,9 @@ def _owned(cluster: Cluster, settings: Settings) -> list[Object]:
     taken away: a server first, so that its pods let go of the volume, the claim before the volume that it binds."""
     found: list[Object] = []
     for kind in reversed(access.owned_kinds()):
-        if kind.namespaced:
-            namespace, deployments = settings.namespace, names.selector(settings)
-        else:
-            namespace, deployments = None, names.cluster_wide_selector(settings)
-        found += cluster.list(kind.kind, namespace, labels=f"{deployments},{names.GENERATION}")
+        deployment = names.selector(settings, cluster_scoped=not kind.namespaced)
+        namespace = settings.namespace if kind.namespaced else None
+        found += cluster.list(kind.kind, namespace, labels=f"{deployment},{names.GENERATION}")
     return found
 
 

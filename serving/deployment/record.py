@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr
@@ -13,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, PrivateAttr
 from serving import names
 from serving.clients.kubernetes import Cluster, ConflictError, Object
 from serving.errors import InconclusiveError
+from serving.rendering import render
 from serving.settings import Settings
 from serving.weights.release import Release
 
@@ -50,7 +52,7 @@ class Record(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     live: str = ""
-    """The generation that the stable Service sends requests to."""
+    """The generation that the entry sends requests to."""
     previous: str = ""
     """The generation that was live before it, and that `rollback` goes back to."""
     kept: list[str] = []
@@ -137,7 +139,7 @@ class Record(BaseModel):
 def read(cluster: Cluster, settings: Settings) -> Record:
     """The deployment's record; an empty one before its first run.
 
-    Who is live is for the Service to say: a run killed between moving the traffic and writing the record is put right
+    Who is live is for the entry to say: a run killed between moving the traffic and writing the record is put right
     here.
     """
     found = cluster.get("ConfigMap", names.record(settings), settings.namespace)
@@ -145,16 +147,42 @@ def read(cluster: Cluster, settings: Settings) -> Record:
     if found:
         record._resource_version = found["metadata"]["resourceVersion"]
         record._stored = found["data"][_KEY]
-    serving = serving_generation(cluster.get("Service", settings.name, settings.namespace))
+    serving = serving_generation(entry(cluster, settings))
     if serving and serving != record.live:
         record.put_live(serving)
     return record
 
 
-def serving_generation(service: Object | None) -> str:
-    """The generation that a stable Service selects; empty when there is no Service, or it is not ours."""
-    selector: dict[str, Any] = (service or {}).get("spec", {}).get("selector") or {}
-    return str(selector.get(names.GENERATION, ""))
+def entry(cluster: Cluster, settings: Settings) -> Object | None:
+    """The one object whose selector or weights say who is live, as it is in the cluster: None before a promotion."""
+    same_for_all = render.entry(settings, "GENERATION")
+    return cluster.get(same_for_all["kind"], same_for_all["metadata"]["name"], settings.namespace)
+
+
+def serving_generation(entry: Object | None) -> str:
+    """The generation that is live by an entry: the only one that it sends requests to, and of several the one that its
+    annotation names.CANARY calls live. Empty when there is no entry, it is not ours, or it does not say."""
+    serving = backends(entry)
+    if len(serving) == 1:
+        return next(iter(serving))
+    annotations = (entry or {}).get("metadata", {}).get("annotations") or {}
+    try:
+        live = str(json.loads(annotations[names.CANARY])["live"])
+    except (KeyError, TypeError, ValueError):
+        return ""
+    return live if live in serving else ""
+
+
+def backends(entry: Object | None) -> set[str]:
+    """The generations that an entry sends requests to: the one that a Service selects, or those that an HTTPRoute gives
+    weight. One that is not ours is an empty name."""
+    spec: dict[str, Any] = (entry or {}).get("spec", {})
+    if entry is None or entry["kind"] == "Service":
+        generation = (spec.get("selector") or {}).get(names.GENERATION)
+        return {generation} if generation else set()
+    found = [backend for rule in spec.get("rules") or [] for backend in rule.get("backendRefs") or []]
+    # A backend that has no weight has 1.
+    return {names.generation_of(backend["name"]) for backend in found if backend.get("weight", 1) > 0}
 
 
 def now() -> str:

@@ -1,6 +1,6 @@
 """Moving a deployment's traffic from one generation to another, in order: bring up, switch, remember, drain, rest.
 
-A kill between any two of them leaves a server that serves, and the next run goes on from there: the Service says who
+A kill between any two of them leaves a server that serves, and the next run goes on from there: the entry says who
 is live (record.py), and a kept generation that still runs is scaled down (leftovers.py).
 """
 
@@ -10,18 +10,22 @@ import time
 
 from serving import names
 from serving.clients.kubernetes import Cluster, ConflictError, Object, Subject
+from serving.deployment import replicas
 from serving.deployment.job import run_job
-from serving.deployment.record import Record, serving_generation
+from serving.deployment.record import Record, backends, entry, serving_generation
 from serving.errors import InconclusiveError, PipelineError, RequestError
 from serving.log import Say
 from serving.rendering import engine, render
 from serving.settings import Settings, in_seconds
 
+_SAYS_WHO_IS_LIVE = {"Service": ("selector", ""), "HTTPRoute": ("rules", "group: gateway.networking.k8s.io, ")}
+"""Kind of an entry → the field of its spec that is the pipeline's alone, and the group as Argo CD wants it told."""
+
 
 def move(cluster: Cluster, settings: Settings, record: Record, generation: str, *, run_id: str, say: Say) -> bool:
     """Makes `generation` the one that serves, where `record.live` serves now. Returns False when it already did.
 
-    Raises RequestError when another field manager owns the Service, InconclusiveError when the generation does not come
+    Raises RequestError when another field manager owns the entry, InconclusiveError when the generation does not come
     up or somebody else moved the traffic meanwhile.
     """
     before = record.live
@@ -31,7 +35,7 @@ def move(cluster: Cluster, settings: Settings, record: Record, generation: str, 
     record.put_live(generation)
     record.write(cluster, settings)
     if moved:
-        say(f"the Service {settings.name} sends requests to {generation}" + (f", not to {before}" if before else ""))
+        say(f"{settings.name} sends requests to {generation}" + (f", not to {before}" if before else ""))
     if before and before != generation:
         _drain(cluster, settings, before, run_id=run_id, say=say)
         rest(cluster, settings, before)
@@ -50,10 +54,10 @@ def bring_up(cluster: Cluster, settings: Settings, generation: str, wanted: int,
             f"generation {generation} is not in the cluster. See which are: `kubectl -n {settings.namespace} get "
             f"deployments -l {names.selector(settings)}`"
         )
-    if deployment["spec"].get("replicas", 1) < wanted:
+    if replicas.wanted(deployment) < wanted:
         say(f"scaling {name} to {wanted}, as many as serve now")
-        deployment = cluster.patch("Deployment", name, settings.namespace, {"spec": {"replicas": wanted}})
-    if ready_replicas(deployment) >= wanted:
+        replicas.scale(cluster, settings, generation, wanted)
+    elif ready_replicas(deployment) >= wanted:
         return
     deadline = time.monotonic() + in_seconds(settings.serving.ready_timeout)
     with cluster.follow(Subject("Deployment", settings.namespace, fields=f"metadata.name={name}")) as changes:
@@ -79,41 +83,43 @@ def ready_replicas(deployment: Object | None) -> int:
 def rest(cluster: Cluster, settings: Settings, generation: str) -> None:
     """Scales a generation to zero; its volume and its Deployment stay, ready to come back."""
     if cluster.get("Deployment", names.server(generation), settings.namespace):
-        cluster.patch("Deployment", names.server(generation), settings.namespace, {"spec": {"replicas": 0}})
+        replicas.scale(cluster, settings, generation, 0)
 
 
 def _switch(cluster: Cluster, settings: Settings, generation: str, *, expected: str) -> bool:
-    """Points the stable Service at `generation` if it still points at `expected`."""
+    """Sends all requests to `generation` if `expected` is still live. Returns False when they already go there."""
     for _ in range(5):
-        service = cluster.get("Service", settings.name, settings.namespace)
-        serving = serving_generation(service)
-        if serving == generation:
+        body = render.entry(settings, generation)
+        there = entry(cluster, settings)
+        serving = serving_generation(there)
+        if backends(there) == {generation}:
             return False
-        if serving != expected:
+        if serving not in (expected, generation):
             raise InconclusiveError(
                 f"somebody moved the traffic of {settings.namespace}/{settings.name} to {serving or 'no generation'} "
                 f"while this run expected {expected or 'none'}. Run again"
             )
-        body = render.entry(settings, generation)
-        if service:
-            body["metadata"]["resourceVersion"] = service["metadata"]["resourceVersion"]
+        if there:
+            body["metadata"]["resourceVersion"] = there["metadata"]["resourceVersion"]
         try:
             cluster.apply(body, force=False)
         except ConflictError as error:
             owners = [c for c in error.details.get("causes") or [] if c.get("reason") == "FieldManagerConflict"]
             if owners:
-                raise _owned_by_another(settings, owners) from error
-            continue  # The Service changed since it was read: look at it again.
+                raise _owned_by_another(body, owners) from error
+            continue  # The entry changed since it was read: look at it again.
         return True
-    raise InconclusiveError(f"the Service {settings.namespace}/{settings.name} changes all the time. Run again")
+    raise InconclusiveError(f"the {body['kind']} {settings.namespace}/{settings.name} changes all the time. Run again")
 
 
-def _owned_by_another(settings: Settings, causes: list[Object]) -> RequestError:
+def _owned_by_another(entry: Object, causes: list[Object]) -> RequestError:
     said = "; ".join(f"{cause.get('field')}: {cause.get('message')}" for cause in causes)
+    kind, name, namespace = entry["kind"], entry["metadata"]["name"], entry["metadata"]["namespace"]
+    field, group = _SAYS_WHO_IS_LIVE[kind]
     return RequestError(
-        f"the Service {settings.namespace}/{settings.name} is also managed by somebody else ({said}), who would move "
-        "the traffic back. Leave its spec.selector to this pipeline: in Argo CD, `ignoreDifferences: [{kind: Service, "
-        f"name: {settings.name}, jsonPointers: [/spec/selector]}}]` and the sync option RespectIgnoreDifferences=true; "
+        f"the {kind} {namespace}/{name} is also managed by somebody else ({said}), who would move "
+        f"the traffic back. Leave its spec.{field} to this pipeline: in Argo CD, `ignoreDifferences: [{{{group}kind: "
+        f"{kind}, name: {name}, jsonPointers: [/spec/{field}]}}]` and the sync option RespectIgnoreDifferences=true; "
         "in Flux, annotate it `kustomize.toolkit.fluxcd.io/ssa: IfNotPresent`, or take it out of what Flux applies"
     )
 

@@ -36,7 +36,8 @@ class Rendered:
     shared: list[Object]
     generation: list[Object]
     digest: str
-    """Digest over all of it, the run's label left out; the Deployment carries it as the annotation names.SETTINGS."""
+    """Digest over all of it and the replicas, the run's label left out; the Deployment carries it as the annotation
+    names.SETTINGS."""
 
 
 def render(settings: Settings, release: Release) -> Rendered:
@@ -46,7 +47,8 @@ def render(settings: Settings, release: Release) -> Rendered:
     """
     common, own = shared(settings), generation(settings, release)
     _refuse_idle_patches(settings, [*own, *common], [*admin(settings), *entry_objects(settings, release.generation)])
-    digest = _digest([*common, *own])
+    # Replicas are in no object (serving/deployment/replicas.py), and a change of them alone is one to apply.
+    digest = _digest([*common, *own, {"replicas": settings.serving.replicas}])
     for item in own:
         item["metadata"]["labels"][names.RUN] = release.run_id
         if item["kind"] == "Deployment":
@@ -192,6 +194,8 @@ def _called(patch: Object) -> str:
 
 def _patched(item: Object, patch: Object) -> Object:
     """The object with the patch merged in. What the project finds it by has to stay."""
+    if item["kind"] == "Deployment" and "replicas" in (patch.get("spec") or {}):
+        raise RequestError(f"patches: {_called(patch)} sets spec.replicas: set serving.replicas instead")
     merged = patches.apply(item, patch)
     for before, after in zip(_metadata(item), _metadata(merged), strict=True):
         for field in ("name", "namespace"):

@@ -13,10 +13,12 @@ from serving import names
 from serving.clients import storage
 from serving.deployment.record import Known, Record
 from tests.unit.cluster import MemoryCluster
-from tests.unit.deployment import SETTINGS, deployment, owned
+from tests.unit.deployment import SETTINGS, deployment, owned, quick
 
 PREFIX = "gs://demo-bucket/models/google/gemma-3-4b-it"
 OLD, LIVE, OTHERS = "0" * 16, "1" * 16, "2" * 16
+NAMESAKE = quick(project="other-project")
+"""A deployment of the same name in a cluster of the same name, which shares the bucket."""
 
 
 def said(_message: str) -> None:
@@ -33,7 +35,7 @@ def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for key in (OLD, LIVE, OTHERS):
         storage.write_json(f"{PREFIX}/{key}/config.json", {})
         storage.write_json(f"{PREFIX}/{key}/_MANIFEST.json", {"key": key})
-    storage.write_json("gs://demo-bucket/deployments/other/gemma/gemma.json", {"weights_keys": [OTHERS]})
+    storage.write_json(names.weights_in_use(NAMESAKE), {"weights_keys": [OTHERS]})
     storage.write_json("gs://demo-bucket/models/notes.json", {"of": "somebody else"})
     yield
     process.stop()
@@ -67,12 +69,34 @@ def test_collecting_twice_deletes_nothing_more(bucket):
     assert collect_weights(cluster_with(), SETTINGS, said) == []
 
 
+@pytest.mark.parametrize("place", ["gemma/gemma/gemma", "other/gemma/gemma"], ids=["called as this", "another"])
+def test_an_entry_of_a_version_before_counts_until_a_person_takes_it_away(bucket, place: str):
+    entry = f"gs://demo-bucket/deployments/{place}.json"
+    storage.write_json(entry, {"weights_keys": [OLD, LIVE]})
+    lines: list[str] = []
+    assert collect_weights(cluster_with(), SETTINGS, lines.append) == []
+    assert keys_there() == {OLD, LIVE, OTHERS}
+    assert any(f"`gcloud storage rm {entry}`" in line for line in lines)
+
+    storage.delete(entry)
+    lines.clear()
+    assert collect_weights(cluster_with(), SETTINGS, lines.append) == [f"{PREFIX}/{OLD}"]
+    assert lines == [f"deleted {PREFIX}/{OLD}"]
+
+
+def test_an_entry_of_a_version_before_that_keeps_nothing_is_not_spoken_of(bucket):
+    storage.write_json("gs://demo-bucket/deployments/gemma/gemma/gemma.json", {"weights_keys": [LIVE]})
+    lines: list[str] = []
+    collect_weights(cluster_with(), SETTINGS, lines.append)
+    assert lines == [f"deleted {PREFIX}/{OLD}"]
+
+
 def test_weights_that_another_deployment_names_meanwhile_get_their_manifest_back(bucket, monkeypatch):
     delete = storage.delete
 
     def named_just_then(uri: str, generation: int | None = None) -> bool:
         monkeypatch.setattr(storage, "delete", delete)
-        storage.write_json("gs://demo-bucket/deployments/late/gemma/gemma.json", {"weights_keys": [OLD]})
+        storage.write_json(names.weights_in_use(quick(location="europe-west4")), {"weights_keys": [OLD]})
         return delete(uri, generation)
 
     monkeypatch.setattr(storage, "delete", named_just_then)

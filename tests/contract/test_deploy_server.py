@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import base64
 import os
+import threading
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from components.deploy_server import step as deploy_server
 from components.ensure_access import step as ensure_access
 from serving import names
 from serving.clients import kubernetes, storage
+from serving.deployment import lease
 from serving.rendering import generation
 from serving.settings import Settings, override, read_values, validated
 from serving.weights.release import Release
@@ -190,6 +193,32 @@ def test_replicas_change_in_place(site: Site):
     assert deployment
     assert deployment["status"]["readyReplicas"] == 2
     assert len(cluster.list("Deployment", settings.namespace)) == 1
+
+
+def test_two_steps_of_a_run_renew_the_lease_at_once_and_both_hold_it(site: Site):
+    settings = site.settings()
+    release = site.release(settings)
+    site.access(settings, release)
+    both_have_read = threading.Barrier(2)
+
+    def renew() -> int:
+        """Returns how often it had to read."""
+        cluster = kubernetes.connect(settings)
+        get, reads = cluster.get, []
+
+        def read(kind: str, name: str, namespace: str | None = None) -> Any:
+            found = get(kind, name, namespace)
+            reads.append(name)
+            if len(reads) == 1:
+                both_have_read.wait(timeout=60)
+            return found
+
+        cluster.get = read  # type: ignore[method-assign]
+        lease.renew(cluster, settings, release.run_id)
+        return len(reads)
+
+    with ThreadPoolExecutor(2) as pool:
+        assert sorted(future.result() for future in [pool.submit(renew), pool.submit(renew)]) == [1, 2]
 
 
 def test_weights_that_do_not_fit_their_config_are_a_verdict_in_the_engines_words(site: Site):

@@ -314,6 +314,18 @@ def test_sessions_for_other_weights_are_ended(site: Site, model: str, folder: Pa
     assert status in (404, 410)
 
 
+def test_sessions_of_a_namesake_in_another_project_are_left_alone(site: Site, model: str, folder: Path):
+    """Two clusters of one name that share a bucket, each on its way to weights of its own."""
+    settings, release = bring(site, model, folder)
+    namesake = site.settings(model, project="other-project")
+    session = leave_session(namesake, release.model_copy(update={"weights_key": "e" * 16}), folder, bytes(QUANTUM))
+    site.bring(settings, release)
+    wire = Wire()
+    status, _, _ = wire.ask("PUT", session, {"Content-Range": "bytes */*", "Content-Length": "0"})
+    wire.close()
+    assert status == 308, "the upload goes on"
+
+
 def test_a_session_that_another_process_took_over_is_left_to_it(site: Site, model: str, folder: Path):
     settings, release = bring(site, model, folder)
     leave_session(settings, release, folder, b"")

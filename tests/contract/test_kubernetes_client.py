@@ -1,11 +1,12 @@
-"""Our client of a cluster's API when the connection fails it: TLS that breaks off, a certificate of somebody else."""
+"""Our client of a cluster's API when the connection fails it (TLS that breaks off, a certificate of somebody else), and
+when it may not write."""
 
 from __future__ import annotations
 
 import socket
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from emulated_cloud.kubernetes.apiserver import tls
 from kubernetes.client import ApiClient, Configuration
 
 from serving.clients.kubernetes import Cluster
-from serving.errors import RequestError
+from serving.errors import InconclusiveError, RequestError
 
 ANSWER = b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 13\r\n\r\n{"kind": "N"}'
 
@@ -82,3 +83,26 @@ def test_a_certificate_of_somebody_else_is_told_at_once(certificates: Path, tmp_
         pytest.raises(RequestError, match="cluster gemma shows a certificate that its endpoint should not have"),
     ):
         cluster(url, tmp_path / "another").get("Namespace", "gemma")
+
+
+def test_what_may_not_be_changed_is_not_even_asked_for() -> None:
+    nobody_listens = Cluster(ApiClient(Configuration(host="http://127.0.0.1:9")))
+    body = {"kind": "Service", "metadata": {"name": "gemma", "namespace": "gemma", "uid": "1"}}
+    asked: list[str] = []
+
+    def refuse(kind: str) -> None:
+        asked.append(kind)
+        raise InconclusiveError("the Lease has run out")
+
+    changes: list[Callable[[], object]] = [
+        lambda: nobody_listens.apply(body),
+        lambda: nobody_listens.create(body),
+        lambda: nobody_listens.replace(body),
+        lambda: nobody_listens.patch("Service", "gemma", "gemma", {}),
+        lambda: nobody_listens.delete(body),
+    ]
+    with nobody_listens.changed_only_if(refuse):
+        for change in changes:
+            with pytest.raises(InconclusiveError, match="the Lease has run out"):
+                change()
+    assert asked == ["Service"] * len(changes)

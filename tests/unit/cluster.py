@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import functools
 import queue
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ MANAGER = "gemma-gke-pipelines"
 
 
 class MemoryCluster:
-    """Objects by (kind, namespace, name). `calls` lists every write as (verb, kind, name)."""
+    """Objects by (kind, namespace, name). `calls` lists every write as (verb, kind, name); `scale` is a verb."""
 
     name = "the cluster in memory"
 
@@ -27,10 +28,13 @@ class MemoryCluster:
         self.objects: dict[tuple[str, str, str], Object] = {}
         self.calls: list[tuple[str, str, str]] = []
         self.owners: dict[tuple[str, str], str] = {}
-        """(kind, name) → the manager that owns the Service's selector."""
+        """(kind, name) → the manager that owns what says who is live."""
         self.before_write: Callable[[str, str, str], None] = lambda verb, kind, name: None
         """Called before a write is done: raise to be killed at that moment."""
         self._version = 0
+        self._lock = threading.RLock()
+        """One write at a time, as the API server has it."""
+        self._may_change: Callable[[str], None] = lambda kind: None
         self._watchers: list[queue.SimpleQueue[tuple[str, Object]]] = []
         for body in objects:
             self._store(copy.deepcopy(body))
@@ -50,9 +54,13 @@ class MemoryCluster:
         ]
 
     def apply(self, body: Object, *, force: bool = True) -> Object:
-        key = _key(body)
-        self._write("apply", body)
-        there = self.objects.get(key)
+        with self._writing("apply", body):
+            return self._apply(body, force)
+
+    def _apply(self, body: Object, force: bool) -> Object:
+        if body["kind"] == "Deployment":
+            assert "replicas" not in body["spec"], "replicas are set by /scale"
+        there = self.objects.get(_key(body))
         version = body["metadata"].get("resourceVersion")
         if there and version and version != there["metadata"]["resourceVersion"]:
             raise ConflictError("the object has been modified", 409, "Conflict", {})
@@ -61,39 +69,50 @@ class MemoryCluster:
             cause = {
                 "reason": "FieldManagerConflict",
                 "message": f'conflict with "{owner}" using v1',
-                "field": ".spec.selector",
+                "field": ".spec.selector" if body["kind"] == "Service" else ".spec.rules",
             }
             raise ConflictError("Apply failed with 1 conflict", 409, "Conflict", {"causes": [cause]})
         merged = _merged(there or {}, body)
+        if body["kind"] == "Deployment":
+            merged["spec"].setdefault("replicas", 1)
         return self._store(merged)
 
     def create(self, body: Object) -> Object:
-        self._write("create", body)
-        if _key(body) in self.objects:
-            raise ConflictError("already exists", 409, "AlreadyExists", {})
-        return self._store(copy.deepcopy(body))
+        with self._writing("create", body):
+            if _key(body) in self.objects:
+                raise ConflictError("already exists", 409, "AlreadyExists", {})
+            return self._store(copy.deepcopy(body))
 
     def replace(self, body: Object) -> Object:
-        self._write("replace", body)
-        there = self.objects[_key(body)]
-        if body["metadata"].get("resourceVersion") != there["metadata"]["resourceVersion"]:
-            raise ConflictError("the object has been modified", 409, "Conflict", {})
-        return self._store(copy.deepcopy(body))
+        with self._writing("replace", body):
+            there = self.objects[_key(body)]
+            if body["metadata"].get("resourceVersion") != there["metadata"]["resourceVersion"]:
+                raise ConflictError("the object has been modified", 409, "Conflict", {})
+            return self._store(copy.deepcopy(body))
 
     def patch(self, kind: str, name: str, namespace: str | None, body: Object, *, subresource: str = "") -> Object:
         there = self.objects.get((kind, namespace or "", name))
         if there is None:
             raise ApiError(f"{kind} {name} not found", 404, "NotFound", {})
-        self._write("patch", there)
-        return self._store(_merged(there, body))
+        with self._writing(subresource or "patch", there):
+            assert subresource == "scale" or "replicas" not in body.get("spec", {}), "replicas are set by /scale"
+            return self._store(_merged(self.objects[_key(there)], body))
 
     def delete(self, body: Object) -> bool:
-        self._write("delete", body)
-        there = self.objects.get(_key(body))
-        if there is None or there["metadata"]["uid"] != body["metadata"]["uid"]:
-            return False
-        del self.objects[_key(body)]
-        return True
+        with self._writing("delete", body):
+            there = self.objects.get(_key(body))
+            if there is None or there["metadata"]["uid"] != body["metadata"]["uid"]:
+                return False
+            del self.objects[_key(body)]
+            return True
+
+    @contextmanager
+    def changed_only_if(self, check: Callable[[str], None]) -> Iterator[None]:
+        before, self._may_change = self._may_change, check
+        try:
+            yield
+        finally:
+            self._may_change = before
 
     def serves(self, kind: str) -> bool:
         return True
@@ -116,9 +135,13 @@ class MemoryCluster:
     def names(self, kind: str) -> set[str]:
         return {name for its_kind, _, name in self.objects if its_kind == kind}
 
-    def _write(self, verb: str, body: Object) -> None:
-        self.before_write(verb, body["kind"], body["metadata"]["name"])
-        self.calls.append((verb, body["kind"], body["metadata"]["name"]))
+    @contextmanager
+    def _writing(self, verb: str, body: Object) -> Iterator[None]:
+        with self._lock:
+            self._may_change(body["kind"])
+            self.before_write(verb, body["kind"], body["metadata"]["name"])
+            self.calls.append((verb, body["kind"], body["metadata"]["name"]))
+            yield
 
     def _store(self, body: Object) -> Object:
         self._version += 1

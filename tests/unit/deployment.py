@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from serving import names
@@ -62,7 +63,7 @@ def owned(generation: str, *, run_id: str = "run-1", namespace: str = SETTINGS.n
             "apiVersion": "v1",
             "kind": "PersistentVolume",
             "metadata": {
-                "name": f"{namespace}-{SETTINGS.name}-{generation}",
+                "name": f"{namespace}.{SETTINGS.name}.{generation}",
                 "labels": {**labels(generation, run_id), names.NAMESPACE: namespace},
             },
             "spec": {"claimRef": {"namespace": namespace, "name": names.server(generation)}},
@@ -77,6 +78,23 @@ def service(generation: str) -> dict[str, Any]:
         "kind": "Service",
         "metadata": {"name": SETTINGS.name, "namespace": SETTINGS.namespace},
         "spec": {"selector": {names.DEPLOYMENT: SETTINGS.name, names.GENERATION: generation}},
+    }
+
+
+def route(*weights: tuple[str, int | None], canary: object = None) -> dict[str, Any]:
+    """An HTTPRoute as the entry: (generation, weight) of its backends, None for no weight; `canary` its annotation."""
+    meta: dict[str, Any] = {"name": SETTINGS.name, "namespace": SETTINGS.namespace}
+    if canary is not None:
+        meta["annotations"] = {names.CANARY: canary if isinstance(canary, str) else json.dumps(canary)}
+    backends = [
+        {"name": names.server(generation), "port": names.PORT} | ({} if weight is None else {"weight": weight})
+        for generation, weight in weights
+    ]
+    return {
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "HTTPRoute",
+        "metadata": meta,
+        "spec": {"rules": [{"backendRefs": backends}]},
     }
 
 

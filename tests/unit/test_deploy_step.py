@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import sys
+import types
 from typing import Any
 
 import pytest
 
 from components.deploy_server import step
 from components.deploy_server.diagnosis import Patience
-from serving import names
+from serving import names, scenarios
 from serving.clients.kubernetes import ApiError
+from serving.deployment import replicas
 from serving.errors import InconclusiveError, ReleaseError, RequestError
 from serving.outcome import Outcome
 from serving.rendering import render
@@ -19,14 +23,15 @@ from tests.unit.cluster import MemoryCluster
 from tests.unit.deployment import RELEASE, quick
 
 NAME = names.server(RELEASE.generation)
+KEY = ("Deployment", "gemma", NAME)
 
 
 class Cluster(MemoryCluster):
-    """Brings a Deployment up as soon as it is applied, or has its pod end as a test says."""
+    """Brings a Deployment up as soon as it is wanted, or has its pod end as a test says."""
 
     def __init__(self, *objects: dict[str, Any], pod: dict[str, Any] | None = None, monitoring: bool = True):
-        super().__init__(*objects)
         self.pod, self.monitoring = pod, monitoring
+        super().__init__(*objects)
         self.logs = {False: "", True: ""}
         self.refuses: str = ""
 
@@ -34,13 +39,16 @@ class Cluster(MemoryCluster):
         if body["kind"] == self.refuses:
             raise ApiError(f'{body["kind"]}.apps "{NAME}" is invalid: spec.selector: field is immutable', 422, "", {})
         applied = super().apply(body, force=force)
-        if body["kind"] == "Deployment" and self.pod is None:
-            wanted = body["spec"]["replicas"]
-            counts = {"replicas": wanted, "updatedReplicas": wanted, "readyReplicas": wanted}
-            self.set_status("Deployment", NAME, "gemma", observedGeneration=1, **counts)
-        elif body["kind"] == "Deployment":
+        if body["kind"] == "Deployment" and self.pod is not None:
             self._store(copy.deepcopy(self.pod))
         return applied
+
+    def _store(self, body: dict[str, Any]) -> dict[str, Any]:
+        if body["kind"] == "Deployment" and self.pod is None:
+            wanted = body["spec"].get("replicas", 1)
+            counts = {"replicas": wanted, "updatedReplicas": wanted, "readyReplicas": wanted}
+            body["status"] = {"observedGeneration": 1, **counts}
+        return super()._store(body)
 
     def serves(self, api_version: str) -> bool:
         return self.monitoring
@@ -73,7 +81,8 @@ def test_everything_is_applied_once_and_the_second_time_nothing_is():
     rendered = render.render(quick(), RELEASE)
     assert [call[1:] for call in cluster.calls] == [
         (item["kind"], item["metadata"]["name"]) for item in [*rendered.shared, *rendered.generation]
-    ]
+    ] + [("Deployment", NAME)]
+    assert cluster.calls[-1] == ("scale", "Deployment", NAME)
     cluster.calls.clear()
     assert deploy(cluster).status == "skipped"
     assert cluster.calls == []
@@ -83,14 +92,43 @@ def test_changed_settings_are_applied_to_the_same_generation():
     cluster = Cluster()
     deploy(cluster)
     cluster.calls.clear()
-    assert deploy(cluster, quick(serving={"replicas": 2})).status == "succeeded"
+    assert deploy(cluster, quick(serving={"request_timeout": "3m"})).status == "succeeded"
     assert ("apply", "Deployment", NAME) in cluster.calls
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (3, 5)])
+def test_replicas_change_in_place_and_leave_the_pods_as_they_are(before: int, after: int):
+    cluster = Cluster()
+    deploy(cluster, quick(serving={"replicas": before}))
+    template = cluster.objects[KEY]["spec"]["template"]
+    assert deploy(cluster, quick(serving={"replicas": after})).status == "succeeded"
+    assert cluster.objects[KEY]["spec"]["replicas"] == after
+    assert cluster.objects[KEY]["spec"]["template"] == template
+    assert deploy(cluster, quick(serving={"replicas": after})).status == "skipped"
+
+
+def test_an_autoscalers_number_is_left_alone_and_a_generation_at_rest_is_not(monkeypatch: pytest.MonkeyPatch):
+    row = dataclasses.replace(scenarios.find("gcs-fuse"), scaling="demo-scaling")
+    monkeypatch.setattr(scenarios, "SCENARIOS", (row,))
+    monkeypatch.setitem(scenarios.COLUMNS, "scaling", ("demo-scaling",))
+    monkeypatch.setitem(sys.modules, "serving.features.demo_scaling", types.ModuleType("demo_scaling"))
+    cluster = Cluster()
+    deploy(cluster, quick(serving={"replicas": 2}))
+    assert cluster.objects[KEY]["spec"]["replicas"] == 2
+    cluster.objects[KEY]["spec"]["replicas"] = 5
+    cluster._store(cluster.objects[KEY])
+    assert deploy(cluster, quick(serving={"replicas": 2})).status == "skipped"
+    deploy(cluster, quick(serving={"replicas": 2, "request_timeout": "3m"}))
+    assert cluster.objects[KEY]["spec"]["replicas"] == 5
+    replicas.scale(cluster, quick(), RELEASE.generation, 0)  # type: ignore[arg-type]
+    deploy(cluster, quick(serving={"replicas": 2}))
+    assert cluster.objects[KEY]["spec"]["replicas"] == 2
 
 
 def test_a_kept_generation_that_rests_is_brought_up_again():
     cluster = Cluster()
     deploy(cluster)
-    cluster.patch("Deployment", NAME, "gemma", {"spec": {"replicas": 0}})
+    replicas.scale(cluster, quick(), RELEASE.generation, 0)  # type: ignore[arg-type]
     assert deploy(cluster).status == "succeeded"
     assert cluster.objects["Deployment", "gemma", NAME]["spec"]["replicas"] == 1
 

@@ -2,6 +2,8 @@
 
 import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -118,3 +120,95 @@ def test_only_its_holder_gives_it_back():
     assert holder(cluster) == "run-9"
     assert lease.give_back(cluster, SETTINGS, "run-9")
     assert holder(cluster) == ""
+
+
+# -- several steps of one run, and the end of the Lease ---------------------------------------------------------
+
+
+class Crossing(MemoryCluster):
+    """The first reads of two threads both end before either may write."""
+
+    def __init__(self, *objects: dict) -> None:
+        super().__init__(*objects)
+        self.both_have_read = threading.Barrier(2)
+        self.crossed = threading.local()
+
+    def get(self, kind: str, name: str, namespace: str | None = None) -> dict | None:
+        found = super().get(kind, name, namespace)
+        if not getattr(self.crossed, "done", False):
+            self.crossed.done = True
+            self.both_have_read.wait(timeout=30)
+        return found
+
+
+def at_once(*calls: Callable[[], object]) -> list[object]:
+    """What the calls return, each in a thread of its own; raises what one raises."""
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return [future.result() for future in [pool.submit(call) for call in calls]]
+
+
+def test_two_steps_of_a_run_renew_at_once_and_both_hold_it():
+    cluster = Crossing(deployment.lease("run-1"))
+    renewals = at_once(*[lambda: lease.renew(cluster, SETTINGS, "run-1")] * 2)
+    assert len(renewals) == 2
+    assert [verb for verb, *_ in cluster.calls] == ["replace"] * 3, "one of them had to write again"
+    assert holder(cluster) == "run-1"
+
+
+def test_a_run_gives_it_back_although_a_step_of_its_own_renews_at_that_moment():
+    cluster = MemoryCluster(deployment.lease("run-1"))
+
+    def a_last_sign_of_life(verb: str, kind: str, name: str) -> None:
+        cluster.before_write = lambda *_: None
+        lease.renew(cluster, SETTINGS, "run-1")
+
+    cluster.before_write = a_last_sign_of_life
+    assert lease.give_back(cluster, SETTINGS, "run-1")
+    assert holder(cluster) == ""
+
+
+def test_of_a_renewal_and_a_run_that_takes_it_over_at_once_one_wins():
+    cluster = MemoryCluster(deployment.lease("run-1"))
+
+    def another_run_is_quicker(verb: str, kind: str, name: str) -> None:
+        cluster.before_write = lambda *_: None
+        lease.take(cluster, SETTINGS, "run-2", said)
+
+    cluster.before_write = another_run_is_quicker
+    with pytest.raises(InconclusiveError, match="run-2 holds it"):
+        lease.renew(cluster, SETTINGS, "run-1")
+    assert holder(cluster) == "run-2"
+
+
+@pytest.mark.parametrize(
+    ("duration", "trusted"), [("15m", 870), ("90s", 60), ("30s", 20)], ids=["less 30 s", "less a third", "short"]
+)
+def test_nothing_is_changed_shortly_before_it_runs_out(monkeypatch: pytest.MonkeyPatch, duration: str, trusted: int):
+    settings = quick(lease={"duration": duration})
+    cluster = MemoryCluster(deployment.lease("run-1"))
+    clock = FrozenClock()
+    monkeypatch.setattr(lease.time, "time", clock.time)
+    with lease.held(cluster, settings, "run-1"):
+        clock.now += trusted
+        cluster.create(deployment.deployment("g1"))
+        clock.now += 1
+        for change in (
+            lambda: cluster.create(deployment.deployment("g2")),
+            lambda: cluster.apply(deployment.service("g2")),
+            lambda: cluster.patch("Deployment", "vllm-g1", SETTINGS.namespace, {}),
+            lambda: cluster.delete(cluster.objects["Deployment", SETTINGS.namespace, "vllm-g1"]),
+        ):
+            with pytest.raises(InconclusiveError, match=rf"{trusted + 1} s ago, of {duration}"):
+                change()
+        assert cluster.names("Deployment") == {"vllm-g1"}
+        lease.renew(cluster, settings, "run-1")
+        assert holder(cluster) == "run-1"
+    cluster.create(deployment.deployment("g3"))
+
+
+class FrozenClock:
+    def __init__(self) -> None:
+        self.now = 1_800_000_000.0
+
+    def time(self) -> float:
+        return self.now

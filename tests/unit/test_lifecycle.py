@@ -8,8 +8,9 @@ from serving import names
 from serving.deployment import record, traffic
 from serving.deployment.record import Record
 from serving.errors import InconclusiveError, RequestError
+from serving.rendering import render
 from tests.unit.cluster import MemoryCluster
-from tests.unit.deployment import RELEASE, deployment, job, owned, quick, service
+from tests.unit.deployment import RELEASE, deployment, job, owned, quick, route, service
 
 SETTINGS = quick()
 
@@ -41,6 +42,12 @@ def refresh() -> MemoryCluster:
     cluster = first_promotion(deployment("g2"), *owned("g2"))
     assert step.promote(cluster, SETTINGS, RELEASE, said)
     return cluster
+
+
+@pytest.fixture
+def behind_a_gateway(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The entry is an HTTPRoute."""
+    monkeypatch.setattr(render, "entry", lambda settings, generation: route((generation, 100)))
 
 
 # -- promotion ------------------------------------------------------------------------------------------------
@@ -89,11 +96,45 @@ def test_ready_pods_of_an_older_template_do_not_count():
 def test_a_service_that_another_field_manager_owns_is_left_alone_and_its_owner_named():
     cluster = first_promotion(deployment("g2"))
     cluster.owners[("Service", SETTINGS.name)] = "argocd-controller"
-    with pytest.raises(RequestError, match=r"argocd-controller.*ignoreDifferences.*Flux"):
+    with pytest.raises(
+        RequestError, match=r"argocd-controller.*ignoreDifferences: \[{kind: Service, .*\[/spec/selector\].*Flux"
+    ):
         step.promote(cluster, SETTINGS, RELEASE, said)
     assert serving(cluster) == "g1"
     assert record.read(cluster, SETTINGS).live == "g1"
     assert replicas(cluster, "g1") == 1
+
+
+def test_behind_a_gateway_a_promotion_moves_the_weights(behind_a_gateway: None):
+    cluster = refresh()
+    assert cluster.names("Service") == {"vllm-g1", "vllm-g2"}
+    assert cluster.get("HTTPRoute", SETTINGS.name, SETTINGS.namespace)["spec"] == route(("g2", 100))["spec"]
+    known = record.read(cluster, SETTINGS)
+    assert (known.live, known.previous, known.kept) == ("g2", "g1", ["g1"])
+    cluster.calls.clear()
+    assert not step.promote(cluster, SETTINGS, RELEASE.model_copy(update={"live": "g2"}), said)
+    assert cluster.calls == []
+
+
+def test_a_canary_that_a_run_left_behind_ends_with_the_promotion(behind_a_gateway: None):
+    for live in ("g1", "g2"):
+        cluster = MemoryCluster(
+            deployment("g1"), deployment("g2"), route(("g1", 90), ("g2", 10), canary={"live": live})
+        )
+        assert step.promote(cluster, SETTINGS, RELEASE.model_copy(update={"live": live}), said)
+        assert record.backends(record.entry(cluster, SETTINGS)) == {"g2"}
+
+
+def test_a_route_that_another_field_manager_owns_is_left_alone_and_its_rules_named(behind_a_gateway: None):
+    cluster = first_promotion(deployment("g2"))
+    cluster.owners[("HTTPRoute", SETTINGS.name)] = "argocd-controller"
+    words = (
+        r"the HTTPRoute gemma/gemma is also managed .*argocd-controller.*Leave its spec.rules .*ignoreDifferences: "
+        r"\[{group: gateway.networking.k8s.io, kind: HTTPRoute, name: gemma, jsonPointers: \[/spec/rules\]}\].*Flux"
+    )
+    with pytest.raises(RequestError, match=words):
+        step.promote(cluster, SETTINGS, RELEASE, said)
+    assert record.read(cluster, SETTINGS).live == "g1"
 
 
 def test_traffic_that_somebody_else_moved_meanwhile_is_left_where_it_is():
@@ -119,7 +160,7 @@ def test_a_service_that_changes_between_reading_and_writing_is_read_again():
     assert serving(cluster) == "g2"
 
 
-@pytest.mark.parametrize("moment", [("apply", "Service"), ("replace", "ConfigMap"), ("patch", "Deployment")])
+@pytest.mark.parametrize("moment", [("apply", "Service"), ("replace", "ConfigMap"), ("scale", "Deployment")])
 def test_a_run_killed_at_any_moment_of_a_promotion_leaves_a_server_and_the_next_run_completes_it(moment):
     cluster = first_promotion(deployment("g2"), *owned("g2"))
 

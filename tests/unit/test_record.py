@@ -6,8 +6,9 @@ from serving import names
 from serving.deployment import record
 from serving.deployment.record import Known, Record, Rejection
 from serving.errors import InconclusiveError
+from serving.rendering import render
 from tests.unit.cluster import MemoryCluster
-from tests.unit.deployment import RELEASE, SETTINGS, service
+from tests.unit.deployment import RELEASE, SETTINGS, route, service
 
 KNOWN = Known(model="google/gemma-3-4b-it", commit="c" * 40, weights_key="k1", weights_uri="gs://b/models/x/y/k1")
 
@@ -95,3 +96,47 @@ def test_a_release_is_remembered_by_its_generation():
     known = Record()
     known.remember(RELEASE)
     assert known.generations[RELEASE.generation].weights_key == RELEASE.weights_key
+
+
+# -- who is live, by the entry ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("entry", "live"),
+    [
+        (None, ""),
+        (service("g2"), "g2"),
+        ({"kind": "Service", "metadata": {}, "spec": {"selector": {"app": "theirs"}}}, ""),
+        ({"kind": "Service", "metadata": {}, "spec": {}}, ""),
+        (route(("g2", 100)), "g2"),
+        (route(("g1", 0), ("g2", 100)), "g2"),
+        (route(("g1", None), ("g2", 0)), "g1"),
+        (route(("g1", 90), ("g2", 10), canary={"live": "g1", "candidate": "g2", "step": 1}), "g1"),
+        (route(("g1", 90), ("g2", 10), canary={"live": "g2", "candidate": "g1"}), "g2"),
+        (route(("g2", 100), canary={"live": "g1", "candidate": "g2"}), "g2"),
+        (route(("g1", 90), ("g2", 10), canary={"live": "g7"}), ""),
+        (route(("g1", 90), ("g2", 10), canary="no JSON"), ""),
+        (route(("g1", 90), ("g2", 10), canary=["g1"]), ""),
+        (route(("g1", 90), ("g2", 10), canary={"live": ["g1"]}), ""),
+        (route(("g1", 90), ("g2", 10)), ""),
+        (route(("g1", 0), ("g2", 0)), ""),
+        ({**route(), "spec": {"rules": [{"backendRefs": [{"name": "somebody-elses", "weight": 1}]}]}}, ""),
+        ({**route(), "spec": {}}, ""),
+    ],
+)
+def test_the_entry_says_who_is_live(entry: dict | None, live: str):
+    assert record.serving_generation(entry) == live
+
+
+def test_all_rules_of_a_route_count():
+    two = route(("g2", 100))
+    two["spec"]["rules"].append({"backendRefs": [{"name": "vllm-g2"}]})
+    assert record.serving_generation(two) == "g2"
+    two["spec"]["rules"].append({"backendRefs": [{"name": "vllm-g1"}]})
+    assert record.serving_generation(two) == ""
+
+
+def test_the_entry_is_the_object_that_is_rendered_as_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(render, "entry", lambda settings, generation: route((generation, 100)))
+    cluster = MemoryCluster(route(("g2", 100)), service("g1"))
+    assert record.read(cluster, SETTINGS).live == "g2"

@@ -261,11 +261,12 @@ def test_a_patch_reaches_the_objects_of_its_kind_or_only_the_one_it_names():
 @pytest.mark.parametrize(
     ("patch", "words"),
     [
-        ({"kind": "DaemonSet", "spec": {}}, "DaemonSet matches no object. There are: PersistentVolume gemma-gemma-g0"),
+        ({"kind": "DaemonSet", "spec": {}}, "DaemonSet matches no object. There are: PersistentVolume gemma.gemma.g0"),
         ({"kind": "Service", "metadata": {"name": "x"}, "spec": {}}, "Service x matches no object"),
         ({"kind": "Deployment", "metadata": {"labels": {names.GENERATION: "g9"}}}, "which are the project's"),
         ({"kind": "Deployment", "metadata": {"labels": None}}, "which are the project's"),
         ({"kind": "Deployment", "metadata": {"namespace": "x"}}, "changes metadata.namespace"),
+        ({"kind": "Deployment", "spec": {"replicas": 3}}, "set serving.replicas instead"),
         (
             {"kind": "Deployment", "spec": {"template": {"metadata": {"labels": {names.DEPLOYMENT: None}}}}},
             "which are the project's",

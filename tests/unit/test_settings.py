@@ -173,6 +173,7 @@ def test_a_new_version_of_this_tool_rolls_nothing(changes: dict[str, Any], expec
         ({"engine": {"extra_args": ["--api-key", "secret"]}}, "set engine.api_key_secret"),
         ({"engine": {"extra_args": ["--max-model-len=9"]}}, "set engine.max_model_len"),
         ({"serving": {"exposure": "public"}}, "serving.exposure public needs engine.api_key_secret"),
+        ({"serving": {"exposure": "gateway"}}, "serving.exposure: must be internal or public, not 'gateway'"),
         ({"model": "google/gemma-3-12b-it"}, "cannot start"),
         ({"engine": {"max_model_len": 500000}}, "was made for 131072 tokens of context, not 500000"),
     ],

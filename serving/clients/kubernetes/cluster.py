@@ -28,6 +28,17 @@ class Cluster:
     def __init__(self, api_client: ApiClient, name: str = "the cluster", grant: str = ""):
         self.name = name
         self._connection = Connection(api_client, name, grant)
+        self._may_change: Callable[[str], None] = lambda kind: None
+
+    @contextmanager
+    def changed_only_if(self, check: Callable[[str], None]) -> Iterator[None]:
+        """While the block runs, `check` is called with an object's kind before anything is written: it raises what
+        forbids that."""
+        before, self._may_change = self._may_change, check
+        try:
+            yield
+        finally:
+            self._may_change = before
 
     def get(self, kind: str, name: str, namespace: str | None = None) -> Object | None:
         """The object, or None when there is none."""
@@ -47,6 +58,7 @@ class Cluster:
     def apply(self, body: Object, *, force: bool = True) -> Object:
         """Server-side apply. With `force=False` a field that another manager owns raises ConflictError; with
         `metadata.resourceVersion` set, so does any change since."""
+        self._may_change(body["kind"])
         metadata = body["metadata"]
         return self._connection.call(
             "PATCH",
@@ -58,17 +70,20 @@ class Cluster:
 
     def create(self, body: Object) -> Object:
         """Raises ConflictError when it exists."""
+        self._may_change(body["kind"])
         path = kinds.path(body["kind"], body["metadata"].get("namespace"))
         return self._connection.call("POST", path, query={"fieldManager": FIELD_MANAGER}, body=body)
 
     def replace(self, body: Object) -> Object:
         """Writes the whole object; its resourceVersion is the precondition (ConflictError)."""
+        self._may_change(body["kind"])
         metadata = body["metadata"]
         path = kinds.path(body["kind"], metadata.get("namespace"), metadata["name"])
         return self._connection.call("PUT", path, query={"fieldManager": FIELD_MANAGER}, body=body)
 
     def patch(self, kind: str, name: str, namespace: str | None, body: Object, *, subresource: str = "") -> Object:
         """JSON merge patch; a `metadata.resourceVersion` in it is a precondition."""
+        self._may_change(kind)
         return self._connection.call(
             "PATCH",
             kinds.path(kind, namespace, name) + (f"/{subresource}" if subresource else ""),
@@ -80,6 +95,7 @@ class Cluster:
     def delete(self, body: Object) -> bool:
         """Deletes this very object (its uid is a precondition) and what it owns, in the background. False when it was
         gone, or another has taken its name."""
+        self._may_change(body["kind"])
         metadata = body["metadata"]
         options = {"propagationPolicy": "Background", "preconditions": {"uid": metadata["uid"]}}
         try:
