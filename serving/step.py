@@ -74,5 +74,6 @@ def opened_with_parameters(
 def _root(settings: dict[str, Any], bucket: Any) -> str:
     """Where outcomes go, also of settings that turn out to be wrong."""
     root = settings.get("pipeline_root")
-    known = isinstance(root, str) and re.fullmatch(r"gs://[^/]+(/.*[^/])?", root)
-    return root if known else f"gs://{bucket}/pipelines"
+    if isinstance(root, str) and re.fullmatch(r"gs://[^/]+(/.*[^/])?", root):
+        return root
+    return f"gs://{bucket}/pipelines"

@@ -6,12 +6,13 @@ import json
 import os
 import signal
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from serving.clients import storage
-from serving.errors import InconclusiveError, LeaseHeldError, ReleaseError, RequestError, ToldToEnd
+from serving.errors import InconclusiveError, LeaseHeldError, ReleaseError, RequestError
 from serving.outcome import recorded
 
 ROOT = "gs://demo-bucket/pipelines"
@@ -83,12 +84,27 @@ def test_a_defect_leaves_an_outcome_and_keeps_its_traceback(bucket):
     assert bucket[URI]["error"]["type"] == "KeyError"
 
 
-def test_a_step_that_is_told_to_end_is_inconclusive_and_the_next_attempt_knows(bucket):
-    before = signal.getsignal(signal.SIGTERM)
+def told_to_end(giving_back: Callable[[], None] = lambda: None) -> int:
+    """The exit code of a step that is told to end."""
     with pytest.raises(SystemExit) as exit_code, recorded("deploy_server", ROOT, "run-1"):
+        _work_until_told(giving_back)
+    assert isinstance(exit_code.value.code, int)
+    return exit_code.value.code
+
+
+def _work_until_told(giving_back: Callable[[], None]) -> None:
+    try:
         os.kill(os.getpid(), signal.SIGTERM)
         pytest.fail("went on")
-    assert exit_code.value.code == 143
+    except Exception:  # noqa: BLE001 (what a library might do)
+        pytest.fail("it was taken for a failure to go on after")
+    finally:
+        giving_back()
+
+
+def test_a_step_that_is_told_to_end_is_inconclusive_and_the_next_attempt_knows(bucket):
+    before = signal.getsignal(signal.SIGTERM)
+    assert told_to_end() == 143
     assert (bucket[URI]["status"], bucket[URI]["error"]["type"]) == ("inconclusive", "ToldToEnd")
     assert "told to end" in bucket[URI]["message"]
     assert signal.getsignal(signal.SIGTERM) is before
@@ -98,23 +114,14 @@ def test_a_step_that_is_told_to_end_is_inconclusive_and_the_next_attempt_knows(b
 
 def test_giving_back_is_not_interrupted_by_being_told_again(bucket):
     given_back = []
-    with pytest.raises(SystemExit), recorded("deploy_server", ROOT, "run-1"):
-        try:
-            os.kill(os.getpid(), signal.SIGTERM)
-        finally:
-            os.kill(os.getpid(), signal.SIGTERM)
-            given_back.append("Lease")
+
+    def give_back() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        given_back.append("Lease")
+
+    told_to_end(give_back)
     assert given_back == ["Lease"]
     assert bucket[URI]["status"] == "inconclusive"
-
-
-def test_nothing_on_the_way_takes_it_for_a_failure_to_go_on_after(bucket):
-    with pytest.raises(SystemExit), recorded("deploy_server", ROOT, "run-1"):
-        try:
-            os.kill(os.getpid(), signal.SIGTERM)
-        except Exception:  # noqa: BLE001 (what a library might do)
-            pytest.fail("went on")
-    assert not issubclass(ToldToEnd, Exception)
 
 
 def test_a_step_in_a_thread_works_too(bucket):
