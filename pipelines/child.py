@@ -125,7 +125,7 @@ def _cut_short(
     bucket, _, root = settings.pipeline_root.removeprefix("gs://").partition("/")
     files = (bucket_folder(bucket) / root / run_id / "steps").glob("*.json") if bucket_folder else ()
     outcomes = sorted((json.loads(path.read_text()) for path in files), key=lambda o: o["started_at"])
-    summary = summarize(settings, run_id, outcomes, succeeded=False, seconds=seconds)
+    summary = summarize(settings, run_id, outcomes, state="cut short", seconds=seconds, over=True)
     # The release had no part in it.
     error = {"step": last.get("step"), "type": InconclusiveError.__name__, "message": words}
     return {"run_id": run_id, "outcomes": outcomes, "summary": {**summary, "error": error}, "page": None}

@@ -2,34 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from pipelines.scenarios import pipeline_of
-from serving import image as component_image
-from serving.scenarios import Scenario
+from serving.image import DEFAULT, VERSION
+from serving.scenarios import Scenario, features_of
 
 
-def compile_scenario(scenario: Scenario, folder: Path, image: str | None = None) -> Path:
+def compile_scenario(scenario: Scenario, folder: Path, image: str | None = None, changes: Iterable[str] = ()) -> Path:
     """Writes `<folder>/<scenario>.yaml` and returns its path.
 
-    `image` replaces the component image everywhere at once: in every executor, and in the settings that tell the steps
-    what their Jobs in the cluster run.
+    `image`: the component image of every step, and of the Jobs that steps run in the cluster. `changes`: the
+    `features` of a settings file. What was compiled is a constant of the document, `compiled: {"scenario", "features",
+    "image", "version"}`, which no caller's parameters can lose.
     """
     import yaml
     from kfp import compiler
 
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{scenario.name}.yaml"
-    compiler.Compiler().compile(pipeline_of(scenario), str(path))
+    compiled = {
+        "scenario": scenario.name,
+        "features": list(features_of(scenario, changes)),
+        "image": image or DEFAULT,
+        "version": VERSION,
+    }
+    compiler.Compiler().compile(pipeline_of(scenario, compiled), str(path))
     specification = yaml.safe_load(path.read_text())
-    _set_image(specification, image or component_image.DEFAULT)
+    for executor in specification["deploymentSpec"]["executors"].values():
+        executor["container"]["image"] = compiled["image"]
+        executor["container"]["command"] = [_handing_over(part) for part in executor["container"]["command"]]
     path.write_text(yaml.safe_dump(specification, sort_keys=True, allow_unicode=True))
     return path
 
 
-def _set_image(specification: dict[str, Any], image: str) -> None:
-    for executor in specification["deploymentSpec"]["executors"].values():
-        executor["container"]["image"] = image
-    settings = specification["root"]["inputDefinitions"]["parameters"]["settings"]["defaultValue"]
-    settings.setdefault("images", {})["components"] = image
+def _handing_over(part: str) -> str:
+    """The part of kfp's command with its shell replaced by the step's Python: it is the container's first process,
+    which alone is told to end, and a shell would keep that to itself."""
+    return part.replace("_KFP_RUNTIME=true python3 -m", "exec env _KFP_RUNTIME=true python3 -m")

@@ -33,27 +33,29 @@ def execute(scenario: str, image: str | None, parameters: dict[str, Any], folder
 
     from components.write_report import summary
     from pipelines.compile import compile_scenario
+    from serving import names
     from serving.clients import storage
     from serving.scenarios import find
-    from serving.settings import Settings
+    from serving.settings import from_parameters
 
     started = time.monotonic()
     root = folder / "kfp"
-    compiled = compile_scenario(find(scenario), folder, image)
+    compiled = compile_scenario(find(scenario), folder, image, parameters["settings"].get("features", ()))
     local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(root), raise_on_error=True)
     try:
         kfp_components.load_component_from_file(str(compiled))(**parameters)
-        succeeded = True
+        state = "SUCCEEDED"
     except RuntimeError as error:
         # kfp's own words name the task and no cause; the steps' outcomes have the causes.
         print(error, flush=True)
-        succeeded = False
+        state = "FAILED"
     runs = sorted(path.name for path in root.iterdir()) if root.exists() else []
-    run_id = runs[-1] if runs else ""
+    run_id = names.run(runs[-1]) if runs else ""
     explicit = {key: value for key, value in parameters.items() if key != "settings"}
-    settings = Settings.from_parameters(parameters["settings"], **explicit)
+    settings = from_parameters(parameters["settings"], **explicit)
     outcomes = summary.read_outcomes(settings, run_id) if run_id else []
-    report = summary.summarize(settings, run_id, outcomes, succeeded=succeeded, seconds=time.monotonic() - started)
+    seconds = time.monotonic() - started
+    report = summary.summarize(settings, run_id, outcomes, state=state, seconds=seconds, over=True)
     page = storage.read_text(f"{settings.pipeline_root}/{run_id}/report.html") if run_id else None
     return {"run_id": run_id, "outcomes": outcomes, "summary": report, "page": page}
 

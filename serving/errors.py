@@ -49,3 +49,11 @@ class LeaseHeldError(InconclusiveError):
     def __init__(self, message: str, holder: str):
         super().__init__(message)
         self.holder = holder
+
+
+class ToldToEnd(BaseException):
+    """The process was told to end (SIGTERM): its run was cancelled, or its machine goes away.
+
+    No Exception, so that nothing on the way takes it for a failure to go on after: contexts give back what they hold,
+    and the step is inconclusive.
+    """

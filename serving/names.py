@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -88,3 +90,12 @@ API_KEY = "key"
 def api_key(settings: Settings) -> str:
     """Names the Secret that holds the server's API key, where engine.api_key_secret is set."""
     return f"{settings.name}-api-key"
+
+
+def run(job: str) -> str:
+    """The run id of an orchestrator's job: its name, or where that is no legal label and name of an object (up to 63
+    lower-case letters, digits and `-`), what is legal of it with a digest of the whole."""
+    if re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", job):
+        return job
+    legal = re.sub(r"[^a-z0-9]+", "-", job.lower()).strip("-")
+    return f"{legal[:52].rstrip('-')}-{hashlib.sha256(job.encode()).hexdigest()[:10]}".lstrip("-")

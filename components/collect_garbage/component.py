@@ -1,11 +1,9 @@
 """KFP interface of collect_garbage; step.py says what it does."""
 
-from kfp import dsl
-
-from serving.image import DEFAULT
+from serving.component import component
 
 
-@dsl.component(base_image=DEFAULT, packages_to_install=[], install_kfp_package=False)
+@component
 def collect_garbage(settings: dict, release: dict):
     """Deletes generations beyond those that are kept, and weights that no deployment names.
 

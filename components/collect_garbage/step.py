@@ -7,13 +7,12 @@ from collections.abc import Iterable
 from typing import Any
 
 from serving import names
-from serving.clients import kubernetes, storage
+from serving.clients import storage
 from serving.clients.kubernetes import Cluster
-from serving.deployment import lease, leftovers, record
+from serving.deployment import leftovers, record
 from serving.log import Say
-from serving.outcome import recorded
-from serving.settings import Settings, validated
-from serving.weights.release import Release
+from serving.settings import Settings
+from serving.step import opened
 
 # gs://BUCKET/models/ORG/NAME/KEY/FILE, as download_weights writes it; anything else in the bucket is somebody else's.
 _WEIGHTS = re.compile(r"(gs://[^/]+/models/[^/]+/[^/]+/([0-9a-f]{16}))/.+")
@@ -23,12 +22,11 @@ _SHARED_ENTRY = re.compile(r"gs://[^/]+/deployments/[^/]+/[^/]+/[^/]+\.json")
 
 def run(settings: dict[str, Any], release: dict[str, Any]) -> None:
     """Collects after a promotion."""
-    config, target = validated(Settings, settings), Release.model_validate(release)
-    with recorded("collect_garbage", config, target.run_id) as outcome:
-        cluster = kubernetes.connect(config)
-        with lease.held(cluster, config, target.run_id):
-            gone = collect_generations(cluster, config, outcome.say)
-            freed = collect_weights(cluster, config, outcome.say)
+    with opened("collect_garbage", settings, release) as step:
+        outcome = step.outcome
+        with step.cluster() as cluster:
+            gone = collect_generations(cluster, step.settings, outcome.say)
+            freed = collect_weights(cluster, step.settings, outcome.say)
         outcome.details.update(generations=gone, weights=freed)
         if gone or freed:
             outcome.succeeded(f"deleted {len(gone)} generations and {len(freed)} sets of weights")

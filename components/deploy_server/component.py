@@ -2,14 +2,12 @@
 
 from typing import NamedTuple
 
-from kfp import dsl
-
-from serving.image import DEFAULT
+from serving.component import component
 
 
-@dsl.component(base_image=DEFAULT, packages_to_install=[], install_kfp_package=False)
+@component
 def deploy_server(settings: dict, release: dict, passed: bool, reasons: list) -> NamedTuple(
-    "Outputs", [("so_far", bool), ("why", list)]
+    "Outputs", [("passed", bool), ("reasons", list)]
 ):
     """Brings the generation up beside the live one, and waits until it is ready or cannot become it.
 
@@ -20,7 +18,7 @@ def deploy_server(settings: dict, release: dict, passed: bool, reasons: list) ->
         reasons: why, in words.
 
     Returns:
-        so_far, why: the verdict and its reasons after this step.
+        passed, reasons: the verdict and its reasons after this step.
     """
     from components.deploy_server.step import run
 

@@ -8,15 +8,15 @@ from typing import Any
 from components.deploy_server import words
 from components.deploy_server.diagnosis import Diagnosis, Patience, Problem
 from serving import features, names
-from serving.clients import kubernetes
 from serving.clients.kubernetes import ApiError, Cluster, ConflictError, Object, Subject, kinds
-from serving.deployment import lease, replicas
+from serving.deployment import replicas
 from serving.errors import InconclusiveError, PipelineError, ReleaseError, RequestError
 from serving.features import Explanation, Symptom
 from serving.log import Say
-from serving.outcome import Outcome, recorded
+from serving.outcome import Outcome
 from serving.rendering import render
-from serving.settings import Settings, in_seconds, validated
+from serving.settings import Settings, in_seconds
+from serving.step import opened
 from serving.weights.release import Release
 
 LOG_LINES = 400
@@ -27,17 +27,15 @@ _SAY_EVERY_SECONDS = 5
 def run(settings: dict[str, Any], release: dict[str, Any], passed: bool, reasons: list[str]) -> tuple[bool, list[str]]:
     """Deploys the release's generation. Returns the verdict so far with its reasons: handed on as it is when the
     release has failed already, (False, the cause) when it fails here."""
-    config, target = validated(Settings, settings), Release.model_validate(release)
-    with recorded("deploy_server", config, target.run_id) as outcome:
+    with opened("deploy_server", settings, release) as step:
         if not passed:
-            outcome.skipped("nothing is deployed: the release has failed already")
+            step.outcome.skipped("nothing is deployed: the release has failed already")
             return passed, reasons
-        cluster = kubernetes.connect(config)
-        with lease.held(cluster, config, target.run_id):
+        with step.cluster() as cluster:
             try:
-                deploy(cluster, config, target, outcome)
+                deploy(cluster, step.settings, step.release, step.outcome)
             except ReleaseError as error:
-                outcome.failed(error)
+                step.outcome.failed(error)
                 return False, [str(error)]
     return True, reasons
 

@@ -1,11 +1,9 @@
 """KFP interface of discard_generation; step.py says what it does."""
 
-from kfp import dsl
-
-from serving.image import DEFAULT
+from serving.component import component
 
 
-@dsl.component(base_image=DEFAULT, packages_to_install=[], install_kfp_package=False)
+@component
 def discard_generation(settings: dict, release: dict, reasons: list):
     """Takes a generation that did not pass out of the cluster, remembers why, and fails the run.
 

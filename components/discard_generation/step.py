@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from serving.clients import kubernetes
 from serving.clients.kubernetes import Cluster
-from serving.deployment import lease, leftovers, record, traffic
+from serving.deployment import leftovers, record, traffic
 from serving.deployment.record import Rejection
 from serving.log import Say
-from serving.outcome import recorded
-from serving.settings import Settings, validated
+from serving.settings import Settings
+from serving.step import opened
 from serving.weights.release import Release
 
 
 def run(settings: dict[str, Any], release: dict[str, Any], reasons: list[str]) -> None:
     """Discards the release's generation, then fails the run (SystemExit), as its outcome demands."""
-    config, target = validated(Settings, settings), Release.model_validate(release)
-    with recorded("discard_generation", config, target.run_id) as outcome:
-        cluster = kubernetes.connect(config)
-        with lease.held(cluster, config, target.run_id):
-            outcome.succeeded(discard(cluster, config, target, reasons, outcome.say))
+    with opened("discard_generation", settings, release) as step, step.cluster() as cluster:
+        step.outcome.succeeded(discard(cluster, step.settings, step.release, reasons, step.outcome.say))
     raise SystemExit(1)
 
 

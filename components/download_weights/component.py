@@ -2,12 +2,10 @@
 
 from typing import NamedTuple
 
-from kfp import dsl
-
-from serving.image import DEFAULT
+from serving.component import component
 
 
-@dsl.component(base_image=DEFAULT, packages_to_install=[], install_kfp_package=False)
+@component
 def download_weights(settings: dict, release: dict) -> NamedTuple(
     "Outputs", [("passed", bool), ("reasons", list), ("bytes_transferred", int)]
 ):

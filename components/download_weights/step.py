@@ -9,13 +9,12 @@ from components.download_weights import copies, inspection, progress
 from components.download_weights.sessions import Sessions
 from components.download_weights.transfer import Limits, Transfer
 from serving import names
-from serving.clients import kubernetes, storage
+from serving.clients import storage
 from serving.clients.storage import PreconditionError
-from serving.deployment import lease
 from serving.errors import InconclusiveError, ReleaseError
 from serving.log import Say
-from serving.outcome import recorded
-from serving.settings import Settings, validated
+from serving.settings import Settings
+from serving.step import opened
 from serving.weights import manifest, repositories
 from serving.weights.manifest import Manifest, Repository
 from serving.weights.release import Release
@@ -23,14 +22,13 @@ from serving.weights.release import Release
 
 def run(settings: dict[str, Any], release: dict[str, Any]) -> tuple[bool, list[str], int]:
     """Brings the release into the bucket: (passed, reasons, bytes that moved)."""
-    config, target = validated(Settings, settings), Release.model_validate(release)
-    with recorded("download_weights", config, target.run_id) as outcome:
+    with opened("download_weights", settings, release) as step:
+        outcome = step.outcome
         outcome.details["bytes_transferred"] = 0
-        cluster = kubernetes.connect(config)
-        started = time.monotonic()
-        with lease.held(cluster, config, target.run_id):
+        with step.cluster():
+            started = time.monotonic()
             try:
-                moved = bring(config, target, outcome.say)
+                moved = bring(step.settings, step.release, outcome.say)
             except ReleaseError as error:
                 outcome.failed(error)
                 return False, [str(error)], 0
@@ -40,7 +38,7 @@ def run(settings: dict[str, Any], release: dict[str, Any]) -> tuple[bool, list[s
             rate = progress.size(moved / seconds)
             outcome.succeeded(f"moved {progress.size(moved)} in {progress.duration(seconds)} ({rate}/s), verified")
         else:
-            outcome.skipped(f"{target.weights_uri} is complete: nothing moved")
+            outcome.skipped(f"{step.release.weights_uri} is complete: nothing moved")
         return True, [], moved
 
 

@@ -1,11 +1,9 @@
 """KFP interface of ensure_access; step.py says what it does."""
 
-from kfp import dsl
-
-from serving.image import DEFAULT
+from serving.component import component
 
 
-@dsl.component(base_image=DEFAULT, packages_to_install=[], install_kfp_package=False)
+@component
 def ensure_access(settings: dict, release: dict):
     """Takes the deployment's Lease and sees to the namespace, the service account and the bucket's binding.
 

@@ -7,24 +7,22 @@ from typing import Any
 from serving import features, names
 from serving.clients import google, kubernetes, storage
 from serving.clients.kubernetes import Cluster, ConflictError, Object
-from serving.deployment import lease, leftovers, record
+from serving.deployment import leftovers, record
 from serving.errors import AccessError, RequestError
 from serving.features import Binding
 from serving.log import Say
-from serving.outcome import recorded
 from serving.rendering import render
-from serving.settings import Settings, validated
-from serving.weights.release import Release
+from serving.settings import Settings
+from serving.step import opened
 
 
 def run(settings: dict[str, Any], release: dict[str, Any]) -> None:
     """Takes the Lease, removes what dead runs left, and sees to namespace, API key and bucket bindings."""
-    config, target = validated(Settings, settings), Release.model_validate(release)
-    with recorded("ensure_access", config, target.run_id) as outcome:
+    with opened("ensure_access", settings, release) as step:
+        outcome, config, target = step.outcome, step.settings, step.release
         cluster = kubernetes.connect(config)
         changed = ensure_namespace(cluster, render.namespace(config), config)
-        lease.take(cluster, config, target.run_id, outcome.say)
-        with lease.held(cluster, config, target.run_id):
+        with step.holding_lease(cluster, take=True):
             known = record.read(cluster, config)
             changed += leftovers.remove(cluster, config, known, target.run_id, target.generation, outcome.say)
             if config.engine.api_key_secret:

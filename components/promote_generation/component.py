@@ -1,11 +1,9 @@
 """KFP interface of promote_generation; step.py says what it does."""
 
-from kfp import dsl
-
-from serving.image import DEFAULT
+from serving.component import component
 
 
-@dsl.component(base_image=DEFAULT, packages_to_install=[], install_kfp_package=False)
+@component
 def promote_generation(settings: dict, release: dict):
     """Moves the traffic to the generation that passed, lets the old one finish and keeps it.
 

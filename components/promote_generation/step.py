@@ -5,31 +5,28 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from serving.clients import kubernetes
 from serving.clients.kubernetes import Cluster
 from serving.deployment import lease, record, traffic
 from serving.deployment.record import Pin, Record
 from serving.errors import InconclusiveError, RequestError
 from serving.log import Say
-from serving.outcome import recorded
-from serving.settings import Settings, validated
+from serving.settings import Settings
+from serving.step import opened
 from serving.weights.release import Release
 
 
 def run(settings: dict[str, Any], release: dict[str, Any]) -> None:
     """Promotes the release's generation, or with `promotion: manual` notes that it waits for a person."""
-    config, target = validated(Settings, settings), Release.model_validate(release)
-    with recorded("promote_generation", config, target.run_id) as outcome:
-        cluster = kubernetes.connect(config)
-        with lease.held(cluster, config, target.run_id):
-            if config.promotion == "manual" and target.generation != target.live:
-                wait_for_a_person(cluster, config, target)
-                outcome.skipped(f"{target.generation} is validated; `gemma-pipelines promote` puts it into service")
-                outcome.details["decision"] = "validated"
-            elif promote(cluster, config, target, outcome.say):
-                outcome.succeeded(f"{target.generation} serves")
-            else:
-                outcome.skipped(f"{target.generation} already served")
+    with opened("promote_generation", settings, release) as step, step.cluster() as cluster:
+        outcome, target = step.outcome, step.release
+        if step.settings.promotion == "manual" and target.generation != target.live:
+            wait_for_a_person(cluster, step.settings, target)
+            outcome.skipped(f"{target.generation} is validated; `gemma-pipelines promote` puts it into service")
+            outcome.details["decision"] = "validated"
+        elif promote(cluster, step.settings, target, outcome.say):
+            outcome.succeeded(f"{target.generation} serves")
+        else:
+            outcome.skipped(f"{target.generation} already served")
 
 
 def promote(cluster: Cluster, settings: Settings, release: Release, say: Say) -> bool:

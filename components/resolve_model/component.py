@@ -2,12 +2,10 @@
 
 from typing import NamedTuple
 
-from kfp import dsl
-
-from serving.image import DEFAULT
+from serving.component import component
 
 
-@dsl.component(base_image=DEFAULT, packages_to_install=[], install_kfp_package=False)
+@component
 def resolve_model(
     project: str,
     location: str,
@@ -17,14 +15,16 @@ def resolve_model(
     model: str,
     revision: str,
     settings: dict,
-    run_id: str,
+    job: str,
+    compiled: dict,
 ) -> NamedTuple("Outputs", [("Output", bool), ("merged", dict), ("release", dict)]):
     """Finds, by reading alone, what the revision is and whether there is anything to do.
 
     Args:
         project, location, cluster, namespace, bucket, model, revision: see serving/settings.
         settings: all other settings, as one struct.
-        run_id: name of this run, which labels all that it makes.
+        job: the orchestrator's name of this run, which becomes the label of all that it makes.
+        compiled: what this pipeline was compiled for (pipelines/compile.py): a constant, never a parameter.
 
     Returns:
         Output: whether the run goes on (by this name kfp.local finds what a condition in the same DAG reads).
@@ -35,7 +35,8 @@ def resolve_model(
 
     return run(
         settings,
-        run_id,
+        job,
+        compiled,
         project=project,
         location=location,
         cluster=cluster,

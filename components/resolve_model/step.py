@@ -7,6 +7,7 @@ nothing else: a run that changes nothing is seen to have changed nothing.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,9 +18,10 @@ from serving.clients.kubernetes import Cluster
 from serving.deployment import lease, leftovers, record
 from serving.deployment.record import Record
 from serving.errors import PipelineError, RequestError
-from serving.outcome import recorded
 from serving.rendering import engine, generation, render
+from serving.scenarios import find
 from serving.settings import Settings
+from serving.step import opened_with_parameters
 from serving.weights import adapter, checkpoint, manifest, repositories
 from serving.weights.release import Release
 
@@ -37,13 +39,18 @@ class Found:
     warnings: tuple[str, ...] = ()
 
 
-def run(rest: dict[str, Any], run_id: str, **explicit: str) -> tuple[bool, dict[str, Any], dict[str, Any]]:
+def run(
+    rest: dict[str, Any], job: str, compiled: dict[str, Any], **explicit: str
+) -> tuple[bool, dict[str, Any], dict[str, Any]]:
     """Resolves: (whether the run goes on, the whole settings, the release).
 
-    rest, explicit: the settings as pipeline parameters (Settings.from_parameters).
+    rest, explicit: the settings as pipeline parameters (from_parameters). job: what the orchestrator calls
+    the run. compiled: what the pipeline was compiled for (pipelines/compile.py).
     """
-    settings = Settings.from_parameters(rest, **explicit)
-    with recorded("resolve_model", settings, run_id) as outcome:
+    with opened_with_parameters("resolve_model", rest, job, explicit) as (outcome, settings):
+        outcome.details["compiled"] = compiled
+        check_compiled(settings, compiled)
+        settings = with_image(settings, compiled["image"])
         found = look_up(settings)
         outcome.details.update(commit=found.commit, commits=found.commits)
         for warning in found.warnings:
@@ -51,7 +58,7 @@ def run(rest: dict[str, Any], run_id: str, **explicit: str) -> tuple[bool, dict[
         check_architecture(settings, found.architecture)
         cluster = kubernetes.connect(settings)
         known = record.read(cluster, settings)
-        release = name_release(settings, run_id, found, live=known.live)
+        release = name_release(settings, outcome.run_id, found, live=known.live)
         outcome.details.update(
             generation=release.generation, weights_key=release.weights_key, architecture=release.architecture
         )
@@ -66,6 +73,30 @@ def run(rest: dict[str, Any], run_id: str, **explicit: str) -> tuple[bool, dict[
         else:
             outcome.skipped(f"{decision.verdict}: {decision.reason}")
     return decision.proceed, settings.as_struct(), release.model_dump()
+
+
+def check_compiled(settings: Settings, compiled: dict[str, Any]) -> None:
+    """Raises RequestError when the pipeline was compiled for another scenario, or other features, than the settings
+    ask for: its steps would not be theirs."""
+    wanted = find(settings.scenario)
+    features = settings.chosen_features
+    if (compiled["scenario"], tuple(compiled["features"])) != (wanted.name, features):
+        raise RequestError(
+            f"this pipeline was compiled for {_deployed(compiled['scenario'], compiled['features'])}, and its settings "
+            f"ask for {_deployed(wanted.name, features)}. Compile it for them: `gemma-pipelines compile {wanted.name} "
+            "-f FILE`"
+        )
+
+
+def _deployed(scenario: str, features: Iterable[str]) -> str:
+    return f"the scenario {scenario} with {', '.join(features)}"
+
+
+def with_image(settings: Settings, image: str) -> Settings:
+    """The settings with the component image that the pipeline was compiled with, unless they name one themselves."""
+    if settings.images.components:
+        return settings
+    return settings.model_copy(update={"images": settings.images.model_copy(update={"components": image})})
 
 
 def release_of(settings: Settings, run_id: str) -> Release:

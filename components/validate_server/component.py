@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 from kfp import dsl
 
-from serving.image import DEFAULT
+from serving.component import component
 
 
-@dsl.component(base_image=DEFAULT, packages_to_install=[], install_kfp_package=False)
+@component
 def validate_server(
     settings: dict,
     release: dict,
@@ -15,7 +15,7 @@ def validate_server(
     reasons: list,
     metrics: dsl.Output[dsl.Metrics],
     page: dsl.Output[dsl.HTML],
-) -> NamedTuple("Outputs", [("verdict", bool), ("why", list)]):
+) -> NamedTuple("Outputs", [("passed", bool), ("reasons", list)]):
     """Asks the new generation, from inside the cluster, whether it serves what it should as fast as it should.
 
     Args:
@@ -27,13 +27,13 @@ def validate_server(
         page: the same for a reader, with an answer.
 
     Returns:
-        verdict, why: the verdict and its reasons after this step.
+        passed, reasons: the verdict and its reasons after this step.
     """
     from components.validate_server.step import run
 
-    verdict, why, figures, html = run(settings, release, passed, reasons)
+    passed, reasons, figures, html = run(settings, release, passed, reasons)
     for name, value in figures.items():
         metrics.log_metric(name, value)
     with open(page.path, "w") as file:
         file.write(html)
-    return verdict, why
+    return passed, reasons

@@ -7,15 +7,13 @@ from typing import Any
 from components.validate_server import page
 from components.validate_server.checks import Plan
 from serving import names
-from serving.clients import kubernetes
 from serving.clients.kubernetes import Cluster, Object
-from serving.deployment import lease
 from serving.deployment.job import run_job
 from serving.errors import InconclusiveError, ReleaseError
 from serving.log import Say
-from serving.outcome import recorded
 from serving.rendering import engine
-from serving.settings import Settings, in_seconds, validated
+from serving.settings import Settings, in_seconds
+from serving.step import opened
 from serving.weights.release import Release
 
 ONE_CORE = {"cpu": "1", "memory": "512Mi"}
@@ -30,13 +28,12 @@ def run(
     Returns the verdict so far, its reasons, numbers for KFP's Metrics, and a page for a reader. When the release has
     failed already, nothing is asked.
     """
-    config, target = validated(Settings, settings), Release.model_validate(release)
-    with recorded("validate_server", config, target.run_id) as outcome:
+    with opened("validate_server", settings, release) as step:
+        outcome, config, target = step.outcome, step.settings, step.release
         if not passed:
             outcome.skipped("nothing is asked: the release has failed already")
             return False, reasons, {}, page.render(config, target, {"passed": False, "reasons": reasons})
-        cluster = kubernetes.connect(config)
-        with lease.held(cluster, config, target.run_id):
+        with step.cluster() as cluster:
             verdict = judge(cluster, config, target, outcome.say)
         outcome.details |= {key: verdict[key] for key in ("passed", "reasons", "answer", "figures")}
         if verdict["passed"]:

@@ -2,10 +2,10 @@
 
 from kfp import dsl
 
-from serving.image import DEFAULT
+from serving.component import component
 
 
-@dsl.component(base_image=DEFAULT, packages_to_install=[], install_kfp_package=False)
+@component
 def write_report(
     project: str,
     location: str,
@@ -15,7 +15,7 @@ def write_report(
     model: str,
     revision: str,
     settings: dict,
-    run_id: str,
+    job: str,
     status: dsl.PipelineTaskFinalStatus,
     page: dsl.Output[dsl.HTML],
 ):
@@ -24,16 +24,16 @@ def write_report(
     Args:
         project, location, cluster, namespace, bucket, model, revision: see serving/settings.
         settings: all other settings, as one struct.
-        run_id: name of this run.
-        status: what the orchestrator says became of the run.
+        job: the orchestrator's name of this run.
+        status: what the orchestrator says became of the run; the outcomes know better.
         page: the report for a reader.
     """
     from components.write_report.step import run
 
     html = run(
         settings,
-        run_id,
-        status.state == "SUCCEEDED",
+        job,
+        status.state,
         project=project,
         location=location,
         cluster=cluster,

@@ -10,19 +10,19 @@ from serving.clients import kubernetes, storage
 from serving.deployment import lease, leftovers, record
 from serving.errors import PipelineError
 from serving.log import Say
-from serving.outcome import recorded
 from serving.settings import Settings
+from serving.step import opened_with_parameters
 
 
-def run(rest: dict[str, Any], run_id: str, succeeded: bool, **explicit: str) -> str:
+def run(rest: dict[str, Any], job: str, state: str, **explicit: str) -> str:
     """Cleans up after the run, gives the Lease back, and writes `report.json` and `report.html` beside the steps.
 
     It cannot read what other tasks returned (an exit task sees pipeline parameters alone), so it reads the outcomes
-    that they left. Returns the report's page.
+    that they left. `state` is the orchestrator's word for the run. Returns the report's page.
     """
-    settings = Settings.from_parameters(rest, **explicit)
-    root = f"{settings.pipeline_root}/{run_id}"
-    with recorded("write_report", settings, run_id) as outcome:
+    with opened_with_parameters("write_report", rest, job, explicit) as (outcome, settings):
+        run_id = outcome.run_id
+        root = f"{settings.pipeline_root}/{run_id}"
         outcomes = summary.read_outcomes(settings, run_id)
         if began_to_write(outcomes):
             try:
@@ -30,7 +30,7 @@ def run(rest: dict[str, Any], run_id: str, succeeded: bool, **explicit: str) -> 
             except PipelineError as error:
                 # The report matters most when the cluster is away; the next run cleans up.
                 outcome.say(f"could not clean up ({error}); the next run will")
-        report = summary.summarize(settings, run_id, outcomes, succeeded=succeeded, seconds=wall_seconds(outcomes))
+        report = summary.summarize(settings, run_id, outcomes, state=state, seconds=wall_seconds(outcomes))
         storage.write_json(f"{root}/report.json", {**report, "outcomes": outcomes})
         html = page.render(settings, report, outcomes)
         storage.write_text(f"{root}/report.html", html, content_type="text/html; charset=utf-8")

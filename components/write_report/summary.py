@@ -18,11 +18,12 @@ def read_outcomes(settings: Settings, run_id: str) -> list[dict[str, Any]]:
 
 
 def summarize(
-    settings: Settings, run_id: str, outcomes: list[dict[str, Any]], *, succeeded: bool, seconds: float
+    settings: Settings, run_id: str, outcomes: list[dict[str, Any]], *, state: str, seconds: float, over: bool = False
 ) -> dict[str, Any]:
     """One object about the whole run: the keys of `run --json` but `endpoint` and `report`, which only a place knows.
 
-    `succeeded` is what the orchestrator says, which knows of a step that died without a word. `seconds` is wall time.
+    The outcomes say what became of it: Vertex, open-source KFP and kfp.local mean different things by their words, so
+    the orchestrator's `state` is for a reader alone. `seconds` is wall time; `over`: the report has been written too.
     """
     by_name = {outcome["name"]: outcome for outcome in outcomes}
     resolved = by_name.get("resolve_model", {})
@@ -30,15 +31,10 @@ def summarize(
     error = None
     if bad:
         error = {"step": bad["name"], "type": bad["error"]["type"], "message": bad["error"]["message"]}
-    elif not succeeded:
-        last = outcomes[-1]["name"] if outcomes else None
-        error = {
-            "step": None,
-            "type": "StepDied",
-            "message": "a step ended without leaving an outcome"
-            + (f", after {last}" if last else "")
-            + "; see the log",
-        }
+    elif not _came_to_its_end(by_name, over):
+        after = f", after {outcomes[-1]['name']}" if outcomes else ""
+        words = f"a step ended without leaving an outcome{after} (the run is {state}); see the log"
+        error = {"step": None, "type": "StepDied", "message": words}
     status = "succeeded"
     if error:
         status = "failed"
@@ -56,3 +52,9 @@ def summarize(
         "steps": [{key: outcome[key] for key in ("name", "status", "seconds")} for outcome in outcomes],
         "error": error,
     }
+
+
+def _came_to_its_end(by_name: dict[str, dict[str, Any]], over: bool) -> bool:
+    """Whether the steps went on to the last one, or there was nothing to do."""
+    stopped = by_name.get("resolve_model", {}).get("decision") in DECISIONS_WITHOUT_CHANGE
+    return (stopped or "collect_garbage" in by_name) and ("write_report" in by_name or not over)

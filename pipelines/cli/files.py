@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.cli.options import RequiredSettingsFile, ScenarioArgument, Sets, settings_of
+from pipelines.cli.options import RequiredSettingsFile, ScenarioArgument, Sets, SettingsFile, settings_of
 
 
 def list_scenarios() -> None:
@@ -54,6 +54,7 @@ def compile(
     image: Annotated[
         str | None, typer.Option(metavar="REF", help="The component image, in the registry that you pushed it to.")
     ] = None,
+    file: SettingsFile = None,
 ) -> None:
     """Compile scenarios to the YAML that Vertex AI Pipelines runs."""
     from serving.errors import RequestError
@@ -62,6 +63,9 @@ def compile(
     if bool(scenarios) == all_scenarios:
         raise RequestError("name scenarios, or say --all. See `gemma-pipelines list`")
     chosen = SCENARIOS if all_scenarios else [find(scenario) for scenario in scenarios or []]
+    if file and len(chosen) > 1:
+        raise RequestError(f"{file} is for one scenario: name that one alone")
+    image = image or (settings_of(chosen[0].name, file, None, {}).images.components if file else None)
     from pipelines.compile import compile_scenario
 
     for scenario in chosen:

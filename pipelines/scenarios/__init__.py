@@ -8,6 +8,6 @@ from typing import Any
 from serving.scenarios import Scenario
 
 
-def pipeline_of(scenario: Scenario) -> Any:
-    """The DAG: what `@dsl.pipeline` made of the function in the scenario's module. (kfp takes a second to import.)"""
-    return import_module(f"{__name__}.{scenario.name.replace('-', '_')}").pipeline
+def pipeline_of(scenario: Scenario, compiled: dict[str, Any]) -> Any:
+    """The DAG that the scenario's module makes (pipelines/refresh.py). (kfp takes a second to import.)"""
+    return import_module(f"{__name__}.{scenario.name.replace('-', '_')}").pipeline(compiled)

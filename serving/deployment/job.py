@@ -18,7 +18,7 @@ from typing import Any
 
 from serving import names
 from serving.clients.kubernetes import Cluster, ConflictError, Object, Subject
-from serving.errors import InconclusiveError, PipelineError, RequestError
+from serving.errors import InconclusiveError, PipelineError, RequestError, ToldToEnd
 from serving.log import Say
 from serving.rendering import render
 from serving.settings import Settings
@@ -67,6 +67,7 @@ def run_job(
 
     Raises RequestError when the pod can never start (its image, its configuration), InconclusiveError for everything
     else that ends it without a result: a crash (with the log's last lines), eviction, preemption, a lost node, time.
+    When this step is told to end, so is the Job.
     """
     body = manifest(
         settings,
@@ -80,7 +81,14 @@ def run_job(
         resources=resources or SMALL,
     )
     job = _create_or_take_over(cluster, body, say)
-    result = _Watch(cluster, job, say).until_finished(timeout + _GRACE_SECONDS)
+    try:
+        result = _Watch(cluster, job, say).until_finished(timeout + _GRACE_SECONDS)
+    except ToldToEnd:
+        try:
+            cluster.delete(job)
+        except PipelineError as error:
+            say(f"could not delete Job {job['metadata']['name']} ({error}); the next run will")
+        raise
     cluster.delete(job)
     return result
 

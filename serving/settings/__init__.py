@@ -2,13 +2,13 @@
 
 One file describes one deployment. Seven fields are explicit pipeline parameters, since a person edits them in the
 console: project, location, cluster, namespace, bucket, model, revision. The rest travels as one struct, and every step
-validates the whole again (`Settings.from_parameters`), because the pipeline language turns integers into floats and
+validates the whole again (`from_parameters`), because the pipeline language turns integers into floats and
 cannot take a struct apart.
 """
 
 from serving.settings.example import commented_example
 from serving.settings.model import EXPLICIT, Settings
-from serving.settings.reading import load, override, read_values, validated
+from serving.settings.reading import from_parameters, load, override, read_values, validated
 from serving.settings.sections import (
     Accelerator,
     Adapter,
@@ -39,6 +39,7 @@ __all__ = [
     "Thresholds",
     "Validation",
     "commented_example",
+    "from_parameters",
     "in_seconds",
     "load",
     "override",

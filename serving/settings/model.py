@@ -245,13 +245,6 @@ class Settings(_FeatureSections):
         others = features.sections().keys() - chosen
         return self.model_dump(mode="json", exclude_none=True, exclude=set(others))
 
-    @classmethod
-    def from_parameters(cls, rest: dict[str, Any], **explicit: Any) -> Settings:
-        """Settings from pipeline parameters: the struct `rest` and the explicit fields. Raises RequestError."""
-        from serving.settings.reading import validated
-
-        return validated(cls, {**rest, **explicit})
-
 
 def _chosen(values: dict[str, Any]) -> tuple[str, ...] | None:
     """The features that plain values name; None where those are not right, which their own checks say better."""

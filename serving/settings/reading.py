@@ -33,6 +33,11 @@ def validated(cls: type[Settings], values: dict[str, Any], file: Path | None = N
         raise RequestError("\n".join(lines)) from error
 
 
+def from_parameters(rest: dict[str, Any], **explicit: Any) -> Settings:
+    """Settings from pipeline parameters: the struct `rest` and the explicit fields. Raises RequestError."""
+    return validated(Settings, {**rest, **explicit})
+
+
 def load(file: Path) -> Settings:
     """Settings from a file. Raises RequestError naming file and line."""
     return validated(Settings, read_values(file), file)

@@ -44,7 +44,7 @@ from serving.settings import Settings
 if not silenced:
     log.silence_libraries = lambda: None
 settings = Settings(**settings)
-with recorded("download_weights", settings, "run-1") as outcome:
+with recorded("download_weights", settings.pipeline_root, "run-1") as outcome:
     chosen = checkpoint.select(hub.of(settings).at(settings.model, commit))
     key = identity.weights_key([("base", chosen.served)])
     uri = f"gs://{settings.bucket}/models/{settings.model}/{key}"

@@ -6,6 +6,8 @@ kubernetes_cluster.py says how to run this against a real control plane.
 from __future__ import annotations
 
 import json
+import os
+import signal
 import threading
 import time
 from typing import Any
@@ -14,7 +16,7 @@ import pytest
 
 from serving.clients.kubernetes import Cluster as Client
 from serving.deployment import job
-from serving.errors import InconclusiveError, RequestError
+from serving.errors import InconclusiveError, RequestError, ToldToEnd
 from serving.settings import Settings, validated
 from tests.contract.kubernetes_cluster import PYTHON_IMAGE, Kube, cluster, kube, wait_for
 
@@ -162,6 +164,25 @@ def test_a_job_that_somebody_deletes_is_no_verdict(step: Step) -> None:
     with pytest.raises(InconclusiveError, match="was deleted by somebody else"):
         step.run("import time; time.sleep(100)")
     deleting.join()
+
+
+def test_a_step_that_is_told_to_end_ends_its_job(step: Step) -> None:
+    def tell() -> None:
+        wait_for(step.running)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def end(*_: object) -> None:
+        raise ToldToEnd
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        telling = step.meanwhile(tell)
+        with pytest.raises(ToldToEnd):
+            step.run("import time; time.sleep(100)")
+        telling.join()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    wait_for(lambda: not step.client.list("Job", step.kube.namespace) and not step.pod())
 
 
 def test_a_log_is_one_json_document_a_line_whatever_the_client_makes_of_json(step: Step) -> None:

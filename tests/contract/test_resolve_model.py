@@ -9,8 +9,10 @@ from emulated_cloud.cloud import Cloud
 
 from components.resolve_model import step
 from components.resolve_model.step import in_bucket, look_up
+from serving import names
 from serving.clients import storage
 from serving.errors import AccessError, ReleaseError, RequestError
+from serving.settings import from_parameters
 from tests.contract.transfer_site import GATED, QUICK, Site, _site, folder, model, site
 
 __all__ = ["_site", "folder", "model", "site"]
@@ -28,6 +30,13 @@ REST = {
     "scenario": "gcs-fuse",
     "endpoint": "ip",
     "hub": {"token_secret": "projects/demo-project/secrets/hf-token/versions/latest"},
+}
+IMAGE = "europe-docker.pkg.dev/p/r/python-components:0.1.0"
+COMPILED = {
+    "scenario": "gcs-fuse",
+    "features": ["gcs-fuse", "gpu", "service"],
+    "image": IMAGE,
+    "version": "0.1.0",
 }
 WRITES = {"POST", "PUT", "PATCH", "DELETE"}
 
@@ -89,10 +98,13 @@ def outcome(run_id: str) -> dict:
 
 def test_the_step_says_what_there_is_to_do_and_writes_its_outcome_alone(emulated_cloud: Cloud, cloud_environment):
     before = {name: len(emulated_cloud.requests(name)) for name in ("storage", "apiserver", "hub")}
-    proceed, merged, release = step.run(REST, "resolve-1", **PARAMETERS)
+    proceed, merged, release = step.run(REST, "resolve-1", COMPILED, **PARAMETERS)
     assert proceed is True
     assert merged["scenario"] == "gcs-fuse"
     assert merged["model"] == PARAMETERS["model"]
+    assert merged["images"]["components"] == IMAGE, (
+        "what the pipeline was compiled with, whatever its settings leave out"
+    )
     assert release["live"] == ""
     assert release["generation"].startswith("g")
     written = outcome("resolve-1")
@@ -110,7 +122,7 @@ def test_the_step_says_what_there_is_to_do_and_writes_its_outcome_alone(emulated
 
 
 def test_the_same_question_has_the_same_answer(emulated_cloud: Cloud, cloud_environment):
-    first, second = (step.run(REST, f"resolve-2-{number}", **PARAMETERS) for number in range(2))
+    first, second = (step.run(REST, f"resolve-2-{number}", COMPILED, **PARAMETERS) for number in range(2))
     assert {**first[2], "run_id": ""} == {**second[2], "run_id": ""}
 
 
@@ -127,7 +139,7 @@ def test_what_is_wrong_with_the_request_ends_the_step_with_words(
     run_id = f"resolve-{error.lower()}-{'-'.join(changes)}"
     rest = {**REST, "accelerator": {"type": "nvidia-h100-80gb"}}
     with pytest.raises(SystemExit) as ended:
-        step.run(rest, run_id, **{**PARAMETERS, **changes})
+        step.run(rest, run_id, COMPILED, **{**PARAMETERS, **changes})
     assert ended.value.code == 1
     written = outcome(run_id)
     assert written["status"] == "failed"
@@ -139,7 +151,54 @@ def test_an_engine_that_cannot_serve_the_model_is_refused_before_a_byte_moves(em
     before = len(emulated_cloud.requests("storage"))
     rest = {**REST, "engine": {"image": "vllm/vllm-openai:v0.7.0"}}
     with pytest.raises(SystemExit):
-        step.run(rest, "resolve-old", **PARAMETERS)
+        step.run(rest, "resolve-old", COMPILED, **PARAMETERS)
     assert "cannot serve" in outcome("resolve-old")["message"]
     asked = emulated_cloud.requests("storage")[before:]
     assert not [entry for entry in asked if "models" in entry["path"]]
+
+
+@pytest.mark.parametrize(
+    ("rest", "words"),
+    [
+        ({"scenario": "no-such"}, "there is no scenario 'no-such'"),
+        ({"replicas": 3}, "unknown key"),
+        ({"pipeline_root": "gs://"}, "pipeline_root"),
+    ],
+)
+def test_wrong_parameters_leave_an_outcome_with_one_clear_error(cloud_environment, rest: dict, words: str):
+    run_id = f"resolve-wrong-{next(iter(rest))}".replace("_", "-")
+    with pytest.raises(SystemExit) as ended:
+        step.run({**REST, **rest}, run_id, COMPILED, **PARAMETERS)
+    assert ended.value.code == 1
+    written = outcome(run_id)
+    assert written["error"]["type"] == "RequestError"
+    assert words in written["error"]["message"]
+
+
+def test_an_image_of_the_settings_own_goes_before_the_compiled_one():
+    settings = from_parameters({**REST, "images": {"components": "example.com/ours:1"}}, **PARAMETERS)
+    assert step.with_image(settings, IMAGE).images.components == "example.com/ours:1"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"scenario": "inference-gateway"}, "for the scenario inference-gateway with gcs-fuse, gpu, service"),
+        ({"features": ["hyperdisk-ml", "gpu", "service"]}, "for the scenario gcs-fuse with hyperdisk-ml, gpu, service"),
+    ],
+)
+def test_a_pipeline_that_was_compiled_for_something_else_says_so(cloud_environment, changes: dict, words: str):
+    run_id = f"resolve-compiled-{next(iter(changes))}"
+    with pytest.raises(SystemExit):
+        step.run(REST, run_id, {**COMPILED, **changes}, **PARAMETERS)
+    message = outcome(run_id)["message"]
+    assert words in message
+    assert "ask for the scenario gcs-fuse with gcs-fuse, gpu, service" in message
+    assert "`gemma-pipelines compile gcs-fuse -f FILE`" in message
+
+
+def test_a_job_with_a_long_name_is_a_run_with_a_legal_one(emulated_cloud: Cloud, cloud_environment):
+    job = "gemma-gcs-fuse-" + "0123456789" * 8
+    _, _, release = step.run(REST, job, COMPILED, **PARAMETERS)
+    assert release["run_id"] == names.run(job)
+    assert outcome(release["run_id"])["generation"] == release["generation"]

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from pipelines.compile import compile_scenario
-from serving.image import DEFAULT
+from serving.image import DEFAULT, VERSION
 from serving.scenarios import SCENARIOS, Scenario
 
 GOLDEN = Path(__file__).parent / "pipelines"
@@ -72,13 +72,13 @@ def test_there_is_no_golden_file_that_nothing_compiles_to():
 @each_scenario
 def test_nothing_is_promoted_without_a_verdict(scenario: Scenario, compiled):
     conditions = conditions_above(load(compiled[scenario.name]), "promote-generation")
-    assert any("validate-server-verdict'] == true" in condition for condition in conditions)
+    assert any("validate-server-passed'] == true" in condition for condition in conditions)
 
 
 @each_scenario
 def test_what_fails_is_discarded_and_what_passes_is_not(scenario: Scenario, compiled):
     conditions = conditions_above(load(compiled[scenario.name]), "discard-generation")
-    assert any(re.search(r"!\(.*validate-server-verdict'] == true\)", condition) for condition in conditions)
+    assert any(re.search(r"!\(.*validate-server-passed'] == true\)", condition) for condition in conditions)
 
 
 @each_scenario
@@ -112,6 +112,44 @@ def test_steps_are_tried_again_but_for_those_that_fail_on_purpose_or_at_the_end(
 
 
 @each_scenario
+def test_another_attempt_comes_at_once_and_none_is_lost_to_a_step_that_takes_long(scenario: Scenario, compiled):
+    policies = [task["retryPolicy"] for task in tasks(load(compiled[scenario.name])).values() if "retryPolicy" in task]
+    assert policies
+    # Nobody waits for the attempts after a final error. The longest pause is kfp's default: open-source KFP counts it
+    # from the first attempt's start.
+    expected = {"maxRetryCount": 2, "backoffDuration": "0s", "backoffFactor": 2.0, "backoffMaxDuration": "3600s"}
+    assert all(policy == expected for policy in policies)
+
+
+@each_scenario
+def test_verdicts_go_through_one_chain_under_one_name(scenario: Scenario, compiled):
+    specification = load(compiled[scenario.name])
+    for name, task in tasks(specification).items():
+        inputs = task.get("inputs", {}).get("parameters", {})
+        if "passed" not in inputs:
+            continue
+        before = inputs["passed"]["taskOutputParameter"]
+        assert before == {"outputParameterKey": "passed", "producerTask": before["producerTask"]}, name
+        assert inputs["reasons"]["taskOutputParameter"] == {**before, "outputParameterKey": "reasons"}, name
+        outputs = specification["components"][f"comp-{name}"]["outputDefinitions"]["parameters"]
+        assert outputs.keys() >= {"passed", "reasons"}, name
+
+
+@each_scenario
+def test_the_step_is_the_container_s_first_process(scenario: Scenario, compiled):
+    """The one that is told to end; tests/contract/test_told_to_end.py tells it."""
+    for executor in load(compiled[scenario.name])["deploymentSpec"]["executors"].values():
+        shell, _, script = executor["container"]["command"][:3]
+        assert shell == "sh"
+        assert script.rstrip().splitlines()[-1].startswith("exec env _KFP_RUNTIME=true python3 -m "), script
+
+
+@each_scenario
+def test_the_same_is_compiled_every_time(scenario: Scenario, compiled, tmp_path):
+    assert compile_scenario(scenario, tmp_path).read_bytes() == compiled[scenario.name].read_bytes()
+
+
+@each_scenario
 def test_every_step_has_a_name_for_the_console(scenario: Scenario, compiled):
     for name, task in tasks(load(compiled[scenario.name])).items():
         if not name.startswith(("condition", "exit")):
@@ -131,12 +169,19 @@ def test_a_person_finds_at_most_eight_parameters(scenario: Scenario, compiled):
 
 
 @each_scenario
-def test_executors_and_jobs_share_the_image_that_is_set_at_compile_time(scenario: Scenario, compiled, tmp_path):
+def test_what_was_compiled_is_a_constant_that_no_parameter_can_lose(scenario: Scenario, compiled, tmp_path):
     ours = "europe-docker.pkg.dev/p/r/python-components@sha256:" + "0" * 64
     text = compile_scenario(scenario, tmp_path, ours).read_text()
     specification = yaml.safe_load(text)
     images = {item["container"]["image"] for item in specification["deploymentSpec"]["executors"].values()}
     assert images == {ours}
-    settings = specification["root"]["inputDefinitions"]["parameters"]["settings"]["defaultValue"]
-    assert settings["images"]["components"] == ours
+    assert tasks(specification)["resolve-model"]["inputs"]["parameters"]["compiled"]["runtimeValue"]["constant"] == {
+        "scenario": scenario.name,
+        "features": list(scenario.features),
+        "image": ours,
+        "version": VERSION,
+    }
+    parameters = specification["root"]["inputDefinitions"]["parameters"]
+    assert "compiled" not in parameters
+    assert parameters["settings"]["defaultValue"] == {"scenario": scenario.name}
     assert DEFAULT not in text

@@ -16,7 +16,7 @@ from serving.clients.digest import ServedFile
 from serving.errors import RequestError
 from serving.rendering import render
 from serving.rendering.engine import engine_flags
-from serving.settings import Settings, override, validated
+from serving.settings import Settings, from_parameters, override, validated
 from serving.weights import adapter, identity, repositories
 from serving.weights.release import Release
 from tests.unit.deployment import RELEASE
@@ -51,7 +51,7 @@ def test_the_command_line_names_an_adapter_and_its_key():
 def test_they_mean_the_same_after_the_pipeline_language():
     found = settings(adapters=ADAPTERS, assistant={"model": "a/b", "num_speculative_tokens": 3})
     struct = json.loads(json.dumps(found.as_struct()), parse_int=float)
-    assert Settings.from_parameters(struct) == found
+    assert from_parameters(struct) == found
 
 
 @pytest.mark.parametrize(

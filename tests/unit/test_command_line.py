@@ -54,6 +54,7 @@ def command(monkeypatch, capsys, tmp_path):
         (["run", "03", "--weights", "nowhere"], "--weights nowhere is not a folder"),
         (["compile"], "name scenarios, or say --all"),
         (["compile", "03", "--all"], "name scenarios, or say --all"),
+        (["compile", "03", "-f", "nowhere.yaml"], "nowhere.yaml does not exist"),
         (["promote"], "which deployment?"),
         (["rollback", "--state", "nowhere"], "nowhere is not the state of a run"),
         (["report", "no-such-run", "--state", "nowhere"], "no report of a run 'no-such-run'"),
@@ -176,6 +177,21 @@ def test_compile_writes_one_file_a_scenario_and_prints_its_path(command, tmp_pat
     assert out.split() == [f"out/{scenario.name}.yaml" for scenario in SCENARIOS]
     assert (tmp_path / "out" / "gcs-fuse.yaml").exists()
     assert "--image" in err
+
+
+def test_compile_takes_the_image_of_a_settings_file_unless_another_is_named(command, tmp_path):
+    (tmp_path / "gemma.yaml").write_text(
+        "scenario: gcs-fuse\nproject: demo-project\nbucket: demo-bucket\nimages: {components: example.com/ours:1}\n"
+    )
+
+    def compiled(*arguments: str) -> set[str]:
+        code, out, _ = command("compile", "03", "-f", "gemma.yaml", *arguments)
+        assert code == 0
+        executors = yaml.safe_load((tmp_path / out.strip()).read_text())["deploymentSpec"]["executors"]
+        return {executor["container"]["image"] for executor in executors.values()}
+
+    assert compiled() == {"example.com/ours:1"}
+    assert compiled("--image", "example.com/theirs:2") == {"example.com/theirs:2"}
 
 
 def test_help_loads_nothing_heavy():

@@ -28,12 +28,15 @@ RESOLVED = outcome("resolve_model", commit="c" * 40, generation="g2", decision="
 BROKEN = {"type": "ReleaseError", "message": "a shard is cut short", "final": True}
 
 
-def summed(*outcomes: dict[str, Any], succeeded: bool = True) -> dict[str, Any]:
-    return summarize(SETTINGS, "run-1", list(outcomes), succeeded=succeeded, seconds=3.14159)
+COLLECTED = outcome("collect_garbage", started=9)
+
+
+def summed(*outcomes: dict[str, Any], state: str = "SUCCEEDED", over: bool = False) -> dict[str, Any]:
+    return summarize(SETTINGS, "run-1", list(outcomes), state=state, seconds=3.14159, over=over)
 
 
 def test_a_run_in_which_every_step_did_well_succeeded():
-    report = summed(RESOLVED, outcome("download_weights", bytes_transferred=42))
+    report = summed(RESOLVED, outcome("download_weights", bytes_transferred=42), COLLECTED)
     assert (report["status"], report["error"], report["bytes_transferred"]) == ("succeeded", None, 42)
     assert (report["revision"], report["generation"], report["seconds"]) == ("c" * 40, "g2", 3.142)
 
@@ -49,17 +52,30 @@ def test_the_first_step_that_went_wrong_is_the_error(status):
         RESOLVED,
         outcome("download_weights", status, error=BROKEN),
         outcome("deploy_server", "failed", error={**BROKEN, "message": "later"}),
-        succeeded=False,
     )
     assert report["status"] == "failed"
     assert report["error"] == {"step": "download_weights", "type": "ReleaseError", "message": "a shard is cut short"}
 
 
 def test_a_step_that_died_without_a_word_fails_the_run():
-    report = summed(RESOLVED, succeeded=False)
+    report = summed(RESOLVED, state="FAILED")
     assert report["status"] == "failed"
     assert report["error"]["type"] == "StepDied"
-    assert "after resolve_model" in report["error"]["message"]
+    assert "after resolve_model (the run is FAILED)" in report["error"]["message"]
+    assert summed(state="CANCELLED")["error"]["type"] == "StepDied"
+
+
+@pytest.mark.parametrize("state", ["SUCCEEDED", "COMPLETE", "RUNNING", "FAILED"])
+def test_the_outcomes_are_believed_and_not_the_orchestrator_s_word(state):
+    """Open-source KFP calls a good run COMPLETE, and RUNNING when a condition was false."""
+    assert summed(RESOLVED, COLLECTED, state=state)["status"] == "succeeded"
+    assert summed({**RESOLVED, "decision": "unchanged"}, state=state)["status"] == "unchanged"
+    assert summed(RESOLVED, outcome("validate_server"), state=state)["error"]["type"] == "StepDied"
+
+
+def test_a_run_that_is_over_has_written_its_report():
+    assert summed(RESOLVED, COLLECTED, over=True)["error"]["type"] == "StepDied"
+    assert summed(RESOLVED, COLLECTED, outcome("write_report", started=10), over=True)["status"] == "succeeded"
 
 
 def test_wall_time_is_from_the_first_start_to_the_last_end():
@@ -89,7 +105,7 @@ def test_the_page_shows_steps_error_answer_and_load_and_escapes_what_a_model_say
         figures={"load": [load]},
     )
     outcomes = [RESOLVED, validated]
-    html = page.render(SETTINGS, summed(*outcomes, succeeded=False), outcomes)
+    html = page.render(SETTINGS, summed(*outcomes), outcomes)
     for text in ("resolve_model says", "a shard is cut short", "Hello?", "1.0 / 2.0 / 3.0", "0.10 / 0.20 / 0.30"):
         assert text in html
     assert "<script>" not in html

@@ -1,0 +1,79 @@
+"""What every step opens with: its parameters validated, its outcome recorded, the cluster under the run's Lease."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from serving import names
+from serving.clients import kubernetes
+from serving.clients.kubernetes import Cluster
+from serving.deployment import lease
+from serving.errors import PipelineError, ToldToEnd
+from serving.outcome import Outcome, recorded
+from serving.settings import Settings, from_parameters, validated
+from serving.weights.release import Release
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step that works on a release, while it runs."""
+
+    outcome: Outcome
+    settings: Settings
+    release: Release
+
+    @contextmanager
+    def cluster(self) -> Iterator[Cluster]:
+        """The deployment's cluster, which this run alone changes while the block runs.
+
+        Raises InconclusiveError when the run does not hold the Lease (any more).
+        """
+        cluster = kubernetes.connect(self.settings)
+        with self.holding_lease(cluster):
+            yield cluster
+
+    @contextmanager
+    def holding_lease(self, cluster: Cluster, *, take: bool = False) -> Iterator[None]:
+        """Keeps the Lease, which the run has taken already unless this is to `take` it, alive while the block runs.
+        Gives it back when the step is told to end; another attempt of it then takes it again."""
+        run_id = self.release.run_id
+        try:
+            if take or self.outcome.was_told_to_end:
+                lease.take(cluster, self.settings, run_id, self.outcome.say)
+            with lease.held(cluster, self.settings, run_id):
+                yield
+        except ToldToEnd:
+            try:
+                lease.give_back(cluster, self.settings, run_id)
+            except PipelineError as error:
+                self.outcome.say(f"could not give the Lease back ({error}); it runs out by itself")
+            raise
+
+
+@contextmanager
+def opened(name: str, settings: dict[str, Any], release: dict[str, Any]) -> Iterator[Step]:
+    """A step, from what resolve_model handed on: the whole settings and the release, as structs."""
+    with recorded(name, _root(settings, settings.get("bucket")), release["run_id"]) as outcome:
+        yield Step(outcome, validated(Settings, settings), Release.model_validate(release))
+
+
+@contextmanager
+def opened_with_parameters(
+    name: str, rest: dict[str, Any], job: str, explicit: dict[str, str]
+) -> Iterator[tuple[Outcome, Settings]]:
+    """A step that has the pipeline's own parameters (from_parameters) and the name of the orchestrator's job.
+    The run's id is the outcome's."""
+    with recorded(name, _root(rest, explicit.get("bucket")), names.run(job)) as outcome:
+        yield outcome, from_parameters(rest, **explicit)
+
+
+def _root(settings: dict[str, Any], bucket: Any) -> str:
+    """Where outcomes go, also of settings that turn out to be wrong."""
+    root = settings.get("pipeline_root")
+    if isinstance(root, str) and re.fullmatch(r"gs://[^/]+(/.*[^/])?", root):
+        return root
+    return f"gs://{bucket}/pipelines"

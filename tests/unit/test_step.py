@@ -1,0 +1,139 @@
+"""What every step opens with: parameters, outcome, and the cluster under the Lease."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from typing import Any
+
+import pytest
+
+from serving import names
+from serving.clients import kubernetes, storage
+from serving.deployment import lease
+from serving.errors import ToldToEnd
+from serving.outcome import Outcome
+from serving.step import Step, opened
+from tests.unit.cluster import MemoryCluster
+from tests.unit.deployment import RELEASE, quick
+
+SETTINGS = quick()
+URI = f"{SETTINGS.pipeline_root}/{RELEASE.run_id}/steps/promote_generation.json"
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    objects: dict[str, Any] = {}
+    monkeypatch.setattr(storage, "read_json", objects.get)
+    monkeypatch.setattr(storage, "write_json", objects.__setitem__)
+    return objects
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> MemoryCluster:
+    """The cluster, whose Lease this run holds."""
+    cluster = MemoryCluster()
+    monkeypatch.setattr(kubernetes, "connect", lambda settings: cluster)
+    lease.take(cluster, SETTINGS, RELEASE.run_id, print)  # type: ignore[arg-type]
+    return cluster
+
+
+def holder(cluster: MemoryCluster) -> str:
+    held = cluster.get("Lease", SETTINGS.name, SETTINGS.namespace)
+    assert held
+    return lease.holder(held)
+
+
+def promoted(cluster: MemoryCluster, work: Any = lambda: None) -> None:
+    with (
+        opened("promote_generation", SETTINGS.as_struct(), RELEASE.model_dump()) as step,
+        step.cluster() as connected,
+    ):
+        assert connected is cluster
+        assert holder(cluster) == RELEASE.run_id
+        assert (step.settings, step.release) == (SETTINGS, RELEASE)
+        work()
+
+
+def told_to_end() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_the_lease_outlives_a_step_that_did_its_work(bucket, cluster):
+    promoted(cluster)
+    assert bucket[URI]["status"] == "succeeded"
+    assert holder(cluster) == RELEASE.run_id
+
+
+def test_a_step_that_is_told_to_end_gives_the_lease_back_and_another_attempt_takes_it_again(bucket, cluster):
+    with pytest.raises(SystemExit):
+        promoted(cluster, told_to_end)
+    assert bucket[URI]["status"] == "inconclusive"
+    assert holder(cluster) == ""
+    promoted(cluster)
+    assert bucket[URI]["status"] == "succeeded"
+
+
+def test_another_attempt_does_not_take_the_lease_from_a_run_that_has_it_by_now(bucket, cluster):
+    with pytest.raises(SystemExit):
+        promoted(cluster, told_to_end)
+    lease.take(cluster, SETTINGS, "run-3", print)
+    with pytest.raises(SystemExit):
+        promoted(cluster)
+    assert bucket[URI]["error"]["type"] == "LeaseHeldError"
+    assert holder(cluster) == "run-3"
+
+
+def test_a_lease_that_nobody_gave_back_and_is_gone_is_lost(bucket, cluster):
+    lease.give_back(cluster, SETTINGS, RELEASE.run_id)
+    with pytest.raises(SystemExit):
+        promoted(cluster)
+    assert "lost the Lease" in bucket[URI]["message"]
+
+
+def test_being_told_to_end_while_waiting_for_the_lease_takes_it_from_nobody(cluster):
+    step = Step(Outcome("ensure_access", "run-3"), SETTINGS, RELEASE.model_copy(update={"run_id": "run-3"}))
+
+    def wait(*_: object) -> None:
+        raise ToldToEnd
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lease, "take", wait)
+        with pytest.raises(ToldToEnd), step.holding_lease(cluster, take=True):  # type: ignore[arg-type]
+            pytest.fail("went on")
+    assert holder(cluster) == RELEASE.run_id
+
+
+def test_what_was_handed_on_wrongly_leaves_an_outcome(bucket, cluster):
+    wrong = {**SETTINGS.as_struct(), "serving": {"replicas": -1}}
+    with pytest.raises(SystemExit), opened("promote_generation", wrong, RELEASE.model_dump()):
+        pytest.fail("went on")
+    assert bucket[URI]["error"]["type"] == "RequestError"
+    assert "serving.replicas" in bucket[URI]["message"]
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        "gemma-gcs-fuse-20261128",
+        "a" * 63,
+        "a" * 64,
+        "a" * 127,
+        "gemma-" + "-" * 60 + "x",
+        "Nightly run (3)",
+        "새벽",
+        "-x-",
+    ],
+)
+def test_a_run_is_named_by_what_is_a_legal_label_and_a_legal_name(job: str):
+    run = names.run(job)
+    legal = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+    assert legal.fullmatch(run)
+    assert (run == job) == bool(legal.fullmatch(job))
+    assert names.run(run) == run
+
+
+def test_jobs_whose_names_begin_alike_are_different_runs():
+    assert names.run("a" * 70 + "1") != names.run("a" * 70 + "2")
+    assert names.run("Nightly run") != names.run("nightly-run")
