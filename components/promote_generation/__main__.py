@@ -7,34 +7,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import time
 
-import httpx
+from serving.clients import engine
 
-from serving import names
-
-_UNFINISHED = re.compile(r"^vllm:num_requests_(?:running|waiting)\{[^}]*\} (\S+)$", re.M)
 _QUIET_LOOKS = 4
 """Looks in a row that must find nothing: a Service's change takes a moment to reach every node."""
-
-
-def unfinished(client: httpx.Client, address: str) -> int:
-    """Requests that a server still runs or has queued; 0 for one that no longer answers (it has nothing to finish)."""
-    try:
-        text = client.get(f"http://{address}:{names.PORT}/metrics").text
-    except httpx.TransportError:
-        return 0
-    return round(sum(float(value) for value in _UNFINISHED.findall(text)))
 
 
 def drain(addresses: list[str], seconds: float, *, look_every: float = 0.5) -> dict[str, float]:
     """Looks until nothing runs or `seconds` have passed."""
     started, quiet, running = time.monotonic(), 0, 0
-    # Pods are reached by address, never through a proxy that knows names.
-    with httpx.Client(timeout=5, trust_env=False) as client:
+    with engine.direct() as client:
         while quiet < _QUIET_LOOKS and time.monotonic() - started < seconds:
-            running = sum(unfinished(client, address) for address in addresses)
+            running = sum(engine.unfinished(client, address) for address in addresses)
             quiet = 0 if running else quiet + 1
             if running:
                 print(f"{running} requests still running", flush=True)

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import re
-import ssl
 import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
-import httpx
 from pydantic import BaseModel, ConfigDict
 
 from components.validate_server.load import run_round
-from components.validate_server.server import Answer, BadAnswer, Server
+from serving.clients import engine
+from serving.clients.engine import Answer, BadAnswer, Server
 from serving.log import Say
 from serving.settings import Prompt, Thresholds, Validation, in_seconds
 
@@ -63,27 +61,10 @@ async def verdict(plan: Plan, api_key: str | None, say: Say) -> dict[str, Any]:
     }
 
 
-@asynccontextmanager
-async def connected(plan: Plan, api_key: str | None) -> AsyncIterator[list[Server]]:
-    """The server, over as many clients as there will be streams at once.
-
-    One client for all would measure itself: for every request httpx looks at each of its connections for each of them,
-    a tenth of a second for 64 that begin together.
-    """
-    headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {api_key}"} if api_key else {})
-    # A server closes connections that were idle for 5 s (uvicorn): ours are gone before that.
-    limits = httpx.Limits(keepalive_expiry=2)
-    timeout = httpx.Timeout(None, connect=10)
-    certificates = ssl.create_default_context()  # Every client would read them again.
-    async with AsyncExitStack() as clients:
-        servers = []
-        for _ in range(max(plan.validation.concurrencies)):
-            http = httpx.AsyncClient(
-                base_url=plan.url, headers=headers, limits=limits, timeout=timeout, verify=certificates
-            )
-            await clients.enter_async_context(http)
-            servers.append(Server(http, plan.model, plan.request_seconds))
-        yield servers
+def connected(plan: Plan, api_key: str | None) -> AbstractAsyncContextManager[list[Server]]:
+    """The server, over as many clients as there will be streams at once."""
+    clients = max(plan.validation.concurrencies)
+    return engine.connected(plan.url, plan.model, api_key=api_key, seconds=plan.request_seconds, clients=clients)
 
 
 class _Checks:

@@ -1,9 +1,9 @@
 """The load: streams at several concurrencies, and what `vllm bench serve` would say of them.
 
 Throughput counts tokens as the server's usage does, not chunks. TTFT, ITL, TPOT and end-to-end latency are defined in
-server.py; percentiles interpolate linearly between the closest ranks (numpy's default, which vLLM uses), over all good
-answers of a round; as there, 0 stands for "nothing to measure". One core keeps up with some 15,000 tokens a second
-(`python -m tests.bench.load`), so below that the figures are the server's.
+serving/clients/engine.py; percentiles interpolate linearly between the closest ranks (numpy's default, which vLLM
+uses), over all good answers of a round; as there, 0 stands for "nothing to measure". One core keeps up with some 15,000
+tokens a second (`python -m tests.bench.load`), so below that the figures are the server's.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from components.validate_server.server import Answer, BadAnswer, Server
+from serving.clients.engine import Answer, BadAnswer, Server
 from serving.log import Say
 
 PERCENTILES = (50, 95, 99)

@@ -1,16 +1,21 @@
 """The gemma-pipelines command: one module a group of commands; heavy imports happen inside them.
 
-Data goes to stdout, the rest to stderr. Exit codes: 0 done, 1 the run or its validation failed, 2 the request was wrong
-(nothing on stdout then), 130 interrupted.
+A command is a plain function whose first parameter is its Output (output.py). Exit codes: 0 done, 1 the run or its
+validation failed, 2 the request was wrong (nothing on stdout then), 130 interrupted.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
 import sys
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 
 from pipelines.cli import files, operate, run, weights
+from pipelines.cli.output import Output, complain
 
 app = typer.Typer(
     name="gemma-pipelines",
@@ -21,15 +26,39 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("list")(files.list_scenarios)
-app.command()(files.init)
-app.command()(run.run)
-app.command()(files.compile)
-app.command()(files.render)
-app.command()(operate.promote)
-app.command()(operate.rollback)
-app.command()(operate.report)
-app.command("verify-weights")(weights.verify_weights)
+
+_MODE = {
+    "as_json": Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")],
+    "quiet": Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing on stderr but what went wrong.")],
+}
+
+
+def _add(command: Callable[..., None], name: str | None = None) -> None:
+    """Adds a command, with the options that make its Output: so they are the same in every one."""
+    signature = inspect.signature(command, eval_str=True)
+    _, *own = signature.parameters.values()
+    mode = [
+        inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=kind)
+        for option, kind in _MODE.items()
+    ]
+
+    @functools.wraps(command)
+    def with_output(*, as_json: bool, quiet: bool, **options: Any) -> None:
+        command(Output(as_json=as_json, quiet=quiet), **options)
+
+    with_output.__signature__ = signature.replace(parameters=[*own, *mode])  # type: ignore[attr-defined]
+    app.command(name)(with_output)
+
+
+_add(files.list_scenarios, "list")
+_add(files.init)
+_add(run.run)
+_add(files.compile)
+_add(files.render)
+_add(operate.promote)
+_add(operate.rollback)
+_add(operate.report)
+_add(weights.verify_weights, "verify-weights")
 
 
 def main() -> None:
@@ -40,17 +69,10 @@ def main() -> None:
     log.silence_libraries()
     try:
         app()
-    except RequestError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     except PipelineError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        complain(f"error: {error}")
+        sys.exit(2 if isinstance(error, RequestError) else 1)
     except SystemExit as ended:
         if ended.code == 130:  # Typer has made it of a KeyboardInterrupt, without a word.
-            print("interrupted", file=sys.stderr)
+            complain("interrupted")
         raise
-    except BrokenPipeError:
-        # Whoever read our output has enough.
-        sys.stderr.close()
-        sys.exit(1)

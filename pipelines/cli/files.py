@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from pipelines.cli.options import RequiredSettingsFile, ScenarioArgument, Sets, SettingsFile, settings_of
+from pipelines.cli.output import Output, columns
 
 
-def list_scenarios() -> None:
+def list_scenarios(out: Output) -> None:
     """The serving scenarios."""
     from serving.scenarios import SCENARIOS
 
-    for scenario in SCENARIOS:
-        print(f"{scenario.number}  {scenario.name:20} {scenario.title}")
+    out.result(
+        {"scenarios": [asdict(scenario) for scenario in SCENARIOS]},
+        columns([(scenario.number, scenario.name, scenario.title) for scenario in SCENARIOS]),
+    )
 
 
 def init(
+    out: Output,
     scenario: ScenarioArgument,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="FILE", help="Where to write it; default: stdout.")
@@ -32,7 +36,7 @@ def init(
 
     text = commented_example(find(scenario).name)
     if output is None:
-        print(text, end="")
+        out.result({"file": None, "text": text}, text)
         return
     try:
         with open(output, "x") as file:
@@ -41,13 +45,12 @@ def init(
         raise RequestError(f"{output} exists. Name another file with -o, or delete it") from error
     except OSError as error:
         raise RequestError(f"cannot write {output}: {error.strerror}") from error
-    print(
-        f"wrote {output}. Next: fill in project and bucket, then `gemma-pipelines run {scenario} -f {output}`",
-        file=sys.stderr,
-    )
+    out.result({"file": str(output), "text": text}, "")
+    out.hint(f"wrote {output}. Next: fill in project and bucket, then `gemma-pipelines run {scenario} -f {output}`")
 
 
 def compile(
+    out: Output,
     scenarios: Annotated[list[str] | None, typer.Argument(metavar="[SCENARIO]...", help="Numbers or names.")] = None,
     all_scenarios: Annotated[bool, typer.Option("--all", help="Every scenario.")] = False,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where to write them.")] = Path("."),
@@ -65,24 +68,24 @@ def compile(
     chosen = SCENARIOS if all_scenarios else [find(scenario) for scenario in scenarios or []]
     if file and len(chosen) > 1:
         raise RequestError(f"{file} is for one scenario: name that one alone")
-    image = image or (settings_of(chosen[0].name, file, None, {}).images.components if file else None)
+    settings = settings_of(chosen[0].name, file, None, {}) if file else None
+    image = image or (settings.images.components if settings else None)
+    changes = settings.features if settings else []
     from pipelines.compile import compile_scenario
 
-    for scenario in chosen:
-        try:
-            print(compile_scenario(scenario, output, image))
-        except OSError as error:
-            raise RequestError(f"cannot write below {output}: {error.strerror}") from error
+    try:
+        paths = [str(compile_scenario(scenario, output, image, changes)) for scenario in chosen]
+    except OSError as error:
+        raise RequestError(f"cannot write below {output}: {error.strerror}") from error
+    out.result({"files": paths}, "\n".join(paths))
     if image is None:
         from serving.image import DEFAULT
 
-        print(
-            f"the steps' image is {DEFAULT}, which no registry has; push yours and compile with --image",
-            file=sys.stderr,
-        )
+        out.hint(f"the steps' image is {DEFAULT}, which no registry has; push yours and compile with --image")
 
 
 def render(
+    out: Output,
     scenario: ScenarioArgument,
     file: RequiredSettingsFile,
     sets: Sets = None,
@@ -93,11 +96,14 @@ def render(
 ) -> None:
     """Print the manifests that a run would apply, for `kubectl diff -f -`. Asks the hub, but no cluster."""
     settings = settings_of(scenario, file, sets, {})
+    import yaml
+
     from serving.rendering.render import admin, as_yaml, rendered_for
 
     if access:
-        print(as_yaml(admin(settings)), end="")
-        return
-    from components.resolve_model.step import release_of
+        text = as_yaml(admin(settings))
+    else:
+        from components.resolve_model.step import release_of
 
-    print(rendered_for(settings, release_of(settings, run_id="render")), end="")
+        text = rendered_for(settings, release_of(settings, run_id="render"))
+    out.result({"manifests": list(yaml.safe_load_all(text))}, text)

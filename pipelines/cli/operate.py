@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipelines.cli.options import Sets, SettingsFile, State, values_of
+from pipelines.cli.output import Output
 
 if TYPE_CHECKING:
     from serving.settings import Settings
@@ -21,21 +21,26 @@ Generation = Annotated[
 ]
 
 
-def promote(file: SettingsFile = None, to: Generation = None, sets: Sets = None, state: State = None) -> None:
+def promote(
+    out: Output, file: SettingsFile = None, to: Generation = None, sets: Sets = None, state: State = None
+) -> None:
     """Put the validated generation into service, or a kept one with --to. Lifts a pin."""
     from components.promote_generation.step import promote_by_hand
 
-    _by_hand(promote_by_hand, file, to, sets, state)
+    _by_hand(out, promote_by_hand, file, to, sets, state)
 
 
-def rollback(file: SettingsFile = None, to: Generation = None, sets: Sets = None, state: State = None) -> None:
+def rollback(
+    out: Output, file: SettingsFile = None, to: Generation = None, sets: Sets = None, state: State = None
+) -> None:
     """Go back to the previous generation, and pin it so that no schedule undoes that."""
     from components.promote_generation.step import roll_back
 
-    _by_hand(roll_back, file, to, sets, state)
+    _by_hand(out, roll_back, file, to, sets, state)
 
 
 def report(
+    out: Output,
     run: Annotated[str, typer.Argument(metavar="RUN", help="The run's id, or `last`.")],
     file: SettingsFile = None,
     sets: Sets = None,
@@ -47,31 +52,30 @@ def report(
 
     folder = reports_folder(state)
     path = _fetched(run, file, sets, folder) if file and not state else _kept(run, folder)
-    print(path)
+    out.result({"report": str(path)}, str(path))
     if open_it:
         import webbrowser
 
         webbrowser.open(path.as_uri())
 
 
-def _by_hand(action: Any, file: Path | None, to: str | None, sets: list[str] | None, state: Path | None) -> None:
+def _by_hand(
+    out: Output, action: Any, file: Path | None, to: str | None, sets: list[str] | None, state: Path | None
+) -> None:
     """Does it in the settings' cluster, or with --state in the one of a run on this machine."""
-
-    with _deployment(file, sets, state) as settings:
+    with _deployment(out, file, sets, state) as settings:
         from serving.clients import kubernetes
 
-        record = action(kubernetes.connect(settings), settings, to, say)
+        record = action(kubernetes.connect(settings), settings, to, out.say)
     pinned = " (pinned)" if record.pinned else ""
-    print(f"live {record.live}{pinned}, previous {record.previous or 'none'}")
-
-
-def say(message: str) -> None:
-    """Progress, on stderr."""
-    print(message, file=sys.stderr)
+    out.result(
+        {"live": record.live, "previous": record.previous, "pinned": record.pinned},
+        f"live {record.live}{pinned}, previous {record.previous or 'none'}",
+    )
 
 
 @contextmanager
-def _deployment(file: Path | None, sets: list[str] | None, state: Path | None) -> Iterator[Settings]:
+def _deployment(out: Output, file: Path | None, sets: list[str] | None, state: Path | None) -> Iterator[Settings]:
     """The settings of the deployment that is meant, with the environment that reaches it."""
     from serving.errors import RequestError
     from serving.settings import Settings, validated
@@ -85,16 +89,16 @@ def _deployment(file: Path | None, sets: list[str] | None, state: Path | None) -
         return
     if file or sets:
         raise RequestError("--state knows its settings: leave -f and --set out")
-    with of_state(state) as settings:
+    with of_state(out, state) as settings:
         yield settings
 
 
 @contextmanager
-def of_state(state: Path) -> Iterator[Settings]:
+def of_state(out: Output, state: Path) -> Iterator[Settings]:
     """The settings of a run on this machine, whose cloud this process reaches while the block runs."""
     from pipelines import local
 
-    with local.deployment(state, say) as (settings, environment):
+    with local.deployment(state, out.say) as (settings, environment):
         os.environ.update(environment)
         yield settings
 

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import signal
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from pipelines.cli.options import ScenarioArgument, Sets, SettingsFile, State, for_scenario, values_of
+from pipelines.cli.output import Output, columns
+
+_KEYS = (
+    *("scenario", "status", "run_id", "model", "revision", "generation", "endpoint", "bytes_transferred"),
+    *("seconds", "report", "steps", "error"),
+)
+"""What `--json` tells of a run, in this order."""
 
 
 def run(
+    out: Output,
     scenario: ScenarioArgument,
     file: SettingsFile = None,
     sets: Sets = None,
@@ -31,12 +37,11 @@ def run(
     state: State = None,
     retry: Annotated[bool, typer.Option("--retry", help="Try a rejected release again, or go against a pin.")] = False,
     keep: Annotated[bool, typer.Option("--keep", help="Serve on after the result, until Ctrl-C.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="End with one JSON object on stdout.")] = False,
 ) -> None:
     """Run a scenario on this machine, against emulators: hub, bucket, cluster and server are started and ended."""
     from pipelines import child, local
     from pipelines.cli.view import View
-    from serving.errors import RequestError
+    from serving.errors import PipelineError, RequestError
     from serving.scenarios import find
 
     # Ended by SIGTERM as by Ctrl-C: nothing may be left running.
@@ -47,64 +52,44 @@ def run(
     if weights and not weights.is_dir():
         raise RequestError(f"--weights {weights} is not a folder")
     parts = local.real_parts(real, state)
+    view = View(out, chosen)
     with (
-        View(chosen) as view,
-        local.state_folder(state, chosen, parts, view.say) as folder,
-        view.phase("starting hub, bucket, cluster"),
-        local.cloud(settings, folder, weights, parts, view.say) as cloud,
+        view.up("starting hub, bucket, cluster"),
+        local.site(settings, state, weights, parts, out.say) as site,
     ):
-        local.remember(folder, settings)
-
-        def loss() -> str:
-            return local.loss(cloud, folder)
-
-        found = child.execute(chosen, settings, folder, cloud.environment, view.show, loss, cloud.bucket_folder)
-        report = local.keep_report(found, local.reports_folder(state))
-        endpoint = folder / "endpoint"
-        result = {
-            **found["summary"],
-            "endpoint": endpoint.read_text().strip() if endpoint.exists() else None,
-            "report": str(report) if report else None,
-        }
-        view.finish()
-        if not _request_was_wrong(result):
-            _print_result(result, found["outcomes"], as_json)
-        if keep and result["status"] != "failed":
-            view.say(f"serving at {result['endpoint']}; kubectl --kubeconfig {cloud.kubeconfig}; Ctrl-C ends it")
-            local.serve_on(loss)
-    if _request_was_wrong(result):
-        raise RequestError(result["error"]["message"])
-    if result["status"] == "failed":
-        if as_json:
-            print(f"error: {result['error']['step']}: {result['error']['message']}", file=sys.stderr)
-        raise typer.Exit(1)
-
-
-def _request_was_wrong(result: dict[str, Any]) -> bool:
-    """Whether the run ended before it did anything because no such thing can be done: exit code 2."""
-    error = result["error"]
-    return bool(error) and error["step"] == "resolve_model" and error["type"] in ("RequestError", "AccessError")
-
-
-def _print_result(result: dict[str, Any], outcomes: list[dict[str, Any]], as_json: bool) -> None:
-    """The result on stdout: one JSON object, or what a person wants to know."""
-    if as_json:
-        ordered = (
-            "scenario status run_id model revision generation endpoint bytes_transferred seconds report steps error"
+        found = child.execute(
+            chosen, settings, site.folder, site.cloud.environment, view.show, site.loss, site.cloud.bucket_folder
         )
-        print(json.dumps({key: result[key] for key in ordered.split()}, ensure_ascii=False), flush=True)
-        return
+        report = local.keep_report(found, state)
+        result = {**found["summary"], "endpoint": site.endpoint, "report": str(report) if report else None}
+        error = result["error"]
+        wrong = _request_was_wrong(error)
+        if not wrong:
+            out.result({key: result[key] for key in _KEYS}, _words(result, found["outcomes"]))
+        if keep and not error:
+            out.hint(f"serving at {site.endpoint}; kubectl --kubeconfig {site.cloud.kubeconfig}; Ctrl-C ends it")
+            local.serve_on(site.loss)
+    if error:
+        words = f"{error['step'] or 'the run'}: {error['message']}"
+        raise RequestError(error["message"]) if wrong else PipelineError(words)
+
+
+def _request_was_wrong(error: dict[str, Any] | None) -> bool:
+    """Whether the run ended before it did anything because no such thing can be done: exit code 2."""
+    return error is not None and error["step"] == "resolve_model" and error["type"] in ("RequestError", "AccessError")
+
+
+def _words(result: dict[str, Any], outcomes: list[dict[str, Any]]) -> str:
+    """What a person wants to know of a run."""
     from components.write_report.page import readable_bytes
 
-    print(f"\n{result['status']} in {result['seconds']:.1f} s")
-    if result["error"]:
-        print(f"\n{result['error']['step'] or 'the run'}: {result['error']['message']}\n")
+    lines = ["", f"{result['status']} in {result['seconds']:.1f} s"]
     said = next((o for o in outcomes if o["name"] == "resolve_model"), {}).get("message")
     if result["status"] == "unchanged" and said:
-        print(f"  {said}")
+        lines.append(f"  {said}")
     answer = next((outcome.get("answer") for outcome in outcomes if outcome["name"] == "validate_server"), None)
     if answer and result["status"] == "succeeded":
-        print(f"\n  asked    {answer['prompt']}\n  answered {answer['text']}\n")
+        lines += ["", f"  asked    {answer['prompt']}", f"  answered {answer['text']}", ""]
     rows = [
         ("model", f"{result['model']} at {(result['revision'] or 'unknown')[:12]}"),
         ("generation", result["generation"] or "none"),
@@ -112,6 +97,4 @@ def _print_result(result: dict[str, Any], outcomes: list[dict[str, Any]], as_jso
         ("endpoint", result["endpoint"] or "none"),
         ("report", result["report"] or "none"),
     ]
-    for name, value in rows:
-        print(f"  {name:10} {value}")
-    sys.stdout.flush()
+    return "\n".join([*lines, columns(rows, indent="  ")])

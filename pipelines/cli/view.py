@@ -1,13 +1,13 @@
-"""What a person sees while a run goes on: a live table in a terminal, plain lines in a log. All on stderr."""
+"""The steps of a run as they go on: a live table in a terminal, a line for each of their log entries elsewhere."""
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from pipelines.cli.output import Output
 from serving.scenarios import Scenario
 
 _MARKS = {"running": "…", "succeeded": "✓", "skipped": "–", "failed": "✗", "inconclusive": "?"}
@@ -27,49 +27,22 @@ class Step:
 
 
 class View:
-    """Shows log entries of steps (serving/log.py) as they come."""
+    """Shows log entries of steps (serving/log.py) as they come, while it is up."""
 
-    def __init__(self, scenario: Scenario):
-        self._scenario = scenario
+    def __init__(self, out: Output, scenario: Scenario):
+        self._out, self._scenario = out, scenario
         self._steps: dict[str, Step] = {}
         self._phase = ""
-        self._live: Any = None
-        self._console: Any = None
-        self._began = time.monotonic()
-
-    def __enter__(self) -> View:
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.live import Live
-
-            self._console = Console(stderr=True)
-            self._live = Live(console=self._console, get_renderable=self._table, refresh_per_second=8, transient=False)
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.finish()
-
-    def finish(self) -> None:
-        """Leaves the table as it is now."""
-        if self._live:
-            self._live.stop()
-            self._live = None
+        self._watched = False
 
     @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """What is being done before the first step begins."""
-        self._phase = name
-        if not self._live:
-            self.say(name)
-        yield
-
-    def say(self, message: str) -> None:
-        """One line that stays."""
-        if self._live:
-            self._live.console.print(message, style="dim", highlight=False, markup=False)
-        else:
-            print(f"{self._clock()}  {message}", file=sys.stderr, flush=True)
+    def up(self, phase: str) -> Iterator[None]:
+        """`phase` is what is being done before the first step begins."""
+        self._phase = phase
+        with self._out.live(self._table) as self._watched:
+            if not self._watched:
+                self._out.say(phase)
+            yield
 
     def show(self, entry: dict[str, Any]) -> None:
         """Takes one log entry of a step."""
@@ -81,14 +54,11 @@ class View:
             step.message = entry["message"] if status is None else step.message
         else:
             step.status, step.message, step.ended = status, entry["message"], time.monotonic()
-        if not self._live:
+        if not self._watched:
             mark = f" {status} in {step.seconds:.1f} s:" if step.ended else ""
-            print(f"{self._clock()}  {step.name}:{mark} {entry['message']}", file=sys.stderr, flush=True)
+            self._out.say(f"{step.name}:{mark} {entry['message']}")
 
-    def _clock(self) -> str:
-        return f"{time.monotonic() - self._began:6.1f} s"
-
-    def _table(self) -> Any:
+    def _table(self, columns: int) -> Any:
         from rich.table import Table
         from rich.text import Text
 
@@ -99,9 +69,9 @@ class View:
             table.add_column(justify=justify, no_wrap=True)
         table.show_header = False
         if not self._steps:
-            table.add_row("…", self._phase, self._clock(), "")
+            table.add_row("…", self._phase, self._out.clock, "")
         # Rich would shorten every column of a line that is too long: only the message is to be cut.
-        room = self._console.width - max(map(len, self._steps), default=0) - len("… 9999.9 s") - 8
+        room = columns - max(map(len, self._steps), default=0) - len("… 9999.9 s") - 8
         for step in self._steps.values():
             style = _COLOURS[step.status]
             message = Text(step.message.split("\n")[0], "dim")

@@ -1,1 +1,1 @@
-"""The only door to the outside: Google's APIs, Kubernetes and the Hugging Face hub, one module each."""
+"""The only door to the outside: Google's APIs, Kubernetes, the Hugging Face hub and the engine, one module each."""

@@ -126,20 +126,31 @@ def test_every_step_can_be_run(image: Image) -> None:
 
 def test_what_the_steps_read_travels_with_them(image: Image) -> None:
     program = (
-        "from importlib.resources import files\n"
-        "from components import catalog, settings\n"
+        "from pathlib import Path\n"
+        "from serving import catalog\n"
         "print(catalog.engine_image())\n"
-        "for package, path in (('manifests', 'gcs-fuse/deployment.yaml'), ('images', 'components/Dockerfile'),\n"
-        "    ('images', 'components/requirements.txt'), ('components.validate_server', 'page.html.j2'),\n"
-        "    ('components.write_report', 'report.html.j2')):\n"
-        "    assert files(package).joinpath(path).is_file(), path\n"
-        "import components; print(components.__file__)\n"
+        "print(Path(catalog.__file__).parents[1])\n"
     )
     ended = image.start("-c", program)
     assert ended.returncode == 0, ended.stderr
-    engine_image, origin = ended.stdout.split()
+    engine_image, packages = ended.stdout.split()
     assert engine_image.startswith("vllm/")
-    assert origin.startswith(str(image.folder / "venv"))
+    assert packages.startswith(str(image.folder / "venv"))
+    for package in ("components", "images", "manifests", "pipelines", "serving"):
+        wanted = [path.relative_to(ROOT) for path in (ROOT / package).rglob("*") if "__pycache__" not in path.parts]
+        assert [str(path) for path in wanted if not (Path(packages) / path).exists()] == []
+
+
+def test_it_carries_what_the_steps_need_and_no_more(image: Image) -> None:
+    names = ("emulated_cloud", "tests", "google.cloud.aiplatform", "google.cloud.bigquery", "pytest")
+    ended = image.start("-c", f"from importlib.util import find_spec; print([n for n in {names} if find_spec(n)])")
+    assert ended.stdout == "[]\n", ended.stderr
+
+
+def test_a_run_there_says_what_to_install(image: Image) -> None:
+    ended = image.start("-m", "pipelines.cli", "run", "03")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "`pip install ./emulators`" in ended.stderr
 
 
 def test_a_step_writes_nothing_but_temporary_files(image: Image) -> None:

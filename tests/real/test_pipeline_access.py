@@ -60,12 +60,8 @@ def site(parts: None, tmp_path_factory: pytest.TempPathFactory, tiny_gemma3: Pat
     weights = folder / "weights"
     models.write_gemma3(weights)
     settings = settings_for()
-    with (
-        local.state_folder(folder / "state", SCENARIO, PARTS, print) as state,
-        local.cloud(settings, state, weights, PARTS, print) as cloud,
-    ):
-        local.remember(state, settings)
-        yield Site(cloud, state, weights)
+    with local.site(settings, folder / "state", weights, PARTS, print) as up:
+        yield Site(up.cloud, up.folder, weights)
 
 
 # -- nothing is granted that is not used ----------------------------------------------------------------------------

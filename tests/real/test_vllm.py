@@ -66,7 +66,7 @@ def test_it_loads_a_gemma_3_through_the_mount_and_answers(cloud: Cloud, tiny_gem
 def test_load_figures_are_what_vllms_benchmark_calculates(parts: None, tmp_path: Path) -> None:
     """Both are given the same answers. `python -m tests.bench.agreement` compares what they measure of one engine."""
     from components.validate_server.load import row
-    from components.validate_server.server import Answer
+    from serving.clients.engine import Answer
     from tests.bench.agreement import FIGURES, Theirs
 
     random = Random(7)

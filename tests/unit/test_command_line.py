@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import json
+import re
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from emulated_cloud.real import parts
 
-from pipelines import cli, local
-from pipelines.cli.run import _print_result, _request_was_wrong
+from pipelines import child, cli, local
+from pipelines.cli import run as run_command
+from pipelines.local import state as states
 from serving.errors import InconclusiveError
 from serving.scenarios import SCENARIOS
 
@@ -157,26 +163,87 @@ def test_a_mistake_in_a_file_is_named_with_its_line(command, tmp_path):
 
 
 def test_list_names_every_scenario_that_is_built(command):
-    code, out, _ = command("list")
-    assert code == 0
+    code, out, err = command("list")
+    assert (code, err) == (0, "")
     assert [line.split()[:2] for line in out.splitlines()] == [[s.number, s.name] for s in SCENARIOS]
+    row = json.loads(command("list", "--json")[1])["scenarios"][0]
+    assert row.keys() >= {"number", "name", "title", "weights", "accelerator", "entry", "image", "scaling"}
 
 
 def test_what_init_writes_is_a_settings_file_and_never_overwrites_one(command, tmp_path):
-    code, out, _ = command("init", "03", "-o", "gemma.yaml")
-    assert (code, out) == (0, "")
-    assert yaml.safe_load((tmp_path / "gemma.yaml").read_text())["scenario"] == "gcs-fuse"
-    code, _, err = command("init", "03", "-o", "gemma.yaml")
-    assert code == 2
-    assert "gemma.yaml exists" in err
+    wrote = "wrote gemma.yaml. Next: fill in project and bucket, then `gemma-pipelines run 03 -f gemma.yaml`\n"
+    assert command("init", "03", "-o", "gemma.yaml") == (0, "", wrote)
+    written = (tmp_path / "gemma.yaml").read_text()
+    assert yaml.safe_load(written)["scenario"] == "gcs-fuse"
+    refused = "error: gemma.yaml exists. Name another file with -o, or delete it\n"
+    assert command("init", "03", "-o", "gemma.yaml") == (2, "", refused)
+    assert command("init", "03") == (0, written, "")
+    assert json.loads(command("init", "03", "--json")[1]) == {"file": None, "text": written}
+    assert json.loads(command("init", "03", "--json", "-o", "b.yaml")[1]) == {"file": "b.yaml", "text": written}
 
 
 def test_compile_writes_one_file_a_scenario_and_prints_its_path(command, tmp_path):
+    paths = [f"out/{scenario.name}.yaml" for scenario in SCENARIOS]
     code, out, err = command("compile", "--all", "-o", "out")
-    assert code == 0
-    assert out.split() == [f"out/{scenario.name}.yaml" for scenario in SCENARIOS]
-    assert (tmp_path / "out" / "gcs-fuse.yaml").exists()
-    assert "--image" in err
+    assert (code, out.split()) == (0, paths)
+    assert "which no registry has; push yours and compile with --image\n" in err
+    assert all((tmp_path / path).exists() for path in paths)
+    code, out, err = command("compile", "--all", "-o", "out", "--image", "r/p/python:1", "--json")
+    assert (code, json.loads(out), err) == (0, {"files": paths}, "")
+
+
+def test_a_report_is_a_path(command, tmp_path):
+    page = tmp_path / "state" / "reports" / "run-1.html"
+    page.parent.mkdir(parents=True)
+    page.touch()
+    assert command("report", "last", "--state", "state") == (0, f"{page}\n", "")
+    assert json.loads(command("report", "run-1", "--state", "state", "--json")[1]) == {"report": str(page)}
+
+
+def test_without_the_emulators_a_run_says_what_to_install(command, monkeypatch, tmp_path):
+    state_with(tmp_path / "state", [])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    for arguments in (["run", "03"], ["promote", "--state", "state"]):
+        code, out, err = command(*arguments)
+        assert (code, out) == (2, "")
+        assert err == (
+            "error: a run on this machine needs the emulators: `pip install ./emulators` in a checkout of "
+            "gemma-gke-pipelines\n"
+        )
+
+
+def test_every_command_has_the_same_modes(command):
+    names = re.findall(r"^  ([a-z-]+) ", command("--help")[1].partition("Commands:")[2], re.M)
+    assert "run" in names
+    for name in names:
+        text = command(name, "--help")[1]
+        assert re.search(r"^  --json +Print one JSON object on stdout\.$", text, re.M)
+        assert re.search(r"^  -q, --quiet +Say nothing on stderr but what went wrong\.$", text, re.M)
+
+
+def test_one_module_prints():
+    folder = Path(cli.__file__).parent
+    calls = re.compile(r"\bprint\(|sys\.std(out|err)\.write|typer\.(echo|secho)|import json\b")
+    assert [path.name for path in folder.glob("*.py") if calls.search(path.read_text())] == ["output.py"]
+
+
+def test_a_reader_that_has_enough_ends_a_command_without_a_word():
+    """As `gemma-pipelines list | head -0` does it."""
+    child = subprocess.Popen(
+        ["sh", "-c", f"read go; exec {sys.executable} -m pipelines.cli init 03"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdin
+    assert child.stdout
+    assert child.stderr
+    child.stdout.close()
+    child.stdin.write("go\n")
+    child.stdin.close()
+    assert (child.wait(30), child.stderr.read()) == (1, "")
+    child.stderr.close()
 
 
 def test_compile_takes_the_image_of_a_settings_file_unless_another_is_named(command, tmp_path):
@@ -208,25 +275,115 @@ def test_help_loads_nothing_heavy():
     assert "Commands" in ran.stdout
 
 
-RESULT = {
+SUMMARY = {
     "scenario": "gcs-fuse",
-    "status": "failed",
+    "status": "succeeded",
     "run_id": "run-1",
     "model": "google/gemma-3-4b-it",
     "revision": "c" * 40,
-    "generation": "g2",
-    "endpoint": None,
-    "bytes_transferred": 0,
-    "seconds": 1.0,
-    "report": "/r.html",
-    "steps": [],
-    "error": {"step": "resolve_model", "type": "RequestError", "message": "no such revision"},
+    "generation": "g0123456789",
+    "bytes_transferred": 4_100_000,
+    "seconds": 61.25,
+    "steps": [{"name": "resolve_model", "status": "succeeded", "seconds": 0.5}],
+    "error": None,
 }
+"""As components/write_report/summary.py makes it."""
+OUTCOMES = [
+    {"name": "resolve_model", "message": "g0123456789 is live already"},
+    {"name": "validate_server", "answer": {"prompt": "What is a pod?", "text": "A group of containers."}},
+]
+FAILED = {"status": "failed", "generation": None, "bytes_transferred": 0}
 
 
-def test_the_json_has_the_keys_of_the_contract_and_no_others(capsys):
-    _print_result({**RESULT, "more": 1}, [], True)
-    assert json.loads(capsys.readouterr().out) == RESULT
+def error_of(step: str | None, kind: str, message: str) -> dict:
+    return {**FAILED, "error": {"step": step, "type": kind, "message": message}}
+
+
+@pytest.fixture
+def run_that_ends(command, monkeypatch, tmp_path):
+    """`run 03 …` with a pipeline that comes to a given summary, in a cloud that is not there."""
+
+    def run(changes: dict, *arguments: str) -> tuple[int, str, str]:
+        @contextlib.contextmanager
+        def site(settings, folder, weights, real, say):
+            say("a word of the cloud's")
+            cloud = SimpleNamespace(environment={}, bucket_folder=Path, kubeconfig="kubeconfig")
+            yield SimpleNamespace(folder=tmp_path, cloud=cloud, endpoint="http://127.0.0.1:1", loss=str)
+
+        def execute(scenario, settings, folder, environment, show, *_):
+            show({"step": "resolve_model", "message": "started", "status": "running"})
+            return {"summary": {**SUMMARY, **changes, "more": 1}, "outcomes": OUTCOMES, "page": "", "run_id": "run-1"}
+
+        monkeypatch.setattr(local, "site", site)
+        monkeypatch.setattr(child, "execute", execute)
+        return command("run", "03", *arguments)
+
+    return run
+
+
+def without_clock(text: str) -> str:
+    return re.sub(r"^ *[0-9.]+ s  ", "", text, flags=re.M)
+
+
+PROGRESS = "starting hub, bucket, cluster\na word of the cloud's\nresolve_model: started\n"
+
+
+def test_a_person_reads_what_a_run_came_to(run_that_ends):
+    code, out, err = run_that_ends({})
+    assert (code, without_clock(err)) == (0, PROGRESS)
+    assert out == (
+        """
+succeeded in 61.2 s
+
+  asked    What is a pod?
+  answered A group of containers.
+
+  model       google/gemma-3-4b-it at cccccccccccc
+  generation  g0123456789
+  moved       4.1 MB
+  endpoint    http://127.0.0.1:1
+  report      none
+"""
+    )
+
+
+def test_a_run_that_changed_nothing_says_why(run_that_ends):
+    code, out, _ = run_that_ends({"status": "unchanged", "bytes_transferred": 0})
+    assert code == 0
+    assert out.splitlines()[1:3] == ["unchanged in 61.2 s", "  g0123456789 is live already"]
+    assert "asked" not in out
+
+
+def test_a_program_reads_the_keys_of_the_contract_and_no_others(run_that_ends):
+    code, out, err = run_that_ends({}, "--json")
+    assert (code, without_clock(err)) == (0, PROGRESS)
+    assert json.loads(out) == {**SUMMARY, "endpoint": "http://127.0.0.1:1", "report": None}
+    assert out.count("\n") == 1
+
+
+@pytest.mark.parametrize("mode", [(), ("--json",)], ids=["words", "json"])
+def test_quiet_leaves_the_data_and_what_went_wrong(run_that_ends, mode):
+    _, loud, _ = run_that_ends({}, *mode)
+    assert run_that_ends({}, *mode, "--quiet") == (0, loud, "")
+    bad = error_of("deploy_server", "ReleaseError", "it does not start")
+    code, out, err = run_that_ends(bad, *mode, "-q")
+    assert (code, err) == (1, "error: deploy_server: it does not start\n")
+    assert "failed" in out
+
+
+@pytest.mark.parametrize("mode", [(), ("--json",)], ids=["words", "json"])
+@pytest.mark.parametrize(
+    ("bad", "code", "words"),
+    [
+        (error_of("validate_server", "ReleaseError", "no answer"), 1, "validate_server: no answer"),
+        (error_of(None, "StepDied", "a step ended"), 1, "the run: a step ended"),
+        (error_of("resolve_model", "RequestError", "no such revision"), 2, "no such revision"),
+    ],
+)
+def test_a_failed_run_ends_with_its_error_in_every_mode(run_that_ends, mode, bad, code, words):
+    ended, out, err = run_that_ends(bad, *mode)
+    assert (ended, without_clock(err)) == (code, PROGRESS + f"error: {words}\n")
+    assert bool(out) is (code == 1)
 
 
 @pytest.mark.parametrize(
@@ -240,7 +397,7 @@ def test_the_json_has_the_keys_of_the_contract_and_no_others(capsys):
     ],
 )
 def test_a_run_that_could_never_begin_was_a_wrong_request(error, wrong):
-    assert _request_was_wrong({"error": error}) is wrong
+    assert run_command._request_was_wrong(error) is wrong
 
 
 def test_folders_of_killed_runs_are_removed_and_those_in_use_are_not(tmp_path, monkeypatch):
@@ -249,8 +406,8 @@ def test_folders_of_killed_runs_are_removed_and_those_in_use_are_not(tmp_path, m
     dead.mkdir()
     (dead / "lock").touch()
     with (
-        local.state_folder(None, SCENARIOS[0], (), print) as first,
-        local.state_folder(None, SCENARIOS[0], (), print) as second,
+        states.taken(None, "gcs-fuse", (), print) as first,
+        states.taken(None, "gcs-fuse", (), print) as second,
     ):
         assert first != second
         assert first.exists()

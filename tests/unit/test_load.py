@@ -12,7 +12,7 @@ import pytest
 
 from components.validate_server.checks import Plan, connected
 from components.validate_server.load import milliseconds, row, run_round
-from components.validate_server.server import Answer
+from serving.clients.engine import Answer
 from serving.settings import Validation
 from tests.unit.engine import MODEL, WORDS, Engine, Reply, served
 

@@ -13,10 +13,13 @@ import pytest
 # A step that says how far it is, and ends when it is told to.
 CODE = """
 import sys, time
+from pipelines.cli.output import Output
 from pipelines.cli.view import View
 from serving.scenarios import find
 MORE = ' and so on' * 9  # wider than the terminal
-with View(find("03")) as view:
+out = Output()
+view = View(out, find("03"))
+with view.up("starting"):
     view.show({"step": "download_weights", "message": "started", "status": "running"})
     for done in (1, 2):
         message = f"{done}/8 files, 1.2 GB of 9.6 GB, 300 MB/s, 28 s left" + MORE
@@ -24,18 +27,28 @@ with View(find("03")) as view:
         time.sleep(0.4)
     sys.stdin.readline()
     view.show({"step": "download_weights", "message": "moved 9.6 GB, verified", "status": "succeeded"})
-    view.finish()
+    out.result({}, "the result")
 """
 
 
 def test_a_log_has_a_line_for_each_entry():
     child = subprocess.run([sys.executable, "-c", CODE], input="\n", capture_output=True, text=True, timeout=30)
-    assert child.stdout == ""
+    assert child.stdout == "the result\n"
     lines = [re.sub(r"^ *[0-9.]+ s  ", "", line) for line in child.stderr.splitlines()]
-    assert lines[0] == "download_weights: started"
-    assert lines[1].startswith("download_weights: 1/8 files, 1.2 GB of 9.6 GB, 300 MB/s, 28 s left")
-    assert lines[2].startswith("download_weights: 2/8 files, ")
-    assert re.fullmatch(r"download_weights: succeeded in [0-9.]+ s: moved 9\.6 GB, verified", lines[3])
+    assert lines[:2] == ["starting", "download_weights: started"]
+    assert lines[2].startswith("download_weights: 1/8 files, 1.2 GB of 9.6 GB, 300 MB/s, 28 s left")
+    assert lines[3].startswith("download_weights: 2/8 files, ")
+    assert re.fullmatch(r"download_weights: succeeded in [0-9.]+ s: moved 9\.6 GB, verified", lines[4])
+
+
+def test_quiet_it_shows_nothing_in_a_terminal_either():
+    ours, theirs = pty.openpty()
+    code = CODE.replace("Output()", "Output(quiet=True)")
+    child = subprocess.run([sys.executable, "-c", code], input=b"\n", stdout=subprocess.PIPE, stderr=theirs, timeout=30)
+    os.write(theirs, b"all")
+    assert (child.stdout, os.read(ours, 4096)) == (b"the result\n", b"all")
+    os.close(theirs)
+    os.close(ours)
 
 
 @pytest.mark.parametrize("columns", [60, 100])

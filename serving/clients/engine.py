@@ -1,4 +1,4 @@
-"""The server under validation: one method a question, each of which takes nothing on trust.
+"""An engine in the cluster, as a Job there reaches it: one method a question, each of which takes nothing on trust.
 
 Shapes are those of vLLM's OpenAI API (vllm/entrypoints/openai/chat_completion/protocol.py). Whatever else comes with a
 200 is a BadAnswer: a page of HTML, another model's name, no text, a stream that stops half-way.
@@ -9,18 +9,22 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import ssl
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
 
+from serving import names
+
 MODELS = "/v1/models"
 CHAT = "/v1/chat/completions"
 _SAID = re.compile(r"[^\s\ufffd\u200b-\u200f\u2060\ufeff\x00-\x1f\x7f]")
 """A character that says something: no white space, no replacement character, nothing invisible."""
+_UNFINISHED = re.compile(r"^vllm:num_requests_(?:running|waiting)\{[^}]*\} (\S+)$", re.M)
 
 
 class BadAnswer(Exception):
@@ -173,6 +177,43 @@ class Server:
             raise BadAnswer(f"{path} did not finish its answer within {self._seconds:g} s") from error
         except httpx.RequestError as error:
             raise BadAnswer(f"{path}: {type(error).__name__}: {error}") from error
+
+
+@asynccontextmanager
+async def connected(
+    url: str, model: str, *, api_key: str | None, seconds: float, clients: int
+) -> AsyncIterator[list[Server]]:
+    """The server at `url`, over as many `clients` as there will be streams at once; the rest is as Server has it.
+
+    One client for all would measure itself: for every request httpx looks at each of its connections for each of them,
+    a tenth of a second for 64 that begin together.
+    """
+    headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {api_key}"} if api_key else {})
+    # A server closes connections that were idle for 5 s (uvicorn): ours are gone before that.
+    limits = httpx.Limits(keepalive_expiry=2)
+    timeout = httpx.Timeout(None, connect=10)
+    certificates = ssl.create_default_context()  # Every client would read them again.
+    async with AsyncExitStack() as stack:
+        servers = []
+        for _ in range(clients):
+            http = httpx.AsyncClient(base_url=url, headers=headers, limits=limits, timeout=timeout, verify=certificates)
+            await stack.enter_async_context(http)
+            servers.append(Server(http, model, seconds))
+        yield servers
+
+
+def direct() -> httpx.Client:
+    """A client for pods by their addresses, never through a proxy that knows names; to be closed after use."""
+    return httpx.Client(timeout=5, trust_env=False)
+
+
+def unfinished(client: httpx.Client, address: str) -> int:
+    """Requests that a pod's engine runs or has queued; 0 for one that no longer answers: it has nothing to finish."""
+    try:
+        text = client.get(f"http://{address}:{names.PORT}/metrics").text
+    except httpx.TransportError:
+        return 0
+    return round(sum(float(value) for value in _UNFINISHED.findall(text)))
 
 
 def _answer(text: Any, finish_reason: Any, usage: Any, max_tokens: int) -> Answer:

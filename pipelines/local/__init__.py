@@ -1,0 +1,121 @@
+"""A run on this machine: the unchanged pipeline and components against emulators.
+
+The one package that knows `emulated_cloud`, a distribution of its own. A `site` is a state folder (state.py) with its
+cloud up (cloud.py).
+"""
+
+from __future__ import annotations
+
+import queue
+import signal
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines.child import watched
+from pipelines.local import cloud, state
+from pipelines.local.cloud import real_parts
+from pipelines.local.state import keep_report, reports_folder
+from serving.errors import InconclusiveError
+
+if TYPE_CHECKING:
+    from emulated_cloud.cloud import Cloud
+
+    from serving.settings import Settings
+
+__all__ = [
+    "DEFAULTS",
+    "Site",
+    "deployment",
+    "keep_report",
+    "real_parts",
+    "reports_folder",
+    "serve_on",
+    "settings_for",
+    "site",
+]
+
+DEFAULTS: dict[str, Any] = {
+    "project": "demo-project",
+    "bucket": "demo-bucket",
+    "hub": {"token_secret": "projects/demo-project/secrets/hf-token/versions/latest"},
+}
+"""What a run without a settings file is about."""
+
+OVERRIDES: dict[str, Any] = {"endpoint": "ip", "lease": {"duration": "10s", "wait": "60s"}}
+"""Settings that differ here: the cluster's certificate is its own, as at GKE's IP endpoint, and no step waits minutes
+for its machine, so that a dead run is known as dead sooner."""
+
+
+def settings_for(values: dict[str, Any], file: Path | None) -> Settings:
+    """Settings for a run on this machine from the values of `file`. Raises RequestError."""
+    from serving.settings import Settings, validated
+
+    return validated(Settings, {**values, **OVERRIDES}, file)
+
+
+@dataclass(frozen=True)
+class Site:
+    """A state folder whose cloud is up."""
+
+    folder: Path
+    cloud: Cloud
+
+    @property
+    def endpoint(self) -> str | None:
+        """The deployment's entry as this machine reaches it; None until it answers."""
+        path = self.folder / "endpoint"
+        return path.read_text().strip() if path.exists() else None
+
+    def loss(self) -> str:
+        """Which part of the cloud has ended although it should not, for a reader; empty while all are there."""
+        return f"{self.cloud.loss}. {state.about_logs(self.folder)}" if self.cloud.loss else ""
+
+
+@contextmanager
+def site(
+    settings: Settings,
+    folder: Path | None,
+    weights: Path | None,
+    real: Collection[str],
+    say: Callable[[str], None],
+) -> Iterator[Site]:
+    """The settings' deployment on this machine, up while the block runs: what it was in `folder`, whose hub has the
+    model in `weights` (else a tiny one) and whose `real` parts are real. Without a folder, one that goes afterwards.
+
+    Raises RequestError for a folder that is not fit, PipelineError when the emulators do not start.
+    """
+    with (
+        state.taken(folder, settings.scenario, real, say) as ours,
+        cloud.up(settings, ours, weights, real, say) as emulated,
+    ):
+        state.remember(ours, settings)
+        yield Site(ours, emulated)
+
+
+@contextmanager
+def deployment(folder: Path, say: Callable[[str], None]) -> Iterator[tuple[Settings, dict[str, str]]]:
+    """The deployment of a state folder, and the environment that reaches it while the block runs.
+
+    Uses the cloud of a `run --keep` that is up, else starts it. Raises RequestError for a folder without a run.
+    """
+    settings = state.remembered(folder)
+    if session := state.session_of(folder):
+        yield settings, session["environment"]
+        return
+    with site(settings, folder, None, real_parts(None, folder), say) as ours:
+        yield settings, ours.cloud.environment
+
+
+def serve_on(lost: Callable[[], str]) -> None:
+    """Returns on Ctrl-C or SIGTERM. Raises InconclusiveError, with the words of `lost`, when there are any."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    losses: queue.SimpleQueue[str] = queue.SimpleQueue()
+    try:
+        with watched(lost, losses.put):
+            words = losses.get()
+    except KeyboardInterrupt:
+        return
+    raise InconclusiveError(words)

@@ -1,0 +1,142 @@
+"""The emulators for a deployment's settings: what they hold, which parts are real, and the tiny models they serve."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipelines.local import state
+from serving.errors import PipelineError, RequestError
+
+if TYPE_CHECKING:
+    from emulated_cloud.cloud import Cloud
+
+    from serving.settings import Settings
+
+_COMES_BACK_SECONDS = {False: 60, True: 300}
+"""How long a live generation may take, by whether its engine is vLLM itself."""
+
+
+def real_parts(text: str | None, folder: Path | None) -> list[str]:
+    """The parts that `--real PART,…` names, each built and fit to run here; without the option, those of the state.
+
+    Raises RequestError with the command that mends it, also when there are no emulators at all.
+    """
+    if importlib.util.find_spec("emulated_cloud") is None:
+        raise RequestError(
+            "a run on this machine needs the emulators: `pip install ./emulators` in a checkout of gemma-gke-pipelines"
+        )
+    from emulated_cloud.real.parts import RealPartError, require
+
+    names = state.parts(folder) if text is None else [name.strip() for name in text.split(",")]
+    try:
+        require(names)
+    except RealPartError as error:
+        raise RequestError(str(error)) from error
+    return names
+
+
+@contextmanager
+def up(
+    settings: Settings, folder: Path, weights: Path | None, real: Collection[str], say: Callable[[str], None]
+) -> Iterator[Cloud]:
+    """The emulators of a state folder, and the parts that are real, up while the block runs; a live generation is ready
+    again when it begins."""
+    from emulated_cloud.cloud import Cloud, EmulatorFailed, wait_for
+
+    from serving.rendering.render import admin, as_yaml
+
+    endpoint, live = folder / "endpoint", folder / "live"
+    served_before = live.exists() or endpoint.exists()
+    endpoint.unlink(missing_ok=True)
+    model = weights.absolute() if weights else _tiny_model(settings, folder)
+    access = folder / "pipeline-access.yaml"
+    access.write_text(as_yaml(admin(settings)))
+    emulated = Cloud(
+        folder,
+        project=settings.project,
+        location=settings.location,
+        cluster=settings.cluster,
+        buckets=_buckets(settings),
+        repositories=_repositories(settings, model, folder),
+        gated=[settings.model] if settings.hub.token_secret else [],
+        secrets={settings.hub.token_secret.split("/")[3]: "hf_demo"} if settings.hub.token_secret else {},
+        service_account=settings.pipeline_service_account,
+        real=real,
+        # As an administrator does it before the first run on GKE; the emulated API server enforces no roles.
+        objects=[access],
+        expose=[
+            {
+                "namespace": settings.namespace,
+                "service": settings.name,
+                "port": 8000,
+                "address": "127.0.0.1:0",
+                "file": str(endpoint),
+            }
+        ],
+    )
+    try:
+        with emulated:
+            state.write_session(folder, emulated.environment)
+            seconds = _COMES_BACK_SECONDS["vllm" in real]
+            if served_before and not wait_for(lambda: endpoint.exists() or bool(emulated.loss), seconds):
+                say(f"the live generation of this state did not come back within {seconds} s; going on without it")
+            try:
+                yield emulated
+            finally:
+                if endpoint.exists():
+                    live.touch()
+                    endpoint.unlink()  # Nobody answers there any more.
+    except EmulatorFailed as error:
+        raise PipelineError(f"the emulators did not start: {error}. {state.about_logs(folder)}") from error
+
+
+def _buckets(settings: Settings) -> list[str]:
+    """The buckets that the settings name: their own, the pipeline root's, and those that something comes from."""
+    from serving.weights import repositories
+
+    sources = [repository.source for repository in repositories.of(settings) if repository.source]
+    return sorted({settings.bucket, *(url.split("/")[2] for url in (settings.pipeline_root, *sources))})
+
+
+def _repositories(settings: Settings, model: Path, folder: Path) -> dict[str, Path]:
+    """What the hub has: `model`, and beside it tiny adapters of it and a tiny assistant, as the settings name them."""
+    from serving.weights import repositories
+
+    found: dict[str, Path] = {}
+    for wanted in repositories.of(settings):
+        if wanted.source:
+            continue
+        if wanted.role == repositories.BASE:
+            found[wanted.model] = model
+        elif wanted.is_adapter:
+            found[wanted.model] = _tiny_adapter(settings, wanted.model, model, folder)
+        else:
+            found[wanted.model] = _made(folder / "models" / "assistant", "gemma4-assistant")
+    return found
+
+
+def _tiny_model(settings: Settings, folder: Path) -> Path:
+    """A checkpoint of the settings' family, made on the spot: deterministic, 4 MB, in seconds."""
+    kind = "gemma4" if "gemma-4" in settings.model else "gemma3"
+    return _made(folder / "models" / kind, kind)
+
+
+def _tiny_adapter(settings: Settings, name: str, base: Path, folder: Path) -> Path:
+    """A LoRA adapter of the model in `base`, as deterministic; another name is another adapter."""
+    seed = str(zlib.crc32(name.encode()))
+    options = ("--base", str(base), "--base-name", settings.model, "--seed", seed)
+    return _made(folder / "models" / "adapters" / name, "lora", *options)
+
+
+def _made(folder: Path, kind: str, *options: str) -> Path:
+    """The folder with what emulated_cloud.hub.models makes of the kind; one that is there stays as it is."""
+    if not (folder / "README.md").exists():  # It comes last.
+        subprocess.run([sys.executable, "-m", "emulated_cloud.hub.models", kind, str(folder), *options], check=True)
+    return folder
