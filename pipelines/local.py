@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import queue
+import re
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ import tempfile
 import zlib
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from serving.settings import Settings
 
 _PREFIX = "gemma-pipelines-"
+_PACKAGES = ("components", "images", "manifests", "pipelines", "serving")
+"""What the component image has of ours."""
 _TAKEN = "session.json"
 """Who uses a state folder now, and the environment that reaches its cloud."""
 _MARK = "scenario.json"
@@ -162,7 +166,8 @@ def cloud(
     again when it begins."""
     from emulated_cloud.cloud import Cloud, EmulatorFailed, wait_for
 
-    from serving.rendering.render import as_yaml, pipeline_access
+    from serving.clients.google import API_ENDPOINT
+    from serving.rendering.render import as_yaml, component_image, pipeline_access
 
     endpoint, live = folder / "endpoint", folder / "live"
     served_before = live.exists() or endpoint.exists()
@@ -180,7 +185,10 @@ def cloud(
         gated=[settings.model] if settings.hub.token_secret else [],
         secrets={settings.hub.token_secret.split("/")[3]: "hf_demo"} if settings.hub.token_secret else {},
         service_account=settings.pipeline_service_account,
+        images=[{"match": re.escape(component_image(settings)), "argv0": {"python": [sys.executable]}}],
+        endpoints={API_ENDPOINT: "google"},
         real=real,
+        show=[Path(path) for name in _PACKAGES for path in import_module(name).__path__],
         # As an administrator does it before the first run on GKE; the emulated API server enforces no roles.
         objects=[access],
         expose=[
