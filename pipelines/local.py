@@ -19,7 +19,6 @@ import tempfile
 import zlib
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -33,8 +32,6 @@ if TYPE_CHECKING:
     from serving.settings import Settings
 
 _PREFIX = "gemma-pipelines-"
-_PACKAGES = ("components", "images", "manifests", "pipelines", "serving")
-"""What the component image has of ours."""
 _TAKEN = "session.json"
 """Who uses a state folder now, and the environment that reaches its cloud."""
 _MARK = "scenario.json"
@@ -50,6 +47,9 @@ DEFAULTS: dict[str, Any] = {
 OVERRIDES: dict[str, Any] = {"endpoint": "ip", "lease": {"duration": "10s", "wait": "60s"}}
 """Settings that differ here: the cluster's certificate is its own, as at GKE's IP endpoint, and no step waits minutes
 for its machine, so that a dead run is known as dead sooner."""
+
+SHOWN = [Path(__file__).parents[1] / name for name in ("components", "images", "manifests", "pipelines", "serving")]
+"""What the component image carries, for containers that run on real parts."""
 
 _COMES_BACK_SECONDS = {False: 60, True: 300}
 """How long a live generation may take, by whether its engine is vLLM itself."""
@@ -188,9 +188,9 @@ def cloud(
         images=[{"match": re.escape(component_image(settings)), "argv0": {"python": [sys.executable]}}],
         endpoints={API_ENDPOINT: "google"},
         real=real,
-        show=[Path(path) for name in _PACKAGES for path in import_module(name).__path__],
         # As an administrator does it before the first run on GKE; the emulated API server enforces no roles.
         objects=[access],
+        show=SHOWN,
         expose=[
             {
                 "namespace": settings.namespace,

@@ -13,7 +13,7 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,11 +61,11 @@ class Cloud:
     identity of whoever uses `environment`; `endpoints` are variables that it has beside the customary ones, for
     programs of the caller's own: `{"MY_API_ENDPOINT": "google"}`.
 
-    `real` names the parts that are real (real/). Then the cluster is a machine of its own: a private network and
-    private mounts, in which containers have roots and users of their own; what is outside reaches the API server and
-    what `expose` lists. `show` are folders that every container sees there, read-only, at the same path: packages that
-    its commands import from outside this Python. `objects` are files of what is in a real control plane from the start:
-    the roles that the pipeline's identity has, since nobody else gives it any.
+    `real` names the parts that are real (real/). Then the cluster is a machine of its own: a private network
+    and private mounts, in which containers have roots and users of their own; what is outside reaches the API server
+    and what `expose` lists. `objects` are files of what is in a real control plane from the start: the roles that the
+    pipeline's identity has, since nobody else gives it any. `show` are folders of this machine that containers see,
+    read-only, beside what this Python needs.
     """
 
     folder: Path
@@ -83,8 +83,8 @@ class Cloud:
     service_account: str = "pipeline@demo-project.iam.gserviceaccount.com"
     endpoints: Mapping[str, str] = field(default_factory=dict)
     real: Collection[str] = ()
-    show: Iterable[Path] = ()
     objects: Sequence[Path] = ()
+    show: Sequence[Path] = ()
     _namespace: Namespace | None = field(default=None, init=False)
     _running: list[Process] = field(default_factory=list, init=False)
     _url: dict[str, str] = field(default_factory=dict, init=False)
@@ -345,7 +345,7 @@ class Cloud:
         return {
             "expose": exposed,
             "private_roots": True,
-            "show": [str(folder) for folder in self.show],
+            "show": [str(path) for path in self.show],
             "pod_network": network.POD_NETWORK,
             "node_address": network.NODE_ADDRESS,
             "load_balancer_network": network.LOAD_BALANCER_NETWORK,
