@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from typing import Any
 
 import pytest
 
@@ -26,6 +27,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write the golden files instead of comparing them")
+
+
+@pytest.fixture(scope="session")
+def emulated_cloud_options() -> dict[str, Any]:
+    """What our clients need of every emulated cloud beside the customary variables."""
+    from serving.clients.google import API_ENDPOINT
+
+    return {"endpoints": {API_ENDPOINT: "google"}}
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,7 +46,7 @@ def default_images(real: Collection[str] = ()) -> list[dict[str, Any]]:
         engine = {"argv0": {"vllm": [python, "-P", real_engine.__file__]}, "env": real_engine.ENVIRONMENT}
     return [
         {"match": r"(.*/)?vllm-openai[:@].*", **engine},
-        {"match": r"(.*/)?python[^/]*[:@].*", "argv0": {"python": [sys.executable]}},
+        {"match": r"(.*/)?python[:@].*", "argv0": {"python": [sys.executable]}},
     ]
 
 
@@ -55,14 +55,17 @@ class Cloud:
     """The emulators of one folder.
 
     `repositories` are hub repositories (`org/name` → folder); those in `gated` need a grant, which the token in
-    `secrets["hf-token"]` has. `secrets` are Secret Manager secrets by id. `expose` lists Services that get a loopback
-    port: `{"namespace", "service", "port", "address", "file"}`. `service_account` is the identity of whoever uses
-    `environment`.
+    `secrets["hf-token"]` has. `secrets` are Secret Manager secrets by id. `images` says which commands stand for the
+    caller's own container images, as kubernetes/gke/config.py describes; default_images() has the rest. `expose` lists
+    Services that get a loopback port: `{"namespace", "service", "port", "address", "file"}`. `service_account` is the
+    identity of whoever uses `environment`; `endpoints` are variables that it has beside the customary ones, for
+    programs of the caller's own: `{"MY_API_ENDPOINT": "google"}`.
 
     `real` names the parts that are real (real/). Then the cluster is a machine of its own: a private network
     and private mounts, in which containers have roots and users of their own; what is outside reaches the API server
     and what `expose` lists. `objects` are files of what is in a real control plane from the start: the roles that the
-    pipeline's identity has, since nobody else gives it any.
+    pipeline's identity has, since nobody else gives it any. `show` are folders of this machine that containers see,
+    read-only, beside what this Python needs.
     """
 
     folder: Path
@@ -73,13 +76,15 @@ class Cloud:
     repositories: dict[str, Path] = field(default_factory=dict)
     gated: Sequence[str] = ()
     secrets: dict[str, str] = field(default_factory=dict)
-    images: list[dict[str, Any]] | None = None
+    images: Sequence[dict[str, Any]] = ()
     accelerators: dict[str, int] = field(default_factory=lambda: dict(ACCELERATORS))
     expose: list[dict[str, Any]] = field(default_factory=list)
     scale_up_seconds: float = 0.3
     service_account: str = "pipeline@demo-project.iam.gserviceaccount.com"
+    endpoints: Mapping[str, str] = field(default_factory=dict)
     real: Collection[str] = ()
     objects: Sequence[Path] = ()
+    show: Sequence[Path] = ()
     _namespace: Namespace | None = field(default=None, init=False)
     _running: list[Process] = field(default_factory=list, init=False)
     _url: dict[str, str] = field(default_factory=dict, init=False)
@@ -148,7 +153,7 @@ class Cloud:
             "HF_ENDPOINT": self._url["hub"],
             "HF_HOME": str(tmp / "huggingface"),
             "STORAGE_EMULATOR_HOST": self._url["storage"],
-            "GEMMA_PIPELINES_API_ENDPOINT": self._url["google"],
+            **{name: self._url[emulator] for name, emulator in self.endpoints.items()},
             # google.auth asks the one whether it runs in the cloud, and the other for a token.
             "GCE_METADATA_IP": self._url["google"].removeprefix("http://"),
             "GCE_METADATA_HOST": self._url["google"].removeprefix("http://"),
@@ -314,7 +319,7 @@ class Cloud:
                 "gcsfuse": "gcsfuse" in self.real,
             },
             "project": {"id": self.project, "number": "123456789012"},
-            "images": default_images(self.real) if self.images is None else self.images,
+            "images": [*self.images, *default_images(self.real)],
             "pods": str(self.folder / "tmp" / "pods"),
             "expose": self.expose,
         }
@@ -340,6 +345,7 @@ class Cloud:
         return {
             "expose": exposed,
             "private_roots": True,
+            "show": [str(path) for path in self.show],
             "pod_network": network.POD_NETWORK,
             "node_address": network.NODE_ADDRESS,
             "load_balancer_network": network.LOAD_BALANCER_NETWORK,

@@ -8,6 +8,7 @@ and `/_emulator/requests` returns the log; neither is logged.
 from __future__ import annotations
 
 import json
+import re
 import socket
 import threading
 import time
@@ -38,6 +39,20 @@ class ConnectionDropped(Exception):
 
 def flip_first_byte(data: bytes) -> bytes:
     return bytes([data[0] ^ 0xFF]) + data[1:]
+
+
+def byte_range(header: str, size: int) -> tuple[int, int] | None:
+    """First and last byte of a Range header, first > last when there is no such range; None: the whole."""
+    found = re.fullmatch(r"bytes=(\d*)-(\d*)", header.replace(" ", ""))
+    if not found or found[0] == "bytes=-":
+        return None
+    if not found[1]:
+        return max(0, size - int(found[2])), size - 1
+    first = int(found[1])
+    last = min(int(found[2]), size - 1) if found[2] else size - 1
+    if found[2] and int(found[2]) < first:
+        return None
+    return (first, last) if first < size else (1, 0)
 
 
 class EmulatorServer(ThreadingHTTPServer):
@@ -231,6 +246,16 @@ class Handler(BaseHTTPRequestHandler):
     def read_json(self) -> Any:
         return json.loads(self.read_body() or b"{}")
 
+    @property
+    def origin(self) -> str:
+        """How the client reached us."""
+        return f"http://{self.headers.get('Host') or self.server.url.removeprefix('http://')}"
+
+    def bearer_token(self) -> str | None:
+        """The token of the Authorization header; None without one, or when it is of another kind."""
+        kind, _, token = self.headers.get("Authorization", "").partition(" ")
+        return token.strip() if kind.lower() == "bearer" else None
+
     def segments(self) -> list[str]:
         """The path's segments, each unquoted."""
         return [unquote(segment) for segment in self.url_path.strip("/").split("/")]
@@ -270,6 +295,18 @@ class Handler(BaseHTTPRequestHandler):
         for key, value in headers.items():
             self.send_header(key, value)
         self.end_headers()
+
+    def send_content(self, file: BinaryIO, size: int, headers: dict[str, str], unsatisfiable: str = "") -> None:
+        """The `size` bytes of `file`, whole or the one range that was asked for. Raises HttpError 416, with the body
+        `unsatisfiable`, when there is no such range."""
+        wanted = byte_range(self.headers.get("Range", ""), size)
+        first, last = wanted or (0, size - 1)
+        if wanted:
+            if first > last:
+                raise HttpError(416, unsatisfiable, {"Content-Range": f"bytes */{size}"})
+            headers = {**headers, "Content-Range": f"bytes {first}-{last}/{size}"}
+        self.start(206 if wanted else 200, {**headers, "Content-Length": str(last - first + 1)})
+        self.send_file(file, first, last - first + 1)
 
     def send_file(self, file: BinaryIO, offset: int, length: int) -> None:
         """`length` bytes of `file` from `offset` as the body (headers are sent already), by sendfile while no fault

@@ -67,7 +67,8 @@ def start(module: str, *args: str, log: Path, env: dict[str, str] | None = None,
     with open(log, "a") as stderr:
         log_start = stderr.tell()
         popen = subprocess.Popen(
-            [*within, sys.executable, "-m", module, *args],
+            # -P: what lies in the folder that we happen to be in is not what a module here imports.
+            [*within, sys.executable, "-P", "-m", module, *args],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stderr,

@@ -1,4 +1,4 @@
-"""The emulators as pytest fixtures: `pip install gemma-gke-pipelines[local]` is all a test-suite needs to have them.
+"""The emulators as pytest fixtures: a test-suite has them as soon as this distribution is installed beside pytest.
 
     def test_my_component(emulated_cloud, cloud_environment):
         my_component(bucket="demo-bucket")          # google-cloud-storage, kubernetes, huggingface_hub as they are
@@ -6,11 +6,14 @@
 
 `emulated_cloud` is one cloud for the whole session (a hub with `google/gemma-3-4b-it`, a bucket `demo-bucket`, a
 secret `hf-token`, a cluster `gemma` in us-central1); `cloud_environment` points the clients of one test at it.
-`new_cloud` makes clouds of a test's own. `tiny_gemma3` and `tiny_gemma4` are folders with small checkpoints.
+`new_cloud` makes clouds of a test's own. `emulated_cloud_options`, in a conftest.py, is what all of them are made with.
+`tiny_gemma3` and `tiny_gemma4` are folders with small checkpoints.
 """
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,19 +47,28 @@ def tiny_gemma4(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def emulated_cloud(tmp_path_factory: pytest.TempPathFactory, tiny_gemma3: Path) -> Iterator[Cloud]:
+def emulated_cloud_options() -> dict[str, Any]:
+    """Options of emulated_cloud.cloud.Cloud for every cloud of the session; a conftest.py overrides it."""
+    return {}
+
+
+@pytest.fixture(scope="session")
+def emulated_cloud(
+    tmp_path_factory: pytest.TempPathFactory, tiny_gemma3: Path, emulated_cloud_options: dict[str, Any]
+) -> Iterator[Cloud]:
     """One cloud for all tests: leave in it nothing that another test could trip over."""
-    with _cloud(tmp_path_factory.mktemp("cloud"), repositories={"google/gemma-3-4b-it": tiny_gemma3}) as cloud:
+    options = {"repositories": {"google/gemma-3-4b-it": tiny_gemma3}, **emulated_cloud_options}
+    with _cloud(tmp_path_factory.mktemp("cloud"), **options) as cloud:
         yield cloud
 
 
 @pytest.fixture
-def new_cloud(tmp_path: Path) -> Iterator[Callable[..., Cloud]]:
+def new_cloud(tmp_path: Path, emulated_cloud_options: dict[str, Any]) -> Iterator[Callable[..., Cloud]]:
     """Makes a cloud of the test's own: `new_cloud(buckets=[…], repositories={…}, …)`, as emulated_cloud.cloud.Cloud."""
     clouds: list[Cloud] = []
 
     def make(**options: Any) -> Cloud:
-        cloud = _cloud(tmp_path / f"cloud-{len(clouds)}", **options)
+        cloud = _cloud(tmp_path / f"cloud-{len(clouds)}", **{**emulated_cloud_options, **options})
         cloud.start()
         clouds.append(cloud)
         return cloud
@@ -69,14 +81,7 @@ def new_cloud(tmp_path: Path) -> Iterator[Callable[..., Cloud]]:
 @pytest.fixture
 def cloud_environment(emulated_cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """Points this process's clients at `emulated_cloud` for one test; returns the variables, for child processes."""
-    return _enter(emulated_cloud, monkeypatch)
-
-
-def _enter(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    import os
-    import sys
-
-    environment = cloud.environment
+    environment = emulated_cloud.environment
     if metadata := sys.modules.get("google.auth.compute_engine._metadata"):
         # google.auth reads this variable once, when it is imported.
         monkeypatch.setattr(metadata, "_GCE_METADATA_HOST", environment["GCE_METADATA_HOST"])

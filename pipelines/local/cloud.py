@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import subprocess
 import sys
 import zlib
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
     from serving.settings import Settings
 
+_SHOWN = [Path(__file__).parents[2] / name for name in ("components", "images", "manifests", "pipelines", "serving")]
+"""What the component image carries, for containers that run on real parts."""
 _COMES_BACK_SECONDS = {False: 60, True: 300}
 """How long a live generation may take, by whether its engine is vLLM itself."""
 
@@ -50,6 +53,8 @@ def up(
     again when it begins."""
     from emulated_cloud.cloud import Cloud, EmulatorFailed, wait_for
 
+    from serving.clients.google import API_ENDPOINT
+    from serving.rendering.engine import component_image
     from serving.rendering.render import admin, as_yaml
 
     endpoint, live = folder / "endpoint", folder / "live"
@@ -68,9 +73,12 @@ def up(
         gated=[settings.model] if settings.hub.token_secret else [],
         secrets={settings.hub.token_secret.split("/")[3]: "hf_demo"} if settings.hub.token_secret else {},
         service_account=settings.pipeline_service_account,
+        images=[{"match": re.escape(component_image(settings)), "argv0": {"python": [sys.executable]}}],
+        endpoints={API_ENDPOINT: "google"},
         real=real,
         # As an administrator does it before the first run on GKE; the emulated API server enforces no roles.
         objects=[access],
+        show=_SHOWN,
         expose=[
             {
                 "namespace": settings.namespace,

@@ -2,11 +2,10 @@
 
 `python -m emulated_cloud.engine [serve] [MODEL] [--model MODEL] --served-model-name N… --host H --port P …` takes
 vLLM's arguments (args.py), really opens the checkpoint (checkpoint.py, architectures.py, tokenizer.py), refuses a
-broken one
-in vLLM's words, and then answers vLLM's HTTP API (server.py) with vLLM's metrics (metrics.py). What an answer says is
-made up (text.py), but it is a function of the weights, the prompt and the sampling parameters, and it is tokenised
-with the checkpoint's own tokenizer. A checkpoint whose embeddings are all zero answers as a real engine does: padding
-only.
+broken one in vLLM's words, and then answers vLLM's HTTP API (routes.py) with vLLM's metrics (metrics.py). What an
+answer says is made up (text.py), but it is a function of the weights, the prompt and the sampling parameters, and it is
+tokenised with the checkpoint's own tokenizer. A checkpoint whose embeddings are all zero answers as a real engine does:
+padding only.
 
 The environment variables that vLLM reads and this emulator too: VLLM_API_KEY, VLLM_ALLOW_RUNTIME_LORA_UPDATING,
 VLLM_PLUGINS, VLLM_LORA_RESOLVER_CACHE_DIR, VLLM_ALLOW_LONG_MAX_MODEL_LEN.

@@ -60,10 +60,11 @@ class EngineCore:
         self.idle = asyncio.Event()
         self.idle.set()
         self.prefixes: OrderedDict[int, None] | None = OrderedDict() if prefix_caching else None
-        metrics.running = lambda: len(self.running)
-        metrics.waiting = lambda: len(self.waiting)
-        metrics.deferred = self.deferred
-        metrics.kv_usage = self.kv_usage
+        metrics.running.set_function(lambda: len(self.running))
+        metrics.waiting.set_function(lambda: len(self.waiting))
+        metrics.waiting_for_capacity.set_function(lambda: len(self.waiting) - self.deferred())
+        metrics.waiting_deferred.set_function(self.deferred)
+        metrics.kv_usage.set_function(self.kv_usage)
         metrics.adapters = lambda: (self.adapters_of(self.running), self.adapters_of(self.waiting))
 
     @staticmethod
@@ -85,7 +86,7 @@ class EngineCore:
     def admitted(self, sequences: int) -> Iterator[None]:
         """Counts a request as in flight (once for each of its sequences, as vLLM does). Raises QueueOverflow."""
         if self.max_queued is not None and self.in_flight + sequences > self.max_queued:
-            self.metrics.rejections += 1
+            self.metrics.rejections.inc()
             raise QueueOverflow(
                 "The engine is currently busy and cannot accept new requests. "
                 "Please try again later or on a different instance."
@@ -114,7 +115,7 @@ class EngineCore:
                 await asyncio.sleep(max(scheduled + (sequence.generated + 1) * period - time.monotonic(), 0))
                 now = time.monotonic()
                 sequence.generated += 1
-                metrics.generation_tokens += 1
+                metrics.generation_tokens.inc()
                 if sequence.generated == 1:
                     first = now
                     metrics.time_to_first_token.observe(now - sequence.arrived)
@@ -159,15 +160,15 @@ class EngineCore:
     def _prefill(self, sequence: Sequence) -> None:
         """Counts the prompt, and which of its full blocks were seen before."""
         metrics, prompt = self.metrics, sequence.prompt_ids
-        metrics.prompt_tokens += len(prompt)
+        metrics.prompt_tokens.inc(len(prompt))
         if self.prefixes is None:
             return
-        metrics.prefix_queries += len(prompt)
+        metrics.prefix_queries.inc(len(prompt))
         key = hash(sequence.adapter)
         for start in range(0, len(prompt) - BLOCK, BLOCK):
             key = hash((key, *prompt[start : start + BLOCK]))
             if key in self.prefixes:
-                metrics.prefix_hits += BLOCK
+                metrics.prefix_hits.inc(BLOCK)
                 self.prefixes.move_to_end(key)
             else:
                 self.prefixes[key] = None
@@ -176,7 +177,7 @@ class EngineCore:
 
     def _finished(self, sequence: Sequence, reason: str, scheduled: float, first: float, now: float) -> None:
         metrics = self.metrics
-        metrics.finished[reason] += 1
+        metrics.finished[reason].inc()
         metrics.request_prompt_tokens.observe(len(sequence.prompt_ids))
         metrics.request_generation_tokens.observe(sequence.generated)
         metrics.request_max_tokens.observe(sequence.max_tokens)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import time
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from emulated_cloud.engine import log, lora, text
 from emulated_cloud.engine.checkpoint import Checkpoint
@@ -80,41 +78,6 @@ class Model:
     def card_name(self, adapter: lora.Adapter | None) -> str:
         """The name in an answer: the adapter's, or the first served one."""
         return adapter.name if adapter else self.names[0]
-
-    def cards(self) -> list[dict[str, Any]]:
-        now = int(time.time())
-
-        def card(name: str, root: str, parent: str | None, length: int | None) -> dict[str, Any]:
-            permission = {
-                "id": f"modelperm-{random_id()}",
-                "object": "model_permission",
-                "created": now,
-                "allow_create_engine": False,
-                "allow_sampling": True,
-                "allow_logprobs": True,
-                "allow_search_indices": False,
-                "allow_view": True,
-                "allow_fine_tuning": False,
-                "organization": "*",
-                "group": None,
-                "is_blocking": False,
-            }
-            return {
-                "id": name,
-                "object": "model",
-                "created": now,
-                "owned_by": "vllm",
-                "root": root,
-                "parent": parent,
-                "max_model_len": length,
-                "permission": [permission],
-            }
-
-        base = [card(name, self.args.model, None, self.max_model_len) for name in self.names]
-        return base + [
-            card(adapter.name, adapter.path, adapter.base_model_name or self.names[0], None)
-            for adapter in self.adapters.values()
-        ]
 
     def pieces(self, whole: str) -> Iterator[tuple[int, str]]:
         """The tokens of a given text."""

@@ -1,4 +1,4 @@
-"""The HTTP server: vLLM's routes, its API key, and how it ends."""
+"""The HTTP server: its API key, its access log, and how it ends."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import os
 import signal
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
-from typing import Any
 
 from aiohttp import web
 
@@ -19,8 +18,8 @@ from emulated_cloud.engine.checkpoint import BadModel, Checkpoint
 from emulated_cloud.engine.core import BLOCK, EngineCore, QueueOverflow
 from emulated_cloud.engine.errors import ApiError
 from emulated_cloud.engine.metrics import Metrics
-from emulated_cloud.engine.model import VERSION, Model, on
-from emulated_cloud.engine.streams import dumps
+from emulated_cloud.engine.model import Model
+from emulated_cloud.engine.routes import Routes, answer
 from emulated_cloud.engine.tokenizer import TemplateFailed, Tokenizer
 
 MAX_BODY = 64 << 20
@@ -30,29 +29,14 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Server:
-    """The routes of one engine. Once `draining`, nothing new is generated."""
+    """The front of one engine: who may come in, how errors and the access log read."""
 
-    def __init__(self, args: argparse.Namespace, model: Model, core: EngineCore):
-        self.args, self.model, self.core = args, model, core
+    def __init__(self, args: argparse.Namespace, routes: Routes):
+        self.args = args
         self.keys = args.api_key or list(filter(None, [os.environ.get("VLLM_API_KEY")]))
-        self.draining = False
         self.app = web.Application(middlewares=[self.guard], client_max_size=MAX_BODY)
         self.app.on_response_prepare.append(self.as_uvicorn)
-        add = self.app.router
-        for path in ("/health", "/ping"):
-            add.add_get(path, self.health, allow_head=False)
-        add.add_post("/ping", self.health)
-        add.add_get("/version", self.version, allow_head=False)
-        add.add_get("/metrics", self.metrics, allow_head=False)
-        add.add_get("/v1/models", self.models, allow_head=False)
-        add.add_post("/v1/chat/completions", self.chat)
-        add.add_post("/v1/completions", self.complete)
-        add.add_post("/invocations", self.invocations)
-        add.add_post("/tokenize", self.tokenize)
-        add.add_post("/detokenize", self.detokenize)
-        if on("VLLM_ALLOW_RUNTIME_LORA_UPDATING"):
-            add.add_post("/v1/load_lora_adapter", self.load_adapter)
-            add.add_post("/v1/unload_lora_adapter", self.unload_adapter)
+        self.app.add_routes(routes.table())
 
     @web.middleware
     async def guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -89,64 +73,6 @@ class Server:
     async def as_uvicorn(self, request: web.Request, response: web.StreamResponse) -> None:
         response.headers["Server"] = "uvicorn"
 
-    async def health(self, request: web.Request) -> web.Response:
-        return web.Response(status=503 if self.draining else 200)
-
-    async def version(self, request: web.Request) -> web.Response:
-        return answer({"version": VERSION})
-
-    async def metrics(self, request: web.Request) -> web.Response:
-        return web.Response(
-            text=self.core.metrics.render(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
-        )
-
-    async def models(self, request: web.Request) -> web.Response:
-        return answer({"object": "list", "data": self.model.cards()})
-
-    def refuse_when_draining(self) -> None:
-        if self.draining:
-            raise ApiError(503, "The server is shutting down.", "Service Unavailable")
-
-    # The modules behind these know every field of every request, and take longer to import than all the rest: they
-    # are imported when the port is open already (warm_up), or by the first request.
-
-    async def chat(self, request: web.Request) -> web.StreamResponse:
-        self.refuse_when_draining()
-        from emulated_cloud.engine.chat import chat_completions
-
-        return await chat_completions(request, self.model, self.core)
-
-    async def complete(self, request: web.Request) -> web.StreamResponse:
-        self.refuse_when_draining()
-        from emulated_cloud.engine.completions import completions
-
-        return await completions(request, self.model, self.core)
-
-    async def invocations(self, request: web.Request) -> web.StreamResponse:
-        """SageMaker's one route for everything; outside /v1, so the API key does not guard it, as in vLLM."""
-        is_chat = b'"messages"' in await request.read()
-        return await (self.chat if is_chat else self.complete)(request)
-
-    async def tokenize(self, request: web.Request) -> web.Response:
-        from emulated_cloud.engine.utilities import tokenize
-
-        return answer(await tokenize(request, self.model))
-
-    async def detokenize(self, request: web.Request) -> web.Response:
-        from emulated_cloud.engine.utilities import detokenize
-
-        return answer(await detokenize(request, self.model))
-
-    async def load_adapter(self, request: web.Request) -> web.Response:
-        from emulated_cloud.engine.utilities import load_adapter
-
-        return web.Response(text=await load_adapter(request, self.model))
-
-    async def unload_adapter(self, request: web.Request) -> web.Response:
-        from emulated_cloud.engine.utilities import unload_adapter
-
-        return web.Response(text=await unload_adapter(request, self.model))
-
 
 def warm_up(tokenizer: Tokenizer) -> None:
     """What the first request would otherwise wait for. A chat template that is broken is told to whoever uses it."""
@@ -159,11 +85,6 @@ def warm_up(tokenizer: Tokenizer) -> None:
         log.warning("serving.py:187", f"Chat template warmup failed: {failure}")
 
 
-def answer(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
-    """A JSON answer."""
-    return web.json_response(value, status=status, headers=headers, dumps=dumps)
-
-
 def allow(error: web.HTTPException) -> dict[str, str]:
     """The Allow header of a 405."""
     return {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
@@ -171,13 +92,7 @@ def allow(error: web.HTTPException) -> dict[str, str]:
 
 def engine_core(args: argparse.Namespace, model: Model) -> EngineCore:
     """The engine core that the arguments ask for."""
-    cache = {
-        "block_size": str(args.block_size),
-        "cache_dtype": args.kv_cache_dtype,
-        "enable_prefix_caching": str(args.enable_prefix_caching),
-        "gpu_memory_utilization": str(args.gpu_memory_utilization),
-    }
-    metrics = Metrics(model.names[0], model.max_model_len, cache, args.max_loras if args.enable_lora else None)
+    metrics = Metrics(model.names[0], model.max_model_len, args.max_loras if args.enable_lora else None)
     core = EngineCore(
         metrics,
         args.max_num_seqs,
@@ -187,7 +102,15 @@ def engine_core(args: argparse.Namespace, model: Model) -> EngineCore:
         float(os.environ.get("EMULATED_ENGINE_TOKENS_PER_SECOND", "0")),
         args.enable_prefix_caching,
     )
-    cache["num_gpu_blocks"] = str(core.kv_blocks)
+    metrics.show_cache_config(
+        {
+            "block_size": str(args.block_size),
+            "cache_dtype": args.kv_cache_dtype,
+            "enable_prefix_caching": str(args.enable_prefix_caching),
+            "gpu_memory_utilization": str(args.gpu_memory_utilization),
+            "num_gpu_blocks": str(core.kv_blocks),
+        }
+    )
     log.info("kv_cache_utils.py:1708", f"GPU KV cache size: {core.kv_blocks * BLOCK:,} tokens", log.ENGINE_CORE)
     return core
 
@@ -204,7 +127,8 @@ async def serve(args: argparse.Namespace, checkpoint: Checkpoint, tokenizer: Tok
             raise BadModel("ValueError", str(failure)) from failure
         model.adapters[adapter.name] = adapter
     core = engine_core(args, model)
-    server = Server(args, model, core)
+    routes = Routes(model, core)
+    server = Server(args, routes)
     told = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -229,7 +153,7 @@ async def serve(args: argparse.Namespace, checkpoint: Checkpoint, tokenizer: Tok
         warming = loop.run_in_executor(None, warm_up, tokenizer)
         await told.wait()
         await warming
-        server.draining = True
+        routes.draining = True
         await site.stop()
         log.info("launcher.py:110", f"Shutting down: {core.in_flight} requests in flight")
         await asyncio.wait([asyncio.create_task(core.idle.wait())], timeout=args.shutdown_timeout)

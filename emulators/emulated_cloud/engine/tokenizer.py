@@ -38,7 +38,6 @@ class Tokenizer:
         self.generation_config = read_json(folder / "generation_config.json")
         self.special = {name: token_text(settings.get(name)) for name in ("bos_token", "eos_token", "pad_token")}
         self.eos_ids = self._eos_ids(config)
-        self.special_ids = {id_ for id_, token in self.fast.get_added_tokens_decoder().items() if token.special}
         self.template = load_template(folder, settings, chat_template)
         # A template that looks at the parts' types gets them as they are; another gets their texts joined.
         self.takes_parts = "type" in (self.template or "")

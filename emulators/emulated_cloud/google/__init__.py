@@ -2,8 +2,8 @@
 
 One server for all of them: the metadata server (metadata.py), container (container.py), Secret Manager
 (secretmanager.py) and Resource Manager (resourcemanager.py), over REST, as the clients speak it with
-`transport="rest"` and `api_endpoint="http://127.0.0.1:PORT"`. Each API is one function that answers a call or says
-that it is not its own (call.py); server.py asks them in turn.
+`transport="rest"` and `api_endpoint="http://127.0.0.1:PORT"`. An API is a module of its host's name, with its paths and
+its resources: one function answers a call or says that it is not its own (call.py); routes.py asks them in turn.
 
 google.auth finds its credentials here with nothing but two variables, because it asks whether there is a metadata
 server by address and then everything else by name:

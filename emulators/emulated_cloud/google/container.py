@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 from typing import Any
 
-from emulated_cloud.google.call import Call, permission_denied, refusal
+from emulated_cloud.google.call import Call
 from emulated_cloud.google.config import Cluster, Config
+from emulated_cloud.google.errors import permission_denied, refusal
 
 
 def answer(call: Call) -> dict[str, Any] | None:

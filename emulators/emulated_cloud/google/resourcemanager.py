@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from emulated_cloud.google.call import Call, refusal
+from emulated_cloud.google.call import Call
+from emulated_cloud.google.errors import refusal
 
 CREATED = "2026-01-01T00:00:00Z"
 

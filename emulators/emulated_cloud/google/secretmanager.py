@@ -7,7 +7,8 @@ from typing import Any
 
 import google_crc32c
 
-from emulated_cloud.google.call import Call, error_info, refusal
+from emulated_cloud.google.call import Call
+from emulated_cloud.google.errors import error_info, refusal
 
 
 def answer(call: Call) -> dict[str, Any] | None:

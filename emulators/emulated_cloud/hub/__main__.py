@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from emulated_cloud.hub.access import SIGNATURE_SECONDS
 from emulated_cloud.hub.repository import Repository, RepositoryError
-from emulated_cloud.hub.server import SIGNATURE_SECONDS, HubServer
+from emulated_cloud.hub.server import HubServer
 from emulated_cloud.process import arguments, serve
 
 # The CDN is the same port under loopback's other name, so nothing but loopback (or everything) can be bound.

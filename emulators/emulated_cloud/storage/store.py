@@ -292,6 +292,13 @@ class Store:
         return open(bucket.folder / stored.location, "rb")
 
 
+def valid_name(name: str) -> str:
+    """Raises GcsError 400 for a name that no object can have."""
+    if not 1 <= len(name.encode()) <= 1024 or name in (".", "..") or re.search(r"[\r\n]", name):
+        raise invalid(f"Invalid object name: '{name}'")
+    return name
+
+
 def write_json(file: Path, value: Any) -> None:
     part = file.with_name(file.name + ".part")
     part.write_text(json.dumps(value))

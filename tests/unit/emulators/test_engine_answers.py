@@ -10,7 +10,7 @@ from itertools import islice
 import jsonschema
 import pytest
 from emulated_cloud.engine import structured, text
-from emulated_cloud.engine.metrics import Histogram, Metrics, one_two_five
+from emulated_cloud.engine.metrics import Metrics, one_two_five
 from emulated_cloud.engine.sampling import Output, SamplingParams, decode
 from emulated_cloud.engine.tokenizer import TemplateFailed, Tokenizer
 from emulated_cloud.hub import models
@@ -198,19 +198,6 @@ def test_buckets_of_token_counts():
     assert one_two_five(99) == (1, 2, 5, 10, 20, 50)
 
 
-def test_a_histogram_is_cumulative():
-    histogram = Histogram((1.0, 2.0))
-    for value in (0.5, 1.0, 1.5, 9.0):
-        histogram.observe(value)
-    assert list(histogram.samples("x", {})) == [
-        'x_bucket{le="1.0"} 2.0',
-        'x_bucket{le="2.0"} 3.0',
-        'x_bucket{le="+Inf"} 4.0',
-        "x_count{} 4.0",
-        "x_sum{} 12.0",
-    ]
-
-
 def test_label_values_are_escaped():
-    metrics = Metrics('a"b\\c', 100, {}, None)
-    assert r'model_name="a\"b\\c"' in metrics.render()
+    metrics = Metrics('a"b\\c', 100, None)
+    assert rb'model_name="a\"b\\c"' in metrics.render()

@@ -109,7 +109,8 @@ def test_a_connection_that_drops(server, action, method, path, body):
         ask(server, method, path, body)
     assert consumed(server) == [1]
     assert server.requests_seen[-1]["status"] == 0
-    done = "x" in server.store.buckets["bkt"].objects if body else "bkt" not in server.store.buckets
+    buckets = server.uploads.store.buckets
+    done = "x" in buckets["bkt"].objects if body else "bkt" not in buckets
     assert done == (action == "unanswered" or body is None), "what has no body to break off is done"
 
 

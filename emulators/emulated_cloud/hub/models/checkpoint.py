@@ -10,7 +10,7 @@ from emulated_cloud.hub.models.tokenizer import BOS, END_OF_TURN, EOS, PAD, VOCA
 from emulated_cloud.hub.models.weights import HEAD_DIM, HEADS, HIDDEN, KV_HEADS, LAYERS, MLP
 
 if TYPE_CHECKING:
-    from emulated_cloud.hub.models.weights import Array
+    from emulated_cloud.hub.models.files import Array
 
 LAYER_TYPES = ["sliding_attention"] * (LAYERS - 1) + ["full_attention"]
 SHARDS = 2

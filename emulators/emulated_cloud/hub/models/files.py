@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from emulated_cloud.hub.models.weights import Array
+    import numpy as np
+
+    Array = np.ndarray[Any, Any]
 
 
 def write_safetensors(path: Path, tensors: dict[str, Array]) -> None:

@@ -27,7 +27,7 @@ from emulated_cloud.hub.models.weights import (
 )
 
 if TYPE_CHECKING:
-    from emulated_cloud.hub.models.weights import Array
+    from emulated_cloud.hub.models.files import Array
 
 # What attention adds to a word, and the last MLP: the following word is by far the loudest.
 _CONTEXT, _SUCCESSOR = 0.3, 8.0

@@ -24,7 +24,7 @@ from emulated_cloud.hub.models.weights import (
 )
 
 if TYPE_CHECKING:
-    from emulated_cloud.hub.models.weights import Array
+    from emulated_cloud.hub.models.files import Array
 
 GLOBAL_HEAD_DIM = 64  # of full attention
 PER_LAYER_INPUT = 16  # width of the embeddings that each layer has of its own

@@ -9,7 +9,7 @@ from emulated_cloud.hub.models.files import read_header, write_card, write_json,
 from emulated_cloud.hub.models.weights import Random
 
 if TYPE_CHECKING:
-    from emulated_cloud.hub.models.weights import Array
+    from emulated_cloud.hub.models.files import Array
 
 
 def write_lora_adapter(

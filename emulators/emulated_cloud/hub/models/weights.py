@@ -8,14 +8,13 @@ words the best is far above it: under greedy decoding every token of an answer i
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from emulated_cloud.hub.models.tokenizer import VOCABULARY
 
 if TYPE_CHECKING:
-    import numpy as np
+    from emulated_cloud.hub.models.files import Array
 
-    Array = np.ndarray[Any, Any]
     Words = Callable[["Random", int], Array]
 
 HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, MLP = 128, 6, 4, 1, 32, 512
