@@ -129,16 +129,12 @@ def test_access_is_given_once_and_found_the_second_time(site: Site):
     first = site.access(settings, site.release(settings))
     assert first["status"] == "succeeded"
     assert f"Namespace/{settings.namespace}" in first["changed"]
-    assert "ServiceAccount/gemma-server" in first["changed"]
     for binding in ensure_access.bindings(settings):
         assert storage.has_bucket_binding(settings.bucket, binding.role, binding.member)
     cluster = kubernetes.connect(settings)
     namespace = cluster.get("Namespace", settings.namespace)
     assert namespace
     assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
-    account = cluster.get("ServiceAccount", "gemma-server", settings.namespace)
-    assert account
-    assert account["automountServiceAccountToken"] is False
     # The first run died: its Lease is a day old to the second.
     second_release = site.release(settings).model_copy(update={"run_id": f"{settings.namespace}-run-1"})
     second = site.access(settings, second_release)
@@ -170,6 +166,9 @@ def test_a_server_comes_up_and_the_second_time_there_is_nothing_to_do(site: Site
     deployment = cluster.get("Deployment", names.server(release.generation), settings.namespace)
     assert deployment
     assert deployment["status"]["readyReplicas"] == 1
+    account = cluster.get("ServiceAccount", "gemma-server", settings.namespace)
+    assert account
+    assert account["automountServiceAccountToken"] is False
     assert cluster.get("Service", settings.name, settings.namespace) is None, "the stable Service is promote's"
 
     cloud = None if REAL else request.getfixturevalue("emulated_cloud")

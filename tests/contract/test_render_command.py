@@ -62,6 +62,8 @@ def test_what_an_administrator_applies_names_the_pipelines_account_and_asks_nobo
         "RoleBinding",
         "ClusterRole",
         "ClusterRoleBinding",
+        "ValidatingAdmissionPolicy",
+        "ValidatingAdmissionPolicyBinding",
     ]
     subjects = [subject for document in documents for subject in document.get("subjects", [])]
     assert {subject["name"] for subject in subjects} == {"gemma-pipelines@demo-project.iam.gserviceaccount.com"}
