@@ -1,1 +1,1 @@
-"""What happens in which order: scenarios/ (one DAG a file, wiring only), compile, run here, the command line."""
+"""What happens in which order: refresh (the DAG), scenarios/ (a row each), compile, run here, the command line."""

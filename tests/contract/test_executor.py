@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +49,18 @@ class Executor:
             "PYTHONUNBUFFERED": "1",
         }
 
-    def start(self, *before: str) -> subprocess.Popen[str]:
+    @contextmanager
+    def running(self, *before: str) -> Iterator[subprocess.Popen[str]]:
+        """The command, run by `before`; nothing of it is left after the block."""
         command = [*before, *self.command]
-        return subprocess.Popen(
+        with subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=self.environment
-        )
+        ) as started:
+            try:
+                yield started
+                started.wait()
+            finally:
+                started.kill()
 
 
 @pytest.fixture
@@ -94,7 +103,7 @@ def test_a_step_whose_first_process_alone_is_told_to_end_says_so_and_leaves_its_
         release=release.model_dump(),
     )
     before = isolated()
-    with executor.start(*before) as started:
+    with executor.running(*before) as started:
         assert started.stdout
         for line in started.stdout:
             if "waiting for the Lease" in line:
@@ -117,7 +126,7 @@ def test_an_attempt_after_a_final_error_does_nothing_and_leaves_the_first_outcom
     executor = Executor("resolve-model", tmp_path, cloud_environment, **parameters)
     outcomes, logs = [], []
     for _ in range(2):
-        with executor.start() as started:
+        with executor.running() as started:
             assert started.stdout
             logs.append(started.stdout.read())
         assert started.returncode == 1
