@@ -47,6 +47,9 @@ OVERRIDES: dict[str, Any] = {"endpoint": "ip", "lease": {"duration": "10s", "wai
 """Settings that differ here: the cluster's certificate is its own, as at GKE's IP endpoint, and no step waits minutes
 for its machine, so that a dead run is known as dead sooner."""
 
+SHOWN = [Path(__file__).parents[1] / name for name in ("components", "images", "manifests", "pipelines", "serving")]
+"""What the component image carries, for containers that run on real parts."""
+
 _COMES_BACK_SECONDS = {False: 60, True: 300}
 """How long a live generation may take, by whether its engine is vLLM itself."""
 
@@ -64,7 +67,7 @@ def real_parts(text: str | None, state: Path | None) -> list[str]:
     else:
         names = [name.strip() for name in text.split(",")]
     try:
-        require(names)
+        require(names, SHOWN)
     except RealPartError as error:
         raise RequestError(str(error)) from error
     return names
@@ -183,6 +186,7 @@ def cloud(
         real=real,
         # As an administrator does it before the first run on GKE; the emulated API server enforces no roles.
         objects=[access],
+        show=SHOWN,
         expose=[
             {
                 "namespace": settings.namespace,

@@ -41,8 +41,7 @@ def default_images(real: Collection[str] = ()) -> list[dict[str, Any]]:
         from emulated_cloud.real import engine as real_engine
         from emulated_cloud.real.parts import PARTS
 
-        # The path itself: where a link leads is what a container's root has.
-        python = str(PARTS["vllm"].folder.resolve() / "bin" / "python")
+        python = str(PARTS["vllm"].folder / "bin" / "python")
         engine = {"argv0": {"vllm": [python, "-P", real_engine.__file__]}, "env": real_engine.ENVIRONMENT}
     return [
         {"match": r"(.*/)?vllm-openai[:@].*", **engine},
@@ -62,7 +61,8 @@ class Cloud:
     `real` names the parts that are real (real/). Then the cluster is a machine of its own: a private network
     and private mounts, in which containers have roots and users of their own; what is outside reaches the API server
     and what `expose` lists. `objects` are files of what is in a real control plane from the start: the roles that the
-    pipeline's identity has, since nobody else gives it any.
+    pipeline's identity has, since nobody else gives it any. `show` are folders of this machine that containers see,
+    read-only, beside what this Python needs.
     """
 
     folder: Path
@@ -80,6 +80,7 @@ class Cloud:
     service_account: str = "pipeline@demo-project.iam.gserviceaccount.com"
     real: Collection[str] = ()
     objects: Sequence[Path] = ()
+    show: Sequence[Path] = ()
     _namespace: Namespace | None = field(default=None, init=False)
     _running: list[Process] = field(default_factory=list, init=False)
     _url: dict[str, str] = field(default_factory=dict, init=False)
@@ -190,7 +191,7 @@ class Cloud:
         from emulated_cloud.real.namespace import Namespace
         from emulated_cloud.real.parts import require
 
-        require(self.real)
+        require(self.real, self.show)
         self._namespace = Namespace.start(self.folder / "logs" / "namespace.log")
 
     def _start_in_cluster(self, name: str, module: str, *args: str) -> None:
@@ -340,6 +341,7 @@ class Cloud:
         return {
             "expose": exposed,
             "private_roots": True,
+            "show": [str(path) for path in self.show],
             "pod_network": network.POD_NETWORK,
             "node_address": network.NODE_ADDRESS,
             "load_balancer_network": network.LOAD_BALANCER_NETWORK,

@@ -35,7 +35,7 @@ from emulated_cloud.kubernetes.apiserver import tls
 from emulated_cloud.kubernetes.apiserver.tokens import read_token_file
 from emulated_cloud.process import announce, arguments, how_it_ended, when_told_to_end
 from emulated_cloud.real.namespace import NODE_ADDRESS, SERVICE_NETWORK
-from emulated_cloud.real.parts import BUILD
+from emulated_cloud.real.parts import PARTS
 
 CRDS = Path(__file__).parent.parent / "kubernetes" / "crds"
 CONFIG = Path(__file__).parent / "config"
@@ -73,7 +73,7 @@ class Component:
 
     def __init__(self, name: str, logs: Path, argv: Iterable[str], stdout: int | None = None):
         self.name, self.log = name, logs / f"{name}.log"
-        binary = BUILD / "control-plane" / name
+        binary = PARTS["control-plane"].folder / name
         with open(self.log, "a") as log:
             self.popen = subprocess.Popen(
                 [str(binary), *argv],

@@ -82,9 +82,9 @@ class Gke:
     def _runtime(self) -> Runtime:
         if not self._config.private_roots:
             return SharedRoot()
-        from emulated_cloud.real.runtime import PrivateRoot, interpreters
+        from emulated_cloud.real.runtime import PrivateRoot
 
-        return PrivateRoot(interpreters())
+        return PrivateRoot(self._config.show)
 
     async def start(self) -> None:
         """Returns when nodes, Services and listeners are up."""
