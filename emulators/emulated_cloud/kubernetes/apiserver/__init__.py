@@ -6,6 +6,6 @@ patch, delete as the generic registry of the real server does them) → `store` 
 `resources` is the table of kinds; `schema` reads the OpenAPI definitions that drive unknown fields, patches and
 server-side apply.
 
-What it does not do: RBAC (whoever is authenticated may do everything), admission (quota, webhooks), CEL
-rules, exec, attach and port-forward.
+What it does not do: RBAC (whoever is authenticated may do everything), admission (quota, webhooks, admission policies,
+which are stored and not evaluated), CEL rules, exec, attach and port-forward.
 """

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from emulated_cloud.kubernetes.apiserver import apply, errors
-from emulated_cloud.kubernetes.apiserver.apply import Manager, Managed, Owned, Writer, read_managed, write_managed
+from emulated_cloud.kubernetes.apiserver.apply import Managed, Owned, Writer, read_managed, write_managed
 from emulated_cloud.kubernetes.apiserver.fieldsets import Path
 from emulated_cloud.kubernetes.apiserver.resources import Resource
 from emulated_cloud.kubernetes.apiserver.schema import copied
@@ -18,7 +18,7 @@ from emulated_cloud.kubernetes.apiserver.storage import Options, Storage, now
 
 Object = dict[str, Any]
 
-SCALE = Resource("autoscaling", "v1", "", "Scale", definition="io.k8s.api.autoscaling.v1.Scale")
+SCALE = Resource("", "Scale", "autoscaling", definition="io.k8s.api.autoscaling.v1.Scale")
 _REPLICAS: Path = ("f:spec", "f:replicas")
 
 

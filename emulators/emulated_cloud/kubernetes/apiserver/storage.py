@@ -31,6 +31,8 @@ _CONDITIONAL = {
     "CustomResourceDefinition",
     "Lease",
     "PodDisruptionBudget",
+    "ValidatingAdmissionPolicy",
+    "ValidatingAdmissionPolicyBinding",
     "VolumeAttachment",
 }
 # Kinds that a PUT creates (AllowCreateOnUpdate).

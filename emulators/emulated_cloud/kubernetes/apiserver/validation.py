@@ -11,7 +11,7 @@ import ipaddress
 from collections.abc import Callable
 from typing import Any
 
-from emulated_cloud.kubernetes.apiserver import errors, names, pod_security, pod_validation
+from emulated_cloud.kubernetes.apiserver import errors, names, pod_security, pod_validation, policy_validation
 from emulated_cloud.kubernetes.apiserver import workload_validation as workloads
 from emulated_cloud.kubernetes.apiserver.errors import Cause, forbidden_value, invalid_value, not_supported, required
 from emulated_cloud.kubernetes.apiserver.quantities import parsed
@@ -411,6 +411,8 @@ _CHECKS: dict[str, Callable[[Object], list[Cause]]] = {
     "Service": _service,
     "StatefulSet": workloads.replicated,
     "StorageClass": _storage_class,
+    "ValidatingAdmissionPolicy": policy_validation.policy,
+    "ValidatingAdmissionPolicyBinding": policy_validation.binding,
 }
 _CHANGES: dict[str, Callable[[Object, Object], list[Cause]]] = {
     "ClusterRoleBinding": _role_binding_change,
