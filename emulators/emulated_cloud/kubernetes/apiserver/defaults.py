@@ -10,7 +10,7 @@ import base64
 from collections.abc import Callable
 from typing import Any
 
-from emulated_cloud.kubernetes.apiserver.quantities import canonical
+from emulated_cloud.kubernetes.quantity import canonical
 
 Object = dict[str, Any]
 

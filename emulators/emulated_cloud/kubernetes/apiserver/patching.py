@@ -10,7 +10,7 @@ from emulated_cloud.kubernetes.apiserver import apply, errors, protobuf, scale
 from emulated_cloud.kubernetes.apiserver.conversion import kept, served
 from emulated_cloud.kubernetes.apiserver.errors import ApiError
 from emulated_cloud.kubernetes.apiserver.fieldsets import repeated_items
-from emulated_cloud.kubernetes.apiserver.patch import json_patch, merge_patch, strategic_merge
+from emulated_cloud.kubernetes.apiserver.patch_types import json_patch, merge_patch, strategic_merge
 from emulated_cloud.kubernetes.apiserver.reading import truth
 from emulated_cloud.kubernetes.apiserver.resources import Resource
 from emulated_cloud.kubernetes.apiserver.schema import WrongType, copied, decode, json_type

@@ -28,7 +28,7 @@ from emulated_cloud.kubernetes.network.expose import Expose
 from emulated_cloud.kubernetes.network.loadbalancer import LoadBalancers
 from emulated_cloud.kubernetes.network.services import ServiceTable
 from emulated_cloud.kubernetes.resources import ENDPOINT_SLICES, SERVICES, STORAGE_CLASSES
-from emulated_cloud.kubernetes.service import run_until_told
+from emulated_cloud.kubernetes.running import run_until_told
 
 
 class Gke:
