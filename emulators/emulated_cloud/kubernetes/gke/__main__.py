@@ -51,7 +51,7 @@ class Gke:
             config.crash_backoff_seconds,
             self._runtime(),
         )
-        self._server = KubeletServer(self._kubelet, config.node_address)
+        self._server = KubeletServer(self._kubelet, config.node_address, config.pods.with_name("kubelet"))
         self._autoscaler = Autoscaler(client, self._informers, config, self._nodes)
         self._admission = Admission(client, self._informers)
         self._expose = Expose(self._informers, self._services, config.expose)
