@@ -41,8 +41,7 @@ def default_images(real: Collection[str] = ()) -> list[dict[str, Any]]:
         from emulated_cloud.real import engine as real_engine
         from emulated_cloud.real.parts import PARTS
 
-        # The path itself: where a link leads is what a container's root has.
-        python = str(PARTS["vllm"].folder.resolve() / "bin" / "python")
+        python = str(PARTS["vllm"].folder / "bin" / "python")
         engine = {"argv0": {"vllm": [python, "-P", real_engine.__file__]}, "env": real_engine.ENVIRONMENT}
     return [
         {"match": r"(.*/)?vllm-openai[:@].*", **engine},
@@ -195,7 +194,7 @@ class Cloud:
         from emulated_cloud.real.namespace import Namespace
         from emulated_cloud.real.parts import require
 
-        require(self.real)
+        require(self.real, self.show)
         self._namespace = Namespace.start(self.folder / "logs" / "namespace.log")
 
     def _start_in_cluster(self, name: str, module: str, *args: str) -> None:

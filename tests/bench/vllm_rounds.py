@@ -1,4 +1,4 @@
-"""Rounds of `vllm bench serve`, in one process, as they are asked for: run by the Python of build/real/vllm.
+"""Rounds of `vllm bench serve`, in one process, as they are asked for: run by the Python of the real part `vllm`.
 
 Each line of stdin is JSON: a round, {"argv": its command line, "questions": [text], "tokens": of each answer}, or
 answers to judge, {"answers": [{"ttft", "itl", "latency", "tokens"}], "seconds", "percentiles"}. Each line of the file

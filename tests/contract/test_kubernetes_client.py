@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from emulated_cloud.kubernetes.apiserver import tls
+from emulated_cloud.kubernetes import tls
 from kubernetes.client import ApiClient, Configuration
 
 from serving.clients.kubernetes import Cluster

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 from emulated_cloud.cloud import wait_for
-from emulated_cloud.real.parts import BUILD, PARTS, cache
-from emulated_cloud.real.runtime import LAUNCHER, interpreters
+from emulated_cloud.real.parts import PARTS, cache, interpreters
+from emulated_cloud.real.runtime import LAUNCHER
 
+from pipelines.local import SHOWN
 from tests.scenarios.command import processes_below
 
 from .kube import USER, mounts
@@ -33,7 +34,7 @@ def test_an_ordinary_user_runs_it_on_a_real_control_plane_and_real_mounts(parts:
             "/home/user": {"from": str(home), "read_only": False},
             "/dev/fuse": {"from": str(fuse), "read_only": False},
         },
-        "show": [str(path) for path in (*interpreters(), BUILD, *(part.cached for part in PARTS.values()))],
+        "show": [str(path) for path in (*interpreters(), *SHOWN, *(part.folder for part in PARTS.values()))],
         "user": USER,
         "group": USER,
         "groups": [],

@@ -99,8 +99,8 @@ def test_the_state_of_another_scenario_is_refused(command, tmp_path):
 
 @pytest.fixture
 def unbuilt(monkeypatch, tmp_path):
-    """A checkout in which nobody has said `make real`."""
-    monkeypatch.setattr(parts, "BUILD", tmp_path / "build")
+    """A machine on which nobody has built a real part."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 def state_with(folder, real: list[str]) -> None:
@@ -114,7 +114,8 @@ def state_with(folder, real: list[str]) -> None:
 @pytest.mark.parametrize("part", ["control-plane", "gcsfuse", "vllm"])
 def test_a_part_that_is_not_built_says_how_to_get_it(command, unbuilt, tmp_path, part):
     code, out, err = command("run", "03", "--real", part, "--state", "state")
-    assert (code, out, err) == (2, "", f"error: the real {part} is not built: make real\n")
+    assert (code, out) == (2, "")
+    assert err == f"error: the real {part} is not built: python -m emulated_cloud.real build {part}\n"
     assert not (tmp_path / "state").exists()
 
 
@@ -122,7 +123,8 @@ def test_a_part_that_is_not_built_says_how_to_get_it(command, unbuilt, tmp_path,
 def test_a_state_keeps_its_parts(command, unbuilt, tmp_path, arguments):
     state_with(tmp_path / "state", ["control-plane", "gcsfuse"])
     code, out, err = command(*arguments, "--state", "state")
-    assert (code, out, err) == (2, "", "error: the real control-plane is not built: make real\n")
+    assert (code, out) == (2, "")
+    assert err == "error: the real control-plane is not built: python -m emulated_cloud.real build control-plane\n"
 
 
 @pytest.mark.parametrize(
@@ -133,7 +135,7 @@ def test_a_state_keeps_its_parts(command, unbuilt, tmp_path, arguments):
     ],
 )
 def test_a_cluster_does_not_change_its_control_plane(command, monkeypatch, tmp_path, there, wanted, words):
-    monkeypatch.setattr(parts, "require", lambda names: None)
+    monkeypatch.setattr(parts, "require", lambda names, show: None)
     state_with(tmp_path / "state", there)
     before = sorted(path.name for path in (tmp_path / "state").iterdir())
     code, out, err = command("run", "03", "--real", wanted, "--state", "state")

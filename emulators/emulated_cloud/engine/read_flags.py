@@ -1,6 +1,6 @@
 """Writes flags.json: the command line of a real vLLM, read from its own parser by its own Python.
 
-    VLLM_TARGET_DEVICE=cpu build/real/vllm/bin/python read_flags.py > flags.json
+    VLLM_TARGET_DEVICE=cpu ~/.cache/gemma-pipelines/real/vllm-…/bin/python read_flags.py > flags.json
 
 One entry a flag: its kind (what the parser makes of a value is found out by giving it some), and where it has them
 its choices, its `nargs` and its short forms.

@@ -2,6 +2,10 @@
 
 * `apiserver/`: an emulated kube-apiserver (`python -m emulated_cloud.kubernetes.apiserver`);
 * `crds/`: the CustomResourceDefinitions that GKE installs itself, read by the API server when it starts;
-* the other folders: controllers, GKE's own parts and a process kubelet, ordinary clients of whatever API server they
-  are given.
+* `controllers/` (`python -m emulated_cloud.kubernetes.controllers`) and `gke/` (`python -m
+  emulated_cloud.kubernetes.gke`: GKE's own parts with `kubelet/` and `network/`), ordinary clients of whatever API
+  server they are given.
+
+What these share lies beside them: `resources` is the table of kinds, `client` a client and informers, `quantity`,
+`selectors`, `scheduling` and `pods` what Kubernetes computes everywhere alike, `tls` the servers' certificates.
 """

@@ -8,16 +8,46 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from emulated_cloud.kubernetes.client import Informers, Object
-from emulated_cloud.kubernetes.controllers.pods import is_finished
-from emulated_cloud.kubernetes.quantity import parse_quantity, pod_requests
+from emulated_cloud.kubernetes.pods import is_finished
+from emulated_cloud.kubernetes.quantity import parse_quantity
 from emulated_cloud.kubernetes.resources import CLAIMS, STORAGE_CLASSES, VOLUMES
 from emulated_cloud.kubernetes.selectors import matches, node_selector_matches, tolerates
 
 UNSCHEDULABLE = {"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule"}
 NOT_HELPFUL = "Preemption is not helpful for scheduling"
 NO_VICTIMS = "No preemption victims found for incoming pod"
+
+
+def pod_requests(pod: Object) -> Counter[str]:
+    """What the scheduler counts for a pod: containers and sidecars together, or the largest init container if that
+    is more; a limit stands for a request that is absent. `pods` is 1."""
+    spec = pod["spec"]
+    steady: Counter[str] = Counter()
+    peak: Counter[str] = Counter()
+    for container in spec.get("initContainers") or []:
+        requests = _requests(container)
+        if container.get("restartPolicy") == "Always":
+            steady.update(requests)
+            continue
+        for name, value in requests.items():
+            peak[name] = max(peak[name], steady[name] + value)
+    for container in spec["containers"]:
+        steady.update(_requests(container))
+    for name, value in peak.items():
+        steady[name] = max(steady[name], value)
+    for name, value in (spec.get("overhead") or {}).items():
+        steady[name] += parse_quantity(value)  # type: ignore[assignment]
+    steady["pods"] = 1
+    return steady
+
+
+def _requests(container: Object) -> dict[str, Any]:
+    resources = container.get("resources") or {}
+    amounts = {**(resources.get("limits") or {}), **(resources.get("requests") or {})}
+    return {name: parse_quantity(value) for name, value in amounts.items()}
 
 
 @dataclass

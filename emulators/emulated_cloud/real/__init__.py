@@ -1,7 +1,7 @@
 """Real software in place of an emulator: kube-apiserver and its companions, gcsfuse, vLLM on the CPU.
 
 parts          what there is, from which pins, whether it is built and can run here
-building       `make real`: builds into build/real/
+building       `python -m emulated_cloud.real build`: builds them into a cache, where they are used
 namespace      a machine of the cluster's own: private network and mounts, with relays to this one
 control_plane  etcd, kube-apiserver, kube-controller-manager and kube-scheduler as one supervised process
 gcsfuse        mounts for the GCS FUSE CSI driver

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from emulated_cloud.real.parts import BUILD, PINS, Part, RealPartError, cache
+from emulated_cloud.real.parts import PINS, Part, RealPartError, cache
 
 # GOTOOLCHAIN, by which an older Go fetches the one that a module needs, came with this version.
 OLDEST_GO = (1, 21)
@@ -101,22 +101,19 @@ def build(part: Part, say: Progress) -> bool:
     if part.is_built:
         return False
     with _alone(part, say):
-        if not part.cached.exists():
-            if obstacles := missing(part):
-                raise RealPartError("\n".join(f"{part.name}: {words}" for words in obstacles))
-            folder = Path(tempfile.mkdtemp(prefix=f".{part.name}-", dir=cache()))
-            try:
-                _RECIPES[part.name](part, folder, say)
-                # A folder of mkdtemp is its owner's alone; containers have users of their own.
-                folder.chmod(0o755)
-                folder.rename(part.cached)
-            finally:
-                shutil.rmtree(folder, ignore_errors=True)
-        BUILD.mkdir(parents=True, exist_ok=True)
-        link = BUILD / f".{part.name}"
-        link.unlink(missing_ok=True)
-        link.symlink_to(part.cached)
-        link.rename(part.folder)
+        if part.is_built:
+            # By the one that was waited for.
+            return False
+        if obstacles := missing(part):
+            raise RealPartError("\n".join(f"{part.name}: {words}" for words in obstacles))
+        folder = Path(tempfile.mkdtemp(prefix=f".{part.name}-", dir=cache()))
+        try:
+            _RECIPES[part.name](part, folder, say)
+            # A folder of mkdtemp is its owner's alone; containers have users of their own.
+            folder.chmod(0o755)
+            folder.rename(part.folder)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
     return True
 
 

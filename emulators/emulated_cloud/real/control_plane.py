@@ -28,18 +28,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-
-from emulated_cloud.kubernetes.apiserver import tls
-from emulated_cloud.kubernetes.apiserver.tokens import read_token_file
+from emulated_cloud.kubernetes import tls
+from emulated_cloud.kubernetes.apiserver.tokens import ISSUER, read_token_file, signing_key
 from emulated_cloud.process import announce, arguments, how_it_ended, when_told_to_end
 from emulated_cloud.real.namespace import NODE_ADDRESS, SERVICE_NETWORK
-from emulated_cloud.real.parts import BUILD
+from emulated_cloud.real.parts import PARTS
 
 CRDS = Path(__file__).parent.parent / "kubernetes" / "crds"
 CONFIG = Path(__file__).parent / "config"
-ISSUER = "https://kubernetes.default.svc.cluster.local"
 START_SECONDS = 60.0
 STOP_SECONDS = 5.0
 # Looks every 15 s by default, which makes the wait for one long.
@@ -73,7 +69,7 @@ class Component:
 
     def __init__(self, name: str, logs: Path, argv: Iterable[str], stdout: int | None = None):
         self.name, self.log = name, logs / f"{name}.log"
-        binary = BUILD / "control-plane" / name
+        binary = PARTS["control-plane"].folder / name
         with open(self.log, "a") as log:
             self.popen = subprocess.Popen(
                 [str(binary), *argv],
@@ -118,7 +114,8 @@ class ControlPlane:
         """Raises ControlPlaneError; returns early when told to end."""
         self._run.mkdir(parents=True, exist_ok=True, mode=0o700)
         tls.ensure(self.data / "tls")
-        key = _service_account_key(self.data / "service-account.pem")
+        key = self.data / "service-account.pem"
+        signing_key(key)
         etcd = self._start_etcd()
         self._start_apiserver(etcd, key)
         self._wait("kube-apiserver", "/readyz", told)
@@ -283,14 +280,6 @@ class ControlPlane:
         with opener.open(request, timeout=10) as answer:
             text = answer.read()
             return json.loads(text) if answer.headers.get_content_type() == "application/json" else None
-
-
-def _service_account_key(path: Path) -> Path:
-    """The key of service-account tokens, made on first start, in the one form that Kubernetes reads of an EC key."""
-    if not path.exists():
-        form = (PrivateFormat.TraditionalOpenSSL, NoEncryption())
-        tls.write_private(path, ec.generate_private_key(ec.SECP256R1()).private_bytes(Encoding.PEM, *form))
-    return path
 
 
 def _documents(path: Path) -> Iterator[dict[str, Any]]:

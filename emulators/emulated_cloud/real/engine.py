@@ -1,4 +1,4 @@
-"""`vllm …` as it runs here: on the CPU, few threads, little memory. Run by the Python of build/real/vllm.
+"""`vllm …` as it runs here: on the CPU, few threads, little memory. Run by the vllm part's Python (parts.py).
 
 The command line is vLLM's own, and vLLM itself judges every flag of a manifest. What stands for a card is then said
 again, last, so that it counts: one device, a small cache, no compilation. Other commands, `bench` among them, are as

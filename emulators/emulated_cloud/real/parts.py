@@ -1,7 +1,7 @@
 """The real parts: what each is, which pins it is built from, whether it is built, and whether it can run here.
 
-A part is built into a cache that outlives the checkout (`$XDG_CACHE_HOME/gemma-pipelines/real/<part>-<digest of its
-pins>`), and `build/real/<part>` leads there: a second checkout with the same pins has it at once.
+A part is built into a cache and used from there (`$XDG_CACHE_HOME/gemma-pipelines/real/<part>-<digest of its pins>`):
+whoever has the same pins has it at once.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pathlib import Path
 
 from emulated_cloud.process import EmulatorFailed
 
-BUILD = Path(__file__).parents[3] / "build" / "real"
 PINS = Path(__file__).parent / "pins"
+PACKAGE = Path(__file__).parents[1]
 
 
 class RealPartError(EmulatorFailed):
@@ -35,22 +35,18 @@ class Part:
 
     @property
     def folder(self) -> Path:
-        """Where it is found once it is built."""
-        return BUILD / self.name
-
-    @property
-    def cached(self) -> Path:
+        """Where it is once it is built, whole."""
         return cache() / f"{self.name}-{self._digest()}"
 
     @property
     def is_built(self) -> bool:
-        return self.folder.exists() and self.folder.resolve() == self.cached.resolve()
+        return self.folder.exists()
 
     @property
     def state(self) -> str:
         if self.is_built:
             return "built"
-        return "out of date" if self.folder.exists() else "not built"
+        return "out of date" if any(cache().glob(f"{self.name}-*")) else "not built"
 
     def _digest(self) -> str:
         digest = hashlib.sha256(f"{platform.machine()} {sys.version_info[:2]}".encode())
@@ -63,7 +59,7 @@ class Part:
     def obstacles(self) -> list[str]:
         """Why it cannot run here: each one a clear sentence with the command that mends it."""
         # Whichever part is real, pods have a network, roots and users of their own.
-        checks = (_no_namespace, _closed_to_pods, *_OBSTACLES.get(self.name, ()))
+        checks = (_no_namespace, lambda: _closed_to_pods(interpreters()), *_OBSTACLES.get(self.name, ()))
         return [words for check in checks if (words := check())]
 
 
@@ -86,17 +82,28 @@ def cache() -> Path:
     return Path(home) / "gemma-pipelines" / "real"
 
 
-def require(names: Iterable[str]) -> None:
-    """Raises RealPartError unless all of these parts are built and can run here."""
+def interpreters() -> list[Path]:
+    """What this Python, the emulators and vLLM need of the machine: the rest of it is not in a container's root."""
+    paths = (Path(sys.base_prefix), Path(sys.prefix), PACKAGE, PARTS["vllm"].folder)
+    return [path for path in dict.fromkeys(paths) if path.exists()]
+
+
+def require(names: Iterable[str], show: Iterable[Path] = ()) -> None:
+    """Raises RealPartError unless all of these parts are built and can run here, and pods can read what `show` names:
+    folders of the machine that every container sees."""
     wanted = list(names)
     for name in wanted:
         if name not in PARTS:
             raise RealPartError(f"there is no real part {name!r}; there are: {', '.join(PARTS)}")
     for part in (PARTS[name] for name in wanted):
         if not part.is_built:
-            raise RealPartError(f"the real {part.name} is {part.state}: make real")
+            raise RealPartError(
+                f"the real {part.name} is {part.state}: python -m emulated_cloud.real build {part.name}"
+            )
         for obstacle in part.obstacles():
             raise RealPartError(f"the real {part.name} cannot run here: {obstacle}")
+    if closed := _closed_to_pods(show):
+        raise RealPartError(closed)
 
 
 # -- obstacles ------------------------------------------------------------------------------------------------
@@ -121,11 +128,9 @@ def _no_namespace() -> str:
     return ""
 
 
-def _closed_to_pods() -> str:
-    """Pods have users of their own and read this checkout; without root they are its owner, whatever they are told."""
-    from emulated_cloud.real.runtime import interpreters
-
-    for path in interpreters() if os.geteuid() == 0 else ():
+def _closed_to_pods(shown: Iterable[Path]) -> str:
+    """Pods have users of their own and read these; without root they are their owner, whatever they are told."""
+    for path in shown if os.geteuid() == 0 else ():
         if path.stat().st_mode & 0o005 != 0o005:
             return f"{path} is closed to the users that pods have: chmod -R go+rX {path}"
     return ""

@@ -11,30 +11,16 @@ from typing import Any
 
 from emulated_cloud.kubernetes.client import Object
 from emulated_cloud.kubernetes.kubelet.environment import Rewriter
-from emulated_cloud.real.parts import PARTS
+from emulated_cloud.real.parts import interpreters
 
 LAUNCHER = Path(__file__).with_name("container.py")
-PROJECT = Path(__file__).parents[3]
-PACKAGES = ("components", "emulators", "images", "manifests", "pipelines", "serving")
-
-
-def interpreters() -> list[Path]:
-    """What this Python, vLLM's and the project need of the machine: the rest of it is not in a container's root."""
-    vllm = PARTS["vllm"].folder
-    paths = [
-        sys.base_prefix,
-        sys.prefix,
-        *(PROJECT / name for name in PACKAGES),
-        *([vllm.resolve()] if vllm.exists() else []),
-    ]
-    return [Path(path) for path in dict.fromkeys(map(str, paths)) if Path(path).exists()]
 
 
 class PrivateRoot:
-    """`show`: folders of the machine that every container sees, read-only."""
+    """`show`: folders of the machine that every container sees, read-only, beside what the interpreters need."""
 
-    def __init__(self, show: Iterable[Path]):
-        self._show = [str(path) for path in show]
+    def __init__(self, show: Iterable[Path] = ()):
+        self._show = [str(path) for path in dict.fromkeys([*interpreters(), *show])]
 
     def rewriter(self, mounts: dict[str, Path], pod_ip: str) -> Rewriter:
         # Volumes are where the manifest says.

@@ -1,4 +1,4 @@
-"""Field sets, strategic merge, JSON patch, quantities: the arithmetic under the emulated API server."""
+"""Field sets, strategic merge, JSON patch: the arithmetic under the emulated API server."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from emulated_cloud.kubernetes.apiserver.fieldsets import (
     to_fields_v1,
     to_set,
 )
-from emulated_cloud.kubernetes.apiserver.patch import json_patch, merge_patch, strategic_merge
-from emulated_cloud.kubernetes.apiserver.quantities import canonical, parsed
+from emulated_cloud.kubernetes.apiserver.patch_types import json_patch, merge_patch, strategic_merge
 from emulated_cloud.kubernetes.apiserver.schema import Schema, builtin
 
 POD = builtin("io.k8s.api.core.v1.Pod")
@@ -168,35 +167,3 @@ def test_what_cannot_be_done_is_unprocessable(operation: dict[str, Any]) -> None
     with pytest.raises(ApiError) as error:
         json_patch({"l": [1]}, [operation])
     assert error.value.code == 422
-
-
-# -- quantities -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("written", "read"),
-    [
-        ("1000m", "1"),
-        ("1500m", "1500m"),
-        ("0.5", "500m"),
-        (0.5, "500m"),
-        (1, "1"),
-        ("1024Mi", "1Gi"),
-        ("1.5Gi", "1536Mi"),
-        ("1000Ki", "1000Ki"),
-        ("2000M", "2G"),
-        ("100", "100"),
-        ("1000", "1k"),
-        ("0", "0"),
-        ("1e3", "1e3"),
-    ],
-)
-def test_quantities_have_one_form(written: Any, read: str) -> None:
-    assert canonical(written) == read
-    assert parsed(written) == parsed(read)
-
-
-@pytest.mark.parametrize("text", ["", "Gi", "1 Gi", "1gb", "one"])
-def test_what_is_no_quantity(text: str) -> None:
-    assert parsed(text) is None
-    assert canonical(text) == text

@@ -9,6 +9,7 @@ import signal
 import ssl
 import subprocess
 import sys
+import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from typing import Any
 
 import pytest
 from emulated_cloud import process
+from emulated_cloud.kubernetes import tls
 
 Object = dict[str, Any]
 
@@ -192,6 +194,13 @@ def test_a_token_dies_with_its_account(server: Server) -> None:
 def test_keys_are_their_owners(server: Server) -> None:
     for path in (server.folder / "data" / "tls" / "tls.key", server.folder / "data" / "service-account.key"):
         assert os.stat(path).st_mode & 0o077 == 0
+
+
+def test_certificates_are_made_where_they_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that is killed meanwhile leaves no key in a temporary folder."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    tls.ensure(tmp_path / "tls", ["127.0.0.1"])
+    assert {path.name for path in (tmp_path / "tls").iterdir()} == {"ca.crt", "tls.crt", "tls.key"}
 
 
 # -- what it writes down ----------------------------------------------------------------------------------------

@@ -7,13 +7,14 @@ from fractions import Fraction
 
 import pytest
 from emulated_cloud.kubernetes.controllers.deployment import rolling_bounds
-from emulated_cloud.kubernetes.controllers.pods import deletion_order
-from emulated_cloud.kubernetes.quantity import parse_quantity, pod_requests
+from emulated_cloud.kubernetes.pods import deletion_order
+from emulated_cloud.kubernetes.quantity import canonical, parse_quantity
 from emulated_cloud.kubernetes.scheduling import (
     NodeState,
     VolumeNeeds,
     misfit,
     node_states,
+    pod_requests,
     unschedulable_message,
 )
 from emulated_cloud.kubernetes.selectors import matches, node_selector_matches, selected, tolerates
@@ -27,10 +28,34 @@ def test_quantities_are_exact(text, value):
     assert parse_quantity(text) == value
 
 
-@pytest.mark.parametrize("text", ["", "10GB", "Gi", "1 Gi", "ten"])
-def test_what_is_not_a_quantity_is_refused(text):
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("1000m", "1"),
+        ("1500m", "1500m"),
+        ("0.5", "500m"),
+        (0.5, "500m"),
+        (1, "1"),
+        ("1024Mi", "1Gi"),
+        ("1.5Gi", "1536Mi"),
+        ("1000Ki", "1000Ki"),
+        ("2000M", "2G"),
+        ("100", "100"),
+        ("1000", "1k"),
+        ("0", "0"),
+        ("1e3", "1e3"),
+    ],
+)
+def test_quantities_have_one_form(written, read):
+    assert canonical(written) == read
+    assert parse_quantity(written) == parse_quantity(read)
+
+
+@pytest.mark.parametrize("text", ["", "10GB", "1gb", "Gi", "1 Gi", "ten", "1.5.0", "1\n"])
+@pytest.mark.parametrize("read", [parse_quantity, canonical])
+def test_what_is_not_a_quantity_is_refused(read, text):
     with pytest.raises(ValueError, match="quantity"):
-        parse_quantity(text)
+        read(text)
 
 
 def _pod(requests=None, labels=None, namespace="default", **spec):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -35,8 +37,6 @@ esac
 def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine with room, fuse, and a Go that writes what it was asked into a file."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(parts, "BUILD", tmp_path / "build")
-    monkeypatch.setattr(building, "BUILD", tmp_path / "build")
     monkeypatch.setattr(building, "DISK_GB", dict.fromkeys(PARTS, 0.0))
     monkeypatch.setattr(parts.Part, "obstacles", lambda part: [])
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
@@ -73,14 +73,25 @@ def test_a_part_is_built_once(calls: Path) -> None:
     assert part.state == "built"
 
 
-def test_another_checkout_takes_it_from_the_cache(calls: Path, tmp_path: Path) -> None:
+def test_it_is_used_where_it_was_built(calls: Path, tmp_path: Path) -> None:
+    """Nothing beside the cache is written, so any installation of the emulators has the part."""
     part = PARTS["gcsfuse"]
+    assert part.state == "not built"
     build(part, Progress())
-    part.folder.unlink()
-    asked = calls.read_text()
+    assert part.folder.parent == tmp_path / "cache/gemma-pipelines/real"
+    assert not part.folder.is_symlink()
+    assert stat.S_IMODE(part.folder.stat().st_mode) == 0o755
+
+
+def test_half_a_build_is_none(calls: Path, tmp_path: Path) -> None:
+    """What a killed build left is neither the part nor an older one, and the next build removes it."""
+    part = PARTS["gcsfuse"]
+    half = tmp_path / "cache/gemma-pipelines/real/.gcsfuse-killed"
+    half.mkdir(parents=True)
     assert part.state == "not built"
     assert build(part, Progress())
-    assert calls.read_text() == asked
+    assert leftovers(tmp_path) == [part.folder.name]
+    assert not half.exists()
 
 
 def test_other_pins_are_another_part(calls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +102,9 @@ def test_other_pins_are_another_part(calls: Path, tmp_path: Path, monkeypatch: p
     pins.joinpath("go.mod").write_text("require github.com/googlecloudplatform/gcsfuse/v3 v3.99.0\n")
     monkeypatch.setattr(parts, "PINS", tmp_path / "pins")
     assert part.state == "out of date"
-    with pytest.raises(RealPartError, match=r"the real gcsfuse is out of date: make real"):
+    with pytest.raises(
+        RealPartError, match=r"the real gcsfuse is out of date: python -m emulated_cloud.real build gcsfuse"
+    ):
         parts.require(["gcsfuse"])
 
 
@@ -155,7 +168,7 @@ def test_an_interrupted_build_leaves_nothing(calls: Path, tmp_path: Path) -> Non
 def test_a_part_named_wrong_or_not_built_is_one_clear_error(calls: Path, tmp_path: Path) -> None:
     with pytest.raises(RealPartError, match="there is no real part 'vlm'; there are: control-plane, gcsfuse, vllm"):
         parts.require(["vlm"])
-    with pytest.raises(RealPartError, match="the real vllm is not built: make real"):
+    with pytest.raises(RealPartError, match=r"the real vllm is not built: python -m emulated_cloud\.real build vllm"):
         Cloud(tmp_path / "cloud", real={"vllm"}).start()
     assert not (tmp_path / "cloud" / "tmp").exists()
 
@@ -193,7 +206,7 @@ def test_a_machine_that_cannot_run_a_part_is_told_what_mends_it(
     if "closed" in spoil:
         closed = tmp_path / spoil["closed"]
         closed.mkdir(mode=0o700)
-        monkeypatch.setattr(runtime, "interpreters", lambda: [tmp_path, closed])
+        monkeypatch.setattr(parts, "interpreters", lambda: [tmp_path, closed])
         monkeypatch.setattr(os, "geteuid", lambda: 0)
         tmp_path.chmod(0o755)
     obstacles = PARTS[part].obstacles()
@@ -201,6 +214,26 @@ def test_a_machine_that_cannot_run_a_part_is_told_what_mends_it(
     monkeypatch.setattr(parts.Part, "is_built", True)
     with pytest.raises(RealPartError, match=f"the real {part} cannot run here: "):
         parts.require([part])
+
+
+def test_a_folder_that_pods_are_shown_is_open_to_them(
+    calls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = tmp_path / "project"
+    closed.mkdir(mode=0o700)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    build(PARTS["gcsfuse"], Progress())
+    with pytest.raises(RealPartError, match="project is closed to the users that pods have: chmod -R go\\+rX /"):
+        parts.require(["gcsfuse"], [closed])
+
+
+def test_containers_see_what_they_are_shown_and_what_python_needs(tmp_path: Path) -> None:
+    project, pod = tmp_path / "project", {"metadata": {}, "spec": {}}
+    runtime.PrivateRoot([project]).command(tmp_path, pod, {"name": "main"}, {}, ["true"])
+    shown = json.loads((tmp_path / "work" / "main.json").read_text())["show"]
+    assert {str(project), sys.prefix, str(Path(building.__file__).parents[1])} <= set(shown)
+    # Nothing of the repository around it.
+    assert str(Path(building.__file__).parents[3]) not in shown
 
 
 def audit(verb: str, stage: str, **more: object) -> dict[str, object]:

@@ -11,6 +11,7 @@ import threading
 from contextlib import contextmanager
 
 import pytest
+from emulated_cloud.cloud import wait_for
 from emulated_cloud.storage.server import StorageServer
 from emulated_cloud.storage.store import Store
 

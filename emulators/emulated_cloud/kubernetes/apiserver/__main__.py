@@ -14,7 +14,8 @@ from pathlib import Path
 
 from aiohttp import web
 
-from emulated_cloud.kubernetes.apiserver import cluster, tls
+from emulated_cloud.kubernetes import tls
+from emulated_cloud.kubernetes.apiserver import cluster
 from emulated_cloud.kubernetes.apiserver.resources import Resources
 from emulated_cloud.kubernetes.apiserver.routes import Routes
 from emulated_cloud.kubernetes.apiserver.server import Server

@@ -131,11 +131,8 @@ def read_managed(entries: Iterable[dict[str, Any]]) -> Managed:
             version if operation == "Update" else "",
             entry.get("subresource", ""),
         )
-        paths = from_fields_v1(entry.get("fieldsV1") or {})
-        if manager in managed:
-            managed[manager].paths |= paths
-        else:
-            managed[manager] = Owned(paths, entry.get("time", ""), version)
+        # Of two entries of one manager the last one counts, as in the real server.
+        managed[manager] = Owned(from_fields_v1(entry.get("fieldsV1") or {}), entry.get("time", ""), version)
     return managed
 
 
@@ -240,7 +237,7 @@ def apply(schema: Schema, live: dict[str, Any], applied: dict[str, Any], writer:
 def _before_first_apply(schema: Schema, live: dict[str, Any], writer: Writer) -> Managed:
     """An object without ownership belongs, at the first Apply, to a manager of that name."""
     paths = {path for path in compare(schema, {}, live).added if path} - _NEVER_OWNED
-    manager = Manager("before-first-apply", "Update", writer.api_version, "")
+    manager = Manager("before-first-apply", "Update", writer.api_version, writer.subresource)
     return {manager: Owned(paths, writer.time, writer.api_version)}
 
 

@@ -36,6 +36,8 @@ WITH_GENERATION = {
     "ReplicaSet",
     "ReplicationController",
     "StatefulSet",
+    "ValidatingAdmissionPolicy",
+    "ValidatingAdmissionPolicyBinding",
 }
 """Built-in kinds whose objects count the changes of what is wanted."""
 
@@ -67,6 +69,7 @@ _INITIAL_STATUS: dict[str, Object] = {
     "ResourceQuota": {},
     "Service": {"loadBalancer": {}},
     "StatefulSet": {"replicas": 0, "availableReplicas": 0},
+    "ValidatingAdmissionPolicy": {},
     "VolumeAttachment": {"attached": False},
 }
 

@@ -10,7 +10,7 @@ import base64
 from collections.abc import Callable
 from typing import Any
 
-from emulated_cloud.kubernetes.apiserver.quantities import canonical
+from emulated_cloud.kubernetes.quantity import canonical
 
 Object = dict[str, Any]
 
@@ -370,6 +370,24 @@ def _priority_class(item: Object) -> None:
     _set(item, preemptionPolicy="PreemptLowerPriority")
 
 
+def _matched_resources(match: Object) -> None:
+    _set(match, matchPolicy="Equivalent", namespaceSelector={}, objectSelector={})
+    for rule in [*match.get("resourceRules", []), *match.get("excludeResourceRules", [])]:
+        _set(rule, scope="*")
+
+
+def _admission_policy(item: Object) -> None:
+    spec = item.setdefault("spec", {})
+    _set(spec, failurePolicy="Fail")
+    if "matchConstraints" in spec:
+        _matched_resources(spec["matchConstraints"])
+
+
+def _admission_policy_binding(item: Object) -> None:
+    if "matchResources" in item.setdefault("spec", {}):
+        _matched_resources(item["spec"]["matchResources"])
+
+
 def _custom_definition(item: Object) -> None:
     spec = item.setdefault("spec", {})
     names = spec.setdefault("names", {})
@@ -409,6 +427,8 @@ _DEFAULTS: dict[str, Callable[[Object], None]] = {
     "Endpoints": _endpoints,
     "Node": _node,
     "PriorityClass": _priority_class,
+    "ValidatingAdmissionPolicy": _admission_policy,
+    "ValidatingAdmissionPolicyBinding": _admission_policy_binding,
     "CustomResourceDefinition": _custom_definition,
     "Ingress": _ingress,
 }

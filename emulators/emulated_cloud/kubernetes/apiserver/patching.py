@@ -10,7 +10,7 @@ from emulated_cloud.kubernetes.apiserver import apply, errors, protobuf, scale
 from emulated_cloud.kubernetes.apiserver.conversion import kept, served
 from emulated_cloud.kubernetes.apiserver.errors import ApiError
 from emulated_cloud.kubernetes.apiserver.fieldsets import repeated_items
-from emulated_cloud.kubernetes.apiserver.patch import json_patch, merge_patch, strategic_merge
+from emulated_cloud.kubernetes.apiserver.patch_types import json_patch, merge_patch, strategic_merge
 from emulated_cloud.kubernetes.apiserver.reading import truth
 from emulated_cloud.kubernetes.apiserver.resources import Resource
 from emulated_cloud.kubernetes.apiserver.schema import WrongType, copied, decode, json_type
@@ -95,19 +95,20 @@ def patch(
     except ValueError as error:
         raise errors.bad_request(f"error decoding patch: {error}") from error
     live = storage.live(resource, namespace, name)
-    target = scale.shown(resource, live) if subresource == "scale" else served(resource, live)
+    kind = scale.SCALE if subresource == "scale" else resource
+    target = scale.shown(resource, live) if kind is scale.SCALE else served(resource, live)
     if content_type == JSON:
         patched = json_patch(target, changes)
     elif not isinstance(changes, dict):
         raise errors.bad_request(f"error decoding patch: json: cannot unmarshal {json_type(changes)} into Go value")
-    elif content_type == STRATEGIC and subresource != "scale":
-        patched = strategic_merge(resource.schema, copied(target), changes)
+    elif content_type == STRATEGIC:
+        patched = strategic_merge(kind.schema, copied(target), changes)
     else:
         patched = merge_patch(copied(target), changes)
-    if subresource == "scale":
-        return scale.change(storage, resource, live, patched, options), False
-    _keep_identity(patched, resource, namespace, name)
-    item = _decoded(storage, resource, patched, changes, options)
+    _keep_identity(patched, kind, namespace, name)
+    item = _decoded(storage, kind, patched, changes, options)
+    if kind is scale.SCALE:
+        return scale.update(storage, resource, live, item, options), False
     return storage.replace(resource, live, item, options, subresource, is_patch=True), False
 
 
@@ -158,11 +159,11 @@ def _apply(
     if not query.get("fieldManager"):
         cause = errors.required("fieldManager", "is required for apply patch")
         raise errors.invalid("meta.k8s.io", "PatchOptions", "", [cause])
-    if subresource == "scale":
-        live = storage.live(resource, namespace, name)
-        return scale.change(storage, resource, live, body, options), False
-    applied = _typed(storage, resource, namespace, name, body)
     force = truth(query, "force")
+    if subresource == "scale":
+        live, wanted = storage.live(resource, namespace, name), _typed(storage, scale.SCALE, namespace, name, body)
+        return scale.applied(storage, resource, live, wanted, options, force), False
+    applied = _typed(storage, resource, namespace, name, body)
     schema, writer = storage.stored_schema(resource), storage.writer(resource, options, subresource)
     found = storage.store.get(resource.storage_key, applied["metadata"].get("namespace", ""), name)
     if found is None:

@@ -6,8 +6,8 @@ from typing import Any
 
 from emulated_cloud.kubernetes.apiserver import errors, names
 from emulated_cloud.kubernetes.apiserver.errors import Cause, forbidden_value, invalid_value, not_supported, required
-from emulated_cloud.kubernetes.apiserver.quantities import QUANTITY_WORDS, parsed
 from emulated_cloud.kubernetes.apiserver.schema import copied
+from emulated_cloud.kubernetes.quantity import parse_quantity
 
 Object = dict[str, Any]
 
@@ -25,14 +25,11 @@ def port_causes(port: Any, path: str) -> list[Cause]:
 
 
 def quantity_causes(amounts: Object, path: str) -> list[Cause]:
-    found = []
-    for name, amount in sorted(amounts.items()):
-        value = parsed(amount)
-        if value is None:
-            found.append(invalid_value(f"{path}[{name}]", amount, QUANTITY_WORDS))
-        elif value < 0:
-            found.append(invalid_value(f"{path}[{name}]", amount, "must be greater than or equal to 0"))
-    return found
+    return [
+        invalid_value(f"{path}[{name}]", amount, "must be greater than or equal to 0")
+        for name, amount in sorted(amounts.items())
+        if parse_quantity(amount) < 0
+    ]
 
 
 def spec_causes(spec: Object, path: str) -> list[Cause]:
@@ -199,12 +196,12 @@ def _resources(resources: Object, path: str) -> list[Cause]:
     limits, requests = resources.get("limits", {}), resources.get("requests", {})
     found = quantity_causes(limits, f"{path}.limits") + quantity_causes(requests, f"{path}.requests")
     for name, amount in sorted(requests.items()):
-        wanted, limit = parsed(amount), parsed(limits.get(name, ""))
-        if "/" in name and not name.startswith("hugepages-") and name not in limits:
-            found.append(required(f"{path}.limits", "Limit must be set for non overcommitable resources"))
-        elif wanted is None or limit is None:
+        if name not in limits:
+            if "/" in name and not name.startswith("hugepages-"):
+                found.append(required(f"{path}.limits", "Limit must be set for non overcommitable resources"))
             continue
-        elif "/" in name and wanted != limit:
+        wanted, limit = parse_quantity(amount), parse_quantity(limits[name])
+        if "/" in name and wanted != limit:
             detail = f"must be equal to {name} limit of {limits[name]}"
             found.append(invalid_value(f"{path}.requests", amount, detail))
         elif wanted > limit:

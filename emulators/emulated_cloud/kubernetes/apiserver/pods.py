@@ -10,8 +10,8 @@ from emulated_cloud.kubernetes.apiserver.deletion import Wish
 from emulated_cloud.kubernetes.apiserver.reading import truth
 from emulated_cloud.kubernetes.apiserver.resources import Resource
 from emulated_cloud.kubernetes.apiserver.schema import copied
-from emulated_cloud.kubernetes.apiserver.selectors import selects
 from emulated_cloud.kubernetes.apiserver.storage import Storage, now
+from emulated_cloud.kubernetes.selectors import matches
 
 if TYPE_CHECKING:
     import aiohttp
@@ -160,7 +160,7 @@ def _spend_budget(storage: Storage, pod: Object, dry_run: bool) -> None:
     budgets = [
         budget
         for budget in storage.store.list(key, pod["metadata"]["namespace"])
-        if selects(budget["spec"].get("selector"), labels)
+        if matches(budget["spec"].get("selector"), labels)
     ]
     if not budgets:
         return

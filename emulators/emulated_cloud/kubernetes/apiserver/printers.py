@@ -221,6 +221,16 @@ def _claim_of(volume: Object) -> str:
     return f"{claim.get('namespace')}/{claim.get('name')}" if claim else ""
 
 
+def _param_kind(policy: Object) -> str:
+    kind = policy["spec"].get("paramKind")
+    return f"{kind['apiVersion']}/{kind['kind']}" if kind else "<unset>"
+
+
+def _param_ref(binding: Object) -> str:
+    reference = binding["spec"].get("paramRef")
+    return "/".join(filter(None, map(reference.get, ("namespace", "name")))) if reference else "<unset>"
+
+
 def _event_object(event: Object) -> str:
     involved = event.get("involvedObject", {})
     return f"{involved.get('kind', '').lower()}/{involved.get('name', '')}"
@@ -409,6 +419,18 @@ COLUMNS: dict[str, list[Column]] = {
     "NetworkPolicy": [
         NAME,
         _c("Pod-Selector", lambda item: _pairs(item["spec"].get("podSelector", {}).get("matchLabels"))),
+        AGE,
+    ],
+    "ValidatingAdmissionPolicy": [
+        NAME,
+        _c("Validations", lambda item: len(item["spec"].get("validations", [])), 0, "integer"),
+        _c("ParamKind", _param_kind),
+        AGE,
+    ],
+    "ValidatingAdmissionPolicyBinding": [
+        NAME,
+        _c("PolicyName", get("spec.policyName")),
+        _c("ParamRef", _param_ref),
         AGE,
     ],
     "CustomResourceDefinition": [NAME, _c("Created At", get("metadata.creationTimestamp"))],

@@ -283,7 +283,9 @@ class Routes:
         resource = target.resource
         if target.subresource == "scale":
             live = self.storage.live(resource, target.namespace, target.name)
-            return Answer(scale.change(self.storage, resource, live, call.parsed("Scale"), options))
+            wanted = self.storage.decoded(scale.SCALE, call.parsed("Scale"), options)
+            self.storage.check_name(wanted, target.name)
+            return Answer(scale.update(self.storage, resource, live, wanted, options))
         made, is_new = self.storage.update(
             resource, target.namespace, target.name, call.parsed(resource.kind), options, target.subresource
         )

@@ -14,7 +14,7 @@ from importlib import resources as package_files
 from typing import Any
 
 from emulated_cloud.kubernetes.apiserver.errors import ApiError, bad_request
-from emulated_cloud.kubernetes.apiserver.quantities import QUANTITY_WORDS, parsed
+from emulated_cloud.kubernetes.quantity import QUANTITY_WORDS, is_quantity
 
 DEFINITIONS_VERSION = "1.35.0"
 
@@ -195,7 +195,7 @@ _TIMES = {
 
 
 def _check_text(schema: Schema, value: Any) -> None:
-    if schema.name == "Quantity" and parsed(value) is None:
+    if schema.name == "Quantity" and not is_quantity(value):
         raise Undecodable(QUANTITY_WORDS)
     if schema.raw.get("format") == "byte" and isinstance(value, str):
         bad = re.search(r"[^A-Za-z0-9+/=\r\n]", value)

@@ -160,8 +160,3 @@ def selector_text(selector: dict[str, Any]) -> str:
     for each in selector.get("matchExpressions", []):
         parts.append(words[each["operator"]].format(each["key"], ",".join(sorted(each.get("values", [])))))
     return ",".join(parts)
-
-
-def selects(selector: dict[str, Any] | None, labels: dict[str, str]) -> bool:
-    """Whether a LabelSelector object selects `labels`; None selects nothing, an empty one everything."""
-    return selector is not None and label_selector(selector_text(selector))({"metadata": {"labels": labels}})

@@ -31,6 +31,8 @@ _CONDITIONAL = {
     "CustomResourceDefinition",
     "Lease",
     "PodDisruptionBudget",
+    "ValidatingAdmissionPolicy",
+    "ValidatingAdmissionPolicyBinding",
     "VolumeAttachment",
 }
 # Kinds that a PUT creates (AllowCreateOnUpdate).
@@ -196,12 +198,7 @@ class Storage:
     ) -> tuple[Object, bool]:
         """Replaces an object, or its status; the result and whether it was created. Raises ApiError."""
         item = self.decoded(resource, body, options)
-        given = item["metadata"].get("name")
-        if not given:
-            text = f"the name of the object ({name} based on URL) was undeterminable: name must be provided"
-            raise errors.bad_request(text)
-        if given != name:
-            raise errors.bad_request(f"the name of the object ({given}) does not match the name on the URL ({name})")
+        self.check_name(item, name)
         self._place(resource, namespace, item)
         found = self.store.get(resource.storage_key, item["metadata"].get("namespace", ""), name)
         if found is None and not subresource and resource.kind in _CREATED_BY_UPDATE:
@@ -211,6 +208,15 @@ class Storage:
             cause = errors.invalid_value("metadata.resourceVersion", 0, "must be specified for an update")
             raise errors.invalid(resource.group, resource.plural, name, [cause])
         return self.replace(resource, live, item, options, subresource), False
+
+    def check_name(self, item: Object, name: str) -> None:
+        """Raises ApiError 400 for an object that is not called as its path says."""
+        given = item["metadata"].get("name")
+        if not given:
+            text = f"the name of the object ({name} based on URL) was undeterminable: name must be provided"
+            raise errors.bad_request(text)
+        if given != name:
+            raise errors.bad_request(f"the name of the object ({given}) does not match the name on the URL ({name})")
 
     def replace(
         self,
@@ -369,10 +375,8 @@ class Storage:
             ignored = ("spec", "metadata") if resource.crd is not None else ("spec",)
         elif "status" in resource.subresources:
             ignored = ("status",)
-        # The scale handler of the real server leaves no time.
-        moment = "" if subresource == "scale" else now()
         return Writer(
-            options.manager, resource.storage_version, subresource, moment, ignored, custom=resource.crd is not None
+            options.manager, resource.storage_version, subresource, now(), ignored, custom=resource.crd is not None
         )
 
     def own(

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import base64
 import csv
-import json
 import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes, serialization
+import jwt
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
 from emulated_cloud.kubernetes.apiserver.store import Store
-from emulated_cloud.kubernetes.apiserver.tls import private_pem, write_private
+from emulated_cloud.kubernetes.tls import write_private
 
 ISSUER = "https://kubernetes.default.svc.cluster.local"
 
@@ -54,12 +51,15 @@ def read_token_file(path: Path) -> dict[str, User]:
     return users
 
 
-def _encoded(data: bytes) -> str:
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
-
-
-def _decoded(text: str) -> bytes:
-    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+def signing_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    """The key of service-account tokens, made on first start and kept in the one form in which the real server reads an
+    EC key."""
+    if not path.exists():
+        made = ec.generate_private_key(ec.SECP256R1())
+        write_private(path, made.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption()))
+    key = load_pem_private_key(path.read_bytes(), password=None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    return key
 
 
 class Tokens:
@@ -67,11 +67,7 @@ class Tokens:
 
     def __init__(self, static: dict[str, User], key_file: Path, store: Store):
         self._static, self._store = static, store
-        if not key_file.exists():
-            write_private(key_file, private_pem(ec.generate_private_key(ec.SECP256R1())))
-        key = serialization.load_pem_private_key(key_file.read_bytes(), password=None)
-        assert isinstance(key, ec.EllipticCurvePrivateKey)
-        self._key = key
+        self._key = signing_key(key_file)
 
     def authenticate(self, token: str) -> User | None:
         """The caller; None when nobody has this token, or not any longer."""
@@ -98,25 +94,17 @@ class Tokens:
             "kubernetes.io": bound,
             "sub": f"system:serviceaccount:{metadata['namespace']}:{metadata['name']}",
         }
-        parts = [_encoded(json.dumps(part).encode()) for part in ({"alg": "ES256", "typ": "JWT"}, claims)]
-        r, s = decode_dss_signature(self._key.sign(".".join(parts).encode(), ec.ECDSA(hashes.SHA256())))
-        return ".".join([*parts, _encoded(r.to_bytes(32, "big") + s.to_bytes(32, "big"))]), expires
+        return jwt.encode(claims, self._key, "ES256"), expires
 
     def _service_account(self, token: str) -> User | None:
-        head, _, signature = token.rpartition(".")
+        # A token dies with its time, with its account, and with the pod that it is bound to.
         try:
-            raw = _decoded(signature)
-            der = encode_dss_signature(int.from_bytes(raw[:32], "big"), int.from_bytes(raw[32:], "big"))
-            self._key.public_key().verify(der, head.encode(), ec.ECDSA(hashes.SHA256()))
-            claims = json.loads(_decoded(head.partition(".")[2]))
-        except (ValueError, InvalidSignature):
+            claims = jwt.decode(token, self._key.public_key(), ["ES256"], audience=ISSUER, issuer=ISSUER)
+        except jwt.InvalidTokenError:
             return None
         bound = claims["kubernetes.io"]
         namespace, named = bound["namespace"], bound["serviceaccount"]
         account = self._store.get(("", "serviceaccounts"), namespace, named["name"])
-        # A token dies with its time, with its account, and with the pod that it is bound to.
-        if claims["exp"] < time.time() or ISSUER not in claims["aud"]:
-            return None
         if account is None or account["metadata"]["uid"] != named["uid"]:
             return None
         if "pod" in bound:

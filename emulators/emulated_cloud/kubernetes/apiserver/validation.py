@@ -11,12 +11,12 @@ import ipaddress
 from collections.abc import Callable
 from typing import Any
 
-from emulated_cloud.kubernetes.apiserver import errors, names, pod_security, pod_validation
+from emulated_cloud.kubernetes.apiserver import errors, names, pod_security, pod_validation, policy_validation
 from emulated_cloud.kubernetes.apiserver import workload_validation as workloads
 from emulated_cloud.kubernetes.apiserver.errors import Cause, forbidden_value, invalid_value, not_supported, required
-from emulated_cloud.kubernetes.apiserver.quantities import parsed
 from emulated_cloud.kubernetes.apiserver.resources import Resource
 from emulated_cloud.kubernetes.apiserver.schema import Schema
+from emulated_cloud.kubernetes.quantity import parse_quantity
 
 Object = dict[str, Any]
 
@@ -169,8 +169,7 @@ def _access_modes(modes: list[str], path: str) -> list[Cause]:
 def _storage(spec: Object, amount: Any, field: str) -> list[Cause]:
     """What claims and volumes have in common."""
     found = []
-    value = parsed(amount)
-    if value is not None and value <= 0:
+    if amount is not None and (value := parse_quantity(amount)) <= 0:
         if value < 0:
             found.append(errors.Cause("FieldValueInvalid", f"Invalid value: {amount}: {_NO_QUANTITY}", field))
         found.append(invalid_value(field, str(amount), "must be greater than zero"))
@@ -236,7 +235,7 @@ def _claim(item: Object) -> list[Cause]:
 
 def _claim_change(item: Object, live: Object) -> list[Cause]:
     before, after = dict(live["spec"]), dict(item["spec"])
-    sizes = [parsed(spec["resources"].get("requests", {}).get("storage", "0")) for spec in (before, after)]
+    sizes = [parse_quantity(spec["resources"].get("requests", {}).get("storage", "0")) for spec in (before, after)]
     for spec in (before, after):
         spec["resources"] = {**spec["resources"], "requests": None}
         spec.pop("volumeAttributesClassName", None)
@@ -411,6 +410,8 @@ _CHECKS: dict[str, Callable[[Object], list[Cause]]] = {
     "Service": _service,
     "StatefulSet": workloads.replicated,
     "StorageClass": _storage_class,
+    "ValidatingAdmissionPolicy": policy_validation.policy,
+    "ValidatingAdmissionPolicyBinding": policy_validation.binding,
 }
 _CHANGES: dict[str, Callable[[Object, Object], list[Cause]]] = {
     "ClusterRoleBinding": _role_binding_change,

@@ -7,7 +7,7 @@ from typing import Any
 
 from emulated_cloud.kubernetes.apiserver import names, pod_validation
 from emulated_cloud.kubernetes.apiserver.errors import Cause, forbidden_value, invalid_value, not_supported, required
-from emulated_cloud.kubernetes.apiserver.selectors import selects
+from emulated_cloud.kubernetes.selectors import matches
 
 Object = dict[str, Any]
 
@@ -63,7 +63,7 @@ def _template(template: Object, path: str) -> list[Cause]:
 
 def _matches(selector: Object | None, labels: dict[str, str]) -> bool:
     """Unlike elsewhere an empty selector, which would take every pod, matches nothing."""
-    return bool(selector) and selects(selector, labels)
+    return bool(selector) and matches(selector, labels)
 
 
 def selector_causes(selector: Object, path: str) -> list[Cause]:

@@ -16,7 +16,7 @@ from emulated_cloud.kubernetes.controllers.namespace import NamespaceController
 from emulated_cloud.kubernetes.controllers.replicaset import ReplicaSetController
 from emulated_cloud.kubernetes.controllers.scheduler import Scheduler
 from emulated_cloud.kubernetes.controllers.volumes import VolumeController
-from emulated_cloud.kubernetes.service import run_until_told
+from emulated_cloud.kubernetes.running import run_until_told
 
 
 async def start(client: Client, job_backoff_seconds: float) -> None:

@@ -25,8 +25,8 @@ from emulated_cloud.kubernetes.client import (
     seconds_since,
     timestamp,
 )
-from emulated_cloud.kubernetes.controllers.pods import is_finished
 from emulated_cloud.kubernetes.events import EventRecorder
+from emulated_cloud.kubernetes.pods import is_finished
 from emulated_cloud.kubernetes.resources import DEPLOYMENTS, PODS, REPLICA_SETS, Resource
 from emulated_cloud.kubernetes.workqueue import WorkQueue
 

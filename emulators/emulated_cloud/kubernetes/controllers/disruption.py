@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from emulated_cloud.kubernetes.client import Client, Informers, Object, condition, key_of, timestamp
-from emulated_cloud.kubernetes.controllers.pods import is_finished, is_ready
+from emulated_cloud.kubernetes.pods import is_finished, is_ready
 from emulated_cloud.kubernetes.resources import DISRUPTION_BUDGETS, PODS
 from emulated_cloud.kubernetes.selectors import matches
 from emulated_cloud.kubernetes.workqueue import WorkQueue

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from emulated_cloud.kubernetes.client import ApiError, Client, Informers, Object, key_of, owner_reference
-from emulated_cloud.kubernetes.controllers.pods import is_finished, is_ready
+from emulated_cloud.kubernetes.pods import is_finished, is_ready
 from emulated_cloud.kubernetes.resources import ENDPOINT_SLICES, ENDPOINTS, NODES, PODS, SERVICES
 from emulated_cloud.kubernetes.selectors import selected
 from emulated_cloud.kubernetes.workqueue import WorkQueue

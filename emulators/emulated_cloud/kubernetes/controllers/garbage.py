@@ -10,10 +10,9 @@ from collections import defaultdict
 
 from emulated_cloud.kubernetes.client import ApiError, Client, Informer, Informers, Object, key_of, split_key
 from emulated_cloud.kubernetes.discovery import discover
-from emulated_cloud.kubernetes.resources import Resource
+from emulated_cloud.kubernetes.resources import CRDS, Resource
 from emulated_cloud.kubernetes.workqueue import WorkQueue
 
-CRDS = Resource("customresourcedefinitions", "CustomResourceDefinition", "apiextensions.k8s.io", namespaced=False)
 FOREGROUND, ORPHAN = "foregroundDeletion", "orphan"
 
 

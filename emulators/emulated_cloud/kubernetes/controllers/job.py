@@ -20,8 +20,8 @@ from emulated_cloud.kubernetes.client import (
     seconds_since,
     timestamp,
 )
-from emulated_cloud.kubernetes.controllers.pods import is_active, is_finished, is_ready
 from emulated_cloud.kubernetes.events import EventRecorder
+from emulated_cloud.kubernetes.pods import is_active, is_finished, is_ready
 from emulated_cloud.kubernetes.resources import JOBS, PODS
 from emulated_cloud.kubernetes.workqueue import WorkQueue
 

@@ -15,8 +15,8 @@ from emulated_cloud.kubernetes.client import (
     owner_reference,
     timestamp,
 )
-from emulated_cloud.kubernetes.controllers.pods import available_in, deletion_order, is_active, is_ready
 from emulated_cloud.kubernetes.events import EventRecorder
+from emulated_cloud.kubernetes.pods import available_in, deletion_order, is_active, is_ready
 from emulated_cloud.kubernetes.resources import PODS, REPLICA_SETS
 from emulated_cloud.kubernetes.selectors import matches
 from emulated_cloud.kubernetes.workqueue import WorkQueue

@@ -6,8 +6,8 @@ Making volumes is a CSI driver's business; a claim whose class has a provisioner
 from __future__ import annotations
 
 from emulated_cloud.kubernetes.client import Client, Informers, Object, key_of
-from emulated_cloud.kubernetes.controllers.pods import is_finished
 from emulated_cloud.kubernetes.events import EventRecorder
+from emulated_cloud.kubernetes.pods import is_finished
 from emulated_cloud.kubernetes.quantity import parse_quantity
 from emulated_cloud.kubernetes.resources import CLAIMS, PODS, STORAGE_CLASSES, VOLUMES, Resource
 from emulated_cloud.kubernetes.scheduling import waits_for_consumer

@@ -28,7 +28,7 @@ from emulated_cloud.kubernetes.network.expose import Expose
 from emulated_cloud.kubernetes.network.loadbalancer import LoadBalancers
 from emulated_cloud.kubernetes.network.services import ServiceTable
 from emulated_cloud.kubernetes.resources import ENDPOINT_SLICES, SERVICES, STORAGE_CLASSES
-from emulated_cloud.kubernetes.service import run_until_told
+from emulated_cloud.kubernetes.running import run_until_told
 
 
 class Gke:
@@ -51,7 +51,7 @@ class Gke:
             config.crash_backoff_seconds,
             self._runtime(),
         )
-        self._server = KubeletServer(self._kubelet, config.node_address)
+        self._server = KubeletServer(self._kubelet, config.node_address, config.pods.with_name("kubelet"))
         self._autoscaler = Autoscaler(client, self._informers, config, self._nodes)
         self._admission = Admission(client, self._informers)
         self._expose = Expose(self._informers, self._services, config.expose)
@@ -82,9 +82,9 @@ class Gke:
     def _runtime(self) -> Runtime:
         if not self._config.private_roots:
             return SharedRoot()
-        from emulated_cloud.real.runtime import PrivateRoot, interpreters
+        from emulated_cloud.real.runtime import PrivateRoot
 
-        return PrivateRoot(interpreters())
+        return PrivateRoot(self._config.show)
 
     async def start(self) -> None:
         """Returns when nodes, Services and listeners are up."""

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 import aiohttp
 
 from emulated_cloud.kubernetes.client import ApiError, Client, Informers, Object, condition
-from emulated_cloud.kubernetes.controllers.pods import is_finished
 from emulated_cloud.kubernetes.events import EventRecorder
 from emulated_cloud.kubernetes.gke.admission import missing_tolerations
 from emulated_cloud.kubernetes.gke.config import Config
@@ -33,6 +32,7 @@ from emulated_cloud.kubernetes.gke.machines import (
     pool_name,
 )
 from emulated_cloud.kubernetes.gke.nodes import NodeKeeper
+from emulated_cloud.kubernetes.pods import is_finished
 from emulated_cloud.kubernetes.quantity import parse_quantity
 from emulated_cloud.kubernetes.resources import CLAIMS, NODES, PODS, VOLUMES
 from emulated_cloud.kubernetes.scheduling import NodeState, VolumeNeeds, misfit, node_states, volume_needs

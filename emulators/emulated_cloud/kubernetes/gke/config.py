@@ -13,6 +13,8 @@ project              {"id", "number"}
 storage              {"endpoint": URL of the GCS emulator, "root": its folder,
                      "gcsfuse": true for real mounts (emulated_cloud/real/gcsfuse.py) instead of links to that folder}
 private_roots        true: containers have a root and a user of their own (emulated_cloud/real/runtime.py)
+show                 [absolute paths]: folders of this machine that containers with a root of their own see, read-only,
+                     beside what this Python needs
 images               [{"match": regex on the whole image name, "argv0": {"vllm": ["/venv/bin/python", "-m", "x"]},
                      "entrypoint": […] for a container without a command, "env": {…}}]; the first match counts;
                      $(POD_IP) in values is the pod's address. An image that nothing matches cannot be pulled
@@ -88,6 +90,7 @@ class Config:
     cluster: str = "gemma"
     storage: Storage | None = None
     private_roots: bool = False
+    show: list[Path] = field(default_factory=list)
     images: list[Image] = field(default_factory=list)
     crash_backoff_seconds: float = 1.0
     pod_network: str = ""
@@ -122,6 +125,7 @@ def load(path: Path) -> Config:
                 "storage": Storage(storage["endpoint"].rstrip("/"), Path(storage["root"]), bool(storage.get("gcsfuse")))
                 if storage
                 else None,
+                "show": [Path(folder) for folder in given.get("show", [])],
                 "images": [Image(**image) for image in given.get("images", [])],
                 "expose": [
                     Expose(**{**entry, "file": Path(entry["file"]) if entry.get("file") else None})

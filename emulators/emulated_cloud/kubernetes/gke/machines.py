@@ -20,7 +20,6 @@ SPOT_LABEL = "cloud.google.com/gke-spot"
 GPU_TAINT = {"key": GPU, "value": "present", "effect": "NoSchedule"}
 TPU_TAINT = {"key": TPU, "value": "present", "effect": "NoSchedule"}
 SPOT_TAINT = {"key": SPOT_LABEL, "value": "true", "effect": "NoSchedule"}
-MIB = 2**20
 EPHEMERAL_BYTES = 1000 * 2**30
 MAX_PODS = 110
 

@@ -27,10 +27,6 @@ class NodeKeeper:
         self._events = EventRecorder(client, "kubelet")
         self.kubelet_port = 0
 
-    def owns(self, name: str) -> bool:
-        """Every node of the cluster is ours."""
-        return name in self._nodes.items
-
     async def adopt(self) -> None:
         """Takes over the nodes that an earlier process registered: their kubelet is at this process's port now."""
         for node in list(self._nodes.items.values()):

@@ -8,18 +8,23 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, Protocol
 
 from emulated_cloud.kubernetes.client import Object, timestamp
-from emulated_cloud.kubernetes.kubelet.environment import PATH, ConfigurationError, Rewriter, build_environment, expand
+from emulated_cloud.kubernetes.kubelet.environment import (
+    PATH,
+    ConfigurationError,
+    Rewriter,
+    Surroundings,
+    build_environment,
+    expand,
+)
 from emulated_cloud.kubernetes.kubelet.fields import FieldError
 from emulated_cloud.kubernetes.kubelet.logs import LogFile, last_words, log_path
+from emulated_cloud.kubernetes.kubelet.node import Node
 from emulated_cloud.kubernetes.kubelet.probes import Probe
 from emulated_cloud.kubernetes.kubelet.process import ContainerProcess, StartError, start
 from emulated_cloud.kubernetes.quantity import parse_quantity
-
-if TYPE_CHECKING:
-    from emulated_cloud.kubernetes.kubelet.pod import PodWorker
 
 Kind = Literal["init", "sidecar", "main"]
 
@@ -31,10 +36,36 @@ MINIMUM_GRACE_SECONDS = 2.0
 CONFIG_RETRY_SECONDS = 1.0
 
 
+class Worker(Protocol):
+    """What a container asks of its pod: the part of PodWorker that it knows."""
+
+    node: Node
+    pod: Object
+    uid: str
+    folder: Path
+    around: Surroundings
+    has_init: bool
+
+    def restarts(self, kind: Kind, code: int) -> bool:
+        """Whether a container of this kind is started again after it ended with this exit code."""
+
+    def mounts(self, container: Object) -> dict[str, Path]:
+        """Mount paths of a container, each with the folder or file that stands for it."""
+
+    def termination_log(self, container: Object) -> Path: ...
+
+    def grace_seconds(self) -> float: ...
+
+    def changed(self) -> None:
+        """Something that the pod's status shows is new."""
+
+    def event(self, kind: Literal["Normal", "Warning"], reason: str, message: str, container: str = "") -> None: ...
+
+
 class Container:
     """`run()` ends with the last exit code when the container is not to be started again."""
 
-    def __init__(self, worker: PodWorker, spec: Object, kind: Kind):
+    def __init__(self, worker: Worker, spec: Object, kind: Kind):
         self._worker, self.spec, self.kind, self.name = worker, spec, kind, spec["name"]
         self.state: Object = {"waiting": {"reason": "PodInitializing" if worker.has_init else "ContainerCreating"}}
         self.last_state: Object = {}

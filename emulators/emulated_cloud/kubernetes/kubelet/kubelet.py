@@ -11,12 +11,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 from emulated_cloud.kubernetes.client import Client, Informers, Object
 from emulated_cloud.kubernetes.events import EventRecorder
 from emulated_cloud.kubernetes.kubelet.container import Container
 from emulated_cloud.kubernetes.kubelet.csi import NodeDriver
+from emulated_cloud.kubernetes.kubelet.node import ImageMapping
 from emulated_cloud.kubernetes.kubelet.pod import PodWorker
 from emulated_cloud.kubernetes.kubelet.process import ContainerProcess, session_memory
 from emulated_cloud.kubernetes.kubelet.reaper import kill_leftovers
@@ -28,17 +29,6 @@ from emulated_cloud.kubernetes.workqueue import WorkQueue
 log = logging.getLogger(__name__)
 
 MEMORY_PERIOD_SECONDS = 1.0
-
-
-class ImageMapping(Protocol):
-    """What stands for an image: commands by the first word of a container's command, a default command, variables."""
-
-    @property
-    def argv0(self) -> dict[str, list[str]]: ...
-    @property
-    def entrypoint(self) -> list[str]: ...
-    @property
-    def env(self) -> dict[str, str]: ...
 
 
 class Kubelet:
@@ -141,7 +131,7 @@ class Kubelet:
         pod = self._informer.items.get(f"{namespace}/{name}")
         return self._workers.get(pod["metadata"]["uid"]) if pod else None
 
-    # -- what workers ask -----------------------------------------------------------------------------------
+    # -- what pods ask (node.py) ----------------------------------------------------------------------------
 
     def event(self, pod: Object, kind: Literal["Normal", "Warning"], reason: str, message: str) -> None:
         self._events.event(pod, kind, reason, message, host=pod["spec"].get("nodeName", ""))

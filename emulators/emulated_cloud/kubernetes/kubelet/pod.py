@@ -12,17 +12,15 @@ import asyncio
 import contextlib
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from emulated_cloud.kubernetes.client import ApiError, Object, seconds_since, timestamp
 from emulated_cloud.kubernetes.kubelet.container import Container, Kind
 from emulated_cloud.kubernetes.kubelet.environment import Surroundings
+from emulated_cloud.kubernetes.kubelet.node import Node
 from emulated_cloud.kubernetes.kubelet.status import pod_status
 from emulated_cloud.kubernetes.kubelet.volumes import VolumeError
 from emulated_cloud.kubernetes.resources import PODS
-
-if TYPE_CHECKING:
-    from emulated_cloud.kubernetes.kubelet.kubelet import Kubelet
 
 MOUNT_RETRY_SECONDS = 0.5
 MAX_MOUNT_RETRY_SECONDS = 122.0
@@ -33,7 +31,7 @@ FORCED_GRACE_SECONDS = 2.0
 class PodWorker:
     """`run()` lives as long as the pod does."""
 
-    def __init__(self, node: Kubelet, pod: Object):
+    def __init__(self, node: Node, pod: Object):
         self.node, self.pod = node, pod
         self.uid: str = pod["metadata"]["uid"]
         self.folder: Path = node.pods / self.uid

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import datetime
-import ipaddress
-import ssl
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from aiohttp import web
 
+from emulated_cloud.kubernetes import tls
 from emulated_cloud.kubernetes.client import parse_time
 from emulated_cloud.kubernetes.kubelet.container import Container
 from emulated_cloud.kubernetes.kubelet.kubelet import Kubelet
@@ -19,8 +17,10 @@ from emulated_cloud.kubernetes.kubelet.logs import latest_log, render, since
 
 
 class KubeletServer:
-    def __init__(self, kubelet: Kubelet, address: str):
-        self._kubelet, self._address = kubelet, address
+    """`folder` keeps its certificate, which nobody verifies: a kubelet without a signer makes its own."""
+
+    def __init__(self, kubelet: Kubelet, address: str, folder: Path):
+        self._kubelet, self._address, self._folder = kubelet, address, folder
         app = web.Application()
         app.router.add_get("/containerLogs/{namespace}/{pod}/{container}", self._container_logs)
         app.router.add_get("/healthz", self._healthz)
@@ -30,7 +30,7 @@ class KubeletServer:
     async def start(self) -> int:
         """The port, which every Node names in daemonEndpoints."""
         await self._runner.setup()
-        site = web.TCPSite(self._runner, self._address, 0, ssl_context=_self_signed(self._address))
+        site = web.TCPSite(self._runner, self._address, 0, ssl_context=tls.ensure(self._folder, [self._address]))
         await site.start()
         return self._runner.addresses[0][1]
 
@@ -105,36 +105,3 @@ def _since(query: Mapping[str, str]) -> datetime.datetime | None:
     if "sinceSeconds" in query:
         return datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=int(query["sinceSeconds"]))
     return parse_time(query["sinceTime"]) if "sinceTime" in query else None
-
-
-def _self_signed(address: str) -> ssl.SSLContext:
-    """A certificate for as long as this process lives, as a kubelet without a signer makes one."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "kubelet")])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(days=365))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(address))]), False)
-        .sign(key, hashes.SHA256())
-    )
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    with tempfile.NamedTemporaryFile(suffix=".pem") as file:
-        file.write(certificate.public_bytes(serialization.Encoding.PEM))
-        file.write(
-            key.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-            )
-        )
-        file.flush()
-        context.load_cert_chain(file.name)
-    return context

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from emulated_cloud.kubernetes.client import Object, timestamp
-
-if TYPE_CHECKING:
-    from emulated_cloud.kubernetes.kubelet.container import Container
-    from emulated_cloud.kubernetes.kubelet.pod import PodWorker
+from emulated_cloud.kubernetes.kubelet.container import Container, Worker
 
 
-def pod_status(worker: PodWorker, before: list[Object]) -> Object:
+class Progress(Worker, Protocol):
+    """How far a pod has come: the part of PodWorker that its status is made from."""
+
+    init: list[Container]
+    main: list[Container]
+    initialized: bool
+    """The init containers have run."""
+    sandbox: bool
+    """Volumes and address are there."""
+    start_time: str
+    verdict: tuple[str, str] | None
+    """(reason, message) of a pod that the kubelet itself has failed."""
+    lost: bool
+    """It ran, and what it ran is gone without a trace."""
+
+    def finished_before(self) -> bool:
+        """It had run to its end before this process started."""
+
+
+def pod_status(worker: Progress, before: list[Object]) -> Object:
     """`before`: the conditions as they were, whose transition times stay while their status does."""
     if worker.finished_before():
         # Nothing that ended changes any more.
@@ -35,7 +51,7 @@ def pod_status(worker: PodWorker, before: list[Object]) -> Object:
     return status
 
 
-def _phase(worker: PodWorker) -> str:
+def _phase(worker: Progress) -> str:
     if worker.verdict or worker.lost:
         return "Failed"
     for container in worker.init:
@@ -55,7 +71,7 @@ def _exit_code(container: Container) -> int | None:
     return terminated["exitCode"] if terminated else None
 
 
-def _conditions(worker: PodWorker, phase: str, before: list[Object]) -> list[Object]:
+def _conditions(worker: Progress, phase: str, before: list[Object]) -> list[Object]:
     times = {entry["type"]: (entry["status"], entry.get("lastTransitionTime")) for entry in before}
     succeeded, ended = phase == "Succeeded", phase in ("Succeeded", "Failed")
     waiting = [container.name for container in worker.main if not container.ready]

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Protocol
 
 from emulated_cloud.kubernetes.client import Informers, Object, timestamp
-from emulated_cloud.kubernetes.controllers.pods import is_ready
 from emulated_cloud.kubernetes.network.relay import listen
 from emulated_cloud.kubernetes.network.services import NoEndpoint, ServiceTable
+from emulated_cloud.kubernetes.pods import is_ready
 from emulated_cloud.kubernetes.resources import ENDPOINT_SLICES, PODS, SERVICES
 
 

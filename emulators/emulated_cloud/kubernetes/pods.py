@@ -1,4 +1,4 @@
-"""What controllers ask of a pod: is it active, ready, available, and which one goes first."""
+"""What is asked of a pod: is it active, ready, available, and which one goes first."""
 
 from __future__ import annotations
 
