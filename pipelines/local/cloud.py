@@ -39,7 +39,7 @@ def real_parts(text: str | None, folder: Path | None) -> list[str]:
 
     names = state.parts(folder) if text is None else [name.strip() for name in text.split(",")]
     try:
-        require(names)
+        require(names, _SHOWN)
     except RealPartError as error:
         raise RequestError(str(error)) from error
     return names
