@@ -13,12 +13,14 @@ from pipelines.cli.output import Output, columns
 
 
 def list_scenarios(out: Output) -> None:
-    """The serving scenarios."""
-    from serving.scenarios import SCENARIOS
+    """The serving scenarios, and the features that they are put together from."""
+    from serving.scenarios import COLUMNS, SCENARIOS
 
+    rows = [(scenario.number, scenario.name, scenario.title) for scenario in SCENARIOS]
+    features = [(column, ", ".join(words)) for column, words in COLUMNS.items() if words]
     out.result(
-        {"scenarios": [asdict(scenario) for scenario in SCENARIOS]},
-        columns([(scenario.number, scenario.name, scenario.title) for scenario in SCENARIOS]),
+        {"scenarios": [asdict(scenario) for scenario in SCENARIOS], "features": COLUMNS},
+        f"{columns(rows)}\n\nfeatures, one a column:\n{columns(features, indent='  ')}",
     )
 
 

@@ -10,7 +10,7 @@ import typer
 if TYPE_CHECKING:
     from serving.settings import Settings
 
-ScenarioArgument = Annotated[str, typer.Argument(metavar="SCENARIO", help="Number (03) or name (gcs-fuse).")]
+ScenarioArgument = Annotated[str, typer.Argument(metavar="SCENARIO", help="Number or name, as `list` shows them.")]
 SettingsFile = Annotated[
     Path | None, typer.Option("-f", "--file", metavar="FILE", help="Settings of the deployment (see init).")
 ]

@@ -9,6 +9,7 @@ A module has, as it needs them:
     identity(settings)                   what makes its servers different servers, beyond flags, accelerator and
                                          the objects that are created once: plain JSON
     bindings(settings, principal)        IAM roles on the bucket that it needs
+    RENAMED                              keys of earlier versions of the settings → what is there in their place
     explain(settings, symptom)           why a pod does not start, where the feature knows more than Kubernetes says
 
 Its manifests are in `manifests/<feature>/<scope>/`.
@@ -80,6 +81,12 @@ def sections() -> dict[str, type[Section]]:
     """The sections of all features that have one, by their keys."""
     found = {section_name(feature): getattr(module(feature), "Section", None) for feature in scenarios.all_features()}
     return {key: section for key, section in found.items() if section is not None and section is not Section}
+
+
+def renamed() -> dict[str, str]:
+    """Keys of earlier versions of the settings, and what is there in their place."""
+    modules = map(module, scenarios.all_features())
+    return {old: new for own in modules for old, new in getattr(own, "RENAMED", {}).items()}
 
 
 def answers(settings: Settings, question: str, *arguments: Any) -> Iterator[tuple[str, Any]]:

@@ -41,6 +41,9 @@ _MANUAL_OPTIONS = (
 )
 
 
+RENAMED = {"volume": "gcs_fuse: volume.profile is gcs_fuse.profile"}
+
+
 class Section(BaseSection):
     """How the bucket is mounted."""
 

@@ -10,6 +10,7 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from serving import features
 from serving.errors import RequestError
 from serving.settings import yaml_document
 from serving.settings.model import Settings
@@ -104,7 +105,7 @@ def _setting(name: str) -> tuple[list[str], Any]:
         key = rest.pop(0)
         path.append(key)
         if key not in section.model_fields:
-            if new := _RENAMED.get(".".join(path)):
+            if new := features.renamed().get(".".join(path)):
                 raise RequestError(f"--set {name}: {key} is now {new}")
             known = list(section.model_fields)
             raise RequestError(f"--set {name}: unknown key {key}{_did_you_mean(key, known)}")
@@ -172,15 +173,11 @@ _WRONG_TYPE = {
 }
 
 
-_RENAMED = {"volume": "gcs_fuse (volume.profile is gcs_fuse.profile)"}
-"""Keys of earlier versions, and what is there in their place."""
-
-
 def _explained(item: Any, path: tuple[str | int, ...]) -> str:
     """What is wrong, in words that name the way out."""
     kind, context, given = item["type"], item.get("ctx", {}), item["input"]
     if kind == "extra_forbidden":
-        if new := _RENAMED.get(".".join(map(str, path))):
+        if new := features.renamed().get(".".join(map(str, path))):
             return f"is now {new}"
         known = _keys_beside(path)
         return f"unknown key{_did_you_mean(str(path[-1]), known)}"

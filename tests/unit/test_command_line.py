@@ -20,7 +20,7 @@ from pipelines import child, cli, local
 from pipelines.cli import run as run_command
 from pipelines.local import state as states
 from serving.errors import InconclusiveError
-from serving.scenarios import SCENARIOS
+from serving.scenarios import COLUMNS, SCENARIOS, all_features
 
 
 @pytest.fixture
@@ -167,8 +167,12 @@ def test_a_mistake_in_a_file_is_named_with_its_line(command, tmp_path):
 def test_list_names_every_scenario_that_is_built(command):
     code, out, err = command("list")
     assert (code, err) == (0, "")
-    assert [line.split()[:2] for line in out.splitlines()] == [[s.number, s.name] for s in SCENARIOS]
-    row = json.loads(command("list", "--json")[1])["scenarios"][0]
+    scenarios, features = out.split("\n\n")
+    assert [line.split()[:2] for line in scenarios.splitlines()] == [[s.number, s.name] for s in SCENARIOS]
+    assert set(all_features()) <= set(features.replace(",", "").split())
+    listed = json.loads(command("list", "--json")[1])
+    assert listed["features"] == {column: list(words) for column, words in COLUMNS.items()}
+    (row, *_) = listed["scenarios"]
     assert row.keys() >= {"number", "name", "title", "weights", "accelerator", "entry", "image", "scaling"}
 
 
