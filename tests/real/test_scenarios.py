@@ -1,4 +1,4 @@
-"""Scenario 03 on a real control plane and real mounts: every refresh, and every broken release."""
+"""Every scenario on a real control plane and real mounts: every refresh, and every broken release."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ REAL = "control-plane,gcsfuse"
 
 @pytest.mark.timeout(1500)
 def test_every_refresh(parts: None) -> None:
-    passes("test_gcs_fuse_refresh.py", REAL, seconds=600)
+    passes("test_refresh.py", REAL, seconds=600)
 
 
 @pytest.mark.timeout(1500)
 def test_every_broken_release(parts: None) -> None:
-    passes("test_gcs_fuse_broken.py", REAL, seconds=600)
+    passes("test_broken_releases.py", REAL, seconds=600)

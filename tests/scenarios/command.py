@@ -15,6 +15,8 @@ from typing import Any
 
 import httpx
 
+from serving.scenarios import Scenario
+
 REAL = os.environ.get("GEMMA_PIPELINES_TEST_REAL", "")
 """The real parts that every run of these tests uses (`--real`); tests/real sets it."""
 SECONDS = 400 if REAL else 120
@@ -24,10 +26,17 @@ MODEL = "google/gemma-3-4b-it"
 
 
 class Run:
-    """`gemma-pipelines run 03 --json …`, started; `finish()` waits for its result."""
+    """`gemma-pipelines run SCENARIO --json …`, started; `finish()` waits for its result."""
 
-    def __init__(self, *arguments: str, folder: Path, command: tuple[str, ...] = ("run", "03", "--json")):
+    def __init__(
+        self,
+        *arguments: str,
+        folder: Path,
+        scenario: str = "03",
+        command: tuple[str, ...] = ("run", "SCENARIO", "--json"),
+    ):
         self.folder = folder
+        command = tuple(scenario if word == "SCENARIO" else word for word in command)
         if REAL and command[0] == "run":
             arguments = ("--real", REAL, *arguments)
             if "vllm" in REAL:
@@ -91,14 +100,34 @@ class Run:
         return Path(self._stderr.name).read_text()
 
 
-def refresh(*arguments: str, folder: Path, state: Path, weights: Path, code: int = 0) -> dict[str, Any]:
-    """The result of a run on a state, with these weights in the hub."""
-    return Run("--state", str(state), "--weights", str(weights), *arguments, folder=folder).finish(code)
+@dataclass(frozen=True)
+class Site:
+    """A state folder that many runs of one scenario share."""
 
+    folder: Path
+    scenario: Scenario
 
-def by_hand(verb: str, *arguments: str, folder: Path, state: Path, code: int = 0) -> str:
-    """What another command printed, on the same state."""
-    return Run("--state", str(state), *arguments, folder=folder, command=(verb,)).finish_with_text(code)
+    @property
+    def state(self) -> Path:
+        return self.folder / "state"
+
+    @property
+    def endpoint(self) -> Path:
+        """The file with the address of what serves, while something does."""
+        return self.state / "endpoint"
+
+    def run(self, weights: Path, *arguments: str) -> Run:
+        """A run on the state, with these weights in the hub."""
+        given = ("--state", str(self.state), "--weights", str(weights), *arguments)
+        return Run(*given, folder=self.folder, scenario=self.scenario.name)
+
+    def refresh(self, weights: Path, *arguments: str, code: int = 0) -> dict[str, Any]:
+        """The result of a run that ends by itself."""
+        return self.run(weights, *arguments).finish(code)
+
+    def by_hand(self, verb: str, *arguments: str, code: int = 0) -> str:
+        """What another command printed, on the same state."""
+        return Run("--state", str(self.state), *arguments, folder=self.folder, command=(verb,)).finish_with_text(code)
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Scenario 03 with a LoRA adapter and an assistant: served, left alone, and one that does not fit rejected."""
+"""A model with a LoRA adapter and an assistant: served, left alone, and one that does not fit rejected."""
 
 from __future__ import annotations
 

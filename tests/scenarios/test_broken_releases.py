@@ -1,4 +1,4 @@
-"""Scenario 03 and broken releases, one after the other on one state: each fails, and what is live never stops."""
+"""Broken releases, one after the other on one state: each fails, and what is live never stops."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from emulated_cloud.hub import models
 
-from tests.scenarios.command import MODEL, Run, Traffic, by_hand, refresh
+from tests.scenarios.command import MODEL, Site, Traffic
 
 
 @pytest.fixture(scope="module")
-def live(folder: Path, state: Path, weights: Path) -> str:
+def live(site: Site, weights: Path) -> str:
     """The generation that serves when the broken releases come."""
-    return refresh(folder=folder, state=state, weights=weights)["generation"]
+    return site.refresh(weights)["generation"]
 
 
 @pytest.mark.parametrize(
@@ -27,12 +27,12 @@ def live(folder: Path, state: Path, weights: Path) -> str:
     ],
 )
 def test_a_broken_release_fails_and_the_old_generation_never_stops_serving(
-    break_it, step, words, folder, state, tiny_gemma3, live
+    break_it, step, words, site, tiny_gemma3, live
 ):
-    broken = Path(shutil.copytree(tiny_gemma3, folder / break_it.__name__))
+    broken = Path(shutil.copytree(tiny_gemma3, site.folder / break_it.__name__))
     break_it(broken)
-    run = Run("--state", str(state), "--weights", str(broken), folder=folder)
-    with Traffic(state / "endpoint", MODEL) as traffic:
+    run = site.run(broken)
+    with Traffic(site.endpoint, MODEL) as traffic:
         run.wait_for("discard_generation: started")
     result = run.finish(code=1)
     assert result["status"] == "failed"
@@ -42,19 +42,19 @@ def test_a_broken_release_fails_and_the_old_generation_never_stops_serving(
     assert len({text for _, text in traffic.answers}) == 1
     assert result["generation"] != live
 
-    again = refresh(folder=folder, state=state, weights=broken, code=1)
+    again = site.refresh(broken, code=1)
     assert again["error"]["type"] == "RejectedBeforeError"
     assert "--retry" in again["error"]["message"]
     assert again["bytes_transferred"] == 0
 
-    retried = refresh("--retry", folder=folder, state=state, weights=broken, code=1)
+    retried = site.refresh(broken, "--retry", code=1)
     assert retried["error"]["step"] == step
 
 
-def test_after_a_rejected_release_the_good_one_is_still_unchanged(folder, state, weights, live):
-    result = refresh(folder=folder, state=state, weights=weights)
+def test_after_a_rejected_release_the_good_one_is_still_unchanged(site, weights, live):
+    result = site.refresh(weights)
     assert (result["status"], result["generation"]) == ("unchanged", live)
 
 
-def test_a_rejected_release_is_nothing_to_roll_back_to(folder, state, live):
-    assert by_hand("rollback", folder=folder, state=state, code=2) == ""
+def test_a_rejected_release_is_nothing_to_roll_back_to(site, live):
+    assert site.by_hand("rollback", code=2) == ""

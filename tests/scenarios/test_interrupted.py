@@ -1,4 +1,4 @@
-"""Scenario 03 stopped in the middle: by Ctrl-C, by kill -9, by a second run, by a wrong request."""
+"""A run stopped in the middle: by Ctrl-C, by kill -9, by a second run, by a wrong request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scenario 03 as a user lives with it: a first run, and every kind of refresh, on one state folder, in this order."""
+"""A scenario as a user lives with it: a first run, and every kind of refresh, on one state folder, in this order."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from emulated_cloud.hub import models
 
-from tests.scenarios.command import MODEL, Run, Traffic, by_hand, processes_below, refresh, requests
+from tests.scenarios.command import MODEL, Site, Traffic, processes_below, requests
 
 WRITES = {"POST", "PUT", "PATCH", "DELETE"}
 PIPELINE = "gemma-pipelines@demo-project.iam.gserviceaccount.com"
 
 
 @pytest.fixture(scope="module")
-def history() -> list[str]:
+def history(site: Site) -> list[str]:
     """Generations in the order in which they went live."""
     return []
 
@@ -35,8 +35,8 @@ def written_by_the_pipeline(state: Path) -> list[str]:
     ]
 
 
-def test_the_first_run_brings_a_release_into_service(folder, state, weights, history):
-    result = refresh(folder=folder, state=state, weights=weights)
+def test_the_first_run_brings_a_release_into_service(site, weights, history):
+    result = site.refresh(weights)
     assert result["status"] == "succeeded"
     assert [step["name"] for step in result["steps"]] == [
         "resolve_model",
@@ -52,14 +52,14 @@ def test_the_first_run_brings_a_release_into_service(folder, state, weights, his
     assert result["endpoint"].startswith("http://127.0.0.1:")
     assert len(result["revision"]) == 40
     assert "A real answer" in Path(result["report"]).read_text()
-    assert processes_below(state) == []
+    assert processes_below(site.state) == []
     history.append(result["generation"])
 
 
-def test_the_second_run_changes_nothing_and_writes_nothing_but_its_report(folder, state, weights, history):
-    run = Run("--state", str(state), "--weights", str(weights), "--keep", folder=folder)
+def test_the_second_run_changes_nothing_and_writes_nothing_but_its_report(site, weights, history):
+    run = site.run(weights, "--keep")
     result = run.result()
-    written = written_by_the_pipeline(state)
+    written = written_by_the_pipeline(site.state)
     run.stop()
     assert result["status"] == "unchanged"
     assert result["generation"] == history[-1]
@@ -73,28 +73,28 @@ def test_the_second_run_changes_nothing_and_writes_nothing_but_its_report(folder
     assert all(line.startswith(report) for line in written), written
 
 
-def test_a_commit_that_touches_only_the_readme_rolls_nothing(folder, state, weights, history):
-    before = refresh(folder=folder, state=state, weights=weights)
+def test_a_commit_that_touches_only_the_readme_rolls_nothing(site, weights, history):
+    before = site.refresh(weights)
     models.readme_only_change(weights)
-    result = refresh(folder=folder, state=state, weights=weights)
+    result = site.refresh(weights)
     assert result["status"] == "unchanged"
     assert result["revision"] != before["revision"]
     assert result["generation"] == history[-1]
 
 
-def test_other_flags_make_a_new_generation_of_the_same_bytes(folder, state, weights, history):
-    result = refresh("--set", "engine.max_model_len=4096", folder=folder, state=state, weights=weights)
+def test_other_flags_make_a_new_generation_of_the_same_bytes(site, weights, history):
+    result = site.refresh(weights, "--set", "engine.max_model_len=4096")
     assert result["status"] == "succeeded"
     assert result["generation"] != history[-1]
     assert result["bytes_transferred"] == 0
     history.append(result["generation"])
 
 
-def test_other_weights_go_live_while_the_old_ones_answer_every_request(folder, state, weights, history):
+def test_other_weights_go_live_while_the_old_ones_answer_every_request(site, weights, history):
     shutil.rmtree(weights)
     models.write_gemma3(weights, seed=1)
-    run = Run("--state", str(state), "--weights", str(weights), "--keep", folder=folder)
-    with Traffic(state / "endpoint", MODEL) as traffic:
+    run = site.run(weights, "--keep")
+    with Traffic(site.endpoint, MODEL) as traffic:
         result = run.result()
     run.stop()
     assert result["status"] == "succeeded"
@@ -104,23 +104,21 @@ def test_other_weights_go_live_while_the_old_ones_answer_every_request(folder, s
     history.append(result["generation"])
 
 
-def test_a_rollback_is_not_undone_by_the_next_run_until_somebody_promotes_again(folder, state, weights, history):
-    assert f"live {history[-2]} (pinned)" in by_hand("rollback", folder=folder, state=state)
+def test_a_rollback_is_not_undone_by_the_next_run_until_somebody_promotes_again(site, weights, history):
+    assert f"live {history[-2]} (pinned)" in site.by_hand("rollback")
 
-    result = refresh(folder=folder, state=state, weights=weights)
+    result = site.refresh(weights)
     assert result["status"] == "unchanged"
 
-    assert f"live {history[-1]}, previous {history[-2]}" in by_hand(
-        "promote", "--to", history[-1], folder=folder, state=state
-    )
-    result = refresh(folder=folder, state=state, weights=weights)
+    assert f"live {history[-1]}, previous {history[-2]}" in site.by_hand("promote", "--to", history[-1])
+    result = site.refresh(weights)
     assert (result["status"], result["generation"]) == ("unchanged", history[-1])
 
 
-def test_the_weights_in_the_bucket_are_what_their_manifest_says(folder, state):
+def test_the_weights_in_the_bucket_are_what_their_manifest_says(site):
     model = "gs://demo-bucket/models/google/gemma-3-4b-it"
-    assert by_hand("verify-weights", model, folder=folder, state=state, code=2) == ""
-    objects = state / "buckets" / "demo-bucket" / "objects"
+    assert site.by_hand("verify-weights", model, code=2) == ""
+    objects = site.state / "buckets" / "demo-bucket" / "objects"
     key = next(objects.glob(f"{model.removeprefix('gs://demo-bucket/')}/*/_MANIFEST.json")).parent.name
-    said = by_hand("verify-weights", f"{model}/{key}", "--read", folder=folder, state=state)
+    said = site.by_hand("verify-weights", f"{model}/{key}", "--read")
     assert said.endswith("as the manifest says, every byte read\n")
