@@ -28,15 +28,9 @@ MODEL = "google/gemma-3-4b-it"
 class Run:
     """`gemma-pipelines run SCENARIO --json …`, started; `finish()` waits for its result."""
 
-    def __init__(
-        self,
-        *arguments: str,
-        folder: Path,
-        scenario: str = "03",
-        command: tuple[str, ...] = ("run", "SCENARIO", "--json"),
-    ):
+    def __init__(self, *arguments: str, folder: Path, scenario: str = "03", command: tuple[str, ...] = ()):
+        command = command or ("run", scenario, "--json")
         self.folder = folder
-        command = tuple(scenario if word == "SCENARIO" else word for word in command)
         if REAL and command[0] == "run":
             arguments = ("--real", REAL, *arguments)
             if "vllm" in REAL:
