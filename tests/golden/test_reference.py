@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -25,3 +26,12 @@ def test_a_readme_names_the_scenarios_that_are_built_and_no_other(page: str):
         line.split("|") for line in (ROOT / page).read_text(encoding="utf-8").splitlines() if line.startswith("| 0")
     ]
     assert [(row[1].strip(), row[2].strip(" `")) for row in rows] == [(s.number, s.name) for s in SCENARIOS]
+
+
+PAGES = sorted(path for path in ROOT.glob("**/*.md") if not {".venv", "build", ".pytest_cache"} & set(path.parts))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_a_page_links_to_is_there(page: Path):
+    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
