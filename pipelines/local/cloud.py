@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from serving.settings import Settings
 
-_SHOWN = [Path(__file__).parents[2] / name for name in ("components", "images", "manifests", "pipelines", "serving")]
+SHOWN = [Path(__file__).parents[2] / name for name in ("components", "images", "manifests", "pipelines", "serving")]
 """What the component image carries, for containers that run on real parts."""
 _COMES_BACK_SECONDS = {False: 60, True: 300}
 """How long a live generation may take, by whether its engine is vLLM itself."""
@@ -39,7 +39,7 @@ def real_parts(text: str | None, folder: Path | None) -> list[str]:
 
     names = state.parts(folder) if text is None else [name.strip() for name in text.split(",")]
     try:
-        require(names, _SHOWN)
+        require(names, SHOWN)
     except RealPartError as error:
         raise RequestError(str(error)) from error
     return names
@@ -78,7 +78,7 @@ def up(
         real=real,
         # As an administrator does it before the first run on GKE; the emulated API server enforces no roles.
         objects=[access],
-        show=_SHOWN,
+        show=SHOWN,
         expose=[
             {
                 "namespace": settings.namespace,

@@ -69,7 +69,7 @@ def test_what_is_served_arrives_whole_and_the_rest_stays_behind(site: Site, mode
     assert known is not None
     assert known.repositories == [manifest.Repository(role="base", model=model, commit=commit)]
     assert storage.read_json(names.weights_in_use(settings)) == {"weights_keys": [release.weights_key]}
-    assert storage.list_uris(f"{settings.pipeline_root}/transfers/{settings.cluster}/gemma/{settings.name}/") == []
+    assert storage.list_uris(f"{settings.pipeline_root}/transfers/{names.place(settings)}/") == []
 
 
 def test_a_second_run_moves_nothing_writes_nothing_and_does_not_ask_the_hub(site: Site, model: str, folder: Path):

@@ -14,7 +14,7 @@ from emulated_cloud.cloud import wait_for
 from emulated_cloud.real.parts import PARTS, cache, interpreters
 from emulated_cloud.real.runtime import LAUNCHER
 
-from pipelines.local import SHOWN
+from pipelines.local.cloud import SHOWN
 from tests.scenarios.command import processes_below
 
 from .kube import USER, mounts
