@@ -205,11 +205,9 @@ def test_a_transfer_that_gets_further_each_time_goes_on(site: Site, model: str, 
 def test_a_connection_that_trickles_is_broken_off(site: Site, model: str, folder: Path):
     """Each byte resets the socket's own timeout; only the watchdog sees that nothing gets on."""
     settings, release = bring(site, model, folder)
-    site.script("hub", {"action": "stall", **CDN, "after_bytes": PAST_THE_HEADER, "seconds": 20})
-    started = time.monotonic()
+    site.script("hub", {"action": "stall", **CDN, "after_bytes": PAST_THE_HEADER, "seconds": 3600})
     site.bring(settings, release, dataclasses.replace(QUICK, stall_seconds=60, slow_seconds=1))
     assert site.consumed("hub") == [1]
-    assert time.monotonic() - started < 15
     assert_whole(release.weights_uri, folder)
 
 

@@ -153,8 +153,8 @@ class TestStart:
             engine.chat(max_tokens=1)
             started = time.monotonic()
             engine.chat(max_tokens=50, ignore_eos=True)
-            assert 0.49 < time.monotonic() - started < 5
-            assert 0.008 < engine.metric("inter_token_latency_seconds_sum") / 49 < 0.1
+            assert time.monotonic() - started > 0.49
+            assert engine.metric("inter_token_latency_seconds_sum") / 49 > 0.008
 
 
 class TestApiKey:
@@ -427,7 +427,7 @@ class TestEnd:
             list(lines)
         response.close()
         assert engine.process.wait(5) == 0
-        assert len(arguments) / 2 <= time.monotonic() - started < len(arguments) / 2 + 4
+        assert time.monotonic() - started >= len(arguments) / 2
 
     def test_a_second_signal_ends_at_once(self, start):
         engine = start("--shutdown-timeout", "60").wait()

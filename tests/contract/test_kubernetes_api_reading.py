@@ -139,7 +139,7 @@ def test_a_watch_ends_when_its_time_is_over(core: client.CoreV1Api, namespace: s
     started = time.monotonic()
     stream = watch.Watch().stream(core.list_namespaced_pod, namespace, resource_version=version, timeout_seconds=1)
     assert list(stream) == []
-    assert 0.9 < time.monotonic() - started < 5
+    assert time.monotonic() - started > 0.9
 
 
 def test_initial_events_end_with_a_bookmark(api: client.ApiClient, core: client.CoreV1Api, namespace: str) -> None:

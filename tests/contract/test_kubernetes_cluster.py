@@ -382,6 +382,8 @@ def test_a_rolling_update_never_falls_below_what_must_be_available(kube: Kube) -
 def test_a_rollout_that_cannot_progress_says_so(kube: Kube) -> None:
     body = deployment("stuck", "x", progressDeadlineSeconds=1)
     body["spec"]["template"]["spec"]["containers"][0]["readinessProbe"]["httpGet"]["port"] = 9
+    # A busy machine may take longer than a second to be refused.
+    body["spec"]["template"]["spec"]["containers"][0]["readinessProbe"]["timeoutSeconds"] = 60
     kube.apps.create_namespaced_deployment(kube.namespace, body)
 
     def deadline() -> Any:

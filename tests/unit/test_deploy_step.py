@@ -140,6 +140,31 @@ def test_a_cluster_without_managed_prometheus_gets_no_pod_monitoring(capsys: pyt
     assert "left out PodMonitoring/gemma" in capsys.readouterr().out
 
 
+def test_a_volume_is_made_once_and_never_changed():
+    cluster = Cluster()
+    deploy(cluster)
+    cluster.calls.clear()
+    deploy(cluster, quick(labels={"team": "another"}))
+    touched = {(verb, kind) for verb, kind, _ in cluster.calls if kind.startswith("PersistentVolume")}
+    assert touched == {("create", "PersistentVolume"), ("create", "PersistentVolumeClaim")}, "there already: left alone"
+
+
+def test_a_volume_whose_claim_is_gone_makes_room_and_one_that_goes_is_waited_for():
+    cluster = Cluster()
+    deploy(cluster)
+    (name,) = cluster.names("PersistentVolume")
+    cluster.set_status("PersistentVolume", name, "", phase="Released")
+    changed = quick(labels={"team": "another"})
+    with pytest.raises(InconclusiveError, match=f"PersistentVolume/{name} of an earlier attempt is being deleted"):
+        deploy(cluster, changed)
+    assert cluster.names("PersistentVolume") == set()
+    assert deploy(cluster, changed).status == "succeeded"
+
+    cluster.objects["PersistentVolume", "", name]["metadata"]["deletionTimestamp"] = "2026-11-29T00:00:00Z"
+    with pytest.raises(InconclusiveError, match=r"kubectl get persistentvolume .* \(finalizers\)"):
+        deploy(cluster, quick(labels={"team": "third"}))
+
+
 def test_what_the_api_server_refuses_is_told_in_its_words():
     cluster = Cluster()
     cluster.refuses = "Deployment"

@@ -104,6 +104,8 @@ def test_what_makes_another_server_makes_another_generation():
         {"accelerator": {"type": "nvidia-a100-40gb"}},
         {"gcs_fuse": {"profile": "manual"}},
         {"images": {"registry": "mirror.example.com/all"}},
+        # What cannot be changed in a live volume makes another one.
+        {"patches": [{"kind": "PersistentVolume", "spec": {"mountOptions": ["debug"]}}]},
         {"bucket": "another-bucket"},
     ]
     assert len({generation_of(settings(**changes)) for changes in other}) == len(other)
