@@ -11,7 +11,7 @@ demo: .venv/installed ## A Gemma release from hub to validated, serving server, 
 	@$(BIN)/gemma-pipelines run 03
 
 test: .venv/installed ## Every test that needs nothing but this machine
-	@$(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	@$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-unit: .venv/installed ## The unit tests, in seconds
 	@$(BIN)/pytest tests/unit
@@ -20,7 +20,7 @@ real: .venv/installed ## Build the real parts: a control plane, gcsfuse, vLLM on
 	@$(BIN)/python -m emulated_cloud.real build
 
 test-real: .venv/installed ## The tests against the real parts, which `make real` has built
-	@$(BIN)/pytest -m real -n 2 --dist loadgroup --no-loadscope-reorder tests/real
+	@$(BIN)/pytest -m real -n 2 --dist loadfile --no-loadscope-reorder tests/real
 
 lint: .venv/installed ## Style, types, and which package may import which
 	@$(BIN)/ruff check .

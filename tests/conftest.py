@@ -15,14 +15,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file is one worker's alone, or of a file that runs for every scenario what is one scenario's. The longest files
-    begin first: they would run on when all else has ended."""
-    for item in items:
-        file = item.nodeid.partition("::")[0]
-        scenario = getattr(item, "callspec", None) and item.callspec.params.get("scenario")  # type: ignore[attr-defined]
-        item.add_marker(pytest.mark.xdist_group(f"{file} {scenario.name}" if scenario else file))
+    """The longest files first: a file is one worker's alone, and would run on when all else has ended."""
 
     def place(item: pytest.Item) -> tuple[bool, bool]:
         file = item.nodeid.partition("::")[0]
