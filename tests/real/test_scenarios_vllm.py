@@ -9,11 +9,11 @@ from .scenarios import passes
 REAL = "control-plane,gcsfuse,vllm"
 
 
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(3600)
 def test_refreshes(parts: None) -> None:
-    passes("test_refresh.py", REAL, "-k", "first_run or second_run or other_weights", seconds=900)
+    passes("test_refresh.py", REAL, "-k", "first_run or second_run or other_weights")
 
 
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(3600)
 def test_a_config_that_does_not_match_fails_in_vllms_own_words(parts: None) -> None:
-    passes("test_broken_releases.py", REAL, "-k", "mismatch", seconds=900)
+    passes("test_broken_releases.py", REAL, "-k", "mismatch")

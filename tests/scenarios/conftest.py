@@ -15,6 +15,13 @@ from serving.scenarios import SCENARIOS, Scenario
 from tests.scenarios.command import Site
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test is several runs, of 20 s on a quiet machine."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(1800))
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Where all runs of a file work. In the end nothing may be left in the folder for temporary files."""

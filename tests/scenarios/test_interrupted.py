@@ -28,7 +28,7 @@ def run_on(state: Path, folder: Path, *arguments: str) -> Run:
     return Run("--state", str(state), *arguments, folder=folder)
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3600)
 def test_a_run_killed_in_any_step_is_completed_by_the_next_one(tmp_path):
     """Each run begins on what the one before left when it was killed one step earlier; the last one is let through.
 
