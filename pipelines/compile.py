@@ -8,6 +8,7 @@ from pathlib import Path
 from pipelines.scenarios import pipeline_of
 from serving.image import DEFAULT, VERSION
 from serving.scenarios import Scenario, features_of
+from serving.values import checked_image
 
 
 def compile_scenario(scenario: Scenario, folder: Path, image: str | None = None, changes: Iterable[str] = ()) -> Path:
@@ -20,12 +21,13 @@ def compile_scenario(scenario: Scenario, folder: Path, image: str | None = None,
     import yaml
     from kfp import compiler
 
+    image = DEFAULT if image is None else checked_image(image)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{scenario.name}.yaml"
     compiled = {
         "scenario": scenario.name,
         "features": list(features_of(scenario, changes)),
-        "image": image or DEFAULT,
+        "image": image,
         "version": VERSION,
     }
     compiler.Compiler().compile(pipeline_of(scenario, compiled), str(path))

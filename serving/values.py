@@ -24,6 +24,8 @@ class Section(BaseModel):
     )
 
 
+_LONGEST_SECONDS = 30 * 24 * 3600
+
 OURS = "gemma-pipelines/"
 """Prefix of the labels and annotations by which the project finds its objects again."""
 
@@ -43,8 +45,16 @@ def _matching(pattern: str, what: str, longest: int | None = None) -> Callable[[
 
 
 def _duration(value: str) -> str:
-    if not re.fullmatch(r"\d+(\.\d+)?[smh]", value):
+    if not re.fullmatch(r"\d{1,6}(\.\d{1,3})?[smh]", value):
         raise ValueError(f"{value!r} is not a duration: write a number and s, m or h, like 90s or 30m")
+    if in_seconds(value) > _LONGEST_SECONDS:
+        raise ValueError(f"{value!r} is longer than 30 days")
+    return value
+
+
+def _some_time(value: str) -> str:
+    if not in_seconds(value):
+        raise ValueError(f"{value!r} is no time at all")
     return value
 
 
@@ -119,12 +129,23 @@ def _scenario(value: str) -> str:
         raise ValueError(str(error)) from error
 
 
+def _namespace(value: str) -> str:
+    if value == "default" or value.startswith(("kube-", "gke-", "gmp-")) or value.endswith("-system"):
+        raise ValueError(f"{value!r} belongs to Kubernetes, to GKE or to what runs the cluster: name one of your own")
+    return value
+
+
+def _nothing_or(check: Callable[[str], str]) -> Callable[[str], str]:
+    return lambda value: check(value) if value else value
+
+
 def _name(what: str, longest: int) -> AfterValidator:
     what = f"{what}: lower-case letters, digits and -, a letter first"
     return AfterValidator(_matching(r"[a-z]([-a-z0-9]*[a-z0-9])?", what, longest))
 
 
-Duration = Annotated[str, AfterValidator(_duration)]
+MaybeNoTime = Annotated[str, AfterValidator(_duration)]
+Duration = Annotated[MaybeNoTime, AfterValidator(_some_time)]
 Quantity = Annotated[str, AfterValidator(_quantity)]
 SecretVersion = Annotated[str, AfterValidator(_secret_version)]
 RegularExpression = Annotated[str, AfterValidator(_regular_expression)]
@@ -135,6 +156,7 @@ LabelValue = Annotated[
 ]
 DnsLabel = Annotated[str, _name("a Kubernetes name", longest=63)]
 """A DNS-1035 label: what Kubernetes allows as the name of a Service."""
+Namespace = Annotated[DnsLabel, AfterValidator(_namespace)]
 AdapterName = Annotated[DnsLabel, AfterValidator(_adapter_name)]
 DeploymentName = Annotated[str, _name("a deployment's name", longest=40)]
 ClusterName = Annotated[str, _name("a cluster's name", longest=40)]
@@ -156,12 +178,19 @@ Model = Annotated[
 ServiceAccount = Annotated[
     str,
     AfterValidator(
-        _matching(
-            r"[a-z0-9][-a-z0-9]*@([-a-z0-9]+\.)+gserviceaccount\.com",
-            "a Google service account, like gemma-pipelines@PROJECT.iam.gserviceaccount.com",
+        _nothing_or(
+            _matching(
+                r"[a-z0-9][-a-z0-9]*@([-a-z0-9]+\.)+gserviceaccount\.com",
+                "a Google service account, like gemma-pipelines@PROJECT.iam.gserviceaccount.com",
+            )
         )
     ),
 ]
+_image = _matching(
+    r"[a-z0-9][-.a-z0-9]*(:\d+)?(/[a-z0-9][-._a-z0-9]*)*(:[\w][-.\w]{0,127})?(@sha256:[0-9a-f]{64})?",
+    "an image's name, like us-docker.pkg.dev/PROJECT/REPOSITORY/IMAGE:TAG or …@sha256:…",
+)
+Image = Annotated[str, AfterValidator(_image)]
 Registry = Annotated[
     str,
     AfterValidator(
@@ -176,3 +205,11 @@ SourceFolder = Annotated[
     str, AfterValidator(_matching(r"gs://[^/]+/.*[^/]", "a folder of a bucket, gs://BUCKET/FOLDER (no / at its end)"))
 ]
 Folder = Annotated[str, AfterValidator(_matching(r"(gs://[^/]+(/.*[^/])?)?", "a gs://BUCKET/FOLDER (no / at its end)"))]
+
+
+def checked_image(name: str) -> str:
+    """The name of an image that does not stand in settings. Raises RequestError for what is none."""
+    try:
+        return _image(name)
+    except ValueError as error:
+        raise RequestError(str(error)) from error

@@ -71,7 +71,8 @@ def compile(
     if file and len(chosen) > 1:
         raise RequestError(f"{file} is for one scenario: name that one alone")
     settings = settings_of(chosen[0].name, file, None, {}) if file else None
-    image = image or (settings.images.components if settings else None)
+    if image is None and settings:
+        image = settings.images.components
     changes = settings.features if settings else []
     from pipelines.compile import compile_scenario
 

@@ -261,7 +261,7 @@ def _clients(settings: Settings) -> list[Object]:
     """Who may call the server, as peers of a NetworkPolicy."""
     # Managed Prometheus reads metrics from gmp-system; on Autopilot from gke-gmp-system.
     namespaces = ["gmp-system", "gke-gmp-system", *settings.serving.client_namespaces]
-    peers: list[Object] = [
+    return [
         {"podSelector": {}},
         {
             "namespaceSelector": {
@@ -269,6 +269,3 @@ def _clients(settings: Settings) -> list[Object]:
             }
         },
     ]
-    if settings.serving.exposure == "public":
-        peers += [{"ipBlock": {"cidr": "0.0.0.0/0"}}, {"ipBlock": {"cidr": "::/0"}}]
-    return peers

@@ -5,9 +5,11 @@ The text under a field is its documentation, the comment in `init`'s file and th
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, create_model, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from serving import features, scenarios
 from serving.errors import RequestError
@@ -29,11 +31,11 @@ from serving.values import (
     Bucket,
     ClusterName,
     DeploymentName,
-    DnsLabel,
     Folder,
     LabelValue,
     Location,
     Model,
+    Namespace,
     OwnKey,
     Project,
     Scenario,
@@ -68,7 +70,7 @@ class Settings(_FeatureSections):
     """The cluster's region, or its zone."""
     cluster: ClusterName = "gemma"
     """The GKE cluster."""
-    namespace: DnsLabel = "gemma"
+    namespace: Namespace = "gemma"
     """The namespace in it, made if it is not there."""
     bucket: Bucket
     """The bucket for weights, reports and records; in the cluster's region, with uniform access."""
@@ -113,7 +115,7 @@ class Settings(_FeatureSections):
     Such as [{kind: Deployment, spec: {template: {spec: {priorityClassName: high}}}}]."""
     pipeline_root: Folder = ""
     """Where runs leave their steps and reports; empty is gs://BUCKET/pipelines."""
-    pipeline_service_account: ServiceAccount | Literal[""] = ""
+    pipeline_service_account: ServiceAccount = ""
     """The Google service account that runs the pipeline, to which `render --access` gives its rights in the cluster;
     empty is gemma-pipelines@PROJECT.iam.gserviceaccount.com."""
 
@@ -123,9 +125,8 @@ class Settings(_FeatureSections):
         chosen = _chosen(values) if isinstance(values, dict) else None
         for key in features.sections() if chosen is not None else ():
             if key in values and key not in map(features.section_name, chosen or ()):
-                raise ValueError(
-                    f"{key}: this deployment has no feature {key.replace('_', '-')}, it has {', '.join(chosen or ())}"
-                )
+                has = f"this deployment has no feature {key.replace('_', '-')}, it has {', '.join(chosen or ())}"
+                raise PydanticCustomError("at_path", "{words}", {"path": (key,), "words": has})
         return values
 
     @model_validator(mode="after")
@@ -186,11 +187,34 @@ class Settings(_FeatureSections):
 
     @model_validator(mode="after")
     def _exposure_is_safe(self) -> Settings:
-        if self.serving.exposure == "public" and not self.engine.api_key_secret:
+        if self.serving.exposure == "public":
             raise ValueError(
-                "serving.exposure public needs engine.api_key_secret: without a key anybody could use the server"
+                "serving.exposure public is not to be had yet: vLLM's key guards /v1 alone, and /invocations (whole "
+                "inference), /tokenize and /metrics would answer anybody. Keep internal, and put what lets /v1 alone "
+                "through in front of it"
             )
         return self
+
+    @model_validator(mode="after")
+    def _runs_are_not_among_weights(self) -> Settings:
+        for taken in ("models", "deployments"):
+            if f"{self.pipeline_root}/".startswith(f"gs://{self.bucket}/{taken}/"):
+                raise ValueError(
+                    f"pipeline_root: gs://{self.bucket}/{taken} is where the {taken} are; name another folder"
+                )
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _texts_reach_the_steps_as_they_are(cls, values: Any) -> Any:
+        for path, text in _texts(values):
+            if "{{$" in text:
+                raise PydanticCustomError(
+                    "at_path",
+                    "holds {{$, which Kubeflow Pipelines would replace on the way to a step: leave it out",
+                    {"path": path},
+                )
+        return values
 
     @model_validator(mode="after")
     def _an_accelerator_is_named(self) -> Settings:
@@ -252,6 +276,19 @@ def _chosen(values: dict[str, Any]) -> tuple[str, ...] | None:
         return scenarios.features_of(scenarios.find(values["scenario"]), values.get("features") or [])
     except (RequestError, KeyError, AttributeError, TypeError):
         return None
+
+
+def _texts(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """Every text in plain values, keys included, with its path."""
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _texts(key, path)
+            yield from _texts(item, (*path, key))
+    elif isinstance(value, list):
+        for position, item in enumerate(value):
+            yield from _texts(item, (*path, position))
 
 
 def _without_null(value: Any) -> Any:

@@ -26,10 +26,11 @@ def validated(cls: type[Settings], values: dict[str, Any], file: Path | None = N
         return cls.model_validate(values)
     except ValidationError as error:
         where = _Where(file, values)
-        items = [(tuple(part for part in item["loc"] if part != "[key]"), item) for item in error.errors()]
+        # Of a value that may be one thing or another the first refusal is told.
+        items = {path: item for item in reversed(error.errors()) for path in [_path(item, values)]}
         lines = [
-            f"{where.prefix(path)}{'.'.join(map(str, path))}{': ' if path else ''}{_explained(item, path)}"
-            for path, item in sorted(items, key=lambda found: where.line(found[0]))
+            f"{where.prefix(path)}{'.'.join(map(str, path))}{': ' if path else ''}{_explained(items[path], path)}"
+            for path in sorted(items, key=lambda path: (where.line(path), list(map(str, path))))
         ]
         raise RequestError("\n".join(lines)) from error
 
@@ -60,18 +61,13 @@ def override(values: dict[str, Any], assignments: Iterable[str]) -> dict[str, An
 
     Raises RequestError for an assignment that is none, and for an unknown key, naming the closest.
     """
-    import yaml
-
     changed = dict(values)
     for assignment in assignments:
         name, equals, given = assignment.partition("=")
         if not equals or not name:
             raise RequestError(f"--set {assignment}: write KEY=VALUE, as in engine.max_model_len=4096")
         path, annotation = _setting(name)
-        try:
-            value = yaml.safe_load(given)
-        except yaml.YAMLError as error:
-            raise RequestError(f"--set {assignment}: the value is not YAML ({error.__class__.__name__})") from error
+        value, _ = yaml_document.parse(given, f"--set {name}")
         if isinstance(value, (int, float, datetime.date)) and _is_text(annotation):
             value = given
         inner = changed
@@ -147,9 +143,25 @@ class _Where:
             return ""
         if not path:
             return f"{self._file}: "
-        if _at(self._values, path) != _at(self._in_file, path):
+        # By their texts: .nan is not equal to itself.
+        if repr(_at(self._values, path)) != repr(_at(self._in_file, path)):
             return "--set "
         return f"{self._file}:{self.line(path)}: "
+
+
+def _path(item: Any, values: Any) -> yaml_document.Path:
+    """Where the value of a validation error is: without what pydantic says in between of the types that it tried."""
+    if item["type"] == "at_path":
+        return tuple(item["ctx"]["path"])
+    path: list[str | int] = []
+    last = len(item["loc"]) - 1
+    for number, part in enumerate(item["loc"]):
+        inside = part in values if isinstance(values, dict) else isinstance(values, list) and isinstance(part, int)
+        if inside:
+            values = values[part]
+        if inside or (number == last and item["type"] == "missing"):
+            path.append(part)
+    return tuple(path)
 
 
 def _at(values: Any, path: yaml_document.Path) -> Any:
@@ -192,6 +204,8 @@ def _explained(item: Any, path: tuple[str | int, ...]) -> str:
         return f"needs {context['min_length']} or more"
     if kind == "value_error":
         return str(context["error"])
+    if kind == "at_path":
+        return str(item["msg"])
     return f"{item['msg'].replace('Input should be', 'must be')}, not {given!r}"
 
 

@@ -5,6 +5,7 @@ The text under a field is its documentation, the comment in `init`'s file and th
 
 from __future__ import annotations
 
+import re
 from types import UnionType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -14,6 +15,8 @@ from serving.values import (
     DnsLabel,
     Duration,
     Endpoint,
+    Image,
+    MaybeNoTime,
     Model,
     Quantity,
     Registry,
@@ -94,7 +97,7 @@ class Accelerator(Section):
 class Engine(Section):
     """The server. What is null comes from the catalog entry of the model and its accelerator."""
 
-    image: str | None = Field(None, min_length=1)
+    image: Image | None = None
     """The vLLM image, if not the catalog's; a digest is welcome."""
     sizing_like: Model | None = None
     """For a model that is not in the catalog, a fine-tune say: the catalog's model that it is made like."""
@@ -112,14 +115,31 @@ class Engine(Section):
     @field_validator("extra_args")
     @classmethod
     def _flags_are_free(cls, flags: list[str]) -> list[str]:
-        for flag in flags:
-            name = flag.partition("=")[0]
-            if name in _TAKEN_FLAGS:
-                raise ValueError(f"{name} is not for extra_args: {_TAKEN_FLAGS[name]}")
+        for flag in filter(lambda flag: flag.startswith("-"), flags):
+            if taken := _taken(flag):
+                raise ValueError(f"{taken} is not for extra_args: {_TAKEN_FLAGS[taken]}")
         return flags
 
 
+def _taken(argument: str) -> str:
+    """The taken flag that vLLM would read an argument as; empty when it is another.
+
+    As vLLM 0.33 parses: `_` is `-`, what follows `=` or `.` is the value, a flag may be cut short, and the value of a
+    one-letter flag may follow at once.
+    """
+    name = re.split(r"[=.]", argument, maxsplit=1)[0].replace("_", "-")
+    if len(name.lstrip("-")) == 0:
+        return ""
+    for flag in _TAKEN_FLAGS:
+        glued = len(flag) == 2 and name.startswith(flag) and not name.startswith("--")
+        if flag == name or glued:
+            return flag
+    return next((flag for flag in _TAKEN_FLAGS if flag.startswith(name) and len(name) > 2), "")
+
+
 _TAKEN_FLAGS = {
+    "--config": "a file of the image's would set what this file does not say; write the flags themselves",
+    "--api-server-count": "one API server a pod: requests are drained by what it counts",
     "--model": "the model is always at /model",
     "--host": "the server listens where its Service looks for it",
     "--port": "the server listens where its Service looks for it",
@@ -153,7 +173,7 @@ class Serving(Section):
     replicas: int = Field(1, ge=1, le=1000)
     """Pods of the live generation."""
     exposure: Literal["internal", "public"] = "internal"
-    """internal: an address in the cluster; public: a load balancer's, and then engine.api_key_secret is needed."""
+    """internal: an address in the cluster. public is refused until its entry lets /v1 alone through."""
     client_namespaces: list[DnsLabel] = Field([])
     """Namespaces whose pods may call the server, beside its own."""
     service_account: DnsLabel = "gemma-server"
@@ -164,7 +184,7 @@ class Serving(Section):
     """How long a server that has its node may take to become ready before it has failed."""
     request_timeout: Duration = "2m"
     """The slowest request: what a pod that is being stopped waits for."""
-    drain_seconds: int = Field(120, ge=0)
+    drain_seconds: int = Field(120, ge=0, le=86_400)
     """After a promotion, how long the old generation may finish the requests that it still runs."""
 
 
@@ -201,13 +221,13 @@ class Validation(Section):
     )
     """Questions: content, and a pattern that the answer must contain (a regular expression; null judges its structure
     alone)."""
-    max_tokens: int = Field(64, ge=1)
+    max_tokens: int = Field(64, ge=1, le=131_072)
     """Longest answer to a question, tokens."""
-    concurrencies: list[Annotated[int, Field(ge=1)]] = Field([1, 4, 16], min_length=1)
+    concurrencies: list[Annotated[int, Field(ge=1, le=1024)]] = Field([1, 4, 16], min_length=1, max_length=16)
     """Streams at once, one round of load after the other."""
-    requests_per_concurrency: int = Field(16, ge=1)
+    requests_per_concurrency: int = Field(16, ge=1, le=10_000)
     """Requests of a round."""
-    load_max_tokens: int = Field(64, ge=1)
+    load_max_tokens: int = Field(64, ge=1, le=131_072)
     """Longest answer under load, tokens."""
     thresholds: Thresholds = Thresholds()
     timeout: Duration = "15m"
@@ -219,7 +239,7 @@ class Images(Section):
 
     registry: Registry | None = None
     """A mirror: every image is pulled as REGISTRY/<path of the image>."""
-    components: str | None = Field(None, min_length=1)
+    components: Image | None = None
     """The image that steps and Jobs run; null takes the one that the pipeline was compiled with."""
 
 
@@ -229,7 +249,7 @@ class Lease(Section):
     duration: Duration = "15m"
     """How long a run may be silent before another may take the deployment over. Longer than Vertex takes to start a
     step."""
-    wait: Duration = "0s"
+    wait: MaybeNoTime = "0s"
     """How long to wait for another run's Lease before giving up."""
 
 

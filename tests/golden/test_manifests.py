@@ -48,7 +48,7 @@ RENDERED: dict[str, dict[str, Any]] = {
         "namespace": "serving",
         "accelerator": {"spot": True, "memory": "40Gi"},
         "engine": {"quantization": "fp8", "api_key_secret": "projects/demo-project/secrets/key/versions/latest"},
-        "serving": {"replicas": 3, "exposure": "public", "client_namespaces": ["web"], "request_timeout": "5m"},
+        "serving": {"replicas": 3, "client_namespaces": ["web"], "request_timeout": "5m"},
         "images": {"registry": "eu-docker.pkg.dev/demo-project/mirror"},
         "labels": {"team": "assistants"},
         "annotations": {"example.com/owner": "assistants@example.com"},

@@ -53,7 +53,7 @@ def command(monkeypatch, capsys, tmp_path):
         (["run", "03", "--set", f"namespace={'n' * 64}"], "namespace"),
         (["run", "03", "--set", "model=google/gemma-3-4b"], "google/gemma-3-4b-it"),
         (["run", "03", "--set", "model=google/gemma-3-12b-it"], "cannot start"),
-        (["run", "03", "--set", "serving.exposure=public"], "api_key_secret"),
+        (["run", "03", "--set", "serving.exposure=public"], "vLLM's key guards /v1 alone"),
         (["run", "03", "--real", "vlm"], "no real part 'vlm'; there are: control-plane, gcsfuse, vllm"),
         (["run", "03", "--real", "gcsfuse,"], "no real part ''; there are: control-plane, gcsfuse, vllm"),
         (["run", "03", "--real", ""], "no real part ''; there are: control-plane, gcsfuse, vllm"),

@@ -157,14 +157,6 @@ def test_the_stable_service_is_no_generations_own():
     assert names.GENERATION not in service["metadata"]["labels"], "or it would be swept away with the generation"
 
 
-def test_a_public_server_gets_a_load_balancer_and_everybody_may_reach_its_port():
-    public = settings(serving={"exposure": "public"}, engine={"api_key_secret": "projects/p/secrets/s/versions/1"})
-    assert render.entry(public, "g1")["spec"]["type"] == "LoadBalancer"
-    (policy,) = (item for item in render.render(public, RELEASE).shared if item["kind"] == "NetworkPolicy")
-    assert {"ipBlock": {"cidr": "0.0.0.0/0"}} in policy["spec"]["ingress"][0]["from"]
-    assert render.entry(settings(), "g1")["spec"]["type"] == "ClusterIP"
-
-
 def test_the_api_key_comes_from_a_secret_of_the_cluster():
     (container,) = pod(engine={"api_key_secret": "projects/p/secrets/s/versions/1"})["containers"]
     (key,) = (entry for entry in container["env"] if entry["name"] == "VLLM_API_KEY")

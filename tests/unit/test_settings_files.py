@@ -124,7 +124,7 @@ def test_the_command_line_changes_values_and_leaves_the_given_ones_alone():
         ("engine.imgae=x", "unknown key imgae; did you mean image?"),
         ("engine=x", "name one of its keys (image, "),
         ("project.id=x", "project has no keys; set it whole"),
-        ("engine.extra_args=[a", "the value is not YAML"),
+        ("engine.extra_args=[a", "--set engine.extra_args:1: expected ',' or ']'"),
     ],
 )
 def test_a_wrong_assignment_is_refused(assignment: str, words: str):
