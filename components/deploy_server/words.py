@@ -29,8 +29,8 @@ _OF_THE_SYSTEM = re.compile(
 """An errno, or an exception that only the world around an engine raises. (An OSError without an errno is a library's
 word on the model's files.)"""
 _SHARED_MEMORY = (
-    "/dev/shm was full, or a file of a volume could not be read where it is mapped. Run again; `patches` in the "
-    "settings can enlarge the volume shared-memory, and accelerator.memory the pod"
+    "its shared memory was full, or a file of a volume could not be read where it is mapped. Run again; `patches` in "
+    "the settings can enlarge the volume shared-memory, and accelerator.memory the pod"
 )
 _MEANINGS = (
     (r"Input/output error", "a disk or a mount failed under {pod}. Run again: another node has other disks"),
@@ -47,7 +47,7 @@ _MEANINGS = (
     (r"Bus error", "{pod}: " + _SHARED_MEMORY),
     (
         r"can't start new thread|Cannot allocate memory|std::bad_alloc|^MemoryError",
-        "{pod} or its node has too little memory, or too many threads, for an engine. accelerator.memory sets the pod's",
+        "{pod} or its node has too little memory for the engine, or too many threads. See accelerator.memory",
     ),
 )
 """Pattern of a line that names a cause → what it means, and the cure."""

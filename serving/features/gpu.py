@@ -37,8 +37,8 @@ _MEANINGS = (
     ),
     (
         # Want of the card's memory, and what the model itself asserts on the card, are the release's.
-        r"CUDA error: (?!out of memory|device-side assert)|NCCL error|\bnccl\w*Error|CUDNN_STATUS_|CUBLAS_STATUS_(?!ALLOC)"
-        r"|fallen off the bus|uncorrectable ECC",
+        r"CUDA error: (?!out of memory|device-side assert)|CUDNN_STATUS_|CUBLAS_STATUS_(?!ALLOC)"
+        r"|NCCL error|\bnccl\w*Error|fallen off the bus|uncorrectable ECC",
         "a card of {pod}, or its link to another, failed. Run again, on another node if it stays",
     ),
 )

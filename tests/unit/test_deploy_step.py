@@ -245,7 +245,7 @@ def test_what_the_node_the_driver_the_mount_or_the_disk_did_is_not_held_against_
 @pytest.mark.parametrize(
     ("exit_code", "words"),
     [
-        (135, "exit code 135): SIGBUS, a bus error: /dev/shm was full"),
+        (135, "exit code 135): SIGBUS, a bus error: its shared memory was full"),
         (143, "exit code 143): SIGTERM, which a probe sends"),
         (139, "exit code 139): SIGSEGV, which says nothing about the release"),
         (134, "exit code 134): SIGABRT, which says nothing about the release"),
@@ -292,7 +292,7 @@ def test_a_sidecar_that_keeps_ending_is_told_in_its_own_words():
     cluster = Cluster(pod=pod(name="gke-gcsfuse-sidecar", state=ENDED, restartCount=2))
     cluster.of = "gke-gcsfuse-sidecar"
     cluster.logs[False] = "Error: mount: bucket unreachable\n"
-    with pytest.raises(InconclusiveError, match="gke-gcsfuse-sidecar of p1 keeps ending: .*bucket unreachable"):
+    with pytest.raises(InconclusiveError, match=r"gke-gcsfuse-sidecar of p1 keeps ending: .*bucket unreachable"):
         deploy(cluster)
 
 
