@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from components.deploy_server.words import killed
 from serving import names
 from serving.errors import AccessError, InconclusiveError, PipelineError, ReleaseError, RequestError
 from serving.features import Explanation, Symptom
@@ -21,8 +22,8 @@ Object = dict[str, Any]
 
 
 _NO_PODS = "waiting for the pods"
-_KILLED = 137
-"""128 + SIGKILL: no process ends itself so."""
+_NOT_IN_THE_IMAGE = re.compile(r'exec: "(?!runc|[^"]*nvidia)[^"]+": |exec format error|no command specified')
+"""What a runtime says of an image without its command. (It runs programs of the node's, too.)"""
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,12 @@ class Problem:
     """Why the generation will not become ready."""
 
     error: type[PipelineError]
+    """With a pod, ReleaseError is a suspicion: the log has the last word."""
     message: str
     pod: str = ""
     """The pod whose log says more; empty when none does."""
+    container: str = names.SERVER_CONTAINER
+    """The container whose log that is."""
 
 
 @dataclass(frozen=True, order=True)
@@ -207,7 +211,7 @@ class Diagnosis:
             return Problem(
                 InconclusiveError,
                 f"no pod of {self._name} appeared within serving.capacity_timeout. See `kubectl -n {self._namespace} "
-                f"describe deployment {self._name}`",
+                "get events`",
             )
         return None
 
@@ -277,38 +281,55 @@ class Diagnosis:
         name, state = container["name"], container.get("state") or {}
         waiting, ended = state.get("waiting") or {}, state.get("terminated") or {}
         last = ended or (container.get("lastState") or {}).get("terminated") or {}
-        reason = waiting.get("reason", "")
-        if found := self._in_pull(pod, container, waiting, now):
+        if found := self._in_pull(pod, container, waiting, now) or self._in_making(pod, name, waiting, now):
             return found
-        config = reason in ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
-        if config and (known := self._explain(Symptom("words", pod.name, waiting.get("message", "")))):
-            return Problem(known.error, f"{known.message}: {waiting['message']}", pod.name)
-        if _lasts(pod, f"{name}: config", config, now, self._patience.create):
-            return Problem(
-                RequestError, f"container {name} of {pod.name} cannot be made: {waiting.get('message', reason)}"
-            )
-        if last.get("reason") in ("StartError", "ContainerCannotRun"):
-            return Problem(
-                ReleaseError, f"container {name} of {pod.name} cannot be started: {last.get('message', reason)}"
-            )
         if last.get("reason") == "OOMKilled":
             return self._out_of_memory(pod, name)
+        if not ended and waiting.get("reason") != "CrashLoopBackOff":
+            return None
         # The first end may be an accident: the kubelet starts it again at once. The second is a loop.
         restarted = container.get("restartCount", 0) >= 1
-        if restarted and last.get("exitCode") and (ended or reason == "CrashLoopBackOff"):
-            if name != names.SERVER_CONTAINER:
-                words = last.get("message") or f"exit code {last['exitCode']}"
-                return Problem(InconclusiveError, f"container {name} of {pod.name} keeps ending: {words}", pod.name)
-            if last["exitCode"] == _KILLED:
-                return Problem(
-                    InconclusiveError,
-                    f"the engine of {pod.name} keeps being killed (exit code {_KILLED}), though not at its limit of "
-                    f"{_memory_limit(pod, name)} of memory: its node may be short of memory, or a probe gave it up. "
-                    f"See `kubectl -n {self._namespace} describe pod {pod.name}`",
-                    pod.name,
-                )
-            return Problem(ReleaseError, f"the engine ends with exit code {last['exitCode']}", pod.name)
-        return None
+        if last.get("reason") in ("StartError", "ContainerCannotRun"):
+            return self._cannot_start(pod, name, last.get("message", last["reason"]), again=restarted)
+        return self._keeps_ending(pod, name, last) if restarted and last.get("exitCode") else None
+
+    def _in_making(self, pod: _Pod, name: str, waiting: Object, now: float) -> Problem | None:
+        """A container that the kubelet or its runtime does not get to run."""
+        reason = waiting.get("reason", "")
+        stuck = reason in ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
+        lasts = _lasts(pod, f"{name}: making", stuck, now, self._patience.create)
+        if not stuck:
+            return None
+        words = waiting.get("message") or reason
+        known = self._explain(Symptom("words", pod.name, words))
+        if known and (known.at_once or lasts):
+            return Problem(known.error, f"{known.message}: {words}", pod.name)
+        if reason == "CreateContainerConfigError":
+            return Problem(RequestError, f"container {name} of {pod.name} cannot be made: {words}") if lasts else None
+        return self._cannot_start(pod, name, words, again=lasts)
+
+    def _cannot_start(self, pod: _Pod, name: str, words: str, *, again: bool) -> Problem | None:
+        """What the runtime said of a container's start. Its image is the release's; all else is the node's, and may
+        pass when it is tried again."""
+        described = f"container {name} of {pod.name} cannot be started: {words}"
+        if name == names.SERVER_CONTAINER and _NOT_IN_THE_IMAGE.search(words):
+            return Problem(ReleaseError, described)
+        if not again:
+            return None
+        if known := self._explain(Symptom("words", pod.name, words)):
+            return Problem(known.error, f"{known.message}: {described}")
+        return Problem(InconclusiveError, f"{described}. Run again; another node may do it")
+
+    def _keeps_ending(self, pod: _Pod, name: str, last: Object) -> Problem:
+        code = last["exitCode"]
+        if name != names.SERVER_CONTAINER:
+            said = last.get("message") or f"exit code {code}"
+            return Problem(InconclusiveError, f"container {name} of {pod.name} keeps ending: {said}", pod.name, name)
+        node = pod.body["spec"].get("nodeName", "its node")
+        if by := killed(code, limit=_memory_limit(pod, name), node=node):
+            message = f"the engine of {pod.name} keeps being killed (exit code {code}): {by}"
+            return Problem(InconclusiveError, message, pod.name)
+        return Problem(ReleaseError, f"the engine ends with exit code {code}", pod.name)
 
     def _in_pull(self, pod: _Pod, container: Object, waiting: Object, now: float) -> Problem | None:
         reason, image, name = waiting.get("reason", ""), container.get("image", ""), container["name"]
@@ -354,7 +375,7 @@ class Diagnosis:
         else:
             known = self._explain(Symptom("out-of-memory", pod.name, container=container))
             cure = known.message if known else "`patches` in the settings can raise it"
-        return Problem(InconclusiveError, f"{limit}{_memory_limit(pod, container)}, and {cure}", pod.name)
+        return Problem(InconclusiveError, f"{limit}{_memory_limit(pod, container)}, and {cure}", pod.name, container)
 
     def _too_slow(self, pod: _Pod) -> Problem:
         limit = f"serving.ready_timeout ({self._patience.ready:.0f} s)"

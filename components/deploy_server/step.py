@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from typing import Any
 
@@ -79,14 +80,16 @@ def patience_of(settings: Settings) -> Patience:
     return Patience(capacity=in_seconds(serving.capacity_timeout), ready=in_seconds(serving.ready_timeout))
 
 
+def explain(settings: Settings, symptom: Symptom) -> Explanation | None:
+    """What a symptom means: as the deployment's features know it, else as it is anywhere."""
+    return features.explain(settings, symptom) or words.explain(symptom)
+
+
 def wait_until_ready(cluster: Cluster, settings: Settings, name: str, outcome: Outcome, patience: Patience) -> float:
     """Watches the generation until it is ready: returns the seconds it took. Raises what `deploy` says."""
     started = time.monotonic()
 
-    def explain(symptom: Symptom) -> Explanation | None:
-        return features.explain(settings, symptom)
-
-    diagnosis = Diagnosis(name, settings.namespace, patience, started, explain)
+    diagnosis = Diagnosis(name, settings.namespace, patience, started, functools.partial(explain, settings))
     selector = names.selector(settings, names.generation_of(name))
     subjects = (
         Subject("Deployment", settings.namespace, fields=f"metadata.name={name}"),
@@ -116,24 +119,26 @@ def wait_until_ready(cluster: Cluster, settings: Settings, name: str, outcome: O
 
 
 def _explained(cluster: Cluster, settings: Settings, problem: Problem, outcome: Outcome) -> PipelineError:
-    """The problem as an error, with the container's own words where a pod has any."""
+    """The problem as an error, with the container's own words where a pod has any. The end of its log goes into the
+    outcome: the pod does not outlive the run."""
     if not problem.pod:
         return problem.error(problem.message)
     for previous in (False, True):
-        container = names.SERVER_CONTAINER
-        log = cluster.log(problem.pod, settings.namespace, container=container, tail=LOG_LINES, previous=previous)
+        log = cluster.log(
+            problem.pod, settings.namespace, container=problem.container, tail=LOG_LINES, previous=previous
+        )
         if words.cause(log):
             break
-    outcome.details["log"] = log.splitlines()[-60:]
-    said = words.cause(log)
-    error, message = problem.error, problem.message
-    known = features.explain(settings, Symptom("words", problem.pod, log)) if error is ReleaseError else None
-    if known:
-        error, message = known.error, f"{known.message}: {message}"
-    return error(
-        f"{message}{': ' if said else ''}{said}. See `kubectl -n {settings.namespace} logs {problem.pod} -c "
-        f"{names.SERVER_CONTAINER} --previous`"
-    )
+    error, message, said = problem.error, problem.message, words.cause(log)
+    if error is ReleaseError:
+        if known := explain(settings, Symptom("words", problem.pod, log)):
+            error, message = known.error, f"{known.message}: {message}"
+        elif not words.accuse(log):
+            error, message = InconclusiveError, f"{message}, and its log does not say that the release is why"
+    if not said:
+        return error(message)
+    outcome.details["log"] = words.lines(log)[-60:]
+    return error(f"{message}: {said}. The run's report has the end of its log")
 
 
 def _apply(cluster: Cluster, item: Object, say: Say) -> None:

@@ -16,15 +16,20 @@ _QUIET_LOOKS = 4
 
 
 def drain(addresses: list[str], seconds: float, *, look_every: float = 0.5) -> dict[str, float]:
-    """Looks until nothing runs or `seconds` have passed."""
-    started, quiet, running = time.monotonic(), 0, 0
+    """Looks until nothing runs or `seconds` have passed. Raises SystemExit, with why, when it cannot see by then."""
+    started, quiet, running, blind = time.monotonic(), 0, 0, ""
     with engine.direct() as client:
         while quiet < _QUIET_LOOKS and time.monotonic() - started < seconds:
-            running = sum(engine.unfinished(client, address) for address in addresses)
-            quiet = 0 if running else quiet + 1
-            if running:
-                print(f"{running} requests still running", flush=True)
+            try:
+                running, blind = sum(engine.unfinished(client, address) for address in addresses), ""
+            except engine.BadAnswer as error:
+                blind = str(error)
+            quiet = 0 if running or blind else quiet + 1
+            if running or blind:
+                print(blind or f"{running} requests still running", flush=True)
             time.sleep(look_every)  # vLLM's metrics can only be asked, not watched.
+    if blind:
+        raise SystemExit(blind)
     return {"running": running, "seconds": round(time.monotonic() - started, 3)}
 
 

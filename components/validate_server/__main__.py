@@ -25,7 +25,8 @@ def main() -> None:
         print(line, flush=True)
 
     result = asyncio.run(verdict(options.plan, os.environ.get(API_KEY), say))
-    print(json.dumps(result, ensure_ascii=False), flush=True)
+    # ASCII: many a reader of logs takes U+2028 for a line's end.
+    print(json.dumps(result), flush=True)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from components.validate_server.checks import Plan
 from serving import names
 from serving.clients.kubernetes import Cluster, Object
 from serving.deployment.job import run_job
-from serving.errors import InconclusiveError, ReleaseError
+from serving.errors import InconclusiveError, ReleaseError, RequestError
 from serving.log import Say
 from serving.rendering import engine
 from serving.settings import Settings, in_seconds
@@ -35,7 +35,7 @@ def run(
             return False, reasons, {}, page.render(config, target, {"passed": False, "reasons": reasons})
         with step.cluster() as cluster:
             verdict = judge(cluster, config, target, outcome.say)
-        outcome.details |= {key: verdict[key] for key in ("passed", "reasons", "answer", "figures")}
+        outcome.details |= {key: verdict[key] for key in ("passed", "reasons", "warnings", "answer", "figures")}
         if verdict["passed"]:
             outcome.succeeded(summary(verdict))
         else:
@@ -47,12 +47,15 @@ def judge(cluster: Cluster, settings: Settings, release: Release, say: Say) -> d
     """The Job's verdict (checks.verdict).
 
     Raises InconclusiveError when the Job brings none, or when a pod that was asked did not live to the end of the
-    questions: what it then failed to answer is not the release's fault.
+    questions: what it then failed to answer is not the release's fault. Raises RequestError for settings under which
+    the release could not show what they ask of it.
     """
     plan = Plan(
         url=f"http://{names.server(release.generation)}.{settings.namespace}.svc.cluster.local:{names.PORT}",
         model=settings.model,
         adapters=sorted(settings.adapters),
+        # Settings that change in place bring the live generation here.
+        in_service=release.generation == release.live,
         request_seconds=in_seconds(settings.serving.request_timeout),
         validation=settings.validation,
     )
@@ -78,6 +81,8 @@ def judge(cluster: Cluster, settings: Settings, release: Release, say: Say) -> d
             f"{cause} while {release.generation} was validated, which then failed ({'; '.join(verdict['reasons'])}). "
             "Nothing was learnt about the release; run again"
         )
+    if verdict["undecided"] and not verdict["reasons"]:
+        raise RequestError("; ".join(verdict["undecided"]))
     return verdict
 
 
@@ -137,8 +142,11 @@ def numbers(verdict: dict[str, Any]) -> dict[str, float]:
 
 def summary(verdict: dict[str, Any]) -> str:
     """The verdict of a server that passed, in one line."""
+    warnings = f"; warnings: {len(verdict['warnings'])}" if verdict["warnings"] else ""
+    if not verdict["figures"]["load"]:
+        return f"passed: it answers; as it serves already, nothing loaded it{warnings}"
     row = max(verdict["figures"]["load"], key=lambda row: row["concurrency"])
     return (
         f"passed: {row['tokens_per_second']:.0f} tokens/s with {row['concurrency']} at once, first token "
-        f"{row['ttft_ms']['p95']:.0f} ms, next {row['itl_ms']['p95']:.1f} ms (p95)"
+        f"{row['ttft_ms']['p95']:.0f} ms, next {row['itl_ms']['p95']:.1f} ms (p95){warnings}"
     )

@@ -42,6 +42,8 @@ class Answer:
     completion_tokens: int
     sent: float = 0.0
     times: list[float] = field(default_factory=list)
+    thought: str = ""
+    """What a thinking model said before its answer. Where max_tokens ended it there, `text` is empty."""
 
     # Definitions of `vllm bench serve` (vllm/benchmarks/serve.py); seconds.
 
@@ -100,14 +102,15 @@ class Server:
             (choice,) = body["choices"]
             if choice["message"]["role"] != "assistant":
                 raise BadAnswer(f"the answer comes from {choice['message']['role']!r}, not from the assistant")
-            return _answer(choice["message"]["content"], choice["finish_reason"], body["usage"], max_tokens)
+            message = choice["message"]
+            return _answer(message["content"], _thought(message), choice["finish_reason"], body["usage"], max_tokens)
         except (KeyError, TypeError, ValueError) as error:
             raise BadAnswer(f"{CHAT} answered something that is no chat completion: {_short(body)}") from error
 
     async def stream(self, prompt: str, max_tokens: int, **options: Any) -> Answer:
         """The answer as it is made, at temperature 0, to its very end."""
         question = self._question(prompt, max_tokens) | {"stream": True, "stream_options": {"include_usage": True}}
-        text, times, finish, usage, done = "", list[float](), None, None, False
+        text, thought, times, finish, usage, done = "", "", list[float](), None, None, False
         sent = time.perf_counter()
         async with self._request("POST", CHAT, question | options) as response:
             kind = response.headers.get("content-type", "")
@@ -127,7 +130,7 @@ class Server:
                         usage = chunk["usage"]
                         continue
                     (choice,) = chunk["choices"]
-                    content = choice["delta"].get("content") or ""
+                    content, more_thought = choice["delta"].get("content") or "", _thought(choice["delta"]) or ""
                     if finish:
                         raise BadAnswer("the stream goes on after its finish reason")
                     finish = choice.get("finish_reason")
@@ -135,13 +138,14 @@ class Server:
                     raise BadAnswer(f"the stream holds something that is no chunk: {_short(payload)}") from error
                 times.append(now)
                 text += content
+                thought += more_thought
         if not done:
             raise BadAnswer(f"the stream broke off after {len(times)} chunks: it ended without [DONE]")
         if not finish:
             raise BadAnswer("the stream ended without a finish reason")
         if usage is None:
             raise BadAnswer("the stream ended without usage, which was asked for")
-        answer = _answer(text, finish, usage, max_tokens)
+        answer = _answer(text, thought, finish, usage, max_tokens)
         answer.sent, answer.times = sent, times
         return answer
 
@@ -208,16 +212,33 @@ def direct() -> httpx.Client:
 
 
 def unfinished(client: httpx.Client, address: str) -> int:
-    """Requests that a pod's engine runs or has queued; 0 for one that no longer answers: it has nothing to finish."""
+    """Requests that a pod's engine runs or has queued; 0 for one that is gone: it has nothing to finish.
+
+    Raises BadAnswer when the engine does not say: whoever is there and silent may be busy.
+    """
     try:
-        text = client.get(f"http://{address}:{names.PORT}/metrics").text
-    except httpx.TransportError:
+        response = client.get(f"http://{address}:{names.PORT}/metrics")
+    except httpx.ConnectError:
         return 0
-    return round(sum(float(value) for value in _UNFINISHED.findall(text)))
+    except httpx.TransportError as error:
+        raise BadAnswer(f"/metrics of {address}: {type(error).__name__}: {error}") from error
+    counts = _UNFINISHED.findall(response.text)
+    if response.status_code != 200 or not counts:
+        raise BadAnswer(f"/metrics of {address} answered {response.status_code}, without vllm:num_requests_running")
+    return round(sum(float(value) for value in counts))
 
 
-def _answer(text: Any, finish_reason: Any, usage: Any, max_tokens: int) -> Answer:
+def _thought(said: dict[str, Any]) -> Any:
+    """The thinking in a message or a delta (vLLM before 0.12 called it reasoning_content)."""
+    return said.get("reasoning") or said.get("reasoning_content")
+
+
+def _answer(text: Any, thought: Any, finish_reason: Any, usage: Any, max_tokens: int) -> Answer:
     """The answer, if its text, its finish reason and its usage are those of an answer."""
+    thought = thought if isinstance(thought, str) else ""
+    answer = text or ""
+    if not answer and finish_reason == "length":
+        text = thought  # All its tokens went into thinking: that is what there is to judge.
     if not isinstance(text, str) or not text:
         raise BadAnswer("the answer has no text")
     if not _SAID.search(text):
@@ -235,7 +256,7 @@ def _answer(text: Any, finish_reason: Any, usage: Any, max_tokens: int) -> Answe
         consistent = False
     if not consistent:
         raise BadAnswer(f"the usage is not consistent, with at most {max_tokens} tokens allowed: {_short(usage)}")
-    return Answer(text, finish_reason, prompt, completion)
+    return Answer(answer, finish_reason, prompt, completion, thought=thought)
 
 
 async def _events(response: httpx.Response) -> AsyncIterator[tuple[bytes, float]]:

@@ -33,7 +33,7 @@ _KEPT_SECONDS = 3600
 _GRACE_SECONDS = 60
 """How long the cluster may take to end a Job whose deadline has passed."""
 _TAIL = 40
-"""Lines that are read back. The result may be 100 KB: the kubelet's files hold it in pieces of 16 KiB, and a log's tail
+"""Lines that are read back. The result may be 300 KB: the kubelet's files hold it in pieces of 16 KiB, and a log's tail
 counts the pieces."""
 _CANNOT_START = {
     "ImagePullBackOff": "image",
@@ -352,7 +352,8 @@ class _Watch:
         if pod:
             text = self._cluster.log(pod["metadata"]["name"], self._namespace, tail=_TAIL)
             text = text or "\n".join(self._said) or (_state(pod).get("terminated") or {}).get("message", "")
-        return text.strip().splitlines()
+        # Not splitlines(): a line of a log ends in \n, and a result may hold U+2028.
+        return [line for line in text.split("\n") if line.strip()]
 
     def _last_lines(self, count: int = 10) -> str:
         lines = [line[:500] for line in self._log()[-count:]]

@@ -28,6 +28,8 @@ PROFILE_CONTROLLER = ("gcs-fuse-csi-driver", "gcs-fuse-csi-controller-sa")
 _SIDECAR = "gke-gcsfuse-sidecar"
 _LOST_MOUNT = re.compile(r"transport endpoint is not connected", re.IGNORECASE)
 """ENOTCONN: a FUSE mount whose process has ended."""
+_CHANGED_BELOW = re.compile(r"stale (NFS )?file handle", re.IGNORECASE)
+"""ESTALE: an object that was written again or deleted after it was opened."""
 
 _MANUAL_OPTIONS = (
     # The prefix is named after its content and never changes: whatever is known of it stays true.
@@ -110,6 +112,12 @@ def explain(settings: Settings, symptom: Symptom) -> Explanation | None:
             f"the volume of {pod} has lost its gcsfuse, and a mount does not come back as long as its pod is there. "
             f"Run again; if it is still there then, `kubectl -n {settings.namespace} delete pod {pod}`",
             at_once=True,
+        )
+    if symptom.kind == "words" and _CHANGED_BELOW.search(words):
+        return Explanation(
+            InconclusiveError,
+            f"the objects under the mount of {pod} were written again or deleted while it read them. See who writes to "
+            f"gs://{bucket}, then run again; `gemma-pipelines verify-weights` says whether the weights are whole",
         )
     return _of_mount(settings, symptom) if symptom.kind == "mount" else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import shutil
@@ -17,6 +18,8 @@ import httpx
 import pytest
 from emulated_cloud.hub import models
 
+from components.validate_server.checks import Plan, verdict
+from serving.settings import Validation
 from tests.contract.engine_process import Engine, free_port, running
 
 RUNTIME_LORA = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "true"}
@@ -80,6 +83,35 @@ class TestCheckpoints:
             answer = engine.chat(max_tokens=20, temperature=0).json()
             assert answer["choices"][0]["message"]["content"].strip()
             assert "Resolved architecture: Gemma4ForCausalLM" in engine.log.read_text()
+
+    def test_a_gemma_4_that_thinks(self, tmp_path):
+        models.write_gemma4(tmp_path / "model")
+        thinks = ["--default-chat-template-kwargs", '{"enable_thinking": true}', "--served-model-name", "gemma"]
+        with running(tmp_path / "model", *thinks, "--reasoning-parser", "gemma4", log=tmp_path / "log") as engine:
+            cut, whole = (engine.chat(max_tokens=limit, temperature=0).json() for limit in (64, 400))
+            (choice,) = cut["choices"]
+            assert (choice["message"]["content"], choice["finish_reason"]) == (None, "length")
+            assert cut["usage"]["completion_tokens_details"] == {"reasoning_tokens": 64}
+            (choice,) = whole["choices"]
+            thought, content = choice["message"]["reasoning"], choice["message"]["content"]
+            assert thought.startswith(cut["choices"][0]["message"]["reasoning"])
+            assert content.strip()
+            body = {"messages": [{"role": "user", "content": "Hello there"}], "temperature": 0, "stream": True}
+            events = engine.client.post("/v1/chat/completions", json={**body, "max_tokens": 400}).text.split("\n\n")
+            deltas = [json.loads(event[6:])["choices"][0]["delta"] for event in events if event.startswith("data: {")]
+            assert "".join(delta.get("reasoning", "") for delta in deltas) == thought
+            assert "".join(delta.get("content", "") for delta in deltas) == content
+            assert not any("reasoning" in delta and "content" in delta for delta in deltas)
+            quiet = engine.chat(max_tokens=64, temperature=0, chat_template_kwargs={"enable_thinking": False}).json()
+            assert quiet["choices"][0]["message"]["reasoning"] is None
+            # Our own validation takes it for what it is.
+            plan = Plan(url=engine.url, model="gemma", request_seconds=30, validation=Validation(concurrencies=[2]))
+            found = asyncio.run(verdict(plan, None, lambda line: None))
+            assert (found["passed"], found["reasons"]) == (True, [])
+            assert "still thinking when validation.max_tokens (64) cut it short" in found["warnings"][0]
+        with running(tmp_path / "model", *thinks, log=tmp_path / "log") as engine:
+            message = engine.chat(max_tokens=400, temperature=0).json()["choices"][0]["message"]
+            assert (message["reasoning"], message["content"]) == (None, thought + content)
 
     def test_a_config_that_does_not_match(self, tiny, tmp_path):
         shutil.copytree(tiny, tmp_path / "broken")

@@ -176,7 +176,7 @@ class Traffic:
 
 
 def _streamed(body: str) -> str:
-    lines = [line.removeprefix("data: ") for line in body.splitlines() if line.startswith("data: ")]
+    lines = [line.removeprefix("data: ") for line in body.split("\n") if line.startswith("data: ")]
     assert lines[-1] == "[DONE]", f"a stream was cut: {lines[-1]}"
     chunks = [json.loads(line) for line in lines[:-1]]
     return "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks if chunk["choices"])

@@ -327,7 +327,7 @@ def test_loading_is_waited_for_and_counted(cluster: Cluster):
     assert cluster.problem is None
 
 
-def test_an_engine_that_ends_once_is_started_again_and_twice_is_a_bad_release(cluster: Cluster):
+def test_an_engine_that_ends_once_is_started_again_and_twice_is_for_its_log_to_explain(cluster: Cluster):
     ended = {"terminated": {"exitCode": 1, "reason": "Error"}}
     cluster.container(state=ended)
     assert cluster.problem is None
@@ -370,8 +370,8 @@ def test_an_engine_that_is_killed_from_outside_says_nothing_about_the_release(cl
     cluster.container(state={"waiting": {"reason": "CrashLoopBackOff"}}, lastState=killed, restartCount=1)
     problem = found(cluster)
     assert problem.error is InconclusiveError
-    assert "exit code 137), though not at its limit of 10Gi" in problem.message
-    assert f"describe pod {NAME}-u1" in problem.message
+    assert "exit code 137): SIGKILL, though not at its limit of 10Gi" in problem.message
+    assert "`kubectl describe node n1`" in problem.message
 
 
 def test_a_mount_that_is_lost_is_told_at_once_and_held_against_nobody(cluster: Cluster):
@@ -406,15 +406,77 @@ def test_a_secret_that_is_not_there_is_a_wrong_request_when_it_lasts(cluster: Cl
     assert words in problem.message
 
 
-def test_a_command_that_the_image_does_not_have_is_told_at_once(cluster: Cluster):
-    words = 'exec: "vllm": executable file not found in $PATH: unknown'
+@pytest.mark.parametrize(
+    "words",
+    [
+        'exec: "vllm": executable file not found in $PATH: unknown',
+        'runc create failed: unable to start container process: error during container init: exec: "vllm": stat '
+        "/opt/vllm: no such file or directory: unknown",
+        'unable to start container process: exec: "/usr/bin/vllm": permission denied: unknown',
+        "exec /usr/bin/vllm: exec format error",
+    ],
+)
+def test_a_command_that_the_image_does_not_have_is_told_at_once(cluster: Cluster, words: str):
     cluster.container(state={"terminated": {"exitCode": 128, "reason": "StartError", "message": words}})
     problem = found(cluster)
     assert problem.error is ReleaseError
     assert words in problem.message
 
 
-def test_an_engine_that_runs_for_ever_without_being_ready_is_a_bad_release(cluster: Cluster):
+CANCELED = "failed to create containerd task: context canceled: unknown"
+MISMATCH = (
+    "failed to create containerd task: failed to create shim task: OCI runtime create failed: runc create failed: "
+    "unable to start container process: error during container init: error running prestart hook #0: exit status 1, "
+    "stdout: , stderr: nvidia-container-cli: initialization error: nvml error: driver/library version mismatch: unknown"
+)
+START_ERRORS = [CANCELED, MISMATCH, 'failed to create shim task: exec: "runc": executable file not found in $PATH']
+
+
+def not_started(words: str) -> dict[str, Any]:
+    return {"terminated": {"exitCode": 128, "reason": "StartError", "message": words}}
+
+
+@pytest.mark.parametrize("where", ["initContainerStatuses", "containerStatuses"])
+@pytest.mark.parametrize("words", START_ERRORS)
+def test_a_start_that_failed_once_is_tried_again_and_forgotten(cluster: Cluster, where: str, words: str):
+    name = "vllm" if where == "containerStatuses" else "gke-gcsfuse-sidecar"
+    status = {"name": name, "image": "s", "restartCount": 0}
+    cluster.pod(node="n1", **{where: [{**status, "state": not_started(words)}]})
+    assert cluster.problem is None
+    running = {**status, "state": {"running": {}}, "lastState": not_started(words), "restartCount": 1}
+    cluster.pod(node="n1", **{where: [running]})
+    assert cluster.problem is None
+    done = {**status, "state": {"terminated": {"exitCode": 0}}, "lastState": not_started(words), "restartCount": 1}
+    cluster.pod(node="n1", **{where: [done]})
+    assert cluster.problem is None
+
+
+@pytest.mark.parametrize("name", ["vllm", "gke-gcsfuse-sidecar"])
+@pytest.mark.parametrize("words", START_ERRORS)
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_start_that_fails_again_is_the_nodes_doing(cluster: Cluster, name: str, words: str, waits: bool):
+    again = {"waiting": {"reason": "CrashLoopBackOff"}} if waits else not_started(words)
+    cluster.container(name, state=again, lastState=not_started(words), restartCount=1)
+    problem = found(cluster)
+    assert problem.error is InconclusiveError
+    assert f"container {name} of {NAME}-u1 cannot be started: {words}" in problem.message
+    assert (words == MISMATCH) is ("the NVIDIA driver" in problem.message)
+
+
+@pytest.mark.parametrize("reason", ["CreateContainerError", "RunContainerError"])
+@pytest.mark.parametrize("words", [*START_ERRORS, "failed to reserve container name", "context deadline exceeded"])
+def test_a_container_that_the_runtime_does_not_make_is_the_nodes_doing_when_it_lasts(
+    cluster: Cluster, reason: str, words: str
+):
+    cluster.container(state={"waiting": {"reason": reason, "message": words}})
+    assert cluster.problem is None
+    cluster.after(PATIENCE.create + 1)
+    problem = found(cluster)
+    assert problem.error is InconclusiveError
+    assert words in problem.message
+
+
+def test_an_engine_that_runs_for_ever_without_being_ready_is_for_its_log_to_explain(cluster: Cluster):
     cluster.container(state={"running": {}})
     cluster.after(1801)
     problem = found(cluster)

@@ -15,7 +15,7 @@ from components.deploy_server.diagnosis import Patience
 from serving import names, scenarios
 from serving.clients.kubernetes import ApiError
 from serving.deployment import replicas
-from serving.errors import InconclusiveError, ReleaseError, RequestError
+from serving.errors import InconclusiveError, PipelineError, ReleaseError, RequestError
 from serving.outcome import Outcome
 from serving.rendering import render
 from serving.settings import Settings
@@ -34,6 +34,7 @@ class Cluster(MemoryCluster):
         super().__init__(*objects)
         self.logs = {False: "", True: ""}
         self.refuses: str = ""
+        self.of = names.SERVER_CONTAINER
 
     def apply(self, body: dict[str, Any], *, force: bool = True) -> dict[str, Any]:
         if body["kind"] == self.refuses:
@@ -54,7 +55,7 @@ class Cluster(MemoryCluster):
         return self.monitoring
 
     def log(self, pod: str, namespace: str, *, container: str = "", tail: int = 50, previous: bool = False) -> str:
-        assert (pod, container) == ("p1", names.SERVER_CONTAINER)
+        assert (pod, container) == ("p1", self.of)
         return self.logs[previous]
 
 
@@ -195,18 +196,129 @@ def test_a_crash_is_told_in_the_engines_words(where: bool):
     with pytest.raises(ReleaseError) as caught:
         step.deploy(cluster, quick(), RELEASE, outcome)  # type: ignore[arg-type]
     assert "the engine ends with exit code 1: ValueError: no such layer" in str(caught.value)
-    assert f"kubectl -n gemma logs p1 -c {names.SERVER_CONTAINER}" in str(caught.value)
     assert outcome.details["log"] == cluster.logs[where].splitlines()
+    assert "The run's report has the end of its log" in str(caught.value)
+    assert "kubectl" not in str(caught.value), "the pod is deleted with its generation"
 
 
-def test_an_engine_that_ends_because_its_mount_is_gone_is_not_a_bad_release():
-    cluster = Cluster(pod=pod(state={"waiting": {"reason": "CrashLoopBackOff"}}, lastState=ENDED, restartCount=1))
-    cluster.logs[True] = "OSError: [Errno 107] Transport endpoint is not connected: '/model/config.json'\n"
-    with pytest.raises(InconclusiveError) as caught:
+def ends(log: str, exit_code: int = 1) -> PipelineError:
+    """What becomes of a deployment whose engine has ended twice, with this log."""
+    last = {"terminated": {"exitCode": exit_code, "reason": "Error"}}
+    cluster = Cluster(pod=pod(state={"waiting": {"reason": "CrashLoopBackOff"}}, lastState=last, restartCount=1))
+    cluster.logs[True] = log
+    with pytest.raises(PipelineError) as caught:
         deploy(cluster)
-    assert "the volume of p1 has lost its gcsfuse" in str(caught.value)
-    assert "kubectl -n gemma delete pod p1" in str(caught.value)
-    assert "Transport endpoint is not connected: '/model/config.json'" in str(caught.value)
+    return caught.value
+
+
+FRONT_END = "(APIServer pid=1) RuntimeError: Engine core initialization failed. See root cause above.\n"
+CORE = "(EngineCore pid=7) ERROR 11-24 03:42:19 [core.py:936] "
+TOO_OLD = "The NVIDIA driver on your system is too old (found version 12020)."
+INNOCENT = [
+    # What the node, the driver, the mount and the disk did, and a word of the cure.
+    (f"RuntimeError: {TOO_OLD} Please update your GPU driver", "engine.image is to be one for older drivers"),
+    (
+        f"/x/torch/cuda/__init__.py:174: UserWarning: CUDA initialization: {TOO_OLD}\n"
+        "RuntimeError: Failed to infer device type, please set the environment variable `VLLM_LOGGING_LEVEL=DEBUG`",
+        "engine.image is to be one for older drivers",
+    ),
+    (
+        "RuntimeError: Unexpected error from cudaGetDeviceCount(). Error 803: system has unsupported display driver / "
+        "cuda driver combination",
+        "does not go with engine.image",
+    ),
+    ("RuntimeError: Failed to infer device type", "sees no NVIDIA card on its node"),
+    (f"{CORE}RuntimeError: No CUDA GPUs are available\n{FRONT_END}", "sees no NVIDIA card on its node"),
+    ("ImportError: libcuda.so.1: cannot open shared object file: No such file or directory", "sees no NVIDIA card"),
+    (f"{CORE}RuntimeError: CUDA error: unspecified launch failure\n{FRONT_END}", "a card of p1"),
+    (f"{CORE}torch.distributed.DistBackendError: NCCL error in: /x/NCCLUtils.hpp:268, unhandled system error", "link"),
+    (
+        f"{CORE}ValueError: Free memory on device (1.2/22.0 GiB) on startup is less than desired GPU memory utilization"
+        f" (0.9, 19.8 GiB).\n{FRONT_END}",
+        "something else holds memory of the card",
+    ),
+    ("OSError: [Errno 5] Input/output error: '/model/model-00001-of-00002.safetensors'", "a disk or a mount failed"),
+    (
+        f"{CORE}OSError: [Errno 5] Input/output error: '/model/config.json'\n"
+        "The above exception was the direct cause of the following exception:\n"
+        f"{CORE}ValueError: cannot read the config\n{FRONT_END}",
+        "a disk or a mount failed",
+    ),
+    ("safetensors_rust.SafetensorError: Error while deserializing: I/O error (os error 5)", "does not say"),
+    ("PermissionError: [Errno 13] Permission denied: '/model/config.json'", "access: check"),
+    ("OSError: [Errno 116] Stale file handle: '/model/model.safetensors'", "See who writes to gs://"),
+    ("OSError: [Errno 107] Transport endpoint is not connected: '/model/config.json'", "delete pod p1"),
+    ("OSError: [Errno 28] No space left on device: '/cache/torch_compile'", "larger disks"),
+    ("RuntimeError: can't start new thread", "accelerator.memory"),
+    # What nobody has a word for.
+    ("OSError: [Errno 24] Too many open files: '/model/tokenizer.json'", "does not say that the release is why"),
+    ("ConnectionRefusedError: [Errno 111] Connection refused", "does not say that the release is why"),
+    ("TimeoutError: Timed out waiting for engine core processes to start", "does not say that the release is why"),
+    (FRONT_END, "does not say that the release is why"),
+    ("free(): invalid pointer\n", "does not say that the release is why"),
+    ("", "does not say that the release is why"),
+]
+
+
+@pytest.mark.parametrize(("log", "words"), INNOCENT)
+def test_what_the_node_the_driver_the_mount_or_the_disk_did_is_not_held_against_the_release(log: str, words: str):
+    error = ends(log)
+    assert type(error) is InconclusiveError
+    assert words in str(error)
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "words"),
+    [
+        (135, "exit code 135): SIGBUS, a bus error: its shared memory was full"),
+        (143, "exit code 143): SIGTERM, which a probe sends"),
+        (139, "exit code 139): SIGSEGV, which says nothing about the release"),
+        (134, "exit code 134): SIGABRT, which says nothing about the release"),
+    ],
+)
+def test_an_engine_that_a_signal_ended_is_not_held_guilty(exit_code: int, words: str):
+    error = ends("Loading safetensors checkpoint shards: 50%\r", exit_code)
+    assert type(error) is InconclusiveError
+    assert words in str(error)
+
+
+@pytest.mark.parametrize(
+    ("log", "words"),
+    [
+        (f"{CORE}RuntimeError: The size of tensor a (256) must match the size of tensor b (128)\n{FRONT_END}", "(256)"),
+        (f"{CORE}AssertionError\n{FRONT_END}", "AssertionError"),
+        (f"{CORE}KeyError: 'layers.0.mlp.up_proj.weight'\n{FRONT_END}", "up_proj"),
+        (f"{CORE}torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.\n{FRONT_END}", "2.00 GiB"),
+        (f"{CORE}ValueError: No available memory for the cache blocks.\n{FRONT_END}", "cache blocks"),
+        ("vllm serve: error: unrecognized arguments: --swap-space 4", "--swap-space"),
+        ("OSError: It looks like the config file at '/model/config.json' is not a valid JSON file.", "valid JSON"),
+        (
+            "pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig\n  Value error, Model "
+            "architectures ['Gemma9ForCausalLM'] are not supported for now.",
+            "Gemma9ForCausalLM",
+        ),
+    ],
+)
+def test_what_the_release_brought_is(log: str, words: str):
+    error = ends(log)
+    assert type(error) is ReleaseError
+    assert words in str(error)
+
+
+def test_an_engine_that_is_never_ready_is_held_guilty_only_by_its_log():
+    slow = pod(state={"running": {}})
+    cluster = Cluster(pod=slow)
+    cluster.logs[False] = "(EngineCore pid=7) INFO 11-24 03:42:19 [x.py:1] Loading weights\n"
+    with pytest.raises(InconclusiveError, match=r"not become ready within serving\.ready_timeout .*Loading weights"):
+        deploy(cluster, patience=Patience(capacity=0.2, ready=0.2))
+
+
+def test_a_sidecar_that_keeps_ending_is_told_in_its_own_words():
+    cluster = Cluster(pod=pod(name="gke-gcsfuse-sidecar", state=ENDED, restartCount=2))
+    cluster.of = "gke-gcsfuse-sidecar"
+    cluster.logs[False] = "Error: mount: bucket unreachable\n"
+    with pytest.raises(InconclusiveError, match=r"gke-gcsfuse-sidecar of p1 keeps ending: .*bucket unreachable"):
+        deploy(cluster)
 
 
 def test_waiting_ends_by_the_clock_and_says_on_the_way_what_it_waits_for(capsys: pytest.CaptureFixture[str]):

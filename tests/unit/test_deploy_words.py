@@ -52,6 +52,9 @@ NO_MEMORY = """\
         ("vllm serve: error: unrecognized arguments: -x\n", "vllm serve: error: unrecognized arguments: -x"),
         ("one\n\ntwo\nthree\nfour\n", "two\nthree\nfour"),
         ("Killed\n", "Killed"),
+        ("(EngineCore pid=7) ERROR 11-24 03:42:19 [core.py:936] AssertionError\ndone\n", "AssertionError"),
+        ("Loading shards: 0%\rLoading shards: 50%\rKeyError: 'x'\nbye\n", "KeyError: 'x'"),
+        ("ValueError: the template says \u2028 and \x85 here\n", "ValueError: the template says \u2028 and \x85 here"),
         ("", ""),
     ],
 )

@@ -41,11 +41,11 @@ class JobCluster(MemoryCluster):
             yield changes
 
     def log(self, pod: str, namespace: str, *, tail: int) -> str:
-        return "\n".join(self.logs.get(pod, "").splitlines()[-tail:])
+        return "\n".join(self.logs.get(pod, "").removesuffix("\n").split("\n")[-tail:])
 
     @contextmanager
     def log_followed(self, pod: str, namespace: str, take: Callable[[str], None]) -> Iterator[None]:
-        for line in self.logs.get(pod, "").splitlines():
+        for line in filter(None, self.logs.get(pod, "").split("\n")):
             take(line)
         yield
 
@@ -114,6 +114,14 @@ def test_the_last_line_is_the_result_and_the_others_are_progress() -> None:
     cluster, said = JobCluster(succeeds('asking\nasking more\n{"passed": true}\n')), list[str]()
     assert run(cluster, said) == {"passed": True}
     assert said == ["asking", "asking more"]
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85"])
+def test_a_line_ends_where_a_line_feed_is_and_nowhere_else(separator: str) -> None:
+    said = list[str]()
+    cluster = JobCluster(succeeds(f'asking{separator}again\n{{"text": "a{separator}b"}}\n'))
+    assert run(cluster, said) == {"text": f"a{separator}b"}
+    assert len(said) == 1
 
 
 def test_the_job_is_gone_when_its_result_is_read() -> None:

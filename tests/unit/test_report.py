@@ -88,6 +88,17 @@ def test_a_run_that_only_resolved_has_written_nothing_that_needs_cleaning():
     assert step.began_to_write([RESOLVED, outcome("ensure_access")])
 
 
+def test_the_page_keeps_the_end_of_an_engines_log_whose_pod_is_gone():
+    outcomes = [RESOLVED, outcome("deploy_server", "failed", error=BROKEN, log=["Loading <weights>", "KeyError: 'x'"])]
+    html = page.render(SETTINGS, summed(*outcomes), outcomes)
+    assert "<pre>Loading &lt;weights&gt;\nKeyError: &#39;x&#39;</pre>" in html
+
+
+def test_the_page_shows_what_validation_warned_of():
+    warned = outcome("validate_server", answer=None, figures={"load": []}, warnings=["another <answer>"])
+    assert "another &lt;answer&gt;" in page.render(SETTINGS, summed(RESOLVED, warned), [RESOLVED, warned])
+
+
 def test_the_page_shows_steps_error_answer_and_load_and_escapes_what_a_model_says():
     load = {
         "concurrency": 16,

@@ -12,8 +12,9 @@ from components.validate_server import page, step
 from components.validate_server.checks import Plan
 from serving import names
 from serving.clients.kubernetes import Object
-from serving.errors import InconclusiveError
+from serving.errors import InconclusiveError, RequestError
 from serving.settings import Prompt
+from serving.weights.release import Release
 from tests.unit.deployment import RELEASE, quick
 from tests.unit.test_job import JobCluster, fails
 
@@ -26,6 +27,8 @@ LOAD = [{**ROW, "concurrency": 4, "requests": 4}, {**ROW, "concurrency": 16, "re
 PASSED = {
     "passed": True,
     "reasons": [],
+    "undecided": [],
+    "warnings": [],
     "answer": {"prompt": "1 < 2?", "text": "<script>"},
     "figures": {
         "chat": [{"prompt": "1 < 2?", "text": "<script>", "finish_reason": "stop", "completion_tokens": 3}],
@@ -39,6 +42,8 @@ PASSED = {
 FAILED = {
     "passed": False,
     "reasons": ["the answer has no text"],
+    "undecided": [],
+    "warnings": ["<i>another answer"],
     "answer": None,
     "figures": {"chat": [], "adapters": [], "streaming": None, "load": []},
 }
@@ -76,8 +81,8 @@ class ServerCluster(JobCluster):
         self.end(job, "Complete")
 
 
-def judge(cluster: ServerCluster, **settings: Any) -> dict[str, Any]:
-    return step.judge(cluster, quick(**settings), RELEASE, lambda line: None)  # type: ignore[arg-type]
+def judge(cluster: ServerCluster, release: Release = RELEASE, **settings: Any) -> dict[str, Any]:
+    return step.judge(cluster, quick(**settings), release, lambda line: None)  # type: ignore[arg-type]
 
 
 def test_the_job_asks_the_generations_own_service() -> None:
@@ -88,7 +93,25 @@ def test_the_job_asks_the_generations_own_service() -> None:
     plan = Plan.model_validate_json(container["args"][2])
     assert plan.url == "http://vllm-g2.gemma.svc.cluster.local:8000"
     assert (plan.model, plan.validation) == (SETTINGS.model, SETTINGS.validation)
+    assert not plan.in_service
     assert [variable["name"] for variable in container["env"]] == ["HOME"]
+
+
+def test_a_changed_setting_does_not_load_the_live_generation() -> None:
+    verdict = {**PASSED, "figures": FAILED["figures"], "warnings": ["another answer"]}
+    cluster = ServerCluster(verdict)
+    judge(cluster, RELEASE.model_copy(update={"live": RELEASE.generation}))
+    plan = Plan.model_validate_json(cluster.job["spec"]["template"]["spec"]["containers"][0]["args"][2])
+    assert plan.in_service
+    assert step.summary(verdict) == "passed: it answers; as it serves already, nothing loaded it; warnings: 1"
+
+
+def test_settings_that_let_the_release_show_nothing_are_a_wrong_request() -> None:
+    undecided = {**PASSED, "passed": False, "undecided": ["still thinking: raise validation.max_tokens"]}
+    with pytest.raises(RequestError, match=r"validation\.max_tokens"):
+        judge(ServerCluster(undecided))
+    both = {**undecided, "reasons": ["the answer has no text"]}
+    assert judge(ServerCluster(both)) == both
 
 
 def test_the_servers_key_reaches_the_job_as_a_reference() -> None:
@@ -186,3 +209,4 @@ def test_the_page_of_a_failure_says_why(verdict: dict[str, Any]) -> None:
     html = page.render(SETTINGS, RELEASE, verdict)
     assert "the answer has no text" in html
     assert "Under load" not in html
+    assert ("&lt;i&gt;another answer" in html) is ("warnings" in verdict)

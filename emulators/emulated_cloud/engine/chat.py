@@ -123,14 +123,19 @@ async def chat_completions(request: web.Request, model: Model, core: EngineCore)
         raise ApiError(400, "Cannot apply chat template to an empty conversation. Provide at least one message.")
     check_logprobs(model, body)
     tool = called_tool(model, body)
-    kwargs = {"add_generation_prompt": body.add_generation_prompt, **(body.chat_template_kwargs or {})}
+    kwargs = {
+        "add_generation_prompt": body.add_generation_prompt,
+        **(model.args.default_chat_template_kwargs or {}),
+        **(body.chat_template_kwargs or {}),
+    }
     prompt = render(model, body.messages, body.tools, kwargs, body.add_special_tokens)
     max_tokens = ("max_completion_tokens", body.max_completion_tokens)
     if body.max_completion_tokens is None:
         max_tokens = ("max_tokens", body.max_tokens)
     constraint = ("json", tool.function.parameters or {"type": "object"}) if tool else constraint_of(body)
-    sequences = runs(model, body, prompt, adapter, max_tokens, constraint)
-    return await ChatAnswer(request, body, model, adapter, prompt, tool).give(core, sequences)
+    thoughts = model.thoughts(prompt, bool(kwargs.get("enable_thinking")) and not constraint)
+    sequences = runs(model, body, prompt, adapter, max_tokens, constraint, thoughts)
+    return await ChatAnswer(request, body, model, adapter, prompt, tool, len(thoughts)).give(core, sequences)
 
 
 def check_logprobs(model: Model, body: ChatRequest) -> None:
@@ -158,14 +163,20 @@ class ChatAnswer(Answer):
         adapter: Adapter | None,
         prompt: Prompt,
         tool: Tool | None,
+        thoughts: int,
     ):
+        """thoughts: how many tokens of each choice are the model's thinking."""
         super().__init__(request, body, model, adapter, [prompt])
         self.tool = tool
+        # Without a parser nobody tells thinking from answers.
+        self.thoughts = thoughts if model.args.reasoning_parser else 0
 
     def usage(self, completion: int, prompt: Prompt | None = None) -> dict[str, Any]:
-        # With a reasoning parser vLLM counts the reasoning's tokens; this model does not think.
-        details = {"completion_tokens_details": {"reasoning_tokens": 0}} if self.model.args.reasoning_parser else {}
-        return {**super().usage(completion, prompt), **details}
+        usage = super().usage(completion, prompt)
+        if self.model.args.reasoning_parser:
+            choices = 1 if prompt else self.body.n or 1
+            usage["completion_tokens_details"] = {"reasoning_tokens": min(self.thoughts * choices, completion)}
+        return usage
 
     def finish_reason(self, output: Output) -> str | None:
         """A called tool ends with `tool_calls`, unless the request named it."""
@@ -185,15 +196,16 @@ class ChatAnswer(Answer):
         return {**super().whole(results), **of_prompt}
 
     def choice(self, index: int, outputs: list[Output]) -> dict[str, Any]:
-        said = "".join(output.text for output in outputs)
+        thought = "".join(output.text for output in outputs[: self.thoughts])
+        said = "".join(output.text for output in outputs[self.thoughts :])
         message: dict[str, Any] = {
             "role": self.model.args.response_role,
-            "content": said,
+            "content": None if thought and not said else said,
             "refusal": None,
             "annotations": None,
             "audio": None,
             "function_call": None,
-            "reasoning": None,
+            "reasoning": thought or None,
         }
         if self.tool:
             call = {"id": self.call_id(index), "type": "function"}
@@ -224,7 +236,8 @@ class ChatAnswer(Answer):
 
     def events(self, index: int, count: int, output: Output) -> Iterator[bytes]:
         """A tool's call is named before its arguments begin."""
-        if self.plain and not output.finish_reason:
+        thinks = count <= self.thoughts
+        if self.plain and not output.finish_reason and not thinks:
             head, tail = self.plain
             yield head + dumps(output.text).encode() + tail
             return
@@ -237,7 +250,7 @@ class ChatAnswer(Answer):
         if self.tool:
             delta: dict[str, Any] = {"tool_calls": [{"index": 0, "function": {"arguments": output.text}}]}
         else:
-            delta = {"content": output.text}
+            delta = {"reasoning" if thinks else "content": output.text}
         choice: dict[str, Any] = {
             "index": index,
             "delta": delta,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any
 
 from emulated_cloud.engine import lora, structured, text
@@ -26,8 +27,10 @@ def runs(
     adapter: lora.Adapter | None,
     max_tokens: tuple[str, int | None],
     constraint: Constraint | None,
+    thoughts: Iterable[tuple[int, str]] = (),
 ) -> list[Run]:
-    """The `n` sequences that answer a prompt. max_tokens: the parameter's name and value. Raises ApiError 400."""
+    """The `n` sequences that answer a prompt, each with its `thoughts` before it. max_tokens: the parameter's name and
+    value. Raises ApiError 400."""
     check(request)
     count = request.n or 1
     params = sampling_params(model, request, fit(model, prompt, *max_tokens))
@@ -39,7 +42,7 @@ def runs(
         else:
             tokens = model.answer(seed, prompt.question)
         sequence = Sequence(prompt.ids, params.max_tokens, adapter.name if adapter else None, count)
-        found.append((sequence, decode(tokens, params, model.tokenizer.eos_ids)))
+        found.append((sequence, decode(chain(thoughts, tokens), params, model.tokenizer.eos_ids)))
     return found
 
 

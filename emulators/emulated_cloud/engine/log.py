@@ -16,7 +16,7 @@ def log(level: str, where: str, message: str, process: str = API_SERVER) -> None
 
 
 def write(prefix: str, message: str) -> None:
-    sys.stderr.write("".join(f"{prefix}{line}\n" for line in message.splitlines()))
+    sys.stderr.write("".join(f"{prefix}{line}\n" for line in message.split("\n")))
     sys.stderr.flush()
 
 

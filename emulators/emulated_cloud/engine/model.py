@@ -83,6 +83,15 @@ class Model:
         """The tokens of a given text."""
         yield from self.tokenizer.pieces(whole)
 
+    def thoughts(self, prompt: Prompt, enabled: bool) -> list[tuple[int, str]]:
+        """What a Gemma 4 that is told to think (`enable_thinking` of its template) says before its answer: rather more
+        than 64 tokens."""
+        if not enabled or self.checkpoint.padding_only or not self.checkpoint.architecture.startswith("Gemma4"):
+            return []
+        seed = text.seed_of(self.checkpoint.digest, prompt.ids, prompt.media, "thoughts")
+        endless = text.pieces(self.tokenizer, seed, text.is_korean(prompt.question))
+        return [piece for _ in range(2) for piece in iter(lambda: next(endless), None)]
+
     def answer(self, seed: int, question: str) -> Tokens:
         """The endless answer to a question."""
         if self.checkpoint.padding_only:
