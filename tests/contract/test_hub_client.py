@@ -164,7 +164,7 @@ def test_a_mirror_without_listings_is_told_which_endpoint_it_lacks(site: Site, m
     assert site.consumed("hub") == [1]
 
 
-@pytest.mark.parametrize("body", ["<html>a page</html>", "{}", "[1]", '[{"type": "file"}]', "null"])
+@pytest.mark.parametrize("body", ["<html>a page</html>", '{"error": "x"}', "[1]", '[{"type": "file"}]', "null"])
 @pytest.mark.parametrize("asked", ["tree", "revision"])
 def test_what_answers_otherwise_than_a_hub_is_named(site: Site, model: str, folder: Path, asked: str, body: str):
     sha = site.commit(model, folder)
