@@ -145,6 +145,9 @@ def _tiny_adapter(settings: Settings, name: str, base: Path, folder: Path) -> Pa
 
 def _made(folder: Path, kind: str, *options: str) -> Path:
     """The folder with what emulated_cloud.hub.models makes of the kind; one that is there stays as it is."""
+    from emulated_cloud.process import machine_environment
+
     if not (folder / "README.md").exists():  # It comes last.
-        subprocess.run([sys.executable, "-m", "emulated_cloud.hub.models", kind, str(folder), *options], check=True)
+        command = [sys.executable, "-m", "emulated_cloud.hub.models", kind, str(folder), *options]
+        subprocess.run(command, check=True, env=machine_environment())
     return folder
