@@ -103,9 +103,7 @@ def deployment(folder: Path, say: Callable[[str], None]) -> Iterator[tuple[Setti
     """
     settings = state.remembered(folder)
     if session := state.session_of(folder):
-        from emulated_cloud.process import machine_environment
-
-        yield settings, {**machine_environment(), **session["environment"]}
+        yield settings, cloud.whole_environment(session["environment"])
         return
     with site(settings, folder, None, real_parts(None, folder), say) as ours:
         yield settings, ours.cloud.environment

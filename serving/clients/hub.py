@@ -156,8 +156,8 @@ class Hub:
             raise Interrupted(f"the hub does not answer ({type(error).__name__})") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:  # A page of HTML, or another API's JSON.
             raise MissingEndpointError(
-                f"{self.endpoint} answers as no hub does when it is asked about {model} ({type(error).__name__}). Check "
-                "hub.endpoint (HF_ENDPOINT): it names a hub, or a mirror of one"
+                f"{self.endpoint} answers as no hub does when it is asked about {model} ({type(error).__name__}). "
+                "Check hub.endpoint (HF_ENDPOINT): it names a hub, or a mirror of one"
             ) from error
 
     def _refused(self, model: str, revision: str, error: Any) -> PipelineError | Interrupted:
@@ -172,8 +172,8 @@ class Hub:
         # The hub itself says in a header what is not there.
         if status in (404, 405, 501) and "X-Error-Code" not in error.response.headers:
             return MissingEndpointError(
-                f"{self.endpoint} has no {path} ({status}) and does not say, as the hub does, what of it is missing: check "
-                "`model`, and that the mirror serves this endpoint; else set another hub.endpoint"
+                f"{self.endpoint} has no {path} ({status}) and does not say, as the hub does, what of it is missing: "
+                "check `model`, and that the mirror serves this endpoint; else set another hub.endpoint"
             )
         if status in (408, 429) or status >= 500:
             return Interrupted(f"the hub answered {status}", retry_after(error.response.headers))

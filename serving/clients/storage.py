@@ -111,7 +111,7 @@ def read_json_with_generation(uri: str) -> tuple[Any | None, int]:
         return None, 0
     try:
         return json.loads(data), generation
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RequestError(f"{uri} is not JSON ({error}). If nobody needs it: `gcloud storage rm {uri}`") from error
 
 

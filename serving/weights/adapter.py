@@ -33,7 +33,9 @@ _CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq")
 
 PREFIX = "base_model."
 """What PEFT writes before the names of an adapter's tensors, and no model's own have."""
-_TENSOR = re.compile(r"(base_model\.model\.)?(?P<module>.+)\.(lora_(?P<side>[AB])\.weight|lora_embedding_(?P<table>[AB]))")
+_TENSOR = re.compile(
+    r"(base_model\.model\.)?(?P<module>.+)\.(lora_(?P<side>[AB])\.weight|lora_embedding_(?P<table>[AB]))"
+)
 _UNTOUCHED = (".embed_tokens.base_layer.weight", ".lm_head.base_layer.weight")
 """Copies of the base's own tensors, which vLLM passes over."""
 

@@ -153,7 +153,7 @@ def _storable(model: str, chosen: Chosen) -> Chosen:
         unfit = any(unicodedata.category(letter) in ("Cc", "Cs") for letter in file.path)  # Cs: it was no UTF-8.
         if unfit or not all(part not in ("", ".", "..") and len(part.encode()) <= 255 for part in file.path.split("/")):
             raise RequestError(
-                f"{model} has a file whose name no bucket, or no file system, takes: {ascii(file.path)}. Rename it"
+                f"{model} has a file whose name no bucket, or no file system, takes: {file.path!a}. Rename it"
             )
     return chosen
 
@@ -276,9 +276,13 @@ def check_shards(chosen: Chosen, held: dict[str, set[str]]) -> None:
     for path, names in held.items():
         for name in sorted(names):
             if name.startswith(adapter.PREFIX):
-                raise ReleaseError(f"{path} holds {name}, a LoRA adapter's, which vLLM does not load as part of a model")
+                raise ReleaseError(
+                    f"{path} holds {name}, a LoRA adapter's, which vLLM does not load as part of a model"
+                )
             if name in seen and not weight_map:
-                raise ReleaseError(f"{seen[name]} and {path} both hold {name}, and no {INDEX} says which of them counts")
+                raise ReleaseError(
+                    f"{seen[name]} and {path} both hold {name}, and no {INDEX} says which of them counts"
+                )
             seen[name] = path
 
 

@@ -3,6 +3,7 @@ what vLLM does with each (tests/real/test_bad_weights.py asks vLLM itself)."""
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -14,8 +15,10 @@ from emulated_cloud.engine.lora import AdapterFailed, open_adapter
 from emulated_cloud.hub.models import write_lora_adapter
 
 from components.resolve_model.step import look_up, name_release
-from serving.errors import ReleaseError
+from serving.errors import ReleaseError, RequestError
+from serving.settings import Settings
 from serving.weights import manifest
+from serving.weights.release import Release
 from tests.contract.bad_weights import CASES, Case, in_one_file, with_processor
 from tests.contract.transfer_site import Site, _site, model, site
 
@@ -45,21 +48,26 @@ def folder(case: Case, whole: Path, tmp_path: Path) -> Path:
     return folder
 
 
+def brought(site: Site, settings: Settings) -> Release:
+    """The release, resolved and in the bucket."""
+    release = name_release(settings, "run-1", look_up(settings), live="")
+    site.bring(settings, release)
+    return release
+
+
 def test_bad_weights_end_before_they_move(site: Site, model: str, case: Case, folder: Path):
     site.commit(model, folder / "model")
     site.commit(f"{model}-lora", folder / "adapter")
     adapters = {"ko": {"model": f"{model}-lora"}} if case.adapter else {}
     settings = site.settings(model, adapters=adapters)
     if case.ours is None:
-        release = name_release(settings, "run-1", look_up(settings), live="")
-        site.bring(settings, release)
+        release = brought(site, settings)
         there = manifest.listing(release.weights_uri)
         assert "model.safetensors" in there
         assert "adapter_model.safetensors" not in there, "what lies beside a model is no part of it"
         return
     with pytest.raises(ReleaseError, match=case.ours):
-        release = name_release(settings, "run-1", look_up(settings), live="")
-        site.bring(settings, release)
+        brought(site, settings)
     assert manifest.complete_below(f"gs://demo-bucket/models/{model}") == []
 
 
@@ -85,4 +93,13 @@ def test_what_is_told_to_serve_text_alone_needs_no_processor(site: Site, model: 
     for arguments in (["--language-model-only"], ["--limit_mm_per_prompt", '{"image": 0}']):
         check_processor(open_config(str(folder)), parse(["/model", *arguments]))
         settings = site.settings(model, engine={"sizing_like": "google/gemma-3-1b-it", "extra_args": arguments})
-        site.bring(settings, name_release(settings, "run-1", look_up(settings), live=""))
+        brought(site, settings)
+
+
+@pytest.mark.parametrize("name", [b"config-\xff.json", b"two\nlines.json"])
+def test_a_file_name_that_nobody_could_keep_is_named(site: Site, model: str, whole: Path, tmp_path: Path, name: bytes):
+    folder = Path(shutil.copytree(whole / "model", tmp_path / "model"))
+    (folder / os.fsdecode(name)).write_bytes(b"{}")
+    site.commit(model, folder)
+    with pytest.raises(RequestError, match=f"{model} has a file whose name no bucket, or no file system, takes: '"):
+        look_up(site.settings(model))

@@ -25,8 +25,8 @@ from serving.errors import AccessError, InconclusiveError, RequestError
 from serving.settings import Settings
 from serving.weights import manifest, repositories
 from serving.weights.release import Release
-from tests.contract.test_download_weights import assert_whole
 from tests.contract.test_download_adapters import write_adapter
+from tests.contract.test_download_weights import assert_whole
 from tests.contract.transfer_site import MIB, TOKEN, Site, _site, folder, model, site, write_release
 
 __all__ = ["_site", "folder", "model", "site"]

@@ -29,7 +29,7 @@ for name, model, adapter in json.load(sys.stdin):
     if not os.fork():
         said = ""
         try:
-            options = {"max_model_len": 256, "enforce_eager": True, "kv_cache_memory_bytes": 64 << 20, "max_num_seqs": 4}
+            options = {"max_model_len": 256, "enforce_eager": True, "kv_cache_memory_bytes": 1 << 26, "max_num_seqs": 4}
             engine = LLM(model, enable_lora=bool(adapter), max_lora_rank=16, **options).llm_engine
             if adapter:
                 engine.add_lora(LoRARequest("ko", 1, adapter))
@@ -59,14 +59,14 @@ def said(parts: None, tiny_gemma3: Path, tmp_path_factory: pytest.TempPathFactor
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
-            timeout=400,
+            timeout=600,
             env={**machine_environment(), **ENVIRONMENT},
         )
     assert done.returncode == 0, (root / "log").read_text()[-2000:]
     return dict(json.loads(line) for line in done.stdout.splitlines() if line.startswith("["))
 
 
-@pytest.mark.timeout(450)
+@pytest.mark.timeout(650)
 @pytest.mark.parametrize("case", ASKED, ids=lambda case: case.name)
 def test_vllm_says_it(said: dict[str, str], case: Case) -> None:
     words = said[case.name]

@@ -65,7 +65,9 @@ def test_an_adapter_beside_a_model_stays_behind():
     "path", ["a\udcff.json", "a\nb.json", "a\x00.json", "a\x7f.json", f"{'a' * 300}.json", f"{'한' * 90}.json"]
 )
 def test_a_file_name_that_no_bucket_or_file_system_takes_is_refused(path: str):
-    with pytest.raises(RequestError, match="m has a file whose name no bucket, or no file system, takes: '.*Rename it"):
+    with pytest.raises(
+        RequestError, match=r"m has a file whose name no bucket, or no file system, takes: '.*Rename it"
+    ):
         choose("m", listed("config.json", "model.safetensors", path), None)
     choose("m", listed("config.json", "model.safetensors", path.replace(".json", ".md")), None)
 
@@ -149,8 +151,16 @@ def test_tensors_that_fill_the_file_are_fine():
         (tensor(data_offsets=[-4, 0]), 4, "starts at byte -4 of the data, not at 0"),
         (tensor(data_offsets=[4, 0]), 4, "starts at byte 4"),
         (tensor(data_offsets=[0, 4, 4]), 4, "does not describe tensors"),
-        (b'{"t": %s, "t": %s}' % ((tensor()[6:-1],) * 2), 4, "the header of model.safetensors .* 't' stands in it twice"),
-        (b'{"t": {"dtype": "U8", "dtype": "U8", "shape": [4], "data_offsets": [0, 4]}}', 4, "'dtype' stands in it twice"),
+        (
+            b'{"t": %s, "t": %s}' % ((tensor()[6:-1],) * 2),
+            4,
+            "the header of model.safetensors .* 't' stands in it twice",
+        ),
+        (
+            b'{"t": {"dtype": "U8", "dtype": "U8", "shape": [4], "data_offsets": [0, 4]}}',
+            4,
+            "'dtype' stands in it twice",
+        ),
         (b'{"t": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", 4, "is nested deeper than anything that reads it"),
         (b'{"\xff": 1}', 4, "is not JSON"),
     ],
@@ -202,7 +212,11 @@ def test_an_index_that_all_shards_agree_with_passes():
         (b"[]", {"a.safetensors": {"x"}}, "not a JSON object"),
         (None, {"m-00002-of-00003.safetensors": {"x"}}, "m-00001-of-00003.safetensors, m-00003-of-00003.safetensors"),
         (None, {"a.safetensors": {"x", "y"}, "b.safetensors": {"y"}}, "a.safetensors and b.safetensors both hold y"),
-        (None, {"a.safetensors": {"base_model.model.x.lora_A.weight"}}, "holds base_model.model.x.lora_A.weight, a LoRA"),
+        (
+            None,
+            {"a.safetensors": {"base_model.model.x.lora_A.weight"}},
+            "holds base_model.model.x.lora_A.weight, a LoRA",
+        ),
     ],
 )
 def test_shards_that_are_no_whole_are_the_releases_fault(index: bytes | None, held: dict, words: str):

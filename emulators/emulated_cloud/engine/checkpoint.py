@@ -132,8 +132,9 @@ def check_processor(checkpoint: Checkpoint, args: argparse.Namespace) -> None:
         raise BadModel(
             "OSError",
             f"Can't load image processor for '{folder}'. If you were trying to load it from "
-            "'https://huggingface.co/models', make sure you don't have a local directory with the same name. Otherwise, "
-            f"make sure '{folder}' is the correct path to a directory containing a preprocessor_config.json file",
+            "'https://huggingface.co/models', make sure you don't have a local directory with the same name. "
+            f"Otherwise, make sure '{folder}' is the correct path to a directory containing a "
+            "preprocessor_config.json file",
         )
 
 
