@@ -6,20 +6,55 @@ Done before the bytes are moved: a shard that was cut or forgotten costs seconds
 from __future__ import annotations
 
 import concurrent.futures
+from collections.abc import Iterable
 
 from serving.clients.digest import ServedFile
 from serving.clients.source import Source
 from serving.clients.wire import Patience, Wire
 from serving.errors import ReleaseError
-from serving.weights import checkpoint
-from serving.weights.checkpoint import Chosen
+from serving.weights import adapter, checkpoint
+from serving.weights.repositories import BASE, Part
 
 # Holds the header of most shards: one request instead of two.
 _GUESS = 256 << 10
 
 
-def check(source: Source, chosen: Chosen, attempts: int) -> None:
-    """Checks the header of every shard, and the index against all of them. Raises ReleaseError."""
+def check(parts: Iterable[Part], attempts: int, *, text_only: bool = False) -> None:
+    """Checks each part by itself, the model first, and the adapters against the model.
+
+    text_only: the engine is told to serve no images. Raises ReleaseError that names the part.
+    """
+    base: set[str] = set()
+    architecture = ""
+    for part in parts:
+        try:
+            names = _check_shards(part, attempts)
+            if part.repository.role == BASE:
+                base, architecture = names, _check_config(part, text_only)
+            elif part.repository.is_adapter and not part.chosen.pickles:
+                adapter.check_tensors(names, base, architecture)
+        except ReleaseError as error:
+            raise ReleaseError(f"{part.repository.called}{error}") from error
+
+
+def _check_config(part: Part, text_only: bool) -> str:
+    """Checks what lies beside the weights. Returns the architecture; empty when it names none."""
+    architectures = checkpoint.parse_json(checkpoint.CONFIG, part.config()).get("architectures")
+    named = architectures[0] if isinstance(architectures, list) and architectures else ""
+    if named in checkpoint.NEEDS_IMAGE_PROCESSOR and not text_only:
+        described = part.content(checkpoint.PROCESSOR)
+        has_one = described and "image_processor" in checkpoint.parse_json(checkpoint.PROCESSOR, described)
+        if not has_one and part.content(checkpoint.IMAGE_PROCESSOR) is None:
+            raise ReleaseError(
+                f"{checkpoint.IMAGE_PROCESSOR} missing: vLLM starts no {named} without one, or an image_processor in "
+                f"{checkpoint.PROCESSOR}. To serve text alone: engine.extra_args: [--language-model-only]"
+            )
+    return str(named)
+
+
+def _check_shards(part: Part, attempts: int) -> set[str]:
+    """Checks the header of every shard, and the index against all of them. Returns the tensors."""
+    source, chosen = part.source, part.chosen
     with concurrent.futures.ThreadPoolExecutor(8, "inspect") as pool:
         held = dict(
             zip(
@@ -29,7 +64,9 @@ def check(source: Source, chosen: Chosen, attempts: int) -> None:
             )
         )
     held |= {file.path: set() for file in chosen.pickles}
-    checkpoint.check_shards(chosen, held)
+    if not part.repository.is_adapter:
+        checkpoint.check_shards(chosen, held)
+    return set().union(*held.values())
 
 
 def _tensors(source: Source, shard: ServedFile, attempts: int) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Any
 
@@ -18,6 +19,9 @@ from serving.step import opened
 from serving.weights import manifest, repositories
 from serving.weights.manifest import Manifest, Repository
 from serving.weights.release import Release
+
+_TEXT_ONLY = re.compile(r"--(language[-_]model|limit[-_]mm)")
+"""How flags begin with which vLLM needs no image processor."""
 
 
 def run(settings: dict[str, Any], release: dict[str, Any]) -> tuple[bool, list[str], int]:
@@ -65,11 +69,8 @@ def bring(settings: Settings, release: Release, say: Say, limits: Limits = Limit
     parts = repositories.find(settings, {repositories.BASE: release.commit, **release.commits})
     if repositories.weights_key(parts) != release.weights_key:
         raise InconclusiveError(f"{release.model} at {release.commit} lists other files than it did. Run again")
-    for part in parts:
-        try:
-            inspection.check(part.source, part.chosen, limits.attempts)
-        except ReleaseError as error:
-            raise ReleaseError(f"{part.repository.called}{error}") from error
+    text_only = any(_TEXT_ONLY.match(argument) for argument in settings.engine.extra_args)
+    inspection.check(parts, limits.attempts, text_only=text_only)
     together = repositories.Together(parts)
     sessions = Sessions(settings, release.weights_key)
     sessions.load()

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emulated_cloud.process import EmulatorFailed, Process, start
+from emulated_cloud.process import EmulatorFailed, Process, machine_environment, start
 
 if TYPE_CHECKING:
     from emulated_cloud.real.namespace import Namespace
@@ -144,11 +144,11 @@ class Cloud:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Variables that point Google's, Kubernetes' and the hub's clients here; the others are as they are."""
+        """All that a program needs that reaches for this cloud and for no other: variables that point Google's and the
+        hub's clients here, and what of this process's own a program needs to run on this machine. Nothing else."""
         tmp = self.folder / "tmp"
-        kept = {name: value for name, value in os.environ.items() if name not in _OF_THE_REAL_CLOUD}
         return {
-            **kept,
+            **machine_environment(),
             "HF_ENDPOINT": self._url["hub"],
             "HF_HOME": str(tmp / "huggingface"),
             "STORAGE_EMULATOR_HOST": self._url["storage"],
@@ -349,20 +349,6 @@ class Cloud:
             "node_address": network.NODE_ADDRESS,
             "load_balancer_network": network.LOAD_BALANCER_NETWORK,
         }
-
-
-_OF_THE_REAL_CLOUD = {
-    "GOOGLE_APPLICATION_CREDENTIALS",
-    "GOOGLE_CLOUD_PROJECT",
-    "HF_TOKEN",
-    "HUGGING_FACE_HUB_TOKEN",
-    "HF_TOKEN_PATH",
-    "HTTP_PROXY",
-    "HTTPS_PROXY",
-    "http_proxy",
-    "https_proxy",
-    "KUBECONFIG",
-}
 
 
 def _private(path: Path, text: str) -> None:

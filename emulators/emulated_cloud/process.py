@@ -25,6 +25,24 @@ class EmulatorFailed(Exception):
     """An emulator did not come up, or ended although nobody told it to: its name, its last words."""
 
 
+_OF_THE_MACHINE = {
+    *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "TMPDIR", "TZ", "LANG", "LANGUAGE", "TERM", "COLUMNS", "NO_COLOR"),
+    *("LD_LIBRARY_PATH", "VIRTUAL_ENV", "XDG_CACHE_HOME", "XDG_STATE_HOME", "XDG_RUNTIME_DIR"),
+    *("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"),
+}
+_FAMILIES_OF_THE_MACHINE = ("LC_", "PYTHON", "PYTEST_", "COVERAGE_", "EMULATED_")
+
+
+def machine_environment() -> dict[str, str]:
+    """What of this process's environment a program needs to run here, and nothing that any client of a cloud reads:
+    what reaches for an emulator must not be led elsewhere by a variable that nobody thought of."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in _OF_THE_MACHINE or name.startswith(_FAMILIES_OF_THE_MACHINE)
+    }
+
+
 @dataclass
 class Process:
     """A started emulator."""
@@ -73,7 +91,7 @@ def start(module: str, *args: str, log: Path, env: dict[str, str] | None = None,
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,
-            env={**os.environ, **(env or {})},
+            env={**machine_environment(), **(env or {})},
             # Ctrl-C in the terminal is for whoever started us, who then ends us in the right order.
             start_new_session=True,
             # Pods read what emulators write, as users of their own; who may come near says the folder it all lies in.

@@ -80,7 +80,8 @@ def new_cloud(tmp_path: Path, emulated_cloud_options: dict[str, Any]) -> Iterato
 
 @pytest.fixture
 def cloud_environment(emulated_cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """Points this process's clients at `emulated_cloud` for one test; returns the variables, for child processes."""
+    """Points this process's clients at `emulated_cloud` for one test: its environment is `Cloud.environment`, and holds
+    nothing else that might lead them to the real cloud. Returns the variables, for child processes."""
     environment = emulated_cloud.environment
     if metadata := sys.modules.get("google.auth.compute_engine._metadata"):
         # google.auth reads this variable once, when it is imported.

@@ -99,6 +99,7 @@ def of_state(out: Output, state: Path) -> Iterator[Settings]:
     from pipelines import local
 
     with local.deployment(state, out.say) as (settings, environment):
+        os.environ.clear()  # A variable of the real cloud's must not lead this process there.
         os.environ.update(environment)
         yield settings
 

@@ -97,13 +97,13 @@ def site(
 
 @contextmanager
 def deployment(folder: Path, say: Callable[[str], None]) -> Iterator[tuple[Settings, dict[str, str]]]:
-    """The deployment of a state folder, and the environment that reaches it while the block runs.
+    """The deployment of a state folder, and the whole environment that reaches it while the block runs.
 
     Uses the cloud of a `run --keep` that is up, else starts it. Raises RequestError for a folder without a run.
     """
     settings = state.remembered(folder)
     if session := state.session_of(folder):
-        yield settings, session["environment"]
+        yield settings, cloud.whole_environment(session["environment"])
         return
     with site(settings, folder, None, real_parts(None, folder), say) as ours:
         yield settings, ours.cloud.environment

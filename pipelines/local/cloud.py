@@ -105,6 +105,13 @@ def up(
         raise PipelineError(f"the emulators did not start: {error}. {state.about_logs(folder)}") from error
 
 
+def whole_environment(variables: dict[str, str]) -> dict[str, str]:
+    """What a program is given that reaches a cloud by these variables, and no other."""
+    from emulated_cloud.process import machine_environment
+
+    return {**machine_environment(), **variables}
+
+
 def _buckets(settings: Settings) -> list[str]:
     """The buckets that the settings name: their own, the pipeline root's, and those that something comes from."""
     from serving.weights import repositories
@@ -146,5 +153,6 @@ def _tiny_adapter(settings: Settings, name: str, base: Path, folder: Path) -> Pa
 def _made(folder: Path, kind: str, *options: str) -> Path:
     """The folder with what emulated_cloud.hub.models makes of the kind; one that is there stays as it is."""
     if not (folder / "README.md").exists():  # It comes last.
-        subprocess.run([sys.executable, "-m", "emulated_cloud.hub.models", kind, str(folder), *options], check=True)
+        command = [sys.executable, "-m", "emulated_cloud.hub.models", kind, str(folder), *options]
+        subprocess.run(command, check=True, env=whole_environment({}))
     return folder

@@ -1,8 +1,8 @@
 """The Hugging Face hub through its own client: revisions, listings, access, and where the bytes are.
 
 The token is passed explicitly, or none is: what the machine itself is logged in with never counts. `HF_ENDPOINT` is
-honoured as the library honours it. Transient refusals (429 with its Retry-After, 5xx, broken connections) are tried
-again inside.
+honoured as the library honours it. Transient refusals (429 with its Retry-After or RateLimit, 5xx, broken connections)
+are tried again inside.
 """
 
 from __future__ import annotations
@@ -42,6 +42,10 @@ def of(settings: Settings) -> Hub:
     return Hub(google.secret(secret) if secret else None, token_secret=secret, endpoint=settings.hub.endpoint)
 
 
+class MissingEndpointError(RequestError):
+    """What is asked is no hub, or a mirror without a part of the hub's API."""
+
+
 class Hub:
     """One hub, as one token sees it.
 
@@ -71,8 +75,12 @@ class Hub:
         return self._call(model, revision, lambda: str(self._api.model_info(model, revision=revision).sha))
 
     def check_access(self, model: str) -> None:
-        """Raises AccessError when the model is gated and this token has no grant (a listing would not tell)."""
-        self._call(model, "", lambda: self._api.auth_check(model))
+        """Raises AccessError when the model is gated and this token has no grant (a listing would not tell). A mirror
+        that cannot be asked about a model that it has tells nothing: the download will."""
+        try:
+            self._call(model, "", lambda: self._api.auth_check(model))
+        except MissingEndpointError:
+            pass
 
     def at(self, model: str, commit: str) -> Snapshot:
         """The model at a commit."""
@@ -97,16 +105,12 @@ class Hub:
         found: list[ServedFile] = []
         page: str | None = f"{self.endpoint}/api/models/{model}/tree/{commit}?recursive=true"
         while page:
-            entries, page = self._call(model, commit, functools.partial(self._page, page))
-            found += [
-                ServedFile(entry["path"], entry["size"], (entry.get("lfs") or {}).get("oid"), entry["oid"])
-                for entry in entries
-                if entry["type"] == "file"
-            ]
+            files, page = self._call(model, commit, functools.partial(self._page, page))
+            found += files
         return found
 
-    def _page(self, url: str) -> tuple[list[dict[str, Any]], str | None]:
-        """A page of a listing, and the address of the next: (entries, None at the end).
+    def _page(self, url: str) -> tuple[list[ServedFile], str | None]:
+        """A page of a listing, and the address of the next: (files, None at the end).
 
         The library follows `Link` to wherever it points, and takes the token along.
         """
@@ -120,7 +124,12 @@ class Hub:
                 f"{self.endpoint} says that the rest of its listing is on {urlsplit(following).netloc}, where the "
                 "token does not go. A mirror has to rewrite its Link headers: mend it, or set another hub.endpoint"
             )
-        return response.json(), following
+        files = [
+            ServedFile(entry["path"], entry["size"], (entry.get("lfs") or {}).get("oid"), entry["oid"])
+            for entry in response.json()
+            if entry["type"] == "file"
+        ]
+        return files, following
 
     # -- errors ---------------------------------------------------------------------------------------------
 
@@ -145,6 +154,11 @@ class Hub:
             raise self._refused(model, revision, error) from error
         except httpx2.HTTPError as error:
             raise Interrupted(f"the hub does not answer ({type(error).__name__})") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:  # A page of HTML, or another API's JSON.
+            raise MissingEndpointError(
+                f"{self.endpoint} answers as no hub does when it is asked about {model} ({type(error).__name__}). "
+                "Check hub.endpoint (HF_ENDPOINT): it names a hub, or a mirror of one"
+            ) from error
 
     def _refused(self, model: str, revision: str, error: Any) -> PipelineError | Interrupted:
         """Our error for what the hub refused."""
@@ -154,6 +168,13 @@ class Hub:
         said = error.server_message or error.response.reason_phrase
         page = f"{self.endpoint}/{model}"
         secret = self._token_secret or "hub.token_secret"
+        path = error.response.request.url.path
+        # The hub itself says in a header what is not there.
+        if status in (404, 405, 501) and "X-Error-Code" not in error.response.headers:
+            return MissingEndpointError(
+                f"{self.endpoint} has no {path} ({status}) and does not say, as the hub does, what of it is missing: "
+                "check `model`, and that the mirror serves this endpoint; else set another hub.endpoint"
+            )
         if status in (408, 429) or status >= 500:
             return Interrupted(f"the hub answered {status}", retry_after(error.response.headers))
         if isinstance(error, errors.GatedRepoError):

@@ -74,8 +74,9 @@ def write_json_if_changed(uri: str, value: Any) -> bool:
 
 def write_text(uri: str, text: str, *, content_type: str, if_generation_match: int | None = None) -> int:
     """Writes a text in UTF-8 and returns the object's generation. Raises PreconditionError as `write_json`."""
+    # What is no Unicode (a lone surrogate in something's name) is escaped as JSON escapes it.
     return write_bytes(
-        uri, text.encode(), content_type=content_type, if_generation_match=if_generation_match
+        uri, text.encode(errors="backslashreplace"), content_type=content_type, if_generation_match=if_generation_match
     ).generation
 
 
@@ -89,7 +90,8 @@ def write_bytes(
 ) -> StoredObject:
     """Writes an object in one request; GCS refuses it when the bytes do not arrive as they were sent (crc32c)."""
     blob = _blob(uri)
-    blob.metadata = metadata
+    if metadata:
+        blob.metadata = metadata  # Setting none would send a null, which is something else than nothing.
     with _errors(uri):
         blob.upload_from_string(
             data, content_type=content_type, checksum="crc32c", if_generation_match=if_generation_match
@@ -109,7 +111,7 @@ def read_json_with_generation(uri: str) -> tuple[Any | None, int]:
         return None, 0
     try:
         return json.loads(data), generation
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RequestError(f"{uri} is not JSON ({error}). If nobody needs it: `gcloud storage rm {uri}`") from error
 
 
@@ -192,7 +194,9 @@ def copy(source: StoredObject, uri: str, *, content_type: str) -> StoredObject:
 
     blob = _blob(uri)
     # The library sends what it knows of the new object, which replaces all that is known of the source.
-    blob.metadata, blob.content_type = source.metadata, content_type
+    blob.content_type = content_type
+    if source.metadata:
+        blob.metadata = source.metadata
     token: str | None = ""
     with _errors(uri):
         try:

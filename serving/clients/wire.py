@@ -10,6 +10,7 @@ import email.utils
 import functools
 import http.client
 import random
+import re
 import socket
 import ssl
 import threading
@@ -24,6 +25,9 @@ from serving.errors import InconclusiveError
 
 PIECE = 1 << 20
 """Bytes read at a time."""
+
+_SPENT = re.compile(r";\s*r\s*=\s*0\s*;\s*t\s*=\s*(\d+)")
+"""https://www.ietf.org/archive/id/draft-ietf-httpapi-ratelimit-headers-09.html"""
 
 LONGEST_WAIT = 600.0
 """Seconds: a server that asks for more patience than this gets none."""
@@ -79,8 +83,9 @@ class Patience:
 
 
 def retry_after(headers: Any) -> float | None:
-    """Seconds that a Retry-After header asks for (a number, or a date); None without one that makes sense."""
-    value = headers.get("Retry-After", "")
+    """Seconds that a refusal asks for: by a Retry-After (a number, or a date), or by a RateLimit of which nothing is
+    left, as the hub says it (`"api";r=0;t=45`). None without one that makes sense."""
+    value = headers.get("Retry-After") or ""
     try:
         return max(0.0, float(value))
     except ValueError:
@@ -88,7 +93,9 @@ def retry_after(headers: Any) -> float | None:
     try:
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
     except (TypeError, ValueError):
-        return None
+        pass
+    spent = _SPENT.search(headers.get("RateLimit") or "")
+    return float(spent[1]) + 1 if spent else None  # The seconds are whole ones, rounded either way.
 
 
 class Wire:

@@ -1,15 +1,16 @@
 """What a LoRA adapter is made of, and whether vLLM can serve it.
 
 Sources: PEFT's LoraConfig, and vLLM's reading of it (vllm/lora/peft_helper.py, vllm/lora/lora_model.py,
-vllm/config/lora.py).
+vllm/lora/utils.py, vllm/config/lora.py) and of names of tensors (hf_to_vllm_mapper in vllm/model_executor/models).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
-from serving.errors import RequestError
+from serving.errors import ReleaseError, RequestError
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -25,9 +26,44 @@ _NOT_SERVED = {
     "layer_replication": "layer replication",
     "use_bdlora": "block-diagonal LoRA",
     "use_qalora": "QALoRA",
+    "trainable_token_indices": "trained token embeddings (trainable_token_indices)",
 }
 _CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq")
 """Initialisations that need another base model than the one that is named."""
+
+PREFIX = "base_model."
+"""What PEFT writes before the names of an adapter's tensors, and no model's own have."""
+_TENSOR = re.compile(
+    r"(base_model\.model\.)?(?P<module>.+)\.(lora_(?P<side>[AB])\.weight|lora_embedding_(?P<table>[AB]))"
+)
+_UNTOUCHED = (".embed_tokens.base_layer.weight", ".lm_head.base_layer.weight")
+"""Copies of the base's own tensors, which vLLM passes over."""
+
+_TABLES = {"embed_tokens", "embed_tokens_per_layer", "lm_head"}
+"""What vLLM adapts of no Gemma: they are no linear layers."""
+
+_GEMMA_4 = (
+    ("model.language_model.", "language_model.model."),
+    ("model.vision_", "vision_"),
+    ("model.audio_", "audio_"),
+    ("model.embed_vision.", "embed_vision."),
+    ("model.embed_audio.", "embed_audio."),
+    ("lm_head.", "language_model.lm_head."),
+    ("model.", "language_model.model."),
+)
+_RENAMED = {
+    "Gemma3ForCausalLM": (),
+    "Gemma3ForConditionalGeneration": (
+        ("model.language_model.", "language_model.model."),
+        ("model.vision_tower.", "vision_tower."),
+        ("model.multi_modal_projector.", "multi_modal_projector."),
+        ("lm_head.", "language_model.lm_head."),
+    ),
+    "Gemma4ForCausalLM": (("model.language_model.", "model."),),
+    "Gemma4ForConditionalGeneration": _GEMMA_4,
+    "Gemma4UnifiedForConditionalGeneration": _GEMMA_4,
+}
+"""How the names in a checkpoint or an adapter begin, and how they do in vLLM's model of the architecture."""
 
 
 def rank(where: str, config: dict[str, Any]) -> int:
@@ -72,3 +108,46 @@ def another_base(where: str, config: dict[str, Any], model: str) -> str:
     if not made_for or str(made_for) == model:
         return ""
     return f"warning: {where} was made for {made_for}, and goes on {model}: its answers may make no sense"
+
+
+def check_tensors(names: Iterable[str], base: Iterable[str], architecture: str) -> None:
+    """Checks that an adapter's tensors are a LoRA's, and are meant for the model whose tensors are `base` (none: nobody
+    knows them).
+
+    vLLM itself serves an adapter none of whose modules the model has, and answers as if there were none. Raises
+    ReleaseError. Of an architecture whose names nobody has told us, only what holds for all is checked.
+    """
+    sides: dict[str, set[str]] = {}
+    for name in names:
+        if name.endswith(_UNTOUCHED):
+            continue
+        found = _TENSOR.fullmatch(name)
+        if not found:
+            raise ReleaseError(f"its tensor {name} is no LoRA weight that vLLM could load")
+        sides.setdefault(found["module"], set()).add(found["side"] or found["table"])
+    if not sides:
+        raise ReleaseError("it holds no LoRA weights")
+    if halves := sorted(module for module, there in sides.items() if there != {"A", "B"}):
+        raise ReleaseError(f"of its {halves[0]} only lora_{min(sides[halves[0]])} is there: A and B go together")
+    theirs = {_module(name.rpartition(".")[0], architecture) for name in base}
+    if not theirs or architecture not in _RENAMED:
+        return
+    adapted = {_last(module) for module in theirs} - _TABLES
+    if strange := sorted(module for module in sides if _last(_module(module, architecture)) not in adapted):
+        raise ReleaseError(f"it adapts {strange[0]}, and vLLM adapts no {_last(strange[0])} of a {architecture}")
+    if not any(_module(module, architecture) in theirs for module in sides):
+        raise ReleaseError(f"the model has none of its modules ({min(sides)} is one): it was made for another")
+
+
+def _module(name: str, architecture: str) -> str:
+    """What vLLM calls the module of a tensor; all experts of a layer are one."""
+    for theirs, ours in _RENAMED.get(architecture, ()):
+        if f"{name}.".startswith(theirs):
+            name = (ours + f"{name}."[len(theirs) :]).removesuffix(".")
+            break
+    before, experts, _ = f"{name}.".partition(".experts.")
+    return f"{before}.experts" if experts else name
+
+
+def _last(module: str) -> str:
+    return module.rpartition(".")[2]

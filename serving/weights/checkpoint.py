@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,9 @@ from serving.weights import adapter
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
+PROCESSOR, IMAGE_PROCESSOR = "processor_config.json", "preprocessor_config.json"
+NEEDS_IMAGE_PROCESSOR = ("Gemma3ForConditionalGeneration",)
+"""Architectures that vLLM does not start without a description of the images; for Gemma 4 it has one of its own."""
 
 LONGEST_HEADER = 100_000_000
 """Bytes; the safetensors library refuses longer ones."""
@@ -39,6 +43,8 @@ _PICKLES = (".bin", ".pt")
 _TRAINERS = {"training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.pt", "scaler.pt"}
 # With one of these anywhere below the model's folder vLLM takes the checkpoint for one in Mistral's format.
 _CONSOLIDATED = re.compile(r"(.*/)?consolidated[^/]*\.safetensors")
+# What a trainer leaves beside the model that it merged them into; without an index vLLM would load it as a shard.
+_ADAPTERS = re.compile(r"adapter_model[^/]*")
 
 _BITS = {
     "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,
@@ -107,19 +113,25 @@ def choose(model: str, files: Iterable[ServedFile], index: bytes | None, *, pick
     shards = [
         file
         for file in files
-        if file.path.endswith(".safetensors")
-        and (file.path in named if named else "/" not in file.path and not _CONSOLIDATED.fullmatch(file.path))
+        if file.path.endswith(".safetensors") and (file.path in named if named else _is_loaded(file.path))
     ]
     if not shards and not named:
-        loaded = [file for file in files if "/" not in file.path and file.path not in _TRAINERS]
-        kinds = [[file for file in loaded if file.path.endswith(kind)] for kind in _PICKLES]
-        shards = _pickled(model, next(filter(None, kinds), []), pickles)
+        loaded = [file for file in files if _is_loaded(file.path) and file.path not in _TRAINERS]
+        found = next(filter(None, ([file for file in loaded if file.path.endswith(kind)] for kind in _PICKLES)), [])
+        if not found and any(_ADAPTERS.fullmatch(file.path) for file in files):
+            raise RequestError(f"{model} has no weights but an adapter's: name it in `adapters`, and its base as model")
+        shards = _pickled(model, found, pickles)
     others = [
         file
         for file in files
         if _SERVED.fullmatch(file.path) and (not file.path.endswith(".safetensors.index.json") or file.path == INDEX)
     ]
-    return Chosen([*others, *shards], _licences(files), index)
+    return _storable(model, Chosen([*others, *shards], _licences(files), index))
+
+
+def _is_loaded(path: str) -> bool:
+    """Whether vLLM may take the file for a part of the model when no index says which files are."""
+    return "/" not in path and not _CONSOLIDATED.fullmatch(path) and not _ADAPTERS.fullmatch(path)
 
 
 def choose_adapter(model: str, files: Iterable[ServedFile], *, pickles: bool = False) -> Chosen:
@@ -132,7 +144,18 @@ def choose_adapter(model: str, files: Iterable[ServedFile], *, pickles: bool = F
     weights = [there[adapter.WEIGHTS]] if adapter.WEIGHTS in there else []
     if not weights:
         weights = _pickled(model, [there[path] for path in adapter.PICKLES if path in there][:1], pickles)
-    return Chosen([there[adapter.CONFIG], *weights], _licences(there.values()))
+    return _storable(model, Chosen([there[adapter.CONFIG], *weights], _licences(there.values())))
+
+
+def _storable(model: str, chosen: Chosen) -> Chosen:
+    """What was chosen, if a bucket and a file system can hold all of it under its names. Raises RequestError."""
+    for file in chosen.files:
+        unfit = any(unicodedata.category(letter) in ("Cc", "Cs") for letter in file.path)  # Cs: it was no UTF-8.
+        if unfit or not all(part not in ("", ".", "..") and len(part.encode()) <= 255 for part in file.path.split("/")):
+            raise RequestError(
+                f"{model} has a file whose name no bucket, or no file system, takes: {file.path!a}. Rename it"
+            )
+    return chosen
 
 
 def _licences(files: Iterable[ServedFile]) -> list[ServedFile]:
@@ -168,15 +191,26 @@ def _weight_map(index: bytes | None) -> dict[str, str]:
     return {name: shard for name, shard in found.items() if isinstance(shard, str)} if isinstance(found, dict) else {}
 
 
-def parse_json(what: str, content: bytes) -> dict[str, Any]:
-    """A JSON object that the release brings. Raises ReleaseError."""
+def parse_json(what: str, content: bytes, *, unique: bool = False) -> dict[str, Any]:
+    """A JSON object that the release brings; `unique`: in which no key stands twice. Raises ReleaseError."""
     try:
-        value = json.loads(content)
+        value = json.loads(content, object_pairs_hook=_without_doubles if unique else None)
+    except RecursionError as error:
+        raise ReleaseError(f"{what} is nested deeper than anything that reads it can follow") from error
     except ValueError as error:
         raise ReleaseError(f"{what} is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise ReleaseError(f"{what} is not a JSON object")
     return value
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        double = next(name for name in made if names.count(name) > 1)
+        raise ValueError(f"{double!r} stands in it twice")
+    return made
 
 
 def header_length(file: ServedFile, head: bytes) -> int:
@@ -190,18 +224,25 @@ def header_length(file: ServedFile, head: bytes) -> int:
 def tensors(file: ServedFile, header: bytes) -> set[str]:
     """The tensors of a safetensors file, from its header (the JSON alone).
 
-    Raises ReleaseError when the tensors do not fill the file without a gap: it was cut, or put together wrongly.
+    Raises ReleaseError for what the safetensors library or vLLM would not load, and when the tensors do not fill the
+    file without a gap: it was cut, or put together wrongly.
     """
-    entries = parse_json(f"the header of {file.path}", header)
+    entries = parse_json(f"the header of {file.path}", header, unique=True)
     entries.pop("__metadata__", None)
+    if not entries:
+        raise ReleaseError(f"{file.path} holds no tensor")
     end = 0
     try:
         for name, tensor in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
             first, last = tensor["data_offsets"]
-            bits = _BITS.get(tensor["dtype"])
+            dtype, shape = tensor["dtype"], tensor["shape"]
+            if dtype not in _BITS:
+                raise ReleaseError(f"{file.path}: tensor {name} is of no dtype that safetensors knows: {dtype!r}")
+            if not all(type(size) is int and size > 0 for size in shape):
+                raise ReleaseError(f"{file.path}: tensor {name} has the shape {shape}: there is nothing in it")
             if first != end or last < first:
                 raise ReleaseError(f"{file.path}: tensor {name} starts at byte {first} of the data, not at {end}")
-            if bits and math.prod(tensor["shape"]) * bits != (last - first) * 8:
+            if math.prod(shape) * _BITS[dtype] != (last - first) * 8:
                 raise ReleaseError(f"{file.path}: tensor {name} has {last - first} bytes, not those of its shape")
             end = last
     except (KeyError, TypeError, ValueError) as error:
@@ -216,8 +257,8 @@ def tensors(file: ServedFile, header: bytes) -> set[str]:
 def check_shards(chosen: Chosen, held: dict[str, set[str]]) -> None:
     """Checks that the shards are one whole model. `held`: each shard's tensors; of a pickle nobody knows them.
 
-    Raises ReleaseError naming what is missing: a shard that the index (or, without one, the numbering) counts on, or a
-    tensor that its shard does not hold.
+    Raises ReleaseError naming what is missing (a shard that the index or, without one, the numbering counts on, or a
+    tensor that its shard does not hold) or what is too much: a tensor in two shards, or of an adapter.
     """
     weight_map = _weight_map(chosen.index)
     if chosen.index is not None and not weight_map:
@@ -231,6 +272,18 @@ def check_shards(chosen: Chosen, held: dict[str, set[str]]) -> None:
     if lost:
         more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
         raise ReleaseError(f"tensor {lost[0]}{more} missing: {INDEX} says {weight_map[lost[0]]}, which lacks it")
+    seen: dict[str, str] = {}
+    for path, names in held.items():
+        for name in sorted(names):
+            if name.startswith(adapter.PREFIX):
+                raise ReleaseError(
+                    f"{path} holds {name}, a LoRA adapter's, which vLLM does not load as part of a model"
+                )
+            if name in seen and not weight_map:
+                raise ReleaseError(
+                    f"{seen[name]} and {path} both hold {name}, and no {INDEX} says which of them counts"
+                )
+            seen[name] = path
 
 
 def _numbered(paths: Iterable[str]) -> set[str]:

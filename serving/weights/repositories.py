@@ -88,7 +88,15 @@ class Part:
 
     def config(self) -> bytes:
         """Its config.json or adapter_config.json."""
-        file = next(file for file in self.chosen.served if file.path == self.repository.config)
+        found = self.content(self.repository.config)
+        assert found is not None, "nothing is chosen without it"
+        return found
+
+    def content(self, path: str) -> bytes | None:
+        """One of its small files; None when it has none of that name."""
+        file = next((file for file in self.chosen.served if file.path == path), None)
+        if file is None:
+            return None
         wire = Wire()
         try:
             return self.source.content(wire, file)

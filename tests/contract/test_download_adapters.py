@@ -26,7 +26,8 @@ def write_adapter(folder: Path, seed: int = 1, **config: Any) -> None:
     """An adapter as PEFT writes one, and what a trainer leaves beside it."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "adapter_config.json").write_text(json.dumps({**CONFIG, **config}))
-    write_shard(folder / "adapter_model.safetensors", "base_model.model.q_proj.lora_A.weight", 5 * MIB, seed)
+    halves = [f"base_model.model.tensor.lora_{side}.weight" for side in "AB"]  # The model's are tensor.1, tensor.2.
+    write_shard(folder / "adapter_model.safetensors", halves[0], 5 * MIB, seed, halves[1])
     (folder / "README.md").write_text("# An adapter\n")
     (folder / "LICENSE").write_text("terms")
     (folder / "tokenizer.json").write_text("{}")
@@ -203,6 +204,7 @@ def test_a_broken_assistant_is_as_well(site: Site, three: Release3):
         ({"r": "8"}, "its rank r is '8'"),
         ({"rank_pattern": {"q_proj": 1024}}, "its rank is 1024, and vLLM serves 512 at most"),
         ({"use_dora": True}, "uses DoRA, which vLLM does not serve"),
+        ({"trainable_token_indices": [1, 2]}, "uses trained token embeddings"),
         ({"bias": "all", "modules_to_save": ["lm_head"]}, r"uses bias and whole modules \(lm_head\)"),
         ({"init_lora_weights": "pissa_niter_4"}, "uses the initialisation pissa_niter_4"),
         ({"target_modules": None, "lora_alpha": None}, None),

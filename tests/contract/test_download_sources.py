@@ -25,6 +25,7 @@ from serving.errors import AccessError, InconclusiveError, RequestError
 from serving.settings import Settings
 from serving.weights import manifest, repositories
 from serving.weights.release import Release
+from tests.contract.test_download_adapters import write_adapter
 from tests.contract.test_download_weights import assert_whole
 from tests.contract.transfer_site import MIB, TOKEN, Site, _site, folder, model, site, write_release
 
@@ -132,8 +133,8 @@ def test_an_object_that_changes_while_the_folder_is_read_is_noticed(
     release = resolved(tune)
     check = inspection.check
 
-    def then_somebody_writes(*args: Any) -> None:
-        check(*args)
+    def then_somebody_writes(*args: Any, **options: Any) -> None:
+        check(*args, **options)
         put(shard(tune), b"\0" * 6 * MIB)
 
     monkeypatch.setattr(inspection, "check", then_somebody_writes)
@@ -242,9 +243,9 @@ def test_names_that_need_quoting_are_read(site: Site, model: str, bucket: str):
 
 def test_an_adapter_from_a_folder_beside_a_model_from_the_hub(site: Site, model: str, folder: Path, bucket: str):
     base = site.commit(model, folder)
-    config = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj"]}
-    put(f"gs://{bucket}/lora/adapter_config.json", json.dumps(config).encode())
-    put(f"gs://{bucket}/lora/adapter_model.safetensors", (folder / "model-00001-of-00002.safetensors").read_bytes())
+    write_adapter(folder.parent / "lora")
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        put(f"gs://{bucket}/lora/{name}", (folder.parent / "lora" / name).read_bytes())
     settings = site.settings(model, adapters={"ko": {"model": "me/ko", "source": f"gs://{bucket}/lora"}})
     release = resolved(settings)
     assert (release.commit, release.max_lora_rank) == (base, 8)

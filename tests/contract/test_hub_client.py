@@ -121,6 +121,59 @@ def test_retry_after_is_honoured(site: Site, model: str, folder: Path):
     assert site.consumed("hub") == [1]
 
 
+def test_a_spent_rate_limit_is_waited_for(site: Site, model: str, folder: Path):
+    """As the hub refuses whoever shares an address with many: no Retry-After."""
+    sha = site.commit(model, folder)
+    headers = {"RateLimit": '"api";r=0;t=1', "RateLimit-Policy": '"fixed window";"api";q=500;w=300'}
+    site.script("hub", {"action": "status", "status": 429, "headers": headers, "path": "/api/models/"})
+    before = len(site.requests("hub"))
+    assert Hub().commit(model, "main") == sha
+    asked = site.requests("hub")[before:]
+    assert [entry["status"] for entry in asked] == [429, 200]
+    assert asked[1]["time"] - asked[0]["time"] >= 1
+    assert site.consumed("hub") == [1]
+
+
+def test_a_spent_rate_limit_of_files_is_waited_for(site: Site, model: str, folder: Path):
+    snapshot = Hub().at(model, site.commit(model, folder))
+    config = next(file for file in snapshot.files() if file.path == "config.json")
+    headers = {"RateLimit": '"resolvers";r=0;t=1'}
+    site.script("hub", {"action": "status", "status": 429, "headers": headers, "path": "/resolve", "method": "GET"})
+    before = len(site.requests("hub"))
+    wire = Wire()
+    assert snapshot.content(wire, config) == (folder / "config.json").read_bytes()
+    wire.close()
+    refused = next(entry for entry in site.requests("hub")[before:] if entry["status"] == 429)
+    assert site.requests("hub")[-1]["time"] - refused["time"] >= 1
+    assert site.consumed("hub") == [1]
+
+
+@pytest.mark.parametrize("status", [404, 405, 501])
+def test_a_mirror_that_cannot_be_asked_about_access_is_gone_on_with(site: Site, model: str, folder: Path, status: int):
+    site.commit(model, folder)
+    site.script("hub", {"action": "status", "status": status, "path": "/auth-check"})
+    Hub(attempts=2).check_access(model)
+    assert site.consumed("hub") == [1]
+
+
+def test_a_mirror_without_listings_is_told_which_endpoint_it_lacks(site: Site, model: str, folder: Path):
+    sha = site.commit(model, folder)
+    site.script("hub", {"action": "status", "status": 404, "body": "Not Found", "path": "/tree/"})
+    with pytest.raises(RequestError, match=rf"{site.url('hub')} has no /api/models/{model}/tree/{sha} \(404\).*mirror"):
+        Hub().tree(model, sha)
+    assert site.consumed("hub") == [1]
+
+
+@pytest.mark.parametrize("body", ["<html>a page</html>", '{"error": "x"}', "[1]", '[{"type": "file"}]', "null"])
+@pytest.mark.parametrize("asked", ["tree", "revision"])
+def test_what_answers_otherwise_than_a_hub_is_named(site: Site, model: str, folder: Path, asked: str, body: str):
+    sha = site.commit(model, folder)
+    site.script("hub", {"action": "status", "status": 200, "body": body, "path": f"/{asked}/"})
+    with pytest.raises(RequestError, match=f"{site.url('hub')} answers as no hub does when it is asked about {model}"):
+        Hub().tree(model, sha) if asked == "tree" else Hub().commit(model, "main")
+    assert site.consumed("hub") == [1]
+
+
 def test_a_wait_of_hours_is_not_waited_for(site: Site, model: str, folder: Path):
     site.commit(model, folder)
     site.script("hub", {"action": "status", "status": 429, "headers": {"Retry-After": "7200"}, "path": "/api/models/"})

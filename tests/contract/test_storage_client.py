@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import threading
 import uuid
+from typing import Any
 
 import pytest
+import requests
 
 from serving.clients import storage
 from serving.clients.storage import PreconditionError
@@ -32,6 +34,38 @@ def test_a_document_comes_back_as_it_was_written(uri: str):
     stat = storage.stat(uri)
     assert stat
     assert (stat.uri, stat.generation) == (uri, generation)
+
+
+def test_what_is_not_set_is_not_sent(uri: str, monkeypatch: pytest.MonkeyPatch):
+    """A null is something else than nothing: Google's own storage-testbench answers 500 to `"metadata": null`."""
+    bodies: list[bytes] = []
+    send = requests.Session.send
+
+    def note(session: requests.Session, request: requests.PreparedRequest, **options: Any) -> requests.Response:
+        bodies.append(request.body.encode() if isinstance(request.body, str) else request.body or b"")
+        return send(session, request, **options)
+
+    monkeypatch.setattr(requests.Session, "send", note)
+    storage.write_json(uri, [1])
+    storage.write_bytes(f"{uri}.2", b"bytes", content_type="a/b", metadata={"a": "b"})
+    storage.open_upload(f"{uri}.3", 1, content_type="a/b", metadata={"a": "b"})
+    for number, source in enumerate((uri, f"{uri}.2")):
+        there = storage.stat(source)
+        assert there
+        assert storage.copy(there, f"{uri}.copy-{number}", content_type="a/b").metadata == there.metadata
+    assert sum(b'"metadata": {"a": "b"}' in body for body in bodies) == 3
+    assert not [body for body in bodies if b"null" in body or b'"metadata": {}' in body]
+
+
+def test_a_name_that_is_no_unicode_is_kept_as_json_escapes_it(uri: str):
+    storage.write_json(uri, {"name": "a\udcff"})
+    assert storage.read_json(uri) == {"name": "a\udcff"}
+
+
+def test_json_that_is_nested_too_deep_is_named(uri: str):
+    storage.write_text(uri, "[" * 100_000 + "]" * 100_000, content_type="application/json")
+    with pytest.raises(RequestError, match="is not JSON"):
+        storage.read_json(uri)
 
 
 def test_what_is_not_there_is_none(uri: str):

@@ -37,10 +37,13 @@ GATED = "test/gated"
 QUICK = Limits(threads=4, stall_seconds=0.5, attempts=5, report_seconds=0.2)
 
 
-def write_shard(path: Path, tensor: str, size: int, seed: int) -> None:
-    """A safetensors file of one tensor."""
-    header = json.dumps({tensor: {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
-    path.write_bytes(struct.pack("<Q", len(header)) + header + random.Random(seed).randbytes(size))
+def write_shard(path: Path, tensor: str, size: int, seed: int, *more: str) -> None:
+    """A safetensors file of one tensor, and of `more` of a byte each."""
+    entries = {tensor: {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}
+    for at, name in enumerate(more, size):
+        entries[name] = {"dtype": "U8", "shape": [1], "data_offsets": [at, at + 1]}
+    header = json.dumps(entries).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + random.Random(seed).randbytes(size + len(more)))
 
 
 def write_release(folder: Path, *, shards: int = 2, size: int = SHARD, seed: int = 1) -> None:

@@ -9,8 +9,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -26,9 +28,20 @@ MODEL = "google/gemma-3-4b-it"
 
 
 class Run:
-    """`gemma-pipelines run SCENARIO --json …`, started; `finish()` waits for its result."""
+    """`gemma-pipelines run SCENARIO --json …`, started; `finish()` waits for its result.
 
-    def __init__(self, *arguments: str, folder: Path, scenario: str = "03", command: tuple[str, ...] = ()):
+    within: a command that runs it elsewhere. variables: what its environment has beside this process's.
+    """
+
+    def __init__(
+        self,
+        *arguments: str,
+        folder: Path,
+        scenario: str = "03",
+        command: tuple[str, ...] = (),
+        within: tuple[str, ...] = (),
+        variables: Mapping[str, str] = MappingProxyType({}),
+    ):
         command = command or ("run", scenario, "--json")
         self.folder = folder
         if REAL and command[0] == "run":
@@ -36,11 +49,12 @@ class Run:
             if "vllm" in REAL:
                 # A processor computes a hundred tokens a second, and shares itself with the generation before.
                 arguments = (*arguments, "--set", "validation.requests_per_concurrency=4")
-        self.environment = {**os.environ, "TMPDIR": str(folder / "tmp"), "XDG_STATE_HOME": str(folder / "xdg")}
+        places = {"TMPDIR": str(folder / "tmp"), "XDG_STATE_HOME": str(folder / "xdg")}
+        self.environment = {**os.environ, **places, **variables}
         (folder / "tmp").mkdir(parents=True, exist_ok=True)
         self._stderr = open(folder / f"stderr-{time.monotonic_ns()}", "w+")  # noqa: SIM115
         self.popen = subprocess.Popen(
-            [sys.executable, "-m", "pipelines.cli", *command, *arguments],
+            [*within, sys.executable, "-m", "pipelines.cli", *command, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=self._stderr,

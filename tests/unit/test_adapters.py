@@ -13,7 +13,7 @@ from emulated_cloud.engine import args as engine
 
 from serving.clients import digest
 from serving.clients.digest import ServedFile
-from serving.errors import RequestError
+from serving.errors import ReleaseError, RequestError
 from serving.rendering import render
 from serving.rendering.engine import engine_flags
 from serving.settings import Settings, from_parameters, override, validated
@@ -162,6 +162,75 @@ def test_every_rank_is_one_that_the_engine_takes():
         assert engine.parse(["/model", "--max-lora-rank", str(rank)]).max_lora_rank == rank
     with pytest.raises(SystemExit):
         engine.parse(["/model", "--max-lora-rank", "4"])
+
+
+# -- an adapter's tensors -----------------------------------------------------------------------------------
+
+GEMMA_3, GEMMA_3_MM, GEMMA_4, GEMMA_4_MM = (
+    "Gemma3ForCausalLM", "Gemma3ForConditionalGeneration", "Gemma4ForCausalLM", "Gemma4ForConditionalGeneration",
+)  # fmt: skip
+QUERY = "layers.0.self_attn.q_proj"
+
+
+def lora(*modules: str) -> list[str]:
+    """An adapter's tensors for modules, as PEFT names them."""
+    return [f"base_model.model.{module}.lora_{side}.weight" for module in modules for side in "AB"]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "base", "module"),
+    [
+        (GEMMA_3, "model.", f"model.{QUERY}"),
+        (GEMMA_3_MM, "language_model.model.", f"model.language_model.{QUERY}"),
+        (GEMMA_3_MM, "model.language_model.", f"language_model.model.{QUERY}"),
+        (GEMMA_4, "model.language_model.", f"model.{QUERY}"),
+        (GEMMA_4, "model.", f"model.language_model.{QUERY}"),
+        (GEMMA_4_MM, "model.language_model.", f"model.{QUERY}"),
+        (GEMMA_4_MM, "model.language_model.", "model.language_model.layers.0.experts.base_layer"),
+        (GEMMA_4_MM, "model.language_model.", "model.language_model.layers.0.experts.3.gate_proj"),
+        ("FutureForCausalLM", "transformer.", "h.0.attn"),
+    ],
+)
+def test_an_adapter_fits_by_the_names_that_the_engine_gives_to_modules(architecture: str, base: str, module: str):
+    theirs = [f"{base}{QUERY}.weight", f"{base}layers.0.experts.down_proj", f"{base}embed_tokens.weight"]
+    adapter.check_tensors(lora(module), theirs, architecture)
+    packed = [f"{base}{QUERY}.weight_packed", f"{base}{QUERY}.weight_scale", f"{base}layers.0.experts.down_proj"]
+    adapter.check_tensors(lora(module), packed, architecture)
+    adapter.check_tensors(lora(module), [], architecture)
+
+
+def test_an_adapter_may_have_modules_beside_its_own_and_no_prefix():
+    base = ["model.layers.0.self_attn.q_proj.weight"]
+    adapter.check_tensors(lora(f"model.{QUERY}", "model.layers.1.self_attn.q_proj"), base, GEMMA_3)
+    adapter.check_tensors([name.removeprefix("base_model.model.") for name in lora(f"model.{QUERY}")], base, GEMMA_3)
+    copies = ["base_model.model.model.embed_tokens.base_layer.weight"]
+    adapter.check_tensors([*lora(f"model.{QUERY}"), *copies], base, GEMMA_3)
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        ([], "it holds no LoRA weights"),
+        (["base_model.model.model.embed_tokens.base_layer.weight"], "it holds no LoRA weights"),
+        (lora("model.layers.9.self_attn.q_proj"), r"none of its modules \(model.layers.9.self_attn.q_proj is"),
+        (lora(f"language_model.model.{QUERY}"), "has none of its modules .* it was made for another"),
+        (lora(f"model.{QUERY}", "model.layers.0.self_attn.c_attn"), "vLLM adapts no c_attn of a Gemma3ForCausalLM"),
+        (lora(f"model.{QUERY}", "lm_head"), "it adapts lm_head, and vLLM adapts no lm_head of a Gemma3ForCausalLM"),
+        (lora(f"model.{QUERY}")[:1], f"of its model.{QUERY} only lora_A is there"),
+        (lora(f"model.{QUERY}")[1:], f"of its model.{QUERY} only lora_B is there"),
+        (
+            [f"base_model.model.model.embed_tokens.lora_embedding_{side}" for side in "AB"],
+            "vLLM adapts no embed_tokens of a Gemma3ForCausalLM",
+        ),
+        (["base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"], "is no LoRA weight that vLLM"),
+        (["base_model.model.model.layers.0.mlp.up_proj.lora_A.default.weight"], "is no LoRA weight that vLLM"),
+        ([f"model.{QUERY}.weight"], "is no LoRA weight that vLLM could load"),
+    ],
+)  # fmt: skip
+def test_tensors_that_the_engine_would_refuse_or_pass_over_are_the_releases_fault(names: list[str], words: str):
+    base = [f"model.{QUERY}.weight", "model.embed_tokens.weight", "lm_head.weight"]
+    with pytest.raises(ReleaseError, match=words):
+        adapter.check_tensors(names, base, GEMMA_3)
 
 
 # -- what names a file and a set of weights -----------------------------------------------------------------

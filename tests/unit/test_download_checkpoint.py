@@ -54,6 +54,30 @@ def test_a_broken_index_is_left_to_the_check_of_the_shards():
     assert chosen(*paths, index=b"{") == {*paths}
 
 
+def test_an_adapter_beside_a_model_stays_behind():
+    paths = ("config.json", "model.safetensors", "adapter_model.safetensors", "adapter_model-merged.safetensors")
+    assert chosen(*paths) == {*paths[:2]}
+    with pytest.raises(RequestError, match="m has no weights but an adapter's: name it in `adapters`"):
+        choose("m", listed("config.json", "adapter_config.json", "adapter_model.safetensors"), None)
+
+
+@pytest.mark.parametrize(
+    "path", ["a\udcff.json", "a\nb.json", "a\x00.json", "a\x7f.json", f"{'a' * 300}.json", f"{'한' * 90}.json"]
+)
+def test_a_file_name_that_no_bucket_or_file_system_takes_is_refused(path: str):
+    with pytest.raises(
+        RequestError, match=r"m has a file whose name no bucket, or no file system, takes: '.*Rename it"
+    ):
+        choose("m", listed("config.json", "model.safetensors", path), None)
+    choose("m", listed("config.json", "model.safetensors", path.replace(".json", ".md")), None)
+
+
+@pytest.mark.parametrize("path", ["../model.safetensors", "./model.safetensors", "a//model.safetensors"])
+def test_a_path_that_leads_elsewhere_is_refused(path: str):
+    with pytest.raises(RequestError, match="name no bucket, or no file system, takes"):
+        choose("m", listed("config.json", INDEX, path), index(a=path))
+
+
 def test_a_licence_goes_along_and_names_nothing():
     files = choose("m", listed("config.json", "model.safetensors", "LICENSE", "NOTICE.txt", "USE_POLICY.md"), None)
     assert {file.path for file in files.licence} == {"LICENSE", "NOTICE.txt", "USE_POLICY.md"}
@@ -86,13 +110,18 @@ def header(*offsets: tuple[int, int], dtype: str = "U8") -> bytes:
     return json.dumps({"__metadata__": {"format": "pt"}, **entries}).encode()
 
 
+def tensor(**changes: object) -> bytes:
+    """A header of one tensor of four bytes, or of what is made of it."""
+    return json.dumps({"t": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4], **changes}}).encode()
+
+
 def shard(head: bytes, data: int) -> ServedFile:
     return ServedFile("model.safetensors", 8 + len(head) + data, "a" * 64)
 
 
 def test_tensors_that_fill_the_file_are_fine():
-    head = header((4, 10), (0, 4), (10, 10))
-    assert tensors(shard(head, 10), head) == {"t0", "t1", "t2"}
+    head = header((4, 10), (0, 4), (10, 11))
+    assert tensors(shard(head, 11), head) == {"t0", "t1", "t2"}
 
 
 @pytest.mark.parametrize(
@@ -107,6 +136,33 @@ def test_tensors_that_fill_the_file_are_fine():
         (b'{"t": 5}', 1, "does not describe tensors"),
         (b"[]", 1, "is not a JSON object"),
         (b'{"t"', 1, "is not JSON"),
+        (b"{}", 0, "model.safetensors holds no tensor"),
+        (b'{"__metadata__": {"format": "pt"}}', 0, "holds no tensor"),
+        (header((0, 4), (4, 4)), 4, r"tensor t1 has the shape \[0\]: there is nothing in it"),
+        (tensor(shape=[-2, -2]), 4, r"tensor t has the shape \[-2, -2\]"),
+        (tensor(shape=[4.0]), 4, r"tensor t has the shape \[4.0\]"),
+        (tensor(shape=[True, 4]), 4, r"tensor t has the shape \[True, 4\]"),
+        (tensor(shape="four"), 4, "tensor t has the shape four"),
+        (tensor(shape=None), 4, "does not describe tensors"),
+        (tensor(dtype="FUTURE"), 4, "tensor t is of no dtype that safetensors knows: 'FUTURE'"),
+        (tensor(dtype=""), 4, "tensor t is of no dtype that safetensors knows: ''"),
+        (tensor(dtype=["U8"]), 4, "does not describe tensors"),
+        (tensor(data_offsets=[0, "4"]), 4, "does not describe tensors"),
+        (tensor(data_offsets=[-4, 0]), 4, "starts at byte -4 of the data, not at 0"),
+        (tensor(data_offsets=[4, 0]), 4, "starts at byte 4"),
+        (tensor(data_offsets=[0, 4, 4]), 4, "does not describe tensors"),
+        (
+            b'{"t": %s, "t": %s}' % ((tensor()[6:-1],) * 2),
+            4,
+            "the header of model.safetensors .* 't' stands in it twice",
+        ),
+        (
+            b'{"t": {"dtype": "U8", "dtype": "U8", "shape": [4], "data_offsets": [0, 4]}}',
+            4,
+            "'dtype' stands in it twice",
+        ),
+        (b'{"t": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", 4, "is nested deeper than anything that reads it"),
+        (b'{"\xff": 1}', 4, "is not JSON"),
     ],
 )
 def test_a_header_that_cannot_be_true_is_the_releases_fault(head: bytes, data: int, words: str):
@@ -114,11 +170,11 @@ def test_a_header_that_cannot_be_true_is_the_releases_fault(head: bytes, data: i
         tensors(shard(head, data), head)
 
 
-def test_dtypes_of_half_a_byte_and_unknown_ones():
-    head = json.dumps({"t": {"dtype": "F4", "shape": [4], "data_offsets": [0, 2]}}).encode()
+def test_a_dtype_of_half_a_byte_and_a_tensor_without_dimensions_are_fine():
+    head = tensor(dtype="F4", data_offsets=[0, 2])
     assert tensors(shard(head, 2), head) == {"t"}
-    head = json.dumps({"t": {"dtype": "FUTURE", "shape": [4], "data_offsets": [0, 3]}}).encode()
-    assert tensors(shard(head, 3), head) == {"t"}
+    head = tensor(dtype="F32", shape=[])
+    assert tensors(shard(head, 4), head) == {"t"}
 
 
 @pytest.mark.parametrize(
@@ -155,6 +211,12 @@ def test_an_index_that_all_shards_agree_with_passes():
         (b"{}", {"a.safetensors": {"x"}}, "no weight_map"),
         (b"[]", {"a.safetensors": {"x"}}, "not a JSON object"),
         (None, {"m-00002-of-00003.safetensors": {"x"}}, "m-00001-of-00003.safetensors, m-00003-of-00003.safetensors"),
+        (None, {"a.safetensors": {"x", "y"}, "b.safetensors": {"y"}}, "a.safetensors and b.safetensors both hold y"),
+        (
+            None,
+            {"a.safetensors": {"base_model.model.x.lora_A.weight"}},
+            "holds base_model.model.x.lora_A.weight, a LoRA",
+        ),
     ],
 )
 def test_shards_that_are_no_whole_are_the_releases_fault(index: bytes | None, held: dict, words: str):

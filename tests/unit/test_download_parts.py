@@ -74,6 +74,14 @@ def test_retry_after_is_seconds_or_a_date():
     assert retry_after({}) is None
 
 
+def test_a_rate_limit_of_which_nothing_is_left_asks_for_patience_too():
+    assert retry_after({"RateLimit": '"api";r=0;t=45'}) == 46
+    assert retry_after({"RateLimit": '"api" ; r = 0 ; t = 300'}) == 301
+    assert retry_after({"RateLimit": '"api";r=12;t=45'}) is None
+    assert retry_after({"RateLimit": "nonsense"}) is None
+    assert retry_after({"Retry-After": "7", "RateLimit": '"api";r=0;t=45'}) == 7
+
+
 def test_a_host_that_is_not_there_is_an_interruption_that_shows_no_address():
     with pytest.raises(Interrupted) as error:
         Wire(1).send("GET", "http://127.0.0.1:9/secret?Signature=abc", {})

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from emulated_cloud.engine import log
 from emulated_cloud.engine.args import parse
-from emulated_cloud.engine.checkpoint import BadModel, load_weights, open_config
+from emulated_cloud.engine.checkpoint import BadModel, check_processor, load_weights, open_config
 from emulated_cloud.engine.draft import load_draft, open_draft
 
 LONG = (
@@ -40,6 +40,7 @@ def main(argv: Sequence[str]) -> int:
     started = time.monotonic()
     try:
         checkpoint = open_config(args.model)
+        check_processor(checkpoint, args)
         args.max_model_len = max_model_len(args.max_model_len, checkpoint.max_position_embeddings)
         from emulated_cloud.engine.tokenizer import Tokenizer
 

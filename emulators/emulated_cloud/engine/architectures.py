@@ -2,12 +2,12 @@
 
 Sources: the Gemma 3 and Gemma 4 configuration and modelling code of transformers 5 and vLLM's loaders. Of multimodal
 checkpoints the language model is checked. Names below `model.`; the prefix depends on architecture and on the
-transformers version that wrote the file, and vLLM maps each to its own.
+transformers version that wrote the file, and vLLM maps each to its own (`hf_to_vllm_mapper` of each model).
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +49,30 @@ GEMMA_4 = GEMMA_3 | {
 }
 
 
+_OF_GEMMA_4 = (
+    ("model.language_model.", "language_model.model."),
+    ("model.vision_", "vision_"),
+    ("model.audio_", "audio_"),
+    ("model.embed_vision", "embed_vision"),
+    ("model.embed_audio", "embed_audio"),
+    ("lm_head.", "language_model.lm_head."),
+    ("model.", "language_model.model."),
+)
+RENAMED: dict[str, tuple[tuple[str, str], ...]] = {
+    "Gemma3ForConditionalGeneration": (
+        ("model.language_model.", "language_model.model."),
+        ("model.vision_tower.", "vision_tower."),
+        ("model.multi_modal_projector.", "multi_modal_projector."),
+        ("lm_head.", "language_model.lm_head."),
+    ),
+    "Gemma4ForCausalLM": (("model.language_model.", "model."),),
+    "Gemma4ForConditionalGeneration": _OF_GEMMA_4,
+    "Gemma4UnifiedForConditionalGeneration": _OF_GEMMA_4,
+}
+TOWERS = ("vision_tower", "vision_embedder", "multi_modal_projector", "audio_tower", "embed_vision", "embed_audio")
+UNUSED = ("rotary_pos_emb.inv_freq", "rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached")
+
+
 @dataclass
 class Expected:
     """A tensor that a checkpoint should hold. key: its name below the prefix, name: in this checkpoint."""
@@ -65,6 +89,51 @@ def text_config(config: dict[str, Any], architecture: str) -> dict[str, Any]:
     # Tied embeddings are said on either level.
     tied = {key: config[key] for key in ("tie_word_embeddings",) if key in config}
     return (GEMMA_4 if architecture.startswith("Gemma4") else GEMMA_3) | tied | own
+
+
+def renamed(name: str, architecture: str) -> str:
+    """What vLLM calls a tensor, or an adapter's module, of a checkpoint."""
+    for theirs, ours in RENAMED.get(architecture, ()):
+        if name.startswith(theirs):
+            return ours + name[len(theirs) :]
+    return name
+
+
+def unexpected(config: dict[str, Any], architecture: str, tensors: Container[str], names: Iterable[str]) -> str:
+    """What vLLM says of the first tensor that its model has no place for; empty when there is none.
+
+    Of quantized checkpoints no more is known than where their tensors may begin.
+    """
+    keys = {expected.key for expected in required_tensors(config, architecture, tensors)}
+    places = {key.rsplit(".", cut)[0] for key in keys for cut in range(key.count(".") + 1)}
+    multimodal = architecture.endswith("ForConditionalGeneration")
+    language = "language_model." if multimodal else ""
+    roots = {f"{language}model".split(".")[0], f"{language}lm_head".split(".")[0], *(TOWERS if multimodal else ())}
+    for name in names:
+        ours = renamed(name, architecture)
+        if name.endswith(UNUSED) or (not multimodal and architecture.startswith("Gemma4") and _of_a_tower(name)):
+            continue
+        root, _, rest = ours.partition(".")
+        if root not in roots:
+            return no_place(root, architecture, sorted(roots))
+        key = rest.removeprefix("model.") if multimodal else rest
+        if root in TOWERS or ours.startswith(f"{language}lm_head.") or "quantization_config" in config or key in keys:
+            continue
+        parts = key.split(".")
+        paths = (".".join(parts[:depth]) for depth in range(1, len(parts) + 1))
+        return no_place(next(path for path in paths if path not in places), f"{architecture[:6]}Model", sorted(keys))
+    return ""
+
+
+def _of_a_tower(name: str) -> bool:
+    return any(f"{tower}." in name for tower in TOWERS)
+
+
+def no_place(name: str, where: str, known: list[str]) -> str:
+    return (
+        f"There is no module or parameter named {name!r} in {where}. The available parameters belonging to  ({where}) "
+        f"are: {{{', '.join(map(repr, known))}}}"
+    )
 
 
 def prefix_of(tensors: Container[str]) -> str:

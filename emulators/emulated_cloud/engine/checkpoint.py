@@ -7,6 +7,7 @@ are read, so a 50 GB model opens as fast as a small one.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import math
@@ -15,14 +16,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from emulated_cloud.engine.architectures import SUPPORTED, Expected, required_tensors, text_config
+from emulated_cloud.engine.architectures import (
+    ASSISTANT,
+    SUPPORTED,
+    Expected,
+    required_tensors,
+    text_config,
+    unexpected,
+)
 
-BYTES = {
-    **dict.fromkeys(("F64", "I64", "U64"), 8),
-    **dict.fromkeys(("F32", "I32", "U32"), 4),
-    **dict.fromkeys(("BF16", "F16", "I16", "U16"), 2),
-    **dict.fromkeys(("BOOL", "I8", "U8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 1),
-}
+BITS = {
+    "BOOL": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
+    "C64": 64, "F64": 64, "I64": 64, "U64": 64,
+}  # fmt: skip
+"""What a value of each dtype takes, in the order in which the safetensors library names them."""
 MAX_HEADER = 100_000_000
 PAGE, SAMPLES = 4096, 8
 
@@ -91,6 +99,8 @@ def open_config(model: str, supported: Sequence[str] = SUPPORTED) -> Checkpoint:
     try:
         config = json.loads((folder / "config.json").read_bytes())
         architectures = list(config.get("architectures") or [])
+    except RecursionError as error:
+        raise BadModel("RecursionError", str(error)) from error
     except (ValueError, AttributeError) as error:
         raise BadModel(
             "OSError", f"It looks like the config file at '{folder / 'config.json'}' is not a valid JSON file."
@@ -104,6 +114,28 @@ def open_config(model: str, supported: Sequence[str] = SUPPORTED) -> Checkpoint:
         )
     derived = int(text_config(config, known[0])["max_position_embeddings"])
     return Checkpoint(folder, config, known[0], derived)
+
+
+def check_processor(checkpoint: Checkpoint, args: argparse.Namespace) -> None:
+    """Raises BadModel for a multimodal Gemma 3 that comes without a description of its images, unless it is to see
+    none. Gemma 4 has one of its own (asked of vLLM 0.32)."""
+    folder, limits = checkpoint.folder, args.limit_mm_per_prompt or {}
+    if checkpoint.architecture != "Gemma3ForConditionalGeneration" or args.language_model_only:
+        return
+    if limits.get("image") in (0, {"count": 0}) or (folder / "preprocessor_config.json").is_file():
+        return
+    try:
+        described = "image_processor" in json.loads((folder / "processor_config.json").read_bytes())
+    except (OSError, ValueError, TypeError, RecursionError):
+        described = False
+    if not described:
+        raise BadModel(
+            "OSError",
+            f"Can't load image processor for '{folder}'. If you were trying to load it from "
+            "'https://huggingface.co/models', make sure you don't have a local directory with the same name. "
+            f"Otherwise, make sure '{folder}' is the correct path to a directory containing a "
+            "preprocessor_config.json file",
+        )
 
 
 def load_weights(checkpoint: Checkpoint) -> None:
@@ -131,7 +163,7 @@ def shards(folder: Path) -> list[Path]:
         return files
     try:
         names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, AttributeError, RecursionError) as error:
         raise BadWeights("JSONDecodeError", f"{index} is not an index of safetensors: {error!r}") from error
     files = [folder / name for name in names]
     if missing := {str(file) for file in files if not file.is_file()}:
@@ -156,27 +188,19 @@ def read_shard(file: Path) -> tuple[dict[str, Tensor], bytes]:
             raise refuse("invalid header length")
         header = stream.read(length)
     try:
-        entries = json.loads(header)
-        entries.pop("__metadata__", None)
-        tensors = {
-            name: Tensor(
-                file,
-                entry["dtype"],
-                tuple(entry["shape"]),
-                8 + length + entry["data_offsets"][0],
-                8 + length + entry["data_offsets"][1],
-            )
-            for name, entry in entries.items()
-        }
+        entries = json.loads(header, object_pairs_hook=_fields)
+        if not all(isinstance(value, str) for value in (entries.pop("__metadata__", None) or {}).values()):
+            raise ValueError("invalid type in __metadata__, expected a string")
+        tensors = {name: _tensor(file, entry, 8 + length) for name, entry in entries.items()}
+    except RecursionError as error:
+        raise refuse("invalid JSON in header: recursion limit exceeded") from error
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise refuse(f"invalid JSON in header: {error}") from error
     expected = 8 + length
     for name, tensor in sorted(tensors.items(), key=lambda item: item[1].start):
         if tensor.start != expected or tensor.end < tensor.start:
             raise refuse(f'invalid offset for tensor "{name}"')
-        if tensor.dtype not in BYTES:
-            raise refuse(f"unknown variant `{tensor.dtype}`, expected one of {', '.join(sorted(BYTES))}")
-        if math.prod(tensor.shape) * BYTES[tensor.dtype] != tensor.end - tensor.start:
+        if math.prod(tensor.shape) * BITS[tensor.dtype] != (tensor.end - tensor.start) * 8:
             raise refuse("invalid shape, data type, or offset for tensor")
         expected = tensor.end
     if expected != size:
@@ -184,12 +208,34 @@ def read_shard(file: Path) -> tuple[dict[str, Tensor], bytes]:
     return tensors, header
 
 
+def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of a header. Of a tensor no field may stand twice; of two tensors of one name the last one counts."""
+    names = [name for name, _ in pairs]
+    for name in ("dtype", "shape", "data_offsets"):
+        if names.count(name) > 1:
+            raise ValueError(f"duplicate field `{name}`")
+    return dict(pairs)
+
+
+def _tensor(file: Path, entry: dict[str, Any], start: int) -> Tensor:
+    dtype, shape, (first, last) = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if dtype not in BITS:
+        raise ValueError(f"unknown variant `{dtype}`, expected one of {', '.join(f'`{name}`' for name in BITS)}")
+    for number in (*shape, first, last):
+        if type(number) is not int or number < 0:
+            raise ValueError(f"invalid value: integer `{number}`, expected usize")
+    return Tensor(file, dtype, tuple(shape), start + first, start + last)
+
+
 def check_tensors(checkpoint: Checkpoint) -> dict[str, str]:
     """Compares the tensors with what the config implies.
 
     Returns the checkpoint's name of each tensor of the language model by its name below the model's prefix. Raises
-    BadWeights for the first of the wrong shape, and for all that are missing.
+    BadWeights for one that the model has no place for, the first of the wrong shape, and for all that are missing.
     """
+    config, architecture, there = checkpoint.config, checkpoint.architecture, checkpoint.tensors
+    if architecture != ASSISTANT and (words := unexpected(config, architecture, there, there)):
+        raise BadWeights("ValueError", words)
     names: dict[str, str] = {}
     missing: set[str] = set()
     for expected in required_tensors(checkpoint.config, checkpoint.architecture, checkpoint.tensors):

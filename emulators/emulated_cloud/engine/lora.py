@@ -9,9 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from emulated_cloud.engine.checkpoint import BadModel, Checkpoint, read_shard, sample
+from emulated_cloud.engine.architectures import renamed
+from emulated_cloud.engine.checkpoint import BadModel, Checkpoint, Tensor, read_shard, sample
 
-LORA_TENSOR = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight")
+LORA_TENSOR = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
+COPIES_OF_THE_BASE = (".embed_tokens.base_layer.weight", ".lm_head.base_layer.weight")
+NOT_ADAPTED = {"embed_tokens", "embed_tokens_per_layer", "lm_head"}
+NOT_SUPPORTED = {
+    "alora_invocation_tokens": "Activated LoRA (aLoRA)",
+    "layer_replication": "layer_replication",
+    "use_bdlora": "block-diagonal LoRA (BD-LoRA)",
+    "use_qalora": "QALoRA",
+}
+PLAIN_STARTS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
 
 
 class AdapterNotFound(Exception):
@@ -43,34 +53,55 @@ def open_adapter(name: str, path: str, base: Checkpoint, max_rank: int) -> Adapt
         raise AdapterNotFound(f"Loading lora {name} failed: No adapter found for {path}")
     try:
         config = json.loads((folder / "adapter_config.json").read_bytes())
-        rank = int(config["r"])
+        if missing := {"r", "lora_alpha", "target_modules"} - set(config):
+            raise ValueError(f"Missing required configuration fields: {missing}")
+        words = unsupported(config, max_rank)
         tensors, header = read_shard(weights)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise AdapterFailed(f"Loading lora {path} failed: {error!r}") from error
     except BadModel as error:
         raise AdapterFailed(f"Loading lora {path} failed: {error}") from error
-    if words := unsupported(config, max_rank):
+    if words:
         raise AdapterFailed(" ".join(words))
-    bases = {key.removesuffix(".weight"): tensor for key, tensor in base.tensors.items() if key.endswith(".weight")}
-    unexpected = []
+    check_tensors(path, tensors, base, max_rank)
+    return Adapter(name, path, hashlib.sha256(header + sample(weights)).digest())
+
+
+def check_tensors(path: str, tensors: dict[str, Tensor], base: Checkpoint, max_rank: int) -> None:
+    """Raises AdapterFailed for what vLLM does not load (vllm/lora/lora_model.py). A module that the model does not have
+    is passed over, as there, as long as its last name is that of some layer."""
+    modules: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
-        match = LORA_TENSOR.fullmatch(key)
-        target = bases.get(match["module"]) if match else None
-        if match is None or target is None:
-            unexpected.append(key)
+        if key.endswith(COPIES_OF_THE_BASE):
             continue
-        shape = (rank, target.shape[1]) if match["side"] == "A" else (target.shape[0], rank)
-        if tensor.shape != shape:
-            raise AdapterFailed(
-                f"Loading lora {path} failed: {key} has shape {list(tensor.shape)}, expected {list(shape)}"
-            )
-    if unexpected:
-        expected = sorted({module.rsplit(".", 1)[-1] for module in bases if module.endswith("_proj")})
+        match = LORA_TENSOR.fullmatch(key)
+        if not match:
+            raise AdapterFailed(f"{key} is unsupported LoRA weight")
+        modules.setdefault(renamed(match["module"], base.architecture), {})[match["side"]] = tensor
+    layers = {
+        renamed(key, base.architecture).removesuffix(".weight"): tensor.shape
+        for key, tensor in base.tensors.items()
+        if len(tensor.shape) == 2
+    }
+    expected = {layer.rsplit(".", 1)[-1] for layer in layers} - NOT_ADAPTED
+    if received := [module for module in modules if module.rsplit(".", 1)[-1] not in expected]:
         raise AdapterFailed(
-            f"While loading {path}, expected target modules in {expected} but received {unexpected}. "
+            f"While loading {path}, expected target modules in {expected} but received {received}. "
             "Please verify that the loaded LoRA module is correct"
         )
-    return Adapter(name, path, hashlib.sha256(header + sample(weights)).digest())
+    if not modules:
+        raise AdapterFailed("")  # A StopIteration, which has no words.
+    if any(set(sides) != {"A", "B"} for sides in modules.values()):
+        raise AdapterFailed("unsupported operand type(s) for *=: 'NoneType' and 'float'")
+    for module, sides in modules.items():
+        outputs, inputs = layers.get(module, (sides["B"].shape[0], sides["A"].shape[-1]))
+        rank = min(sides["A"].shape[0], max_rank)
+        for side, shape in (("A", (rank, inputs)), ("B", (outputs, rank))):
+            if sides[side].shape != shape:
+                raise AdapterFailed(
+                    f"Loading lora {path} failed: {module}.lora_{side} has shape {list(sides[side].shape)}, expected "
+                    f"{list(shape)}"
+                )
 
 
 def unsupported(config: dict[str, Any], max_rank: int) -> list[str]:
@@ -83,6 +114,14 @@ def unsupported(config: dict[str, Any], max_rank: int) -> list[str]:
         )
     if config.get("use_dora"):
         words.append("vLLM does not yet support DoRA.")
+    if config.get("lora_bias"):
+        words.append("vLLM does not support LoRA bias (lora_bias).")
+    start = config.get("init_lora_weights", True)
+    if isinstance(start, str) and start.lower() not in PLAIN_STARTS:
+        words.append(f"vLLM does not support init_lora_weights={start!r}.")
+    for key, name in NOT_SUPPORTED.items():
+        if config.get(key):
+            words.append(f"vLLM does not support {name}.")
     rank = max(config["r"], *(config.get("rank_pattern") or {}).values(), 0)
     if rank > max_rank:
         words.append(f"LoRA rank {rank} is greater than max_lora_rank {max_rank}.")

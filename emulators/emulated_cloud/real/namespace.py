@@ -28,7 +28,7 @@ from functools import partial
 from pathlib import Path
 
 from emulated_cloud.kubernetes.network.relay import Relay, Side
-from emulated_cloud.process import EmulatorFailed, how_it_ended
+from emulated_cloud.process import EmulatorFailed, how_it_ended, machine_environment
 
 NODE_ADDRESS = "10.128.0.2"
 POD_NETWORK = "10.244.0.0/16"
@@ -71,6 +71,7 @@ class Namespace:
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 text=True,
+                env=machine_environment(),
                 start_new_session=True,
             )
         namespace = cls(popen, 0)
