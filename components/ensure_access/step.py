@@ -14,6 +14,7 @@ from serving.log import Say
 from serving.rendering import render
 from serving.settings import Settings
 from serving.step import opened
+from serving.weights.release import Release
 
 
 def run(settings: dict[str, Any], release: dict[str, Any]) -> None:
@@ -24,9 +25,16 @@ def run(settings: dict[str, Any], release: dict[str, Any]) -> None:
         changed = ensure_namespace(cluster, render.namespace(config), config)
         with step.holding_lease(cluster, take=True):
             known = record.read(cluster, config)
+            if known.was_lost:
+                outcome.say(
+                    f"the record {config.namespace}/{names.record(config)} is gone: made again of what is in the cluster "
+                    f"({', '.join(sorted(known.named))}). What was rejected or pinned before is not known any more"
+                )
+            # Before anything else is made: where there is no record later on, one was lost.
+            known.write(cluster, config)
             changed += leftovers.remove(cluster, config, known, target.run_id, target.generation, outcome.say)
             if config.engine.api_key_secret:
-                changed += ensure_api_key(cluster, config)
+                changed += ensure_api_key(cluster, config, target)
             changed += ensure_bindings(config, bindings(config), outcome.say)
         outcome.details["changed"] = changed
         if changed:
@@ -53,15 +61,15 @@ def ensure_namespace(cluster: Cluster, namespace: Object, settings: Settings) ->
     return []
 
 
-def ensure_api_key(cluster: Cluster, settings: Settings) -> list[str]:
+def ensure_api_key(cluster: Cluster, settings: Settings, release: Release) -> list[str]:
     """Copies the server's API key from Secret Manager to where pods can read it. Returns what was changed.
 
-    Running pods keep the key that they started with.
+    It is the version that the run has resolved, whatever has become the latest since: the pods carry its name, and with
+    another they are replaced.
     """
     import base64
 
-    assert settings.engine.api_key_secret
-    key = google.secret(settings.engine.api_key_secret)
+    key = google.secret(release.api_key_version)
     name = names.api_key(settings)
     secret: Object = {
         "apiVersion": "v1",
