@@ -8,6 +8,7 @@ from serving import features, names
 from serving.clients import google, kubernetes, storage
 from serving.clients.kubernetes import Cluster, ConflictError, Object
 from serving.deployment import leftovers, record
+from serving.deployment.record import Record
 from serving.errors import AccessError, RequestError
 from serving.features import Binding
 from serving.log import Say
@@ -24,14 +25,7 @@ def run(settings: dict[str, Any], release: dict[str, Any]) -> None:
         cluster = kubernetes.connect(config)
         changed = ensure_namespace(cluster, render.namespace(config), config)
         with step.holding_lease(cluster, take=True):
-            known = record.read(cluster, config)
-            if known.was_lost:
-                outcome.say(
-                    f"the record {config.namespace}/{names.record(config)} is gone: made again of what is in the cluster "
-                    f"({', '.join(sorted(known.named))}). What was rejected or pinned before is not known any more"
-                )
-            # Before anything else is made: where there is no record later on, one was lost.
-            known.write(cluster, config)
+            known = ensure_record(cluster, config, outcome.say)
             changed += leftovers.remove(cluster, config, known, target.run_id, target.generation, outcome.say)
             if config.engine.api_key_secret:
                 changed += ensure_api_key(cluster, config, target)
@@ -41,6 +35,18 @@ def run(settings: dict[str, Any], release: dict[str, Any]) -> None:
             outcome.succeeded(f"changed: {', '.join(changed)}")
         else:
             outcome.skipped("namespace and bindings were there")
+
+
+def ensure_record(cluster: Cluster, settings: Settings, say: Say) -> Record:
+    """The deployment's record, written before anything else is made: where there is none later on, one was lost."""
+    known = record.read(cluster, settings)
+    if known.was_lost:
+        say(
+            f"the record {settings.namespace}/{names.record(settings)} is gone: made again of what is in the cluster "
+            f"({', '.join(sorted(known.named))}). What was rejected or pinned before is not known any more"
+        )
+    known.write(cluster, settings)
+    return known
 
 
 def ensure_namespace(cluster: Cluster, namespace: Object, settings: Settings) -> list[str]:

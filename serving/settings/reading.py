@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import difflib
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -27,10 +28,12 @@ def validated(cls: type[Settings], values: dict[str, Any], file: Path | None = N
     except ValidationError as error:
         where = _Where(file, values)
         items = [(tuple(part for part in item["loc"] if part != "[key]"), item) for item in error.errors()]
-        lines = [
-            f"{where.prefix(path)}{'.'.join(map(str, path))}{': ' if path else ''}{_explained(item, path)}"
-            for path, item in sorted(items, key=lambda found: where.line(found[0]))
-        ]
+        lines = []
+        for path, item in sorted(items, key=lambda found: where.line(found[0])):
+            words = _explained(item, path)
+            lines.append(
+                f"{where.prefix(path)}{'.'.join(map(str, path))}: {words}" if path else where.prefix_of(words) + words
+            )
         raise RequestError("\n".join(lines)) from error
 
 
@@ -150,6 +153,14 @@ class _Where:
         if _at(self._values, path) != _at(self._in_file, path):
             return "--set "
         return f"{self._file}:{self.line(path)}: "
+
+
+    def prefix_of(self, words: str) -> str:
+        """The prefix of an error about the settings as a whole: its first word is the key that it is most about."""
+        key = re.match(r"[a-z_.]*[a-z_]", words)
+        path = tuple(key[0].split(".")) if key else ()
+        known = bool(path) and path[0] in Settings.model_fields
+        return self.prefix(path if known else ())
 
 
 def _at(values: Any, path: yaml_document.Path) -> Any:
