@@ -10,7 +10,7 @@ from components.download_weights.sessions import Sessions
 from components.download_weights.transfer import Limits, Transfer
 from serving import names
 from serving.clients import storage
-from serving.clients.storage import PreconditionError
+from serving.clients.storage import PreconditionError, StoredObject
 from serving.errors import InconclusiveError, ReleaseError
 from serving.log import Say
 from serving.settings import Settings

@@ -78,8 +78,8 @@ def decide(settings: Settings, release: Release, record: Record, situation: Situ
             return Decision(
                 "pinned",
                 f"the deployment is pinned to {pin.generation} since {pin.at} ({pin.reason}); {generation} "
-                f"({release.model} at {release.commit[:12]}) is not deployed. {command('promote', pin.generation)} lifts "
-                "the pin; `--retry` goes against it",
+                f"({release.model} at {release.commit[:12]}) is not deployed. {command('promote', pin.generation)} "
+                "lifts the pin; `--retry` goes against it",
             )
         if generation == record.validated and settings.promotion == "manual":
             wrong = _wrong(settings, release, situation, digest, serving=False)

@@ -23,8 +23,9 @@ def summarize(
     """One object about the whole run: the keys of `run --json` but `endpoint` and `report`, which only a place knows.
 
     The outcomes say what became of it: Vertex, open-source KFP and kfp.local mean different things by their words, so
-    the orchestrator's `state` is for a reader alone. `model`, `revision` and `generation` are the release that the run
-    was about, but under a pin, or before a person's promotion, the one that it left in service. `seconds` is wall time; `over`: the report has been written too.
+    the orchestrator's `state` is for a reader alone. `model`, `revision` and `generation` are those of the release that
+    the run was about; but under a pin, or before a person's promotion, of the one that it left in service. `seconds` is
+    wall time; `over`: the report has been written too.
     """
     by_name = {outcome["name"]: outcome for outcome in outcomes}
     resolved = by_name.get("resolve_model", {})

@@ -52,7 +52,7 @@ def secret(name: str) -> str:
 
 
 def secret_version(name: str) -> str:
-    """The version that a name like `…/versions/latest` means now, by its number: `projects/NUMBER/secrets/S/versions/N`.
+    """The version that `…/versions/latest` means now, by its number: `projects/NUMBER/secrets/S/versions/N`.
 
     Only to read a version says it with the role that the pipeline has anyhow. Raises what `secret` raises.
     """

@@ -203,9 +203,9 @@ def _parsed(found: Object, settings: Settings) -> Record:
         why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else f"it has no {_KEY}"
         name, namespace = names.record(settings), settings.namespace
         raise RequestError(
-            f"the ConfigMap {namespace}/{name} holds no record that this version can read ({why}). Mend it: `kubectl -n "
-            f"{namespace} edit configmap {name}`. Deleted, it is made again of the generations in the cluster, and what "
-            "was rejected or pinned is lost"
+            f"the ConfigMap {namespace}/{name} holds no record that this version can read ({why}). Mend it: `kubectl "
+            f"-n {namespace} edit configmap {name}`. Deleted, it is made again of the generations in the cluster, and "
+            "what was rejected or pinned is lost"
         ) from error
     record._found = found
     return record

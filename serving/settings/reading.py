@@ -154,7 +154,6 @@ class _Where:
             return "--set "
         return f"{self._file}:{self.line(path)}: "
 
-
     def prefix_of(self, words: str) -> str:
         """The prefix of an error about the settings as a whole: its first word is the key that it is most about."""
         key = re.match(r"[a-z_.]*[a-z_]", words)

@@ -27,7 +27,6 @@ class Release(BaseModel):
     live: str = ""
     """The generation that serves now; empty before the first promotion. The precondition of the promotion."""
     api_key_version: str = ""
-    """The Secret Manager version that the server's API key is now: `projects/NUMBER/secrets/S/versions/N`; empty without
-    a key."""
+    """The Secret Manager version of the server's API key now: `projects/NUMBER/secrets/S/versions/N`; empty without."""
     architecture: str = ""
     """First entry of config.json's `architectures`."""

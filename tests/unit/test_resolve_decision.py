@@ -116,7 +116,8 @@ def test_a_validated_generation_waits_for_a_person():
 
 
 def test_a_validated_generation_that_fell_ill_is_deployed_again():
-    decision = decided(Record(live="g1", validated="g2"), replace(HEALTHY, ready=0, rolled_out=False), promotion="manual")
+    ill = replace(HEALTHY, ready=0, rolled_out=False)
+    decision = decided(Record(live="g1", validated="g2"), ill, promotion="manual")
     assert decision.proceed
     assert "g2 waits to be promoted, but 0 of its 1 pods" in decision.reason
 
