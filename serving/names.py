@@ -18,7 +18,13 @@ NAMESPACE = "gemma-pipelines/namespace"
 RUN = "gemma-pipelines/run"
 """Label: the run that made an object, on what a later run must remove if that run died."""
 SETTINGS = "gemma-pipelines/settings"
-"""Annotation of a generation's Deployment: digest of all that `render` made for it, its run left out."""
+"""Annotation of a generation's Deployment, and of the entry: digest of all that was rendered for it, its run left
+out."""
+RELEASE = "gemma-pipelines/release"
+"""Annotation of a generation's Deployment: where it came from, JSON, `{"model", "commit", "weights_key",
+"weights_uri"}`. The record says it too, but a record may be lost."""
+KEY_VERSION = "gemma-pipelines/api-key"
+"""Annotation of a generation's pods: the Secret Manager version that their API key is."""
 CANARY = "gemma-pipelines/canary"
 """Annotation of an HTTPRoute that serves two generations: JSON, `{"live", "candidate", "step", "since", "run"}`."""
 

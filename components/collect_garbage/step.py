@@ -9,10 +9,12 @@ from typing import Any
 from serving import names
 from serving.clients import storage
 from serving.clients.kubernetes import Cluster
+from serving.clients.storage import PreconditionError, StoredObject
 from serving.deployment import leftovers, record
 from serving.log import Say
 from serving.settings import Settings
 from serving.step import opened
+from serving.weights import manifest
 
 # gs://BUCKET/models/ORG/NAME/KEY/FILE, as download_weights writes it; anything else in the bucket is somebody else's.
 _WEIGHTS = re.compile(r"(gs://[^/]+/models/[^/]+/[^/]+/([0-9a-f]{16}))/.+")
@@ -48,17 +50,24 @@ def collect_generations(cluster: Cluster, settings: Settings, say: Say) -> list[
 def collect_weights(cluster: Cluster, settings: Settings, say: Say) -> list[str]:
     """Deletes the weights in the bucket that no record of any deployment names. Returns their prefixes.
 
-    A deployment names its weights before it writes or reads them. It may do so while this looks, so the manifest goes
-    first (from then on the weights count as absent), then the names are read again: weights that somebody named
-    meanwhile get their manifest back.
+    A deployment names its weights before it looks at them, and may do so while this looks. So the manifest goes first
+    (from then on the weights count as absent), then the names are read again: weights that somebody named meanwhile get
+    their manifest back. Who names them later finds no manifest, and takes over what is there (download_weights): a
+    deletion at the listed generation and metageneration leaves that alone.
     """
-    own = sorted(record.read(cluster, settings).weights_in_use)
-    storage.write_json_if_changed(names.weights_in_use(settings), {"weights_keys": own})
-    there: dict[str, list[str]] = {}
+    known = record.read(cluster, settings)
+    if known.of_unknown_origin:
+        say(
+            f"no weights are collected while nobody knows those of {', '.join(sorted(known.of_unknown_origin))}: a "
+            "version before made them, and the record was lost"
+        )
+        return []
+    storage.write_json_if_changed(names.weights_in_use(settings), {"weights_keys": sorted(known.weights_in_use)})
+    there: dict[str, list[StoredObject]] = {}
     keys: dict[str, str] = {}
-    for uri in storage.list_uris(f"gs://{settings.bucket}/models/"):
-        if match := _WEIGHTS.fullmatch(uri):
-            there.setdefault(match[1], []).append(uri)
+    for stored in storage.list_objects(f"gs://{settings.bucket}/models/"):
+        if match := _WEIGHTS.fullmatch(stored.uri):
+            there.setdefault(match[1], []).append(stored)
             keys[match[1]] = match[2]
     in_use = weights_in_use(settings)
     for entry in sorted(shared_entries_alone(in_use, keys.values())):
@@ -68,18 +77,28 @@ def collect_weights(cluster: Cluster, settings: Settings, say: Say) -> list[str]
         )
     freed = []
     for prefix in [prefix for prefix in there if keys[prefix] not in in_use]:
-        manifest = f"{prefix}/_MANIFEST.json"
-        content = storage.read_json(manifest)
-        storage.delete(manifest)
+        content, generation = storage.read_json_with_generation(manifest.uri(prefix))
+        if content is not None:
+            storage.delete(manifest.uri(prefix), generation)
         if keys[prefix] in weights_in_use(settings):
             if content is not None:
-                storage.write_json(manifest, content)
+                _put_back(prefix, content)
             continue
-        for uri in there[prefix]:
-            storage.delete(uri)
+        files = [stored for stored in there[prefix] if stored.uri != manifest.uri(prefix)]
+        left = [stored for stored in files if not storage.delete_as_listed(stored)]
+        if left:
+            say(f"{prefix} is being taken over by another deployment: {len(left)} of its files stay")
+            continue
         say(f"deleted {prefix}")
         freed.append(prefix)
     return freed
+
+
+def _put_back(prefix: str, content: Any) -> None:
+    try:
+        storage.write_json(manifest.uri(prefix), content, if_generation_match=0)
+    except PreconditionError:
+        return  # Who named the weights was quicker.
 
 
 def weights_in_use(settings: Settings) -> dict[str, set[str]]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from components.deploy_server.words import killed
 from serving import names
+from serving.deployment import replicas
 from serving.errors import AccessError, InconclusiveError, PipelineError, ReleaseError, RequestError
 from serving.features import Explanation, Symptom
 
@@ -186,16 +187,7 @@ class Diagnosis:
     @property
     def ready(self) -> bool:
         """All replicas of the present template are ready."""
-        if not self._deployment:
-            return False
-        wanted, status = self._deployment["spec"].get("replicas", 1), self._deployment.get("status") or {}
-        return bool(
-            status.get("observedGeneration", 0) >= self._deployment["metadata"].get("generation", 0)
-            and wanted > 0
-            and status.get("updatedReplicas", 0) >= wanted
-            and status.get("readyReplicas", 0) >= wanted
-            and status.get("replicas", 0) == status.get("updatedReplicas", 0)
-        )
+        return bool(self._deployment) and replicas.rolled_out(self._deployment)
 
     def problem(self, now: float) -> Problem | None:
         """Why it will not become ready; None while it may."""

@@ -56,7 +56,7 @@ def deploy(
     outcome.details |= {"generation": release.generation, "deployment": name}
     current = (there or {}).get("metadata", {}).get("annotations", {}).get(names.SETTINGS) == rendered.digest
     settled = there is not None and replicas.settled(settings, there)
-    if there and current and settled and is_ready(there):
+    if there and current and settled and replicas.rolled_out(there):
         outcome.skipped(f"{name} is there and ready")
         return
     for item in [*rendered.shared, *rendered.generation]:
@@ -65,13 +65,6 @@ def deploy(
         replicas.scale(cluster, settings, release.generation, settings.serving.replicas)
     seconds = wait_until_ready(cluster, settings, name, outcome, patience or patience_of(settings))
     outcome.succeeded(f"{name} is ready after {seconds:.0f} s")
-
-
-def is_ready(deployment: Object) -> bool:
-    """Whether a Deployment's present template has all its replicas ready."""
-    diagnosis = Diagnosis(deployment["metadata"]["name"], "", Patience(0, 0), 0)
-    diagnosis.observe("ADDED", {**deployment, "kind": "Deployment"}, 0)
-    return diagnosis.ready
 
 
 def patience_of(settings: Settings) -> Patience:

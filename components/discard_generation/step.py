@@ -6,7 +6,6 @@ from typing import Any
 
 from serving.clients.kubernetes import Cluster
 from serving.deployment import leftovers, record, traffic
-from serving.deployment.record import Rejection
 from serving.log import Say
 from serving.settings import Settings
 from serving.step import opened
@@ -28,12 +27,10 @@ def discard(cluster: Cluster, settings: Settings, release: Release, reasons: lis
     known = record.read(cluster, settings)
     if release.generation == known.live:
         return f"{release.generation} is live and stays: nothing else is there to serve"
-    known.rejected[release.generation] = Rejection(
-        reason="; ".join(reasons) or "it did not pass", at=record.now(), run_id=release.run_id
-    )
-    known.remember(release)
-    known.forget(release.generation)
+    forgotten = known.reject(release, reasons)
     known.write(cluster, settings)
+    if forgotten:
+        say(f"the record is full: it forgets the oldest rejections ({', '.join(forgotten)}), which may be tried again")
     traffic.rest(cluster, settings, release.generation)
     leftovers.remove_generation(cluster, settings, release.generation, say)
     serving = f"; {known.live} serves on" if known.live else ""

@@ -11,7 +11,7 @@ from components.download_weights.sessions import Sessions
 from components.download_weights.transfer import Limits, Transfer
 from serving import names
 from serving.clients import storage
-from serving.clients.storage import PreconditionError
+from serving.clients.storage import PreconditionError, StoredObject
 from serving.errors import InconclusiveError, ReleaseError
 from serving.log import Say
 from serving.settings import Settings
@@ -65,6 +65,8 @@ def bring(settings: Settings, release: Release, say: Say, limits: Limits = Limit
         for file in known.files:
             if file.path in there and there[file.path].crc32c != file.crc32c:
                 storage.delete(there[file.path].uri, there.pop(file.path).generation)
+    else:
+        there = take_over(there, release.run_id)
 
     parts = repositories.find(settings, {repositories.BASE: release.commit, **release.commits})
     if repositories.weights_key(parts) != release.weights_key:
@@ -97,8 +99,29 @@ def bring(settings: Settings, release: Release, say: Say, limits: Limits = Limit
     return transfer.sent
 
 
+def take_over(there: dict[str, StoredObject], run_id: str) -> dict[str, StoredObject]:
+    """What lies in a bucket without a manifest, as this run's: those objects that are still there.
+
+    Another deployment's collector may be deleting them, since nobody named them when it looked. It deletes what it has
+    listed; an object that says something new of itself is not that any more.
+    """
+    taken = {}
+    for path, stored in there.items():
+        try:
+            storage.add_metadata(stored, {"taken-over-by": run_id})
+        except PreconditionError:
+            continue  # Gone already, or written again.
+        taken[path] = stored
+    return taken
+
+
 def _complete(release: Release, made: Manifest) -> None:
-    """Writes the manifest; where another run was quicker, theirs has to be true."""
+    """Writes the manifest, when the bucket holds what it says; where another run was quicker, theirs has to be true."""
+    if lost := manifest.differences(made, manifest.listing(release.weights_uri)):
+        raise InconclusiveError(
+            f"{release.weights_uri} changed while its files were moved: {'; '.join(lost[:3])}. Somebody deletes there; "
+            "run again"
+        )
     try:
         manifest.write(release.weights_uri, made)
     except PreconditionError as error:

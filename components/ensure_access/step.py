@@ -8,12 +8,14 @@ from serving import features, names
 from serving.clients import google, kubernetes, storage
 from serving.clients.kubernetes import Cluster, ConflictError, Object
 from serving.deployment import leftovers, record
+from serving.deployment.record import Record
 from serving.errors import AccessError, RequestError
 from serving.features import Binding
 from serving.log import Say
 from serving.rendering import render
 from serving.settings import Settings
 from serving.step import opened
+from serving.weights.release import Release
 
 
 def run(settings: dict[str, Any], release: dict[str, Any]) -> None:
@@ -23,16 +25,28 @@ def run(settings: dict[str, Any], release: dict[str, Any]) -> None:
         cluster = kubernetes.connect(config)
         changed = ensure_namespace(cluster, render.namespace(config), config)
         with step.holding_lease(cluster, take=True):
-            known = record.read(cluster, config)
+            known = ensure_record(cluster, config, outcome.say)
             changed += leftovers.remove(cluster, config, known, target.run_id, target.generation, outcome.say)
             if config.engine.api_key_secret:
-                changed += ensure_api_key(cluster, config)
+                changed += ensure_api_key(cluster, config, target)
             changed += ensure_bindings(config, bindings(config), outcome.say)
         outcome.details["changed"] = changed
         if changed:
             outcome.succeeded(f"changed: {', '.join(changed)}")
         else:
             outcome.skipped("namespace and bindings were there")
+
+
+def ensure_record(cluster: Cluster, settings: Settings, say: Say) -> Record:
+    """The deployment's record, written before anything else is made: where there is none later on, one was lost."""
+    known = record.read(cluster, settings)
+    if known.was_lost:
+        say(
+            f"the record {settings.namespace}/{names.record(settings)} is gone: made again of what is in the cluster "
+            f"({', '.join(sorted(known.named))}). What was rejected or pinned before is not known any more"
+        )
+    known.write(cluster, settings)
+    return known
 
 
 def ensure_namespace(cluster: Cluster, namespace: Object, settings: Settings) -> list[str]:
@@ -53,15 +67,15 @@ def ensure_namespace(cluster: Cluster, namespace: Object, settings: Settings) ->
     return []
 
 
-def ensure_api_key(cluster: Cluster, settings: Settings) -> list[str]:
+def ensure_api_key(cluster: Cluster, settings: Settings, release: Release) -> list[str]:
     """Copies the server's API key from Secret Manager to where pods can read it. Returns what was changed.
 
-    Running pods keep the key that they started with.
+    It is the version that the run has resolved, whatever has become the latest since: the pods carry its name, and with
+    another they are replaced.
     """
     import base64
 
-    assert settings.engine.api_key_secret
-    key = google.secret(settings.engine.api_key_secret)
+    key = google.secret(release.api_key_version)
     name = names.api_key(settings)
     secret: Object = {
         "apiVersion": "v1",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from serving.clients.kubernetes import Cluster
 from serving.deployment import lease, record, traffic
 from serving.deployment.record import Pin, Record
-from serving.errors import InconclusiveError, RequestError
+from serving.errors import InconclusiveError, PipelineError, RequestError
 from serving.log import Say
 from serving.settings import Settings
 from serving.step import opened
@@ -21,7 +22,7 @@ def run(settings: dict[str, Any], release: dict[str, Any]) -> None:
         outcome, target = step.outcome, step.release
         if step.settings.promotion == "manual" and target.generation != target.live:
             wait_for_a_person(cluster, step.settings, target)
-            outcome.skipped(f"{target.generation} is validated; `gemma-pipelines promote` puts it into service")
+            outcome.skipped(f"{target.generation} is validated; {record.command('promote')} puts it into service")
             outcome.details["decision"] = "validated"
         elif promote(cluster, step.settings, target, outcome.say):
             outcome.succeeded(f"{target.generation} serves")
@@ -63,7 +64,7 @@ def promote_by_hand(cluster: Cluster, settings: Settings, generation: str | None
 
 def roll_back(cluster: Cluster, settings: Settings, generation: str | None, say: Say) -> Record:
     """`gemma-pipelines rollback`: back to the previous generation, or to a kept one. Pins it, so that no schedule
-    undoes it. Returns the record as written.
+    undoes it; one that is live already is pinned alone, and `say` says so. Returns the record as written.
 
     Raises RequestError when there is nothing to go back to, or no such generation.
     """
@@ -78,16 +79,40 @@ def _by_hand(cluster: Cluster, settings: Settings, verb: str, generation: str | 
     try:
         with lease.held(cluster, settings, run_id):
             known = record.read(cluster, settings)
-            target = _target(known, verb, generation)
-            known.pinned = (
-                Pin(generation=target, at=record.now(), reason=f"rolled back from {known.live}")
-                if verb == "rollback"
-                else None
-            )
-            traffic.move(cluster, settings, known, target, run_id=run_id, say=say)
+            target, before, pinned = _target(known, verb, generation), known.live, known.pinned
+            known.pinned = _pin(known, target) if verb == "rollback" else None
+            try:
+                traffic.move(cluster, settings, known, target, run_id=run_id, say=say)
+            except PipelineError:
+                if known.live != target:
+                    # Nothing moved: it stays as it was, the pin too.
+                    known.pinned = pinned
+                    known.write(cluster, settings)
+                raise
+            for words in _what_became(before, pinned, known):
+                say(words)
             return known
     finally:
         lease.give_back(cluster, settings, run_id)
+
+
+def _pin(known: Record, target: str) -> Pin:
+    """The pin of a rollback: the one that there is, if it is to the same generation."""
+    if known.pinned and known.pinned.generation == target:
+        return known.pinned
+    reason = "a person keeps it live" if target == known.live else f"rolled back from {known.live}"
+    return Pin(generation=target, at=record.now(), reason=reason)
+
+
+def _what_became(before: str, pinned: Pin | None, known: Record) -> Iterator[str]:
+    """What a command did beside moving traffic, and that it moved none: `before` it, that was live and that the pin."""
+    if before == known.live:
+        yield f"{known.live} was live already: no traffic moved"
+    if known.pinned and known.pinned != pinned:
+        lifted = record.command("promote", known.live)
+        yield f"{known.live} is pinned: no run replaces it by itself until {lifted}"
+    if pinned and not known.pinned:
+        yield f"the pin to {pinned.generation} is lifted"
 
 
 def _target(known: Record, verb: str, generation: str | None) -> str:

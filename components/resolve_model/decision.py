@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from serving.deployment.record import Record
+from serving.deployment.record import Record, command
 from serving.errors import RejectedBeforeError
 from serving.settings import Settings
 from serving.weights.release import Release
@@ -18,11 +18,21 @@ class Situation:
     """What the cluster and the bucket say."""
 
     serving: str = ""
-    """The generation that the stable Service selects."""
+    """The generation that the entry selects."""
+    entry_as_wanted: bool = False
+    """Whether that is the release's alone, by an entry as the settings have it."""
     replicas: int = 0
-    """Ready pods of the release's generation, of its current settings."""
+    """Pods that the generation's Deployment is to have."""
+    settled: bool = False
+    """Whether that number is its owner's."""
+    ready: int = 0
+    """Pods of them that are ready, of its present template."""
+    rolled_out: bool = False
+    """Whether all are, and none of an older template is left."""
     settings_digest: str = ""
     """What the generation's Deployment was rendered from; empty without a Deployment."""
+    key_version: str = ""
+    """The version of the API key that the Deployment's pods are to have."""
     leftovers: tuple[str, ...] = ()
     """What dead runs left, as Kind/name."""
     dead_holder: str = ""
@@ -40,6 +50,11 @@ class Decision:
     def proceed(self) -> bool:
         return self.verdict == "deploy"
 
+    @property
+    def leaves_another(self) -> bool:
+        """Whether another generation than the release's is left in service, by a person's word."""
+        return self.verdict in ("pinned", "validated")
+
 
 def decide(settings: Settings, release: Release, record: Record, situation: Situation, digest: str) -> Decision:
     """What to do with a release; `digest` is of what would be rendered for it.
@@ -48,7 +63,7 @@ def decide(settings: Settings, release: Release, record: Record, situation: Situ
     """
     generation = release.generation
     if generation == record.live:
-        wrong = _wrong(settings, generation, situation, digest, serving=True)
+        wrong = _wrong(settings, release, situation, digest, serving=True)
         if not wrong:
             return Decision("unchanged", f"{generation} is live and healthy")
         return Decision("deploy", f"{generation} is live, but {wrong}")
@@ -62,28 +77,34 @@ def decide(settings: Settings, release: Release, record: Record, situation: Situ
             pin = record.pinned
             return Decision(
                 "pinned",
-                f"the deployment is pinned to {pin.generation} since {pin.at} ({pin.reason}). `gemma-pipelines promote "
-                f"--to {pin.generation}` lifts the pin; `--retry` goes against it with {generation}",
+                f"the deployment is pinned to {pin.generation} since {pin.at} ({pin.reason}); {generation} "
+                f"({release.model} at {release.commit[:12]}) is not deployed. {command('promote', pin.generation)} "
+                "lifts the pin; `--retry` goes against it",
             )
         if generation == record.validated and settings.promotion == "manual":
-            wrong = _wrong(settings, generation, situation, digest, serving=False)
+            wrong = _wrong(settings, release, situation, digest, serving=False)
             if not wrong:
-                return Decision("validated", f"{generation} is validated and waits for `gemma-pipelines promote`")
+                return Decision("validated", f"{generation} is validated and waits for {command('promote')}")
             return Decision("deploy", f"{generation} waits to be promoted, but {wrong}")
     return Decision("deploy", _what_is_new(settings, release, record))
 
 
-def _wrong(settings: Settings, generation: str, situation: Situation, digest: str, *, serving: bool) -> str:
+def _wrong(settings: Settings, release: Release, situation: Situation, digest: str, *, serving: bool) -> str:
     """What keeps a generation from being as it should be, in words; empty when nothing does."""
-    wanted = settings.serving.replicas
-    if serving and situation.serving != generation:
-        return f"the Service {settings.name} selects {situation.serving or 'no generation'}"
+    if serving and situation.serving != release.generation:
+        return f"{settings.name} sends requests to {situation.serving or 'no generation'}"
+    if serving and not situation.entry_as_wanted:
+        return f"the settings of {settings.name}, which clients call, changed"
     if not situation.settings_digest:
         return "its Deployment is gone"
+    if situation.key_version != release.api_key_version:
+        return f"its API key changed from {situation.key_version or 'none'} to {release.api_key_version or 'none'}"
     if situation.settings_digest != digest:
         return "its settings changed"
-    if situation.replicas != wanted:
-        return f"{situation.replicas} of its {wanted} pods are ready"
+    if not situation.settled:
+        return f"it has {situation.replicas} replicas instead of {settings.serving.replicas}"
+    if not situation.rolled_out:
+        return f"{situation.ready} of its {situation.replicas} pods are ready with its present settings"
     if situation.damage:
         return f"its weights in the bucket are damaged: {'; '.join(situation.damage[:3])}"
     if situation.leftovers:

@@ -13,9 +13,9 @@ from typing import Any
 
 from components.resolve_model.decision import Situation, decide
 from serving import catalog, names
-from serving.clients import hub, kubernetes, storage
+from serving.clients import google, hub, kubernetes, storage
 from serving.clients.kubernetes import Cluster
-from serving.deployment import lease, leftovers, record
+from serving.deployment import lease, leftovers, record, replicas, traffic
 from serving.deployment.record import Record
 from serving.errors import PipelineError, RequestError
 from serving.rendering import engine, generation, render
@@ -58,7 +58,7 @@ def run(
         check_architecture(settings, found.architecture)
         cluster = kubernetes.connect(settings)
         known = record.read(cluster, settings)
-        release = name_release(settings, outcome.run_id, found, live=known.live)
+        release = name_release(settings, outcome.run_id, found, live=known.live, key_version=key_version(settings))
         outcome.details.update(
             generation=release.generation, weights_key=release.weights_key, architecture=release.architecture
         )
@@ -68,6 +68,9 @@ def run(
         digest = render.render(settings, release).digest
         decision = decide(settings, release, known, situation, digest)
         outcome.details.update(decision=decision.verdict, reason=decision.reason)
+        if decision.leaves_another:
+            # What the run reports is what it leaves in service, not what it did not deploy.
+            outcome.details["serves"] = known.what_serves()
         if decision.proceed:
             outcome.succeeded(decision.reason)
         else:
@@ -100,7 +103,8 @@ def with_image(settings: Settings, image: str) -> Settings:
 
 
 def release_of(settings: Settings, run_id: str) -> Release:
-    """The release of the settings' revision, for a reader: no cluster is asked, so none is live."""
+    """The release of the settings' revision, for a reader: no cluster is asked, so none is live, nor is Secret Manager,
+    since who may read manifests need not be able to read the server's key."""
     found = look_up(settings)
     check_architecture(settings, found.architecture)
     return name_release(settings, run_id, found, live="")
@@ -194,7 +198,12 @@ def check_architecture(settings: Settings, architecture: str) -> None:
     raise RequestError(f"{settings.model} is a {architecture}, which {image} cannot serve: {cure}")
 
 
-def name_release(settings: Settings, run_id: str, found: Found, *, live: str) -> Release:
+def key_version(settings: Settings) -> str:
+    """The version of the server's API key that running pods are to have; empty without a key."""
+    return google.secret_version(settings.engine.api_key_secret) if settings.engine.api_key_secret else ""
+
+
+def name_release(settings: Settings, run_id: str, found: Found, *, live: str, key_version: str = "") -> Release:
     """The release, with the generation that it makes under these settings."""
     release = Release(
         run_id=run_id,
@@ -206,6 +215,7 @@ def name_release(settings: Settings, run_id: str, found: Found, *, live: str) ->
         weights_uri=f"gs://{settings.bucket}/models/{settings.model}/{found.weights_key}",
         generation="",
         live=live,
+        api_key_version=key_version,
         architecture=found.architecture,
     )
     return release.model_copy(update={"generation": generation.name(settings, release)})
@@ -213,17 +223,23 @@ def name_release(settings: Settings, run_id: str, found: Found, *, live: str) ->
 
 def look_around(cluster: Cluster, settings: Settings, release: Release, known: Record) -> Situation:
     """What there is of the release's generation, and what is left over."""
-    deployment = cluster.get("Deployment", names.server(release.generation), settings.namespace) or {}
-    metadata, status = deployment.get("metadata", {}), deployment.get("status", {})
-    current = status.get("observedGeneration", 0) >= metadata.get("generation", 0)
+    deployment = cluster.get("Deployment", names.server(release.generation), settings.namespace)
+    metadata = (deployment or {}).get("metadata", {})
+    pods = (deployment or {}).get("spec", {}).get("template", {}).get("metadata", {})
     left = leftovers.find(cluster, settings, known, release.run_id, release.generation)
     left += leftovers.running_though_kept(cluster, settings, known)
+    entry = record.entry(cluster, settings)
     held = cluster.get("Lease", settings.name, settings.namespace)
     dead = held is not None and lease.holder(held) not in ("", release.run_id) and lease.free_at(held) <= time.time()
     return Situation(
-        serving=record.serving_generation(record.entry(cluster, settings)),
-        replicas=status.get("readyReplicas", 0) if current else 0,
+        serving=record.serving_generation(entry),
+        entry_as_wanted=traffic.is_as_wanted(settings, release.generation, entry),
+        replicas=replicas.wanted(deployment) if deployment else 0,
+        settled=deployment is not None and replicas.settled(settings, deployment),
+        ready=replicas.ready(deployment),
+        rolled_out=deployment is not None and replicas.rolled_out(deployment),
         settings_digest=(metadata.get("annotations") or {}).get(names.SETTINGS, ""),
+        key_version=(pods.get("annotations") or {}).get(names.KEY_VERSION, ""),
         leftovers=tuple(f"{item['kind']}/{item['metadata']['name']}" for item in left),
         dead_holder=lease.holder(held) if held and dead else "",
         damage=tuple(damage(release.weights_uri)),

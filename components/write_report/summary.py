@@ -23,7 +23,9 @@ def summarize(
     """One object about the whole run: the keys of `run --json` but `endpoint` and `report`, which only a place knows.
 
     The outcomes say what became of it: Vertex, open-source KFP and kfp.local mean different things by their words, so
-    the orchestrator's `state` is for a reader alone. `seconds` is wall time; `over`: the report has been written too.
+    the orchestrator's `state` is for a reader alone. `model`, `revision` and `generation` are those of the release that
+    the run was about; but under a pin, or before a person's promotion, of the one that it left in service. `seconds` is
+    wall time; `over`: the report has been written too.
     """
     by_name = {outcome["name"]: outcome for outcome in outcomes}
     resolved = by_name.get("resolve_model", {})
@@ -35,6 +37,8 @@ def summarize(
         after = f", after {outcomes[-1]['name']}" if outcomes else ""
         words = f"a step ended without leaving an outcome{after} (the run is {state}); see the log"
         error = {"step": None, "type": "StepDied", "message": words}
+    # Where a person's word left another release in service, that one is reported.
+    serves = resolved.get("serves") or resolved
     status = "succeeded"
     if error:
         status = "failed"
@@ -44,9 +48,9 @@ def summarize(
         "scenario": settings.scenario,
         "status": status,
         "run_id": run_id,
-        "model": settings.model,
-        "revision": resolved.get("commit"),
-        "generation": resolved.get("generation"),
+        "model": serves.get("model") or settings.model,
+        "revision": serves.get("commit"),
+        "generation": serves.get("generation"),
         "bytes_transferred": by_name.get("download_weights", {}).get("bytes_transferred", 0),
         "seconds": round(seconds, 3),
         "steps": [{key: outcome[key] for key in ("name", "status", "seconds")} for outcome in outcomes],

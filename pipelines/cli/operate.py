@@ -78,7 +78,7 @@ def _by_hand(
 def _deployment(out: Output, file: Path | None, sets: list[str] | None, state: Path | None) -> Iterator[Settings]:
     """The settings of the deployment that is meant, with the environment that reaches it."""
     from serving.errors import RequestError
-    from serving.settings import Settings, validated
+    from serving.settings import Settings, override, validated
 
     if state is None:
         if file is None:
@@ -87,10 +87,11 @@ def _deployment(out: Output, file: Path | None, sets: list[str] | None, state: P
             )
         yield validated(Settings, values_of(file, sets, {}), file)
         return
-    if file or sets:
-        raise RequestError("--state knows its settings: leave -f and --set out")
+    if file:
+        raise RequestError("--state knows its settings: leave -f out")
     with of_state(out, state) as settings:
-        yield settings
+        # What changes one of them, such as an error's advice to wait longer for the Lease, is for this command alone.
+        yield validated(Settings, override(settings.as_struct(), sets)) if sets else settings
 
 
 @contextmanager

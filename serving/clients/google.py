@@ -47,11 +47,24 @@ def secret(name: str) -> str:
 
     Raises AccessError naming the role that is missing, RequestError when there is no such version.
     """
+    value: str = _secret_version(name).payload.data.decode().strip()
+    return value
+
+
+def secret_version(name: str) -> str:
+    """The version that `…/versions/latest` means now, by its number: `projects/NUMBER/secrets/S/versions/N`.
+
+    Only to read a version says it with the role that the pipeline has anyhow. Raises what `secret` raises.
+    """
+    return str(_secret_version(name).name)
+
+
+def _secret_version(name: str) -> Any:
     from google.api_core import exceptions
     from google.cloud import secretmanager
 
     try:
-        response = _client(secretmanager.SecretManagerServiceClient).access_secret_version(name=name)
+        return _client(secretmanager.SecretManagerServiceClient).access_secret_version(name=name)
     except exceptions.NotFound as error:
         secret_id = name.split("/")[3]
         raise RequestError(
@@ -68,7 +81,6 @@ def secret(name: str) -> str:
         raise RequestError(f"{name}: {_said(error)}. Enable that version, or name another") from error
     except exceptions.GoogleAPICallError as error:
         raise InconclusiveError(f"{name}: Secret Manager did not answer: {_said(error)}") from error
-    return response.payload.data.decode().strip()
 
 
 def project_number(project: str) -> str:

@@ -41,6 +41,8 @@ class StoredObject:
     md5: str | None = None
     encoding: str | None = None
     """How the bytes are to be decoded by whoever reads them: `gzip`, or nothing."""
+    metageneration: int | None = None
+    """Counts the changes of what it says of itself; None where nobody has said."""
 
 
 def parse_uri(uri: str) -> tuple[str, str]:
@@ -148,7 +150,9 @@ def list_objects(prefix_uri: str, *, setting: str = "bucket") -> list[StoredObje
     """The objects whose address starts with `prefix_uri`, in the order of their names. `setting` named the bucket."""
     bucket, prefix = parse_uri(prefix_uri)
     with _errors(prefix_uri, role=OBJECTS_ROLE if setting == "bucket" else READER_ROLE, setting=setting):
-        fields = "items(bucket,name,size,crc32c,md5Hash,generation,metadata,contentEncoding),nextPageToken"
+        fields = (
+            "items(bucket,name,size,crc32c,md5Hash,generation,metageneration,metadata,contentEncoding),nextPageToken"
+        )
         return [_stored(blob) for blob in client().list_blobs(bucket, prefix=prefix, fields=fields)]
 
 
@@ -215,13 +219,19 @@ def copy(source: StoredObject, uri: str, *, content_type: str) -> StoredObject:
     return _stored(blob)
 
 
-def delete(uri: str, generation: int | None = None) -> bool:
+def delete_as_listed(stored: StoredObject) -> bool:
+    """Deletes the object if nobody has written it since it was listed, nor changed what it says of itself
+    (add_metadata): returns whether it did."""
+    return delete(stored.uri, stored.generation, stored.metageneration)
+
+
+def delete(uri: str, generation: int | None = None, metageneration: int | None = None) -> bool:
     """Deletes the object, only at that generation if one is given: returns whether it was there."""
     from google.api_core.exceptions import NotFound, PreconditionFailed
 
     with _errors(uri):
         try:
-            _blob(uri).delete(if_generation_match=generation)
+            _blob(uri).delete(if_generation_match=generation, if_metageneration_match=metageneration)
         except PreconditionFailed:
             return False
         except NotFound as error:
@@ -400,6 +410,7 @@ def _stored(blob: Any) -> StoredObject:
         dict(blob.metadata or {}),
         blob.md5_hash,
         blob.content_encoding,
+        int(blob.metageneration),
     )
 
 

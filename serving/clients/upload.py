@@ -91,4 +91,5 @@ def _stored(resource: dict[str, Any]) -> StoredObject:
         int(resource["generation"]),
         resource.get("metadata", {}),
         resource.get("md5Hash"),
+        metageneration=int(resource["metageneration"]),
     )

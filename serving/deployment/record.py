@@ -1,6 +1,7 @@
 """What a deployment remembers: one ConfigMap in its namespace, written only by who holds the Lease.
 
-`kubectl get configmap NAME-generations -o yaml` shows it as JSON under `record.json`.
+`kubectl get configmap NAME-generations -o yaml` shows it as JSON under `record.json`. What a newer version of this tool
+wrote there, and this one does not know, stays as it is.
 """
 
 from __future__ import annotations
@@ -9,20 +10,27 @@ import datetime
 import json
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, PrivateAttr
+from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 
 from serving import names
 from serving.clients.kubernetes import Cluster, ConflictError, Object
-from serving.errors import InconclusiveError
+from serving.errors import InconclusiveError, RequestError
 from serving.rendering import render
 from serving.settings import Settings
 from serving.weights.release import Release
 
 _KEY = "record.json"
+_LARGEST = 256 << 10
+"""Bytes of a record. A ConfigMap holds a mebibyte."""
+_LONGEST_REASON = 2000
+"""Characters: the whole is in the run's report."""
+_UNKNOWN_KEYS_STAY = ConfigDict(extra="allow")
 
 
 class Rejection(BaseModel):
     """Why a generation is not tried again without `--retry`."""
+
+    model_config = _UNKNOWN_KEYS_STAY
 
     reason: str
     at: str
@@ -32,6 +40,8 @@ class Rejection(BaseModel):
 class Pin(BaseModel):
     """A person's decision for a generation, which no scheduled run may undo."""
 
+    model_config = _UNKNOWN_KEYS_STAY
+
     generation: str
     at: str
     reason: str
@@ -39,6 +49,8 @@ class Pin(BaseModel):
 
 class Known(BaseModel):
     """Where a generation came from."""
+
+    model_config = _UNKNOWN_KEYS_STAY
 
     model: str
     commit: str
@@ -49,7 +61,7 @@ class Known(BaseModel):
 class Record(BaseModel):
     """The generations of one deployment."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = _UNKNOWN_KEYS_STAY
 
     live: str = ""
     """The generation that the entry sends requests to."""
@@ -64,8 +76,13 @@ class Record(BaseModel):
     generations: dict[str, Known] = {}
     """Origin of every generation named above."""
 
-    _resource_version: str = PrivateAttr(default="")
-    _stored: str = PrivateAttr(default="")
+    _found: Object | None = PrivateAttr(default=None)
+    """The ConfigMap that it was read from."""
+
+    @property
+    def was_lost(self) -> bool:
+        """Whether it was made of what is in the cluster, for want of a ConfigMap."""
+        return self._found is None and bool(self.named)
 
     @property
     def named(self) -> set[str]:
@@ -74,8 +91,23 @@ class Record(BaseModel):
 
     @property
     def weights_in_use(self) -> set[str]:
-        """The weights keys that a generation in the cluster may still read."""
+        """The weights keys that a generation in the cluster may still read, as far as its origin is known."""
         return {known.weights_key for name, known in self.generations.items() if name in self.named}
+
+    @property
+    def of_unknown_origin(self) -> set[str]:
+        """The generations in the cluster of which nobody knows what weights they read."""
+        return self.named - self.generations.keys()
+
+    def what_serves(self) -> dict[str, str | None]:
+        """The live generation and where it came from, as a run reports it: `{"generation", "model", "commit"}`, null
+        where that is not known."""
+        origin = self.generations.get(self.live)
+        return {
+            "generation": self.live or None,
+            "model": origin.model if origin else None,
+            "commit": origin.commit if origin else None,
+        }
 
     def remember(self, release: Release) -> None:
         """Notes where the release's generation came from."""
@@ -100,57 +132,117 @@ class Record(BaseModel):
         if self.validated == generation:
             self.validated = ""
 
+    def reject(self, release: Release, reasons: list[str]) -> list[str]:
+        """The release's generation is not tried again by itself, and its objects go from the cluster.
+
+        Returns the generations whose rejection is forgotten for it, the oldest: a record has to fit its ConfigMap.
+        """
+        generation, reason = release.generation, "; ".join(reasons) or "it did not pass"
+        if len(reason) > _LONGEST_REASON:
+            reason = f"{reason[:_LONGEST_REASON]}… (the report of {release.run_id} has the rest)"
+        self.remember(release)
+        self.forget(generation)
+        self.rejected.pop(generation, None)
+        older = sorted(self.rejected, key=lambda name: self.rejected[name].at)
+        self.rejected[generation] = Rejection(reason=reason, at=now(), run_id=release.run_id)
+        forgotten = []
+        while older and len(self._text().encode()) > _LARGEST:
+            forgotten.append(older.pop(0))
+            del self.rejected[forgotten[-1]]
+        return forgotten
+
     def write(self, cluster: Cluster, settings: Settings) -> None:
         """Writes the record if it changed and nobody else has written it since it was read.
 
         Raises InconclusiveError if somebody has.
         """
-        self.generations = {
-            name: known for name, known in self.generations.items() if name in self.named or name in self.rejected
-        }
-        text = self.model_dump_json(indent=2)
-        if text == self._stored:
+        text = self._text()
+        if self._found and text == self._found["data"][_KEY]:
             return
-        body: Object = {
-            "apiVersion": "v1",
-            "kind": "ConfigMap",
-            "metadata": {
-                "name": names.record(settings),
-                "namespace": settings.namespace,
-                "labels": {names.DEPLOYMENT: settings.name, "app.kubernetes.io/managed-by": "gemma-gke-pipelines"},
-            },
-            "data": {_KEY: text},
-        }
         try:
-            if self._resource_version:
-                body["metadata"]["resourceVersion"] = self._resource_version
-                written = cluster.replace(body)
+            if self._found:
+                # Whatever else it holds stays.
+                self._found = cluster.replace({**self._found, "data": {**self._found["data"], _KEY: text}})
             else:
-                written = cluster.create(body)
+                self._found = cluster.create(_config_map(settings, text))
         except ConflictError as error:
             raise InconclusiveError(
                 f"the record {settings.namespace}/{names.record(settings)} changed while this run held the Lease. See "
                 f"`kubectl -n {settings.namespace} get configmap {names.record(settings)} -o yaml`, then run again"
             ) from error
-        self._resource_version = written["metadata"]["resourceVersion"]
-        self._stored = text
+
+    def _text(self) -> str:
+        """The record as it is written: without the origins of generations that nothing names."""
+        needed = {name: known for name, known in self.generations.items() if name in self.named | self.rejected.keys()}
+        return self.model_copy(update={"generations": needed}).model_dump_json(indent=2)
 
 
 def read(cluster: Cluster, settings: Settings) -> Record:
     """The deployment's record; an empty one before its first run.
 
     Who is live is for the entry to say: a run killed between moving the traffic and writing the record is put right
-    here.
+    here. A record that was lost is made again of what is in the cluster: every generation there is live or kept; what
+    was rejected or pinned is lost.
+
+    Raises RequestError for a ConfigMap that holds no record.
     """
     found = cluster.get("ConfigMap", names.record(settings), settings.namespace)
-    record = Record.model_validate_json(found["data"][_KEY]) if found else Record()
-    if found:
-        record._resource_version = found["metadata"]["resourceVersion"]
-        record._stored = found["data"][_KEY]
+    record = _parsed(found, settings) if found else _rebuilt(cluster, settings)
     serving = serving_generation(entry(cluster, settings))
     if serving and serving != record.live:
         record.put_live(serving)
+    if record.of_unknown_origin:
+        _learn_origins(cluster, settings, record)
     return record
+
+
+def _parsed(found: Object, settings: Settings) -> Record:
+    try:
+        record = Record.model_validate_json(found["data"][_KEY])
+    except (KeyError, TypeError, ValidationError) as error:
+        why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else f"it has no {_KEY}"
+        name, namespace = names.record(settings), settings.namespace
+        raise RequestError(
+            f"the ConfigMap {namespace}/{name} holds no record that this version can read ({why}). Mend it: `kubectl "
+            f"-n {namespace} edit configmap {name}`. Deleted, it is made again of the generations in the cluster, and "
+            "what was rejected or pinned is lost"
+        ) from error
+    record._found = found
+    return record
+
+
+def _rebuilt(cluster: Cluster, settings: Settings) -> Record:
+    """A record by which everything stays. None of it may be one to go back to unasked: not every generation that is
+    there has served."""
+    there = cluster.list("Deployment", settings.namespace, labels=f"{names.selector(settings)},{names.GENERATION}")
+    newest_first = sorted(there, key=lambda item: str(item["metadata"].get("creationTimestamp")), reverse=True)
+    return Record(kept=[item["metadata"]["labels"][names.GENERATION] for item in newest_first])
+
+
+def _learn_origins(cluster: Cluster, settings: Settings, record: Record) -> None:
+    """Takes from the Deployments what the record does not say."""
+    unknown = record.of_unknown_origin
+    for item in cluster.list("Deployment", settings.namespace, labels=f"{names.selector(settings)},{names.GENERATION}"):
+        generation = item["metadata"]["labels"][names.GENERATION]
+        if generation in unknown:
+            try:
+                said = (item["metadata"].get("annotations") or {})[names.RELEASE]
+                record.generations[generation] = Known.model_validate_json(said)
+            except (KeyError, ValidationError):
+                continue  # A version before made it, or somebody changed it.
+
+
+def _config_map(settings: Settings, text: str) -> Object:
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {
+            "name": names.record(settings),
+            "namespace": settings.namespace,
+            "labels": {names.DEPLOYMENT: settings.name, "app.kubernetes.io/managed-by": "gemma-gke-pipelines"},
+        },
+        "data": {_KEY: text},
+    }
 
 
 def entry(cluster: Cluster, settings: Settings) -> Object | None:
@@ -183,6 +275,12 @@ def backends(entry: Object | None) -> set[str]:
     found = [backend for rule in spec.get("rules") or [] for backend in rule.get("backendRefs") or []]
     # A backend that has no weight has 1.
     return {names.generation_of(backend["name"]) for backend in found if backend.get("weight", 1) > 0}
+
+
+def command(verb: str, generation: str = "") -> str:
+    """What a person types to move the traffic by hand, for a message's end."""
+    to = f" --to {generation}" if generation else ""
+    return f"`gemma-pipelines {verb}{to} -f FILE` (`--state DIR` instead of the file where `run` had it)"
 
 
 def now() -> str:

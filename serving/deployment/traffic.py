@@ -1,5 +1,7 @@
 """Moving a deployment's traffic from one generation to another, in order: bring up, switch, remember, drain, rest.
 
+What a person decided (a pin, its end) is remembered before the switch: no kill loses it.
+
 A kill between any two of them leaves a server that serves, and the next run goes on from there: the entry says who
 is live (record.py), and a kept generation that still runs is scaled down (leftovers.py).
 """
@@ -23,23 +25,34 @@ _SAYS_WHO_IS_LIVE = {"Service": ("selector", ""), "HTTPRoute": ("rules", "group:
 
 
 def move(cluster: Cluster, settings: Settings, record: Record, generation: str, *, run_id: str, say: Say) -> bool:
-    """Makes `generation` the one that serves, where `record.live` serves now. Returns False when it already did.
+    """Makes `generation` the one that serves, where `record.live` serves now, by an entry as the settings have it.
+    Returns False when all of that was so already.
 
     Raises RequestError when another field manager owns the entry, InconclusiveError when the generation does not come
     up or somebody else moved the traffic meanwhile.
     """
     before = record.live
     live = cluster.get("Deployment", names.server(before), settings.namespace) if before else None
-    bring_up(cluster, settings, generation, max(1, ready_replicas(live)), say)
-    moved = _switch(cluster, settings, generation, expected=before)
+    bring_up(cluster, settings, generation, max(1, replicas.answering(live)), say)
+    record.write(cluster, settings)
+    changed = _switch(cluster, settings, generation, expected=before)
     record.put_live(generation)
     record.write(cluster, settings)
-    if moved:
-        say(f"{settings.name} sends requests to {generation}" + (f", not to {before}" if before else ""))
+    if changed:
+        instead = f", not to {before}" if before and before != generation else ""
+        say(f"{settings.name} sends requests to {generation}{instead}")
     if before and before != generation:
         _drain(cluster, settings, before, run_id=run_id, say=say)
         rest(cluster, settings, before)
-    return moved
+    return changed
+
+
+def is_as_wanted(settings: Settings, generation: str, entry: Object | None) -> bool:
+    """Whether an entry sends all requests to the generation, and is what promotion makes of the settings now: their
+    patches, labels and exposure are part of it."""
+    annotations = (entry or {}).get("metadata", {}).get("annotations") or {}
+    wanted = render.digest_of([render.entry(settings, generation)])
+    return backends(entry) == {generation} and annotations.get(names.SETTINGS) == wanted
 
 
 def bring_up(cluster: Cluster, settings: Settings, generation: str, wanted: int, say: Say) -> None:
@@ -57,27 +70,17 @@ def bring_up(cluster: Cluster, settings: Settings, generation: str, wanted: int,
     if replicas.wanted(deployment) < wanted:
         say(f"scaling {name} to {wanted}, as many as serve now")
         replicas.scale(cluster, settings, generation, wanted)
-    elif ready_replicas(deployment) >= wanted:
+    elif replicas.ready(deployment) >= wanted:
         return
     deadline = time.monotonic() + in_seconds(settings.serving.ready_timeout)
     with cluster.follow(Subject("Deployment", settings.namespace, fields=f"metadata.name={name}")) as changes:
         for change in changes.until(deadline):
-            if change and ready_replicas(change[1]) >= wanted:
+            if change and replicas.ready(change[1]) >= wanted:
                 return
     raise InconclusiveError(
         f"{name} has fewer than {wanted} ready pods after serving.ready_timeout ({settings.serving.ready_timeout}); "
         f"the traffic stays where it is. See `kubectl -n {settings.namespace} describe deployment {name}`"
     )
-
-
-def ready_replicas(deployment: Object | None) -> int:
-    """Ready pods of a Deployment's present template: 0 while its status speaks of an older one, or without one."""
-    if deployment is None:
-        return 0
-    status = deployment.get("status") or {}
-    if status.get("observedGeneration", 0) < deployment["metadata"].get("generation", 0):
-        return 0
-    return int(status.get("readyReplicas") or 0)
 
 
 def rest(cluster: Cluster, settings: Settings, generation: str) -> None:
@@ -87,14 +90,16 @@ def rest(cluster: Cluster, settings: Settings, generation: str) -> None:
 
 
 def _switch(cluster: Cluster, settings: Settings, generation: str, *, expected: str) -> bool:
-    """Sends all requests to `generation` if `expected` is still live. Returns False when they already go there."""
+    """Sends all requests to `generation` if `expected` is still live. Returns False when the entry is as wanted."""
     for _ in range(5):
         body = render.entry(settings, generation)
+        digest = render.digest_of([body])
+        body["metadata"].setdefault("annotations", {})[names.SETTINGS] = digest
         there = entry(cluster, settings)
         serving = serving_generation(there)
-        if backends(there) == {generation}:
+        if is_as_wanted(settings, generation, there):
             return False
-        if serving not in (expected, generation):
+        if there and serving not in (expected, generation):
             raise InconclusiveError(
                 f"somebody moved the traffic of {settings.namespace}/{settings.name} to {serving or 'no generation'} "
                 f"while this run expected {expected or 'none'}. Run again"

@@ -36,8 +36,8 @@ class Rendered:
     shared: list[Object]
     generation: list[Object]
     digest: str
-    """Digest over all of it and the replicas, the run's label left out; the Deployment carries it as the annotation
-    names.SETTINGS."""
+    """Digest over all of it and the replicas, the run and the commit left out; the Deployment carries it as the
+    annotation names.SETTINGS."""
 
 
 def render(settings: Settings, release: Release) -> Rendered:
@@ -46,13 +46,22 @@ def render(settings: Settings, release: Release) -> Rendered:
     Raises RequestError for a patch that matches no object or takes away what the project finds its objects by.
     """
     common, own = shared(settings), generation(settings, release)
+    (server,) = (item for item in own if item["kind"] == "Deployment")
+    if release.api_key_version:
+        # A container reads its key when it starts: with another version the pods are replaced, in place.
+        pods = server["spec"]["template"]["metadata"]
+        pods.setdefault("annotations", {})[names.KEY_VERSION] = release.api_key_version
     _refuse_idle_patches(settings, [*own, *common], [*admin(settings), *entry_objects(settings, release.generation)])
     # Replicas are in no object (serving/deployment/replicas.py), and a change of them alone is one to apply.
-    digest = _digest([*common, *own, {"replicas": settings.serving.replicas}])
+    digest = digest_of([*common, *own, {"replicas": settings.serving.replicas}])
     for item in own:
         item["metadata"]["labels"][names.RUN] = release.run_id
-        if item["kind"] == "Deployment":
-            item["metadata"].setdefault("annotations", {})[names.SETTINGS] = digest
+    server["metadata"].setdefault("annotations", {}).update(
+        {
+            names.SETTINGS: digest,
+            names.RELEASE: release.model_dump_json(include={"model", "commit", "weights_key", "weights_uri"}),
+        }
+    )
     return Rendered(shared=common, generation=own, digest=digest)
 
 
@@ -67,6 +76,12 @@ def as_yaml(documents: list[Object]) -> str:
     import yaml
 
     return yaml.safe_dump_all(documents, allow_unicode=True, sort_keys=False, width=120)
+
+
+def digest_of(items: list[Object]) -> str:
+    """16 hex digits by which a change of rendered objects is seen."""
+    text = json.dumps(items, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 # -- the scopes ---------------------------------------------------------------------------------------------
@@ -165,11 +180,6 @@ def _metadata(item: Object) -> list[Object]:
     """The metadata of the object, and of its pods."""
     template = item.get("spec", {}).get("template")
     return [item["metadata"], *([template.setdefault("metadata", {})] if template else [])]
-
-
-def _digest(items: list[Object]) -> str:
-    text = json.dumps(items, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 # -- the settings' patches ----------------------------------------------------------------------------------

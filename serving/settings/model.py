@@ -174,6 +174,16 @@ class Settings(_FeatureSections):
         return self
 
     @model_validator(mode="after")
+    def _the_catalog_knows_the_model(self) -> Settings:
+        from serving import catalog
+
+        try:
+            catalog.architectures(self.sized_like)
+        except RequestError as error:
+            raise ValueError(f"{'engine.sizing_like' if self.engine.sizing_like else 'model'}: {error}") from error
+        return self
+
+    @model_validator(mode="after")
     def _drafts_are_counted(self) -> Settings:
         from serving import catalog
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import difflib
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -28,10 +29,12 @@ def validated(cls: type[Settings], values: dict[str, Any], file: Path | None = N
         where = _Where(file, values)
         # Of a value that may be one thing or another the first refusal is told.
         items = {path: item for item in reversed(error.errors()) for path in [_path(item, values)]}
-        lines = [
-            f"{where.prefix(path)}{'.'.join(map(str, path))}{': ' if path else ''}{_explained(items[path], path)}"
-            for path in sorted(items, key=lambda path: (where.line(path), list(map(str, path))))
-        ]
+        lines = []
+        for path in sorted(items, key=lambda path: (where.line(path), list(map(str, path)))):
+            words = _explained(items[path], path)
+            lines.append(
+                f"{where.prefix(path)}{'.'.join(map(str, path))}: {words}" if path else where.prefix_of(words) + words
+            )
         raise RequestError("\n".join(lines)) from error
 
 
@@ -147,6 +150,13 @@ class _Where:
         if repr(_at(self._values, path)) != repr(_at(self._in_file, path)):
             return "--set "
         return f"{self._file}:{self.line(path)}: "
+
+    def prefix_of(self, words: str) -> str:
+        """The prefix of an error about the settings as a whole: its first word is the key that it is most about."""
+        key = re.match(r"[a-z_.]*[a-z_]", words)
+        path = tuple(key[0].split(".")) if key else ()
+        known = bool(path) and path[0] in Settings.model_fields
+        return self.prefix(path if known else ())
 
 
 def _path(item: Any, values: Any) -> yaml_document.Path:

@@ -26,5 +26,7 @@ class Release(BaseModel):
     generation: str
     live: str = ""
     """The generation that serves now; empty before the first promotion. The precondition of the promotion."""
+    api_key_version: str = ""
+    """The Secret Manager version of the server's API key now: `projects/NUMBER/secrets/S/versions/N`; empty without."""
     architecture: str = ""
     """First entry of config.json's `architectures`."""

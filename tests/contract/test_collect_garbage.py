@@ -12,8 +12,12 @@ from components.collect_garbage.step import collect_generations, collect_weights
 from serving import names
 from serving.clients import storage
 from serving.deployment.record import Known, Record
+from serving.weights import manifest
+from tests.contract.transfer_site import Site, _site, folder, model, site
 from tests.unit.cluster import MemoryCluster
 from tests.unit.deployment import SETTINGS, deployment, owned, quick
+
+__all__ = ["_site", "folder", "model", "site"]
 
 PREFIX = "gs://demo-bucket/models/google/gemma-3-4b-it"
 OLD, LIVE, OTHERS = "0" * 16, "1" * 16, "2" * 16
@@ -103,6 +107,64 @@ def test_weights_that_another_deployment_names_meanwhile_get_their_manifest_back
     assert collect_weights(cluster_with(), SETTINGS, said) == []
     assert keys_there() == {OLD, LIVE, OTHERS}
     assert storage.read_json(f"{PREFIX}/{OLD}/_MANIFEST.json") == {"key": OLD}
+
+
+def test_nothing_is_collected_while_nobody_knows_what_a_generation_reads(bucket):
+    """The record was lost, and a version that did not note it made the generation."""
+    cluster, lines = MemoryCluster(deployment("g1", replicas=0)), []
+    storage.write_json(names.weights_in_use(SETTINGS), {"weights_keys": [LIVE]})
+    assert collect_weights(cluster, SETTINGS, lines.append) == []
+    assert keys_there() == {OLD, LIVE, OTHERS}
+    assert storage.read_json(names.weights_in_use(SETTINGS)) == {"weights_keys": [LIVE]}
+    assert "nobody knows those of g1" in lines[0]
+
+
+def test_a_manifest_that_was_written_meanwhile_stays(bucket, monkeypatch):
+    uri_of_manifest, theirs = f"{PREFIX}/{OLD}/_MANIFEST.json", {"key": OLD, "theirs": True}
+    delete = storage.delete
+
+    def written_just_then(uri: str, *at: int) -> bool:
+        monkeypatch.setattr(storage, "delete", delete)
+        storage.write_json(names.weights_in_use(quick(location="europe-west4")), {"weights_keys": [OLD]})
+        storage.write_json(uri_of_manifest, theirs)
+        return delete(uri, *at)
+
+    monkeypatch.setattr(storage, "delete", written_just_then)
+    assert collect_weights(cluster_with(), SETTINGS, said) == []
+    assert storage.read_json(uri_of_manifest) == theirs
+
+
+@pytest.mark.parametrize("moment", range(9))
+def test_weights_that_a_deployment_names_at_any_moment_of_their_deletion_end_whole(
+    site: Site, model: str, folder: Path, monkeypatch: pytest.MonkeyPatch, moment: int
+):
+    """`moment`: before which of the collector's deletions, the manifest's first, another deployment brings them."""
+    site.commit(model, folder)
+    theirs = site.settings(model, bucket=f"collected-{moment}")
+    storage.client().create_bucket(theirs.bucket, project="demo-project")
+    release = site.release(theirs)
+    site.bring(theirs, release)
+    storage.delete(names.weights_in_use(theirs))
+
+    delete, deletions = storage.delete, []
+
+    def brought_just_then(uri: str, *at: int | None) -> bool:
+        deletions.append(uri)
+        if len(deletions) == moment + 1:
+            monkeypatch.setattr(storage, "delete", delete)
+            site.bring(theirs, release)
+            monkeypatch.setattr(storage, "delete", brought_just_then)
+        return delete(uri, *at)
+
+    monkeypatch.setattr(storage, "delete", brought_just_then)
+    collected = collect_weights(cluster_with(), quick(bucket=theirs.bucket), said)
+    monkeypatch.undo()
+    assert len(deletions) > moment, "the collector came to this moment"
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", site.url("storage"))
+    assert collected == []
+    known, _ = manifest.read(release.weights_uri)
+    assert known
+    assert manifest.differences(known, manifest.listing(release.weights_uri)) == []
 
 
 def test_generations_beyond_those_kept_go_the_oldest_first(bucket):

@@ -10,8 +10,11 @@ from emulated_cloud.cloud import Cloud
 from components.resolve_model import step
 from components.resolve_model.step import in_bucket, look_up
 from serving import names
-from serving.clients import storage
+from serving.clients import google, kubernetes, storage
+from serving.deployment import record
+from serving.deployment.record import Known, Pin, Record
 from serving.errors import AccessError, ReleaseError, RequestError
+from serving.rendering import render
 from serving.settings import from_parameters
 from tests.contract.transfer_site import GATED, QUICK, Site, _site, folder, model, site
 
@@ -124,6 +127,35 @@ def test_the_step_says_what_there_is_to_do_and_writes_its_outcome_alone(emulated
 def test_the_same_question_has_the_same_answer(emulated_cloud: Cloud, cloud_environment):
     first, second = (step.run(REST, f"resolve-2-{number}", COMPILED, **PARAMETERS) for number in range(2))
     assert {**first[2], "run_id": ""} == {**second[2], "run_id": ""}
+
+
+def test_the_servers_key_is_resolved_to_its_version_and_stays_unsaid(emulated_cloud: Cloud, cloud_environment, capfd):
+    rest = {**REST, "engine": {"api_key_secret": "projects/demo-project/secrets/hf-token/versions/latest"}}
+    _, merged, release = step.run(rest, "resolve-key", COMPILED, **PARAMETERS)
+    assert release["api_key_version"] == "projects/123456789012/secrets/hf-token/versions/1"
+    key = emulated_cloud.secrets["hf-token"]
+    assert google.secret(release["api_key_version"]) == key
+    assert key not in f"{merged} {release} {outcome('resolve-key')} {capfd.readouterr()}"
+
+
+def test_under_a_pin_the_outcome_tells_what_serves(emulated_cloud: Cloud, cloud_environment):
+    parameters = {**PARAMETERS, "namespace": "pinned"}
+    settings = from_parameters(REST, **parameters)
+    cluster = kubernetes.connect(settings)
+    cluster.create(render.namespace(settings))
+    known = Known(model="google/gemma-3-1b-it", commit="b" * 40, weights_key="f" * 16, weights_uri="gs://demo-bucket/x")
+    pin = Pin(generation="g1", at=record.now(), reason="rolled back from g2")
+    Record(live="g1", pinned=pin, generations={"g1": known}).write(cluster, settings)
+    proceed, _, release = step.run(REST, "resolve-pinned", COMPILED, **parameters)
+    assert not proceed
+    written = outcome("resolve-pinned")
+    assert (written["status"], written["decision"]) == ("skipped", "pinned")
+    assert written["serves"] == {"generation": "g1", "model": known.model, "commit": known.commit}
+    assert written["generation"] == release["generation"]
+    assert (
+        f"{release['generation']} (google/gemma-3-4b-it at {release['commit'][:12]}) is not deployed"
+        in written["reason"]
+    )
 
 
 @pytest.mark.parametrize(

@@ -48,8 +48,17 @@ def deployment(
             "generation": 1,
         },
         "spec": {"replicas": replicas},
-        "status": {"observedGeneration": 1, "readyReplicas": replicas if ready is None else ready},
+        "status": {
+            "observedGeneration": 1,
+            "replicas": replicas,
+            "updatedReplicas": replicas,
+            "readyReplicas": replicas if ready is None else ready,
+        },
     }
+
+
+STALLED = {"replicas": 2, "updatedReplicas": 1, "readyReplicas": 1, "unavailableReplicas": 1}
+"""The status of an update in place of one pod that does not go on: the new pod has no node, the old one is ready."""
 
 
 def owned(generation: str, *, run_id: str = "run-1", namespace: str = SETTINGS.namespace) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from serving.features import gcs_fuse
 from serving.rendering import render
 from serving.settings import Settings
 from tests.unit.cluster import MemoryCluster
-from tests.unit.deployment import quick
+from tests.unit.deployment import RELEASE, deployment, quick, service
 
 POOL = "principal://iam.googleapis.com/projects/123/locations/global/workloadIdentityPools/demo-project.svc.id.goog"
 
@@ -132,9 +132,25 @@ def test_a_namespace_that_is_being_deleted_is_told():
 def test_the_servers_key_is_copied_when_it_changed(monkeypatch: pytest.MonkeyPatch):
     settings = quick(engine={"api_key_secret": "projects/p/secrets/s/versions/latest"})
     cluster = MemoryCluster()
-    for key, changed in (("one", True), ("one", False), ("two", True)):
-        monkeypatch.setattr(google, "secret", lambda name, key=key: key)
-        assert bool(step.ensure_api_key(cluster, settings)) is changed  # type: ignore[arg-type]
+    monkeypatch.setattr(google, "secret", {"versions/1": "one", "versions/2": "two"}.__getitem__)
+    for version, changed in (("versions/1", True), ("versions/1", False), ("versions/2", True)):
+        release = RELEASE.model_copy(update={"api_key_version": version})
+        assert bool(step.ensure_api_key(cluster, settings, release)) is changed  # type: ignore[arg-type]
     secret = cluster.get("Secret", names.api_key(settings), "gemma")
     assert secret
     assert base64.b64decode(secret["data"][names.API_KEY]) == b"two"
+
+
+def test_the_record_is_there_before_anything_else_is_made_and_one_that_was_lost_is_made_again():
+    settings, lines = quick(), []
+    first = MemoryCluster()
+    step.ensure_record(first, settings, lines.append)  # type: ignore[arg-type]
+    assert (first.names("ConfigMap"), lines) == ({names.record(settings)}, [])
+
+    cluster = MemoryCluster(deployment("g1", replicas=0), deployment("g2"), service("g2"))
+    made = step.ensure_record(cluster, settings, lines.append)  # type: ignore[arg-type]
+    assert (made.live, made.kept) == ("g2", ["g1"])
+    assert cluster.names("ConfigMap") == {names.record(settings)}
+    assert "the record gemma/gemma-generations is gone: made again of what is in the cluster (g1, g2)" in lines[0]
+    step.ensure_record(cluster, settings, lines.append)  # type: ignore[arg-type]
+    assert len(lines) == 1

@@ -1,10 +1,10 @@
 """What dead runs left: found by what the record does not name, and taken away without touching what serves."""
 
 from serving import names
-from serving.deployment import leftovers
+from serving.deployment import leftovers, record
 from serving.deployment.record import Record
 from tests.unit.cluster import MemoryCluster
-from tests.unit.deployment import SETTINGS, deployment, job, owned
+from tests.unit.deployment import SETTINGS, deployment, job, owned, service
 
 KINDS = ("Deployment", "Service", "PodDisruptionBudget", "PersistentVolumeClaim", "PersistentVolume")
 
@@ -19,9 +19,19 @@ def generations(cluster: MemoryCluster) -> set[str]:
 
 def test_nothing_is_left_over_where_the_record_names_everything():
     cluster = MemoryCluster(deployment("g1"), *owned("g1"), deployment("g0", replicas=0), *owned("g0"))
-    record = Record(live="g1", previous="g0", kept=["g0"])
-    assert leftovers.find(cluster, SETTINGS, record, "run-9") == []
-    assert leftovers.running_though_kept(cluster, SETTINGS, record) == []
+    known = Record(live="g1", previous="g0", kept=["g0"])
+    assert leftovers.find(cluster, SETTINGS, known, "run-9") == []
+    assert leftovers.running_though_kept(cluster, SETTINGS, known) == []
+
+
+def test_without_its_record_no_generation_is_left_over():
+    kept = [deployment("g0", replicas=0), *owned("g0")]
+    cluster = MemoryCluster(deployment("g1"), *owned("g1"), service("g1"), *kept)
+    found = record.read(cluster, SETTINGS)
+    assert leftovers.remove(cluster, SETTINGS, found, "run-9", "g2", said) == []
+    leftovers.remove_run(cluster, SETTINGS, found, "run-1", said)
+    assert cluster.names("Deployment") == {"vllm-g0", "vllm-g1"}
+    assert len(cluster.names("PersistentVolume")) == 2
 
 
 def test_a_dead_runs_generation_goes_whole_and_the_live_one_stays():
@@ -43,16 +53,16 @@ def test_jobs_of_other_runs_go_and_the_own_ones_stay():
 
 def test_a_kept_generation_that_a_dead_run_left_running_is_scaled_to_zero():
     cluster = MemoryCluster(deployment("g1"), deployment("g0", replicas=2))
-    record = Record(live="g1", previous="g0", kept=["g0"])
-    assert leftovers.remove(cluster, SETTINGS, record, "run-9", "g2", said) == ["Deployment/vllm-g0"]
+    known = Record(live="g1", previous="g0", kept=["g0"])
+    assert leftovers.remove(cluster, SETTINGS, known, "run-9", "g2", said) == ["Deployment/vllm-g0"]
     assert cluster.objects[("Deployment", SETTINGS.namespace, "vllm-g0")]["spec"]["replicas"] == 0
     assert cluster.objects[("Deployment", SETTINGS.namespace, "vllm-g1")]["spec"]["replicas"] == 1
 
 
 def test_a_validated_generation_waits_for_its_person_with_all_its_replicas():
     cluster = MemoryCluster(deployment("g1"), deployment("g2"), *owned("g2"))
-    record = Record(live="g1", validated="g2")
-    assert leftovers.remove(cluster, SETTINGS, record, "run-9", "g3", said) == []
+    known = Record(live="g1", validated="g2")
+    assert leftovers.remove(cluster, SETTINGS, known, "run-9", "g3", said) == []
 
 
 def test_volumes_of_a_deployment_of_the_same_name_in_another_namespace_are_not_ours():

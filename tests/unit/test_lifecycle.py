@@ -6,11 +6,12 @@ from components.discard_generation.step import discard
 from components.promote_generation import step
 from serving import names
 from serving.deployment import record, traffic
-from serving.deployment.record import Record
+from serving.deployment import replicas as replicas_of
+from serving.deployment.record import Pin, Record, Rejection
 from serving.errors import InconclusiveError, RequestError
 from serving.rendering import render
 from tests.unit.cluster import MemoryCluster
-from tests.unit.deployment import RELEASE, deployment, job, owned, quick, route, service
+from tests.unit.deployment import RELEASE, STALLED, deployment, job, owned, quick, route, service
 
 SETTINGS = quick()
 
@@ -87,10 +88,54 @@ def test_a_generation_takes_over_only_with_as_many_ready_pods_as_the_live_one_ha
     assert serving(cluster) == "g2"
 
 
-def test_ready_pods_of_an_older_template_do_not_count():
-    old = deployment("g2", ready=1)
-    old["metadata"]["generation"] = 2
-    assert traffic.ready_replicas(old) == 0
+@pytest.mark.parametrize(
+    ("generation", "status", "ready", "rolled_out"),
+    [
+        (1, {"replicas": 1, "updatedReplicas": 1, "readyReplicas": 1}, 1, True),
+        (2, {"replicas": 1, "updatedReplicas": 1, "readyReplicas": 1}, 0, False),
+        (1, STALLED, 0, False),
+        (1, {"replicas": 2, "updatedReplicas": 1, "readyReplicas": 2}, 1, False),
+        (1, {"replicas": 1, "updatedReplicas": 1}, 0, False),
+        (1, {}, 0, False),
+    ],
+    ids=["whole", "not seen yet", "stalled", "the old one is going", "starting", "new"],
+)
+def test_ready_pods_of_an_older_template_do_not_count(generation: int, status: dict, ready: int, rolled_out: bool):
+    body = deployment("g2")
+    body["metadata"]["generation"] = generation
+    body["status"] = {"observedGeneration": 1, **status}
+    assert (replicas_of.ready(body), replicas_of.rolled_out(body)) == (ready, rolled_out)
+
+
+def test_pods_of_an_older_template_are_pods_that_the_next_generation_has_to_match():
+    live = deployment("g1", replicas=3)
+    live["metadata"]["generation"] = 2
+    cluster = MemoryCluster(live, deployment("g2", replicas=1), service("g1"))
+    Record(live="g1").write(cluster, SETTINGS)
+    with pytest.raises(InconclusiveError, match="fewer than 3 ready pods"):
+        step.promote(cluster, SETTINGS, RELEASE, said)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"labels": {"team": "llm"}},
+        {"annotations": {"example.com/owner": "ada"}},
+        {"patches": [{"kind": "Service", "metadata": {"name": "gemma"}, "spec": {"type": "LoadBalancer"}}]},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_settings_of_the_entry_change_in_place(changes: dict):
+    cluster = refresh()
+    settings, release = quick(**changes), RELEASE.model_copy(update={"live": "g2"})
+    before = record.entry(cluster, SETTINGS)
+    assert traffic.is_as_wanted(SETTINGS, "g2", before)
+    assert not traffic.is_as_wanted(settings, "g2", before)
+    assert step.promote(cluster, settings, release, said)
+    assert traffic.is_as_wanted(settings, "g2", record.entry(cluster, settings))
+    assert serving(cluster) == "g2"
+    assert record.read(cluster, settings).previous == "g1"
+    assert not step.promote(cluster, settings, release, said)
 
 
 def test_a_service_that_another_field_manager_owns_is_left_alone_and_its_owner_named():
@@ -143,6 +188,13 @@ def test_traffic_that_somebody_else_moved_meanwhile_is_left_where_it_is():
     with pytest.raises(InconclusiveError, match="g9 went live while this run worked on g2"):
         step.promote(cluster, SETTINGS, RELEASE, said)
     assert serving(cluster) == "g9"
+
+
+def test_an_entry_that_somebody_deleted_is_made_again():
+    cluster = refresh()
+    del cluster.objects[("Service", SETTINGS.namespace, SETTINGS.name)]
+    assert step.promote(cluster, SETTINGS, RELEASE.model_copy(update={"live": "g2"}), said)
+    assert serving(cluster) == "g2"
 
 
 def test_a_service_that_changes_between_reading_and_writing_is_read_again():
@@ -201,7 +253,7 @@ def come_up_when_scaled(cluster: MemoryCluster) -> None:
 
     def with_status(body: dict) -> dict:
         if body["kind"] == "Deployment":
-            body["status"] = {"observedGeneration": 1, "readyReplicas": body["spec"]["replicas"]}
+            body["status"] = deployment("any", replicas=body["spec"]["replicas"])["status"]
         return store(body)
 
     cluster._store = with_status  # type: ignore[method-assign]
@@ -226,6 +278,62 @@ def test_a_promotion_by_hand_lifts_the_pin():
     step.promote_by_hand(cluster, SETTINGS, "g2", said)
     known = record.read(cluster, SETTINGS)
     assert (known.live, known.pinned) == ("g2", None)
+
+
+def test_a_rollback_to_what_is_live_pins_it_and_says_so():
+    cluster, lines = refresh(), []
+    step.roll_back(cluster, SETTINGS, "g2", lines.append)
+    assert lines == [
+        "g2 was live already: no traffic moved",
+        "g2 is pinned: no run replaces it by itself until `gemma-pipelines promote --to g2 -f FILE` (`--state DIR` "
+        "instead of the file where `run` had it)",
+    ]
+    known = record.read(cluster, SETTINGS)
+    assert known.pinned
+    assert (known.live, known.pinned.generation, known.pinned.reason) == ("g2", "g2", "a person keeps it live")
+
+    lines.clear()
+    step.roll_back(cluster, SETTINGS, "g2", lines.append)
+    assert lines == ["g2 was live already: no traffic moved"]
+    assert record.read(cluster, SETTINGS).pinned == known.pinned
+
+
+def test_a_promotion_says_that_it_lifted_a_pin():
+    cluster, lines = refresh(), []
+    step.roll_back(cluster, SETTINGS, "g2", said)
+    step.promote_by_hand(cluster, SETTINGS, "g2", lines.append)
+    assert lines == ["g2 was live already: no traffic moved", "the pin to g2 is lifted"]
+    assert record.read(cluster, SETTINGS).pinned is None
+
+
+def test_a_rollback_that_is_killed_once_the_traffic_has_moved_is_pinned_all_the_same():
+    cluster = refresh()
+    come_up_when_scaled(cluster)
+
+    def kill(verb: str, kind: str, name: str) -> None:
+        if kind == "ConfigMap" and serving(cluster) == "g1":
+            raise KeyboardInterrupt
+
+    cluster.before_write = kill
+    with pytest.raises(KeyboardInterrupt):
+        step.roll_back(cluster, SETTINGS, None, said)
+    known = record.read(cluster, SETTINGS)
+    assert known.pinned
+    assert (known.live, known.pinned.generation) == ("g1", "g1")
+
+
+@pytest.mark.parametrize("pinned", [None, Pin(generation="g2", at="t", reason="r")], ids=["free", "pinned"])
+def test_a_rollback_that_moves_nothing_leaves_the_pin_as_it_was(pinned: Pin | None):
+    cluster = refresh()
+    come_up_when_scaled(cluster)
+    cluster.owners[("Service", SETTINGS.name)] = "argocd-controller"
+    known = record.read(cluster, SETTINGS)
+    known.pinned = pinned
+    known.write(cluster, SETTINGS)
+    with pytest.raises(RequestError, match="argocd-controller"):
+        step.roll_back(cluster, SETTINGS, None, said)
+    assert record.read(cluster, SETTINGS).pinned == pinned
+    assert serving(cluster) == "g2"
 
 
 def test_rollback_without_a_previous_generation_is_a_wrong_request_and_writes_nothing():
@@ -258,6 +366,16 @@ def test_discard_takes_the_generation_away_and_remembers_why():
     assert serving(cluster) == "g1"
     rejection = record.read(cluster, SETTINGS).rejected["g2"]
     assert (rejection.reason, rejection.run_id) == ("the answer was empty", RELEASE.run_id)
+
+
+def test_a_record_that_is_full_says_which_rejections_it_forgets():
+    cluster, lines = first_promotion(deployment("g2")), []
+    known = record.read(cluster, SETTINGS)
+    known.rejected["g0"] = Rejection(reason="x" * 300_000, at="2026-01-01T00:00:00Z", run_id="run-0")
+    known.write(cluster, SETTINGS)
+    discard(cluster, SETTINGS, RELEASE, ["broken"], lines.append)
+    assert "the record is full: it forgets the oldest rejections (g0), which may be tried again" in lines
+    assert set(record.read(cluster, SETTINGS).rejected) == {"g2"}
 
 
 def test_the_generation_that_serves_is_never_discarded():

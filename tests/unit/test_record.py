@@ -1,14 +1,16 @@
 """The record: what a deployment remembers of its generations."""
 
+import json
+
 import pytest
 
 from serving import names
 from serving.deployment import record
 from serving.deployment.record import Known, Record, Rejection
-from serving.errors import InconclusiveError
+from serving.errors import InconclusiveError, RequestError
 from serving.rendering import render
 from tests.unit.cluster import MemoryCluster
-from tests.unit.deployment import RELEASE, SETTINGS, route, service
+from tests.unit.deployment import RELEASE, SETTINGS, deployment, owned, route, service
 
 KNOWN = Known(model="google/gemma-3-4b-it", commit="c" * 40, weights_key="k1", weights_uri="gs://b/models/x/y/k1")
 
@@ -96,6 +98,123 @@ def test_a_release_is_remembered_by_its_generation():
     known = Record()
     known.remember(RELEASE)
     assert known.generations[RELEASE.generation].weights_key == RELEASE.weights_key
+
+
+def stored(cluster: MemoryCluster) -> dict:
+    return cluster.objects[("ConfigMap", SETTINGS.namespace, names.record(SETTINGS))]
+
+
+def test_what_a_newer_version_wrote_survives_a_read_and_write_by_this_one():
+    newer = {
+        "live": "g1",
+        "canary": {"candidate": "g2", "step": 3},
+        "generations": {"g1": {**KNOWN.model_dump(), "image": "vllm:9"}},
+        "rejected": {"g0": {"reason": "r", "at": "t", "run_id": "x", "figures": [1, 2]}},
+        "pinned": {"generation": "g1", "at": "t", "reason": "r", "by": "ada"},
+    }
+    cluster = MemoryCluster()
+    Record().write(cluster, SETTINGS)
+    stored(cluster)["data"] = {"record.json": json.dumps(newer), "more.json": "{}"}
+    stored(cluster)["metadata"]["labels"]["theirs"] = "stays"
+    known = record.read(cluster, SETTINGS)
+    known.put_live("g3")
+    known.write(cluster, SETTINGS)
+    written = json.loads(stored(cluster)["data"]["record.json"])
+    assert written["canary"] == newer["canary"]
+    for key in ("rejected", "pinned", "generations"):
+        assert written[key] == newer[key]
+    assert (written["live"], written["previous"]) == ("g3", "g1")
+    assert stored(cluster)["data"]["more.json"] == "{}"
+    assert stored(cluster)["metadata"]["labels"]["theirs"] == "stays"
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"record.json": "{"}, "Invalid JSON"),
+        ({"record.json": '{"live": 3}'}, "valid string"),
+        ({"record.json": "[]"}, "object"),
+        ({"other": "{}"}, "it has no record.json"),
+        (None, "it has no record.json"),
+    ],
+)
+def test_a_config_map_that_holds_no_record_is_one_clear_error(data: dict | None, words: str):
+    cluster = MemoryCluster()
+    Record(live="g1").write(cluster, SETTINGS)
+    stored(cluster)["data"] = data
+    with pytest.raises(RequestError, match=f"gemma/gemma-generations holds no record .*{words}.*kubectl -n gemma edit"):
+        record.read(cluster, SETTINGS)
+
+
+def test_rejections_never_outgrow_a_config_map_and_the_newest_stay():
+    cluster, known, forgotten = MemoryCluster(), Record(live="g1"), []
+    for number in range(150):
+        release = RELEASE.model_copy(update={"generation": f"r{number:03}"})
+        forgotten += known.reject(release, ["가" * 1500, "\x01" * 100_000])
+        known.write(cluster, SETTINGS)
+        assert len(stored(cluster)["data"]["record.json"].encode()) < 1 << 19
+    read = record.read(cluster, SETTINGS)
+    assert forgotten
+    assert forgotten + list(read.rejected) == [f"r{number:03}" for number in range(150)]
+    assert set(read.generations) == set(read.rejected)
+    assert read.rejected["r149"].reason.endswith("… (the report of run-2 has the rest)")
+
+
+def test_a_rejection_that_comes_again_is_the_newest():
+    known = Record()
+    for generation in ("g1", "g2", "g1"):
+        known.reject(RELEASE.model_copy(update={"generation": generation}), [])
+    assert list(known.rejected) == ["g2", "g1"]
+    assert known.rejected["g1"].reason == "it did not pass"
+
+
+# -- a record that was lost ---------------------------------------------------------------------------------------
+
+
+def made(generation: str, when: str, **known: str) -> dict:
+    body = deployment(generation)
+    body["metadata"]["creationTimestamp"] = when
+    if known:
+        body["metadata"]["annotations"] = {names.RELEASE: json.dumps({**KNOWN.model_dump(), **known})}
+    return body
+
+
+def test_a_record_that_was_lost_is_made_again_of_what_is_there():
+    cluster = MemoryCluster(
+        made("g1", "2026-11-01T00:00:00Z", weights_key="k1"),
+        made("g3", "2026-11-03T00:00:00Z", weights_key="k3"),
+        made("g2", "2026-11-02T00:00:00Z", weights_key="k2"),
+        *owned("g1"),
+        service("g2"),
+    )
+    found = record.read(cluster, SETTINGS)
+    assert found.was_lost
+    assert (found.live, found.kept) == ("g2", ["g3", "g1"])
+    assert found.previous == "", "g3 may never have served: nobody goes back to it unasked"
+    assert found.weights_in_use == {"k1", "k2", "k3"}
+    assert not found.of_unknown_origin
+    assert cluster.calls == []
+
+
+def test_weights_that_a_lost_record_alone_knew_are_unknown():
+    unreadable = made("g2", "2026-11-02T00:00:00Z")
+    unreadable["metadata"]["annotations"] = {names.RELEASE: "{"}
+    found = record.read(MemoryCluster(made("g1", "2026-11-01T00:00:00Z"), unreadable), SETTINGS)
+    assert found.of_unknown_origin == {"g1", "g2"}
+
+
+def test_a_run_killed_between_the_traffic_and_the_record_leaves_the_live_weights_known():
+    cluster = MemoryCluster(made("g2", "2026-11-02T00:00:00Z", weights_key="k2"), service("g2"))
+    Record(live="g1", generations={"g1": KNOWN}).write(cluster, SETTINGS)
+    assert record.read(cluster, SETTINGS).weights_in_use == {"k1", "k2"}
+
+
+def test_the_deployment_says_where_its_generation_came_from():
+    (server,) = (item for item in render.render(SETTINGS, RELEASE).generation if item["kind"] == "Deployment")
+    known = Record()
+    known.remember(RELEASE)
+    said = Known.model_validate_json(server["metadata"]["annotations"][names.RELEASE])
+    assert said == known.generations[RELEASE.generation]
 
 
 # -- who is live, by the entry ----------------------------------------------------------------------------------

@@ -46,6 +46,16 @@ def test_a_run_that_had_nothing_to_do_is_unchanged(decision):
     assert summed({**RESOLVED, "status": "skipped", "decision": decision})["status"] == "unchanged"
 
 
+@pytest.mark.parametrize("decision", ["pinned", "validated"])
+def test_a_run_that_left_another_release_in_service_reports_that_one(decision):
+    serves = {"generation": "g1", "model": "google/gemma-3-1b-it", "commit": "b" * 40}
+    report = summed({**RESOLVED, "status": "skipped", "decision": decision, "serves": serves})
+    assert (report["generation"], report["model"], report["revision"]) == ("g1", "google/gemma-3-1b-it", "b" * 40)
+    unknown = dict.fromkeys(serves)
+    report = summed({**RESOLVED, "status": "skipped", "decision": decision, "serves": unknown})
+    assert (report["generation"], report["model"], report["revision"]) == (None, SETTINGS.model, None)
+
+
 @pytest.mark.parametrize("status", ["failed", "inconclusive"])
 def test_the_first_step_that_went_wrong_is_the_error(status):
     report = summed(

@@ -12,7 +12,15 @@ from serving.errors import RejectedBeforeError, ReleaseError
 from tests.unit.deployment import RELEASE, quick
 
 DIGEST = "0011223344556677"
-HEALTHY = Situation(serving="g2", replicas=1, settings_digest=DIGEST)
+HEALTHY = Situation(
+    serving="g2",
+    entry_as_wanted=True,
+    replicas=1,
+    settled=True,
+    ready=1,
+    rolled_out=True,
+    settings_digest=DIGEST,
+)
 REJECTED = Rejection(reason="shard 2 is cut short", at="2026-11-23T02:00:00Z", run_id="run-1")
 PINNED = Pin(generation="g1", at="2026-11-22T10:00:00Z", reason="rolled back from g2")
 OF_LIVE = Known(model="m", commit="b" * 40, weights_key="f" * 16, weights_uri="gs://b/x")
@@ -35,11 +43,14 @@ def test_retry_does_not_touch_what_is_live_and_healthy():
 @pytest.mark.parametrize(
     ("situation", "words"),
     [
-        (replace(HEALTHY, serving=""), "the Service gemma selects no generation"),
-        (replace(HEALTHY, serving="g1"), "the Service gemma selects g1"),
+        (replace(HEALTHY, serving=""), "gemma sends requests to no generation"),
+        (replace(HEALTHY, serving="g1"), "gemma sends requests to g1"),
+        (replace(HEALTHY, entry_as_wanted=False), "the settings of gemma, which clients call, changed"),
         (replace(HEALTHY, settings_digest=""), "its Deployment is gone"),
         (replace(HEALTHY, settings_digest="other"), "its settings changed"),
-        (replace(HEALTHY, replicas=0), "0 of its 1 pods are ready"),
+        (replace(HEALTHY, key_version="projects/1/secrets/s/versions/1"), "API key changed from projects/1/secrets/s"),
+        (replace(HEALTHY, settled=False, replicas=3), "it has 3 replicas instead of 1"),
+        (replace(HEALTHY, ready=0, rolled_out=False), "0 of its 1 pods are ready with its present settings"),
         (replace(HEALTHY, damage=("config.json is missing",)), "damaged: config.json is missing"),
         (
             replace(HEALTHY, leftovers=("Job/a", "Job/b", "Job/c", "Job/d", "Job/e")),
@@ -55,8 +66,12 @@ def test_what_is_live_and_not_as_it_should_be_is_deployed_again(situation: Situa
     assert words in decision.reason
 
 
-def test_more_replicas_are_a_change():
-    assert "1 of its 3 pods" in decided(Record(live="g2"), serving={"replicas": 3}).reason
+def test_a_rotated_key_is_a_change_of_what_is_live():
+    release = RELEASE.model_copy(update={"api_key_version": "projects/1/secrets/s/versions/8"})
+    situation = replace(HEALTHY, key_version="projects/1/secrets/s/versions/7")
+    decision = decide(quick(), release, Record(live="g2"), situation, DIGEST)
+    assert decision.proceed
+    assert "from projects/1/secrets/s/versions/7 to projects/1/secrets/s/versions/8" in decision.reason
 
 
 def test_what_was_rejected_is_not_tried_again():
@@ -75,7 +90,11 @@ def test_a_pin_to_another_generation_stops_the_run_and_says_how_to_lift_it():
     decision = decided(Record(live="g1", pinned=PINNED))
     assert decision.verdict == "pinned"
     assert not decision.proceed
-    for word in ("g1", "2026-11-22T10:00:00Z", "rolled back from g2", "promote --to g1", "--retry"):
+    assert decision.leaves_another
+    for word in (
+        *("g1", "2026-11-22T10:00:00Z", "rolled back from g2", "g2 (google/gemma-3-4b-it at cccc"),
+        *("is not deployed", "`gemma-pipelines promote --to g1 -f FILE` (`--state DIR` instead", "--retry"),
+    ):
         assert word in decision.reason
 
 
@@ -92,11 +111,13 @@ def test_a_pin_to_the_generation_itself_stops_nothing():
 def test_a_validated_generation_waits_for_a_person():
     decision = decided(Record(live="g1", validated="g2"), replace(HEALTHY, serving="g1"), promotion="manual")
     assert decision.verdict == "validated"
-    assert "gemma-pipelines promote" in decision.reason
+    assert "`gemma-pipelines promote -f FILE` (`--state DIR` instead" in decision.reason
+    assert decision.leaves_another
 
 
 def test_a_validated_generation_that_fell_ill_is_deployed_again():
-    decision = decided(Record(live="g1", validated="g2"), replace(HEALTHY, replicas=0), promotion="manual")
+    ill = replace(HEALTHY, ready=0, rolled_out=False)
+    decision = decided(Record(live="g1", validated="g2"), ill, promotion="manual")
     assert decision.proceed
     assert "g2 waits to be promoted, but 0 of its 1 pods" in decision.reason
 

@@ -7,10 +7,13 @@ import pytest
 from components.resolve_model import step
 from components.resolve_model.step import Found, architecture, check_architecture, look_around, name_release
 from serving import names
+from serving.deployment import traffic
 from serving.deployment.record import Known, Record
 from serving.errors import RequestError
+from serving.rendering import render
+from serving.rendering.generation import name
 from tests.unit.cluster import MemoryCluster
-from tests.unit.deployment import RELEASE, deployment, job, lease, owned, quick, service
+from tests.unit.deployment import RELEASE, STALLED, deployment, job, lease, owned, quick, service
 
 SETTINGS = quick()
 KNOWN = Record(live="g2", generations={"g2": Known(model="m", commit="c", weights_key="k", weights_uri="u")})
@@ -32,14 +35,41 @@ def test_an_empty_cluster_holds_nothing():
 
 
 def test_a_healthy_generation_is_seen_whole():
-    seen = look_around(MemoryCluster(live(), *owned("g2"), service("g2")), SETTINGS, RELEASE, KNOWN)
-    assert seen == step.Situation(serving="g2", replicas=1, settings_digest="digest")
+    cluster = MemoryCluster(live(), *owned("g2"))
+    traffic.move(cluster, SETTINGS, KNOWN.model_copy(deep=True), "g2", run_id="run-1", say=lambda line: None)
+    assert look_around(cluster, SETTINGS, RELEASE, KNOWN) == step.Situation(
+        serving="g2", entry_as_wanted=True, replicas=1, settled=True, ready=1, rolled_out=True, settings_digest="digest"
+    )
+    other = quick(labels={"team": "llm"})
+    assert not look_around(cluster, other, RELEASE, KNOWN).entry_as_wanted
+
+
+def test_an_update_in_place_that_stalled_is_not_live_and_healthy():
+    body = live()
+    body["status"] |= STALLED
+    seen = look_around(MemoryCluster(body), SETTINGS, RELEASE, KNOWN)
+    assert (seen.replicas, seen.settled, seen.ready, seen.rolled_out) == (1, True, 0, False)
+
+
+def test_other_replicas_than_the_settings_are_seen():
+    seen = look_around(MemoryCluster(live()), quick(serving={"replicas": 3}), RELEASE, KNOWN)
+    assert (seen.replicas, seen.settled) == (1, False)
 
 
 def test_pods_of_an_older_template_do_not_count():
     body = live()
     body["metadata"]["generation"] = 2
-    assert look_around(MemoryCluster(body), SETTINGS, RELEASE, KNOWN).replicas == 0
+    assert look_around(MemoryCluster(body), SETTINGS, RELEASE, KNOWN).ready == 0
+
+
+def test_the_key_that_pods_have_is_seen_and_is_what_was_rendered():
+    release = RELEASE.model_copy(update={"api_key_version": "projects/1/secrets/s/versions/7"})
+    rendered = render.render(SETTINGS, release)
+    (server,) = (item for item in rendered.generation if item["kind"] == "Deployment")
+    server["spec"]["replicas"] = 1
+    assert look_around(MemoryCluster(server), SETTINGS, release, KNOWN).key_version == release.api_key_version
+    assert rendered.digest != render.render(SETTINGS, RELEASE).digest
+    assert name(SETTINGS, release) == name(SETTINGS, RELEASE), "the pods are replaced in place"
 
 
 def test_what_dead_runs_left_is_seen():

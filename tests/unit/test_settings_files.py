@@ -76,6 +76,21 @@ def test_a_file_that_is_not_settings_is_refused_with_its_line(file: Path, text: 
     assert words in refusal(file, text)
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("model: google/gemma-9\nassistant: {model: a/b}\n", "2: model: google/gemma-9 is not in the catalog"),
+        ("model: google/gemma-9\n", "2: model: google/gemma-9 is not in the catalog"),
+        ("engine:\n  sizing_like: a/b\nmodel: a/c\n", "3: engine.sizing_like: a/b is not in the catalog"),
+        ("accelerator:\n  type: nvidia-l4\n  count: 3\n", "4: accelerator.count: GKE puts"),
+        ("name: x\nserving:\n  exposure: public\n", "4: serving.exposure public needs"),
+        ("name: x\nfeatures: [nope]\n", "3: features: 'nope' is no feature"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_with_the_line_of_what_it_is_about(file: Path, text: str, words: str):
+    assert f"{file}:{words}" in refusal(file, f"scenario: gcs-fuse\n{text}project: demo-project\nbucket: demo-bucket\n")
+
+
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path):
     with pytest.raises(RequestError, match=r"none\.yaml does not exist: `gemma-pipelines init"):
         load(tmp_path / "none.yaml")
