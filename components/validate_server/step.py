@@ -18,6 +18,7 @@ from serving.weights.release import Release
 
 ONE_CORE = {"cpu": "1", "memory": "512Mi"}
 """What the load generator needs: on Autopilot a request is a limit too."""
+_STATES = ("state", "lastState")
 
 
 def run(
@@ -100,7 +101,7 @@ def server_pods(cluster: Cluster, settings: Settings, release: Release) -> list[
 
 def taken_away(before: list[Object], after: list[Object]) -> str:
     """Which of a server's pods somebody took away between two looks, or none of them was ready to begin with; empty
-    when all of them were there throughout. A container that crashed is no excuse: its pod stays."""
+    when all of them were there throughout. An engine that ended by itself is no excuse: its pod stays."""
     there = {pod["metadata"]["uid"]: pod for pod in after}
     ready = [pod for pod in before if _condition(pod, "Ready")]
     for pod in ready:
@@ -110,6 +111,9 @@ def taken_away(before: list[Object], after: list[Object]) -> str:
         disruption = _condition(now, "DisruptionTarget") or {}
         if reason := disruption.get("reason") or now["status"].get("reason"):
             return f"the pod {name} was taken away ({reason})"
+        for end in _ends(now):
+            if end not in _ends(pod) and (end.get("reason") == "OOMKilled" or end.get("exitCode", 0) > 128):
+                return f"the engine of {name} was killed ({end.get('reason')}, exit code {end.get('exitCode')})"
     if not ready and not any(_restarts(pod) for pod in after):
         return "the server had no ready pod"
     return ""
@@ -121,6 +125,12 @@ def _condition(pod: Object, kind: str) -> Object | None:
             found: Object = condition
             return found
     return None
+
+
+def _ends(pod: Object) -> list[Object]:
+    """How the pod's containers ended, as far as it still tells."""
+    states = [status.get(key) or {} for status in pod["status"].get("containerStatuses") or [] for key in _STATES]
+    return [state["terminated"] for state in states if "terminated" in state]
 
 
 def _restarts(pod: Object) -> int:

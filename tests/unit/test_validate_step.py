@@ -58,7 +58,9 @@ class ServerCluster(JobCluster):
         self.job: Object = {}
         self.put_pod(**pod)
 
-    def put_pod(self, *, ready: bool = True, restarts: int = 0, deleting: bool = False, **status: Any) -> None:
+    def put_pod(
+        self, *, ready: bool = True, restarts: int = 0, deleting: bool = False, ended: Any = None, **status: Any
+    ) -> None:
         metadata: Object = {
             "name": "vllm-g2-x",
             "namespace": SETTINGS.namespace,
@@ -68,7 +70,8 @@ class ServerCluster(JobCluster):
         if deleting:
             metadata["deletionTimestamp"] = "2026-11-24T00:00:00Z"
         condition = {"type": "Ready", "status": "True" if ready else "False"}
-        status = {"conditions": [condition], "containerStatuses": [{"restartCount": restarts}], **status}
+        container = {"restartCount": restarts, "lastState": {"terminated": ended} if ended else {}}
+        status = {"conditions": [condition], "containerStatuses": [container], **status}
         self._store({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "status": status})
 
     def drop_pod(self) -> None:
@@ -150,6 +153,21 @@ def test_a_server_that_was_taken_away_is_not_held_guilty(happens: Any, words: st
         judge(ServerCluster(FAILED, happens))
 
 
+OOM, KILLED = {"reason": "OOMKilled", "exitCode": 137}, {"reason": "Error", "exitCode": 143}
+
+
+@pytest.mark.parametrize("end", [OOM, KILLED])
+def test_an_engine_that_was_killed_meanwhile_is_not_held_guilty(end: Any) -> None:
+    cluster = ServerCluster(FAILED, lambda cluster: cluster.put_pod(ready=False, restarts=1, ended=end))
+    with pytest.raises(InconclusiveError, match=f"the engine of vllm-g2-x was killed .*exit code {end['exitCode']}"):
+        judge(cluster)
+
+
+def test_an_engine_that_was_killed_before_it_was_asked_is_held_to_its_answers() -> None:
+    before = {"restarts": 1, "ended": OOM}
+    assert judge(ServerCluster(FAILED, lambda cluster: cluster.put_pod(**before), **before)) == FAILED
+
+
 def test_a_server_without_a_ready_pod_is_not_held_guilty() -> None:
     with pytest.raises(InconclusiveError, match="had no ready pod"):
         judge(ServerCluster(FAILED, ready=False))
@@ -157,8 +175,12 @@ def test_a_server_without_a_ready_pod_is_not_held_guilty() -> None:
 
 @pytest.mark.parametrize(
     "happens",
-    [lambda cluster: None, lambda cluster: cluster.put_pod(ready=False, restarts=1)],
-    ids=["alive", "its container crashed"],
+    [
+        lambda cluster: None,
+        lambda cluster: cluster.put_pod(ready=False, restarts=1),
+        lambda cluster: cluster.put_pod(ready=False, restarts=1, ended={"reason": "Error", "exitCode": 1}),
+    ],
+    ids=["alive", "its container crashed", "its engine ended by itself"],
 )
 def test_a_server_that_was_there_is(happens: Any) -> None:
     assert judge(ServerCluster(FAILED, happens)) == FAILED
