@@ -21,12 +21,14 @@ from emulated_cloud.pytest_plugin import HUB_TOKEN
 
 from components.deploy_server import step as deploy_server
 from components.ensure_access import step as ensure_access
+from components.resolve_model.step import key_version
 from serving import names
-from serving.clients import kubernetes, storage
-from serving.deployment import lease
-from serving.rendering import generation
+from serving.clients import google, kubernetes, storage
+from serving.deployment import lease, replicas
+from serving.rendering import generation, render
 from serving.settings import Settings, override, read_values, validated
 from serving.weights.release import Release
+from tests.unit.deployment import STALLED
 
 REAL = os.environ.get("DEPLOY_SETTINGS")
 emulated = pytest.mark.skipif(bool(REAL), reason="needs the emulator's quotas, images or request log")
@@ -55,6 +57,7 @@ class Site:
             weights_key=self.key,
             weights_uri=f"gs://{settings.bucket}/models/{settings.model}/{self.key}",
             generation="",
+            api_key_version=key_version(settings),
         )
         return nameless.model_copy(update={"generation": generation.name(settings, nameless)})
 
@@ -304,3 +307,46 @@ def test_the_servers_key_reaches_the_pod_and_nobody_else(site: Site):
     assert base64.b64decode(secret["data"][names.API_KEY]).decode() == HUB_TOKEN
     shown = [*cluster.list("Deployment", settings.namespace), *cluster.list("Pod", settings.namespace)]
     assert HUB_TOKEN not in str([*shown, *cluster.list("Event", settings.namespace)])
+
+
+@emulated
+def test_a_rotated_key_reaches_running_pods_in_place(site: Site, monkeypatch: pytest.MonkeyPatch):
+    settings = site.settings("engine.api_key_secret=projects/demo-project/secrets/hf-token/versions/latest")
+    release = site.release(settings)
+    site.upload(release)
+    assert site.deploy(settings, release)[0]
+    cluster = kubernetes.connect(settings)
+    (before,) = cluster.list("Pod", settings.namespace, labels=names.selector(settings))
+
+    # The emulated Secret Manager has one version of it.
+    second = release.api_key_version.rpartition("/")[0] + "/2"
+    monkeypatch.setattr(google, "secret", {second: "rotated"}.__getitem__)
+    rotated = release.model_copy(update={"api_key_version": second})
+    passed, _, outcome = site.deploy(settings, rotated)
+    assert (passed, outcome["status"]) == (True, "succeeded")
+    pods = cluster.list("Pod", settings.namespace, labels=names.selector(settings))
+    new = [pod for pod in pods if pod["metadata"]["uid"] != before["metadata"]["uid"]]
+    assert [pod["metadata"]["annotations"][names.KEY_VERSION] for pod in new] == [second]
+    secret = cluster.get("Secret", names.api_key(settings), settings.namespace)
+    assert secret
+    assert base64.b64decode(secret["data"][names.API_KEY]) == b"rotated"
+    assert site.deploy(settings, rotated)[2]["status"] == "skipped"
+
+
+@emulated
+def test_an_update_in_place_without_a_node_is_not_done_although_the_old_pod_serves(site: Site):
+    settings = site.settings()
+    release = site.release(settings)
+    site.upload(release)
+    assert site.deploy(settings, release)[0]
+
+    nowhere = "patches=[{kind: Deployment, spec: {template: {spec: {nodeSelector: {nowhere: here}}}}}]"
+    changed = site.settings(nowhere, "serving.capacity_timeout=2s")
+    assert generation.name(changed, release) == release.generation
+    assert site.broken_off(changed, release)["status"] == "inconclusive"
+    cluster = kubernetes.connect(settings)
+    there = cluster.get("Deployment", names.server(release.generation), settings.namespace)
+    assert there
+    assert {key: there["status"][key] for key in STALLED} == STALLED
+    assert not replicas.rolled_out(there)
+    assert there["metadata"]["annotations"][names.SETTINGS] == render.render(changed, release).digest

@@ -109,6 +109,7 @@ def test_a_rollback_is_not_undone_by_the_next_run_until_somebody_promotes_again(
 
     result = site.refresh(weights)
     assert result["status"] == "unchanged"
+    assert result["generation"] == history[-2], "what serves, not what was not deployed"
 
     assert f"live {history[-1]}, previous {history[-2]}" in site.by_hand("promote", "--to", history[-1])
     result = site.refresh(weights)
