@@ -15,7 +15,7 @@ def render(settings: Settings, report: dict[str, Any], outcomes: list[dict[str, 
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["bytes"] = readable_bytes
-    template = environment.from_string(files(__package__).joinpath("report.html.j2").read_text())
+    template = environment.from_string(files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8"))
     validation: dict[str, Any] = next((item for item in outcomes if item["name"] == "validate_server"), {})
     longest = max((outcome["seconds"] for outcome in outcomes), default=0) or 1
     return template.render(settings=settings, report=report, outcomes=outcomes, validation=validation, longest=longest)

@@ -47,6 +47,7 @@ def summarize(
         "model": settings.model,
         "revision": resolved.get("commit"),
         "generation": resolved.get("generation"),
+        "weights": resolved.get("weights_uri"),
         "bytes_transferred": by_name.get("download_weights", {}).get("bytes_transferred", 0),
         "seconds": round(seconds, 3),
         "steps": [{key: outcome[key] for key in ("name", "status", "seconds")} for outcome in outcomes],

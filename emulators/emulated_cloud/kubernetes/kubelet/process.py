@@ -134,7 +134,7 @@ def session_memory(sessions: set[int]) -> dict[int, int]:
         if not entry.name.isdigit():
             continue
         try:
-            stat = Path(entry.path, "stat").read_text()
+            stat = Path(entry.path, "stat").read_text(encoding="utf-8")
         except OSError:
             continue
         # The command's name, in parentheses, may hold anything.
