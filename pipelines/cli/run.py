@@ -53,9 +53,7 @@ def run(
         if not weights.is_dir():
             raise RequestError(f"--weights {weights} is not a folder")
         if not any(path.is_file() for path in weights.rglob("*")):
-            raise RequestError(
-                f"--weights {weights} holds no files: name the folder of a release, with its config.json"
-            )
+            raise RequestError(f"--weights {weights} has no files: name the folder of a release, with config.json")
     parts = local.real_parts(real, state)
     view = View(out, chosen)
     with (

@@ -110,8 +110,9 @@ def deployment(folder: Path, say: Callable[[str], None]) -> Iterator[tuple[Setti
     if session := state.session_of(folder):
         yield settings, session["environment"]
         return
+    real = real_parts(None, folder)
     say(f"starting the cloud of {folder}")
-    with site(settings, folder, None, real_parts(None, folder), say) as ours:
+    with site(settings, folder, None, real, say) as ours:
         yield settings, ours.cloud.environment
 
 
