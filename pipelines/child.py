@@ -57,7 +57,8 @@ def execute(
                 },
                 "folder": str(work),
             }
-        )
+        ),
+        encoding="utf-8",
     )
     began = time.monotonic()
     child = subprocess.Popen(
@@ -65,8 +66,9 @@ def execute(
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
-        env={**environment, "TMPDIR": str(work), "PYTHONUNBUFFERED": "1"},
+        encoding="utf-8",
+        # kfp reads and writes text in the locale's encoding, and what steps say is UTF-8.
+        env={**environment, "TMPDIR": str(work), "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"},
         start_new_session=True,
     )
     log, last, losses = folder / "logs" / "pipeline.log", Entry(), list[str]()
@@ -124,7 +126,7 @@ def _cut_short(
     run_id = last.get("run_id", "")
     bucket, _, root = settings.pipeline_root.removeprefix("gs://").partition("/")
     files = (bucket_folder(bucket) / root / run_id / "steps").glob("*.json") if bucket_folder else ()
-    outcomes = sorted((json.loads(path.read_text()) for path in files), key=lambda o: o["started_at"])
+    outcomes = sorted((json.loads(path.read_text(encoding="utf-8")) for path in files), key=lambda o: o["started_at"])
     summary = summarize(settings, run_id, outcomes, state="cut short", seconds=seconds, over=True)
     # The release had no part in it.
     error = {"step": last.get("step"), "type": InconclusiveError.__name__, "message": words}
@@ -135,7 +137,7 @@ def _read(child: subprocess.Popen[str], log: Path, show: Callable[[Entry], None]
     """Follows a child's output to its end: returns its result, if it came to one; keeps it all in `log`."""
     assert child.stdout is not None
     result: dict[str, Any] | None = None
-    with open(log, "a") as file:
+    with open(log, "a", encoding="utf-8") as file:
         for line in child.stdout:
             file.write(line)
             file.flush()

@@ -31,11 +31,11 @@ def compile_scenario(scenario: Scenario, folder: Path, image: str | None = None,
         "version": VERSION,
     }
     compiler.Compiler().compile(pipeline_of(scenario, compiled), str(path))
-    specification = yaml.safe_load(path.read_text())
+    specification = yaml.safe_load(path.read_text(encoding="utf-8"))
     for executor in specification["deploymentSpec"]["executors"].values():
         executor["container"]["image"] = compiled["image"]
         executor["container"]["command"] = [_handing_over(part) for part in executor["container"]["command"]]
-    path.write_text(yaml.safe_dump(specification, sort_keys=True, allow_unicode=True))
+    path.write_text(yaml.safe_dump(specification, sort_keys=True, allow_unicode=True), encoding="utf-8")
     return path
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 def main() -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    request = json.loads(Path(sys.argv[1]).read_text())
+    request = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     result = execute(request["scenario"], request["image"], request["parameters"], Path(request["folder"]))
     print(json.dumps(result), flush=True)
 

@@ -60,7 +60,10 @@ def run(
         known = record.read(cluster, settings)
         release = name_release(settings, outcome.run_id, found, live=known.live, key_version=key_version(settings))
         outcome.details.update(
-            generation=release.generation, weights_key=release.weights_key, architecture=release.architecture
+            generation=release.generation,
+            weights_key=release.weights_key,
+            weights_uri=release.weights_uri,
+            architecture=release.architecture,
         )
         asked = settings.source or f"{settings.model} {settings.revision}"
         outcome.say(f"{asked} is {found.commit}, generation {release.generation}")

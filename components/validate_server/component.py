@@ -34,6 +34,6 @@ def validate_server(
     passed, reasons, figures, html = run(settings, release, passed, reasons)
     for name, value in figures.items():
         metrics.log_metric(name, value)
-    with open(page.path, "w") as file:
+    with open(page.path, "w", encoding="utf-8") as file:
         file.write(html)
     return passed, reasons

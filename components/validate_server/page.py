@@ -17,7 +17,7 @@ def render(settings: Settings, release: Release, verdict: dict[str, Any]) -> str
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(files(__package__).joinpath("page.html.j2").read_text())
+    template = environment.from_string(files(__package__).joinpath("page.html.j2").read_text(encoding="utf-8"))
     figures = verdict.get("figures", _NOTHING)
     verdict = {"warnings": [], **verdict}
     return template.render(settings=settings, release=release, verdict=verdict, figures=figures)

@@ -42,5 +42,5 @@ def write_report(
         model=model,
         revision=revision,
     )
-    with open(page.path, "w") as file:
+    with open(page.path, "w", encoding="utf-8") as file:
         file.write(html)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 from importlib.resources import files
 from typing import Any
@@ -15,10 +16,24 @@ def render(settings: Settings, report: dict[str, Any], outcomes: list[dict[str, 
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["bytes"] = readable_bytes
-    template = environment.from_string(files(__package__).joinpath("report.html.j2").read_text())
+    template = environment.from_string(files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8"))
     validation: dict[str, Any] = next((item for item in outcomes if item["name"] == "validate_server"), {})
-    longest = max((outcome["seconds"] for outcome in outcomes), default=0) or 1
-    return template.render(settings=settings, report=report, outcomes=outcomes, validation=validation, longest=longest)
+    figures = validation.get("figures") or {}
+    return template.render(
+        settings=settings,
+        report=report,
+        outcomes=outcomes,
+        began=_moment(outcomes[0]["started_at"]) if outcomes else "",
+        longest=max((outcome["seconds"] for outcome in outcomes), default=0) or 1,
+        answers=figures.get("chat") or [answer for answer in [validation.get("answer")] if answer],
+        load=figures.get("load"),
+        warnings=validation.get("warnings", []),
+    )
+
+
+def _moment(started_at: str) -> str:
+    """A time of an outcome for a reader, to the minute."""
+    return f"{datetime.datetime.fromisoformat(started_at).astimezone(datetime.UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def readable_bytes(count: float) -> str:

@@ -51,6 +51,7 @@ def summarize(
         "model": serves.get("model") or settings.model,
         "revision": serves.get("commit"),
         "generation": serves.get("generation"),
+        "weights": resolved.get("weights_uri"),
         "bytes_transferred": by_name.get("download_weights", {}).get("bytes_transferred", 0),
         "seconds": round(seconds, 3),
         "steps": [{key: outcome[key] for key in ("name", "status", "seconds")} for outcome in outcomes],

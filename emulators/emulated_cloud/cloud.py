@@ -12,14 +12,16 @@ import os
 import secrets
 import shutil
 import sys
+import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emulated_cloud.process import EmulatorFailed, Process, machine_environment, start
+from emulated_cloud.process import EmulatorFailed, Process, launch, machine_environment
 
 if TYPE_CHECKING:
     from emulated_cloud.real.namespace import Namespace
@@ -64,7 +66,7 @@ class Cloud:
     and private mounts, in which containers have roots and users of their own; what is outside reaches the API server
     and what `expose` lists. `objects` are files of what is in a real control plane from the start: the roles that the
     pipeline's identity has, since nobody else gives it any. `show` are folders of this machine that containers see,
-    read-only, beside what this Python needs.
+    read-only, beside what this Python needs. `say` hears what takes long.
     """
 
     folder: Path
@@ -84,8 +86,11 @@ class Cloud:
     real: Collection[str] = ()
     objects: Sequence[Path] = ()
     show: Sequence[Path] = ()
+    say: Callable[[str], None] = lambda _: None
     _namespace: Namespace | None = field(default=None, init=False)
     _running: list[Process] = field(default_factory=list, init=False)
+    _starting: threading.Lock = field(default_factory=threading.Lock, init=False)
+    _stopped: bool = field(default=False, init=False)
     _url: dict[str, str] = field(default_factory=dict, init=False)
 
     @property
@@ -95,30 +100,32 @@ class Cloud:
 
     def start(self) -> None:
         """Brings everything up. Raises EmulatorFailed, with everything down again, when a part does not come."""
-        tmp = self.folder / "tmp"
-        shutil.rmtree(tmp, ignore_errors=True)
-        for folder in (tmp, self.folder / "logs"):
-            folder.mkdir(parents=True, exist_ok=True)
-        tokens = {name: secrets.token_urlsafe(24) for name in ("pipeline", "controllers", "gke", "admin")}
-        self._write_secrets(tmp, tokens)
+        tokens = self._prepare()
         try:
             if self.real:
                 self._start_namespace()
-            with ThreadPoolExecutor() as pool:
-                for started in [
-                    pool.submit(self._start_storage, tokens),
-                    pool.submit(self._start_hub),
-                    pool.submit(self._start_control_plane, tokens),
-                ]:
-                    started.result()
-                for started in [pool.submit(self._start_google, tokens), pool.submit(self._start_gke)]:
-                    started.result()
+            self._start_together(
+                lambda: self._start_storage(tokens), self._start_hub, lambda: self._start_control_plane(tokens)
+            )
+            self._start_together(lambda: self._start_google(tokens, [self._described_cluster()]), self._start_gke)
         except BaseException:
             self.stop()
             raise
 
+    @contextmanager
+    def storage(self) -> Iterator[None]:
+        """Cloud Storage alone, and the metadata server that gives its clients a token, up while the block runs."""
+        tokens = self._prepare()
+        try:
+            self._start_together(lambda: self._start_storage(tokens), lambda: self._start_google(tokens, []))
+            yield
+        finally:
+            self.stop()
+
     def stop(self) -> None:
         """Takes everything down: the cluster's pods before what they read from. Nothing is left running."""
+        with self._starting:
+            self._stopped = True
         for process in reversed(self._running):
             process.stop()
         self._running.clear()
@@ -149,7 +156,7 @@ class Cloud:
         tmp = self.folder / "tmp"
         return {
             **machine_environment(),
-            "HF_ENDPOINT": self._url["hub"],
+            "HF_ENDPOINT": self._url.get("hub", ""),
             "HF_HOME": str(tmp / "huggingface"),
             "STORAGE_EMULATOR_HOST": self._url["storage"],
             **{name: self._url[emulator] for name, emulator in self.endpoints.items()},
@@ -174,7 +181,7 @@ class Cloud:
     def requests(self, emulator: str) -> list[dict[str, Any]]:
         """What an emulator was asked so far, since this Cloud began (emulated_cloud/http.py: request log)."""
         path = self.folder / "tmp" / f"{emulator}.requests"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
     # -- the parts ------------------------------------------------------------------------------------------
 
@@ -190,6 +197,27 @@ class Cloud:
     def _cluster_folder(self) -> Path:
         return self.folder / ("control-plane" if "control-plane" in self.real else "cluster")
 
+    def _prepare(self) -> dict[str, str]:
+        """Folders and tokens of a beginning: the tokens, by who has them."""
+        self._stopped = False
+        tmp = self.folder / "tmp"
+        shutil.rmtree(tmp, ignore_errors=True)
+        for folder in (tmp, self.folder / "logs"):
+            folder.mkdir(parents=True, exist_ok=True)
+        tokens = {name: secrets.token_urlsafe(24) for name in ("pipeline", "controllers", "gke", "admin")}
+        self._write_secrets(tmp, tokens)
+        return tokens
+
+    def _start_together(self, *parts: Callable[[], None]) -> None:
+        with ThreadPoolExecutor() as pool:
+            try:
+                for started in [pool.submit(part) for part in parts]:
+                    started.result()
+            except BaseException:
+                # Before the pool is left, which waits for those that are still coming: Ctrl-C would, too.
+                self.stop()
+                raise
+
     def _start_namespace(self) -> None:
         from emulated_cloud.real.namespace import Namespace
         from emulated_cloud.real.parts import require
@@ -204,8 +232,13 @@ class Cloud:
         self, name: str, module: str, *args: str, env: dict[str, str] | None = None, within: Sequence[str] = ()
     ) -> None:
         log = self.folder / "logs" / f"{name}.log"
-        process = start(module, *args, log=log, env={"TMPDIR": str(self.folder / "tmp"), **(env or {})}, within=within)
-        self._running.append(process)
+        with self._starting:
+            if self._stopped:
+                return
+            env = {"TMPDIR": str(self.folder / "tmp"), **(env or {})}
+            process = launch(module, *args, log=log, env=env, within=within)
+            self._running.append(process)
+        process.wait_for_url(self.say)
         self._url[name] = process.url
 
     def _request_log(self, name: str) -> tuple[str, str]:
@@ -283,24 +316,25 @@ class Cloud:
         }
         _private(path, json.dumps(content, indent=2))
 
-    def _start_google(self, tokens: dict[str, str]) -> None:
-        endpoint = self._url["apiserver"].removeprefix("https://")
+    def _described_cluster(self) -> dict[str, Any]:
+        """The cluster as the container API describes it."""
+        return {
+            "name": self.cluster,
+            "location": self.location,
+            "endpoint": self._url["apiserver"].removeprefix("https://"),
+            "ca_certificate": self._certificate.read_text(encoding="ascii"),
+            "version": "1.35.3-gke.1389000",
+            "autopilot": True,
+        }
+
+    def _start_google(self, tokens: dict[str, str], clusters: list[dict[str, Any]]) -> None:
         config = {
             "project": {"id": self.project, "number": "123456789012"},
             # As GKE's metadata server names a federated identity. For a service account's own name, google.auth would
             # ask Google itself where it may be used from.
             "service_account": f"{self.project}.svc.id.goog",
             "token": tokens["pipeline"],
-            "clusters": [
-                {
-                    "name": self.cluster,
-                    "location": self.location,
-                    "endpoint": endpoint,
-                    "ca_certificate": self._certificate.read_text(),
-                    "version": "1.35.3-gke.1389000",
-                    "autopilot": True,
-                }
-            ],
+            "clusters": clusters,
             "secrets": {name: {"1": value} for name, value in self.secrets.items()},
         }
         path = self.folder / "tmp" / "google.json"
@@ -325,7 +359,7 @@ class Cloud:
         if self._namespace:
             config |= self._cluster_network(self._namespace)
         path = self.folder / "tmp" / "gke.json"
-        path.write_text(json.dumps(config))
+        path.write_text(json.dumps(config), encoding="utf-8")
         kubeconfig = str(self.folder / "tmp" / "gke.kubeconfig")
         self._start_in_cluster(
             "gke", "emulated_cloud.kubernetes.gke", "--kubeconfig", kubeconfig, "--config", str(path)
@@ -354,7 +388,7 @@ class Cloud:
 def _private(path: Path, text: str) -> None:
     """Writes a file that only its owner may read, from its first byte."""
     path.unlink(missing_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
         file.write(text)
 
 

@@ -66,7 +66,7 @@ class EmulatorServer(ThreadingHTTPServer):
     def __init__(self, address: tuple[str, int], handler: type[Handler], request_log: Path | None = None):
         self.faults = Faults()
         self.requests_seen: list[dict[str, Any]] = []
-        self._log = open(request_log, "a", buffering=1) if request_log else None  # noqa: SIM115
+        self._log = open(request_log, "a", encoding="utf-8", buffering=1) if request_log else None  # noqa: SIM115
         self._log_lock = threading.Lock()
         super().__init__(address, handler)
 

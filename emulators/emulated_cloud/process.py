@@ -2,7 +2,8 @@
 
 The contract of every `python -m emulated_cloud.<name>`: it binds `--port` (0: any free one) on `--host`, prints one
 JSON line `{"url": …}` on stdout when it answers, and ends on SIGTERM, SIGINT or when its stdin closes: so it goes when
-whoever started it dies, `kill -9` included, without anybody having to look for it.
+whoever started it dies, `kill -9` included, without anybody having to look for it. One that has much to do first tells
+how far it is, in lines `{"progress": words}` before that one.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from emulated_cloud.http import EmulatorServer
@@ -48,11 +49,24 @@ class Process:
     """A started emulator."""
 
     name: str
-    url: str
     popen: subprocess.Popen[str]
     log: Path
     log_start: int
     """Where its own words begin in the log, which goes on from run to run."""
+    url: str = field(default="", init=False)
+
+    def wait_for_url(self, say: Callable[[str], None]) -> None:
+        """Returns when it answers; `say` hears how far it is. Raises EmulatorFailed, with the log's last lines, when it
+        ends instead."""
+        assert self.popen.stdout is not None
+        for line in self.popen.stdout:
+            told = json.loads(line)
+            if "url" in told:
+                self.url = told["url"]
+                return
+            say(told["progress"])
+        self.popen.wait()
+        raise EmulatorFailed(self.end)
 
     @property
     def end(self) -> str:
@@ -77,12 +91,22 @@ class Process:
                 pipe.close()
 
 
-def start(module: str, *args: str, log: Path, env: dict[str, str] | None = None, within: Sequence[str] = ()) -> Process:
-    """Starts `python -m module args…` and returns when it answers; `within` is a command that runs it elsewhere.
+def start(module: str, *args: str, log: Path, env: dict[str, str] | None = None) -> Process:
+    """Starts it (launch) and returns when it answers. Raises EmulatorFailed when it ends instead."""
+    process = launch(module, *args, log=log, env=env)
+    try:
+        process.wait_for_url(lambda _: None)
+    except BaseException:
+        process.stop()
+        raise
+    return process
 
-    Its stderr goes to `log`. Raises EmulatorFailed with the log's last lines when it ends instead.
-    """
-    with open(log, "a") as stderr:
+
+def launch(
+    module: str, *args: str, log: Path, env: dict[str, str] | None = None, within: Sequence[str] = ()
+) -> Process:
+    """Starts `python -m module args…`, whose stderr goes to `log`; `within` is a command that runs it elsewhere."""
+    with open(log, "a", encoding="utf-8") as stderr:
         log_start = stderr.tell()
         popen = subprocess.Popen(
             # -P: what lies in the folder that we happen to be in is not what a module here imports.
@@ -90,22 +114,14 @@ def start(module: str, *args: str, log: Path, env: dict[str, str] | None = None,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stderr,
-            text=True,
+            encoding="utf-8",
             env={**machine_environment(), **(env or {})},
             # Ctrl-C in the terminal is for whoever started us, who then ends us in the right order.
             start_new_session=True,
             # Pods read what emulators write, as users of their own; who may come near says the folder it all lies in.
             umask=0o022,
         )
-    assert popen.stdout is not None
-    line = popen.stdout.readline()
-    process = Process(module, "", popen, log, log_start)
-    if not line:
-        popen.wait()
-        process.stop()
-        raise EmulatorFailed(process.end)
-    process.url = json.loads(line)["url"]
-    return process
+    return Process(module, popen, log, log_start)
 
 
 def how_it_ended(name: str, code: int, words: str) -> str:
@@ -129,8 +145,20 @@ def announce(url: str) -> None:
     print(json.dumps({"url": url}), flush=True)
 
 
+def tell_progress(words: str) -> None:
+    """Tells whoever started this process how far it is."""
+    print(json.dumps({"progress": words}), flush=True)
+
+
+_ends: list[Callable[[], None]] = []
+
+
 def when_told_to_end(end: Callable[[], None]) -> None:
-    """Calls `end` once, from a thread of its own, on SIGTERM, SIGINT or when stdin closes."""
+    """Calls `end` once, from a thread of its own, on SIGTERM, SIGINT or when stdin closes. The last `end` given counts:
+    a process that has much to do before it serves ends otherwise until then."""
+    _ends.append(end)
+    if len(_ends) > 1:
+        return
     told = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: told.set())
@@ -142,7 +170,7 @@ def when_told_to_end(end: Callable[[], None]) -> None:
 
     def wait() -> None:
         told.wait()
-        end()
+        _ends[-1]()
 
     threading.Thread(target=watch_stdin, daemon=True).start()
     threading.Thread(target=wait, daemon=True).start()

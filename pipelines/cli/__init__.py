@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from pipelines.cli import files, operate, run, weights
-from pipelines.cli.output import Output, complain
+from pipelines.cli.output import Output, complain, let_go, settle
 
 app = typer.Typer(
     name="gemma-pipelines",
@@ -50,6 +50,23 @@ def _add(command: Callable[..., None], name: str | None = None) -> None:
     app.command(name)(with_output)
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        from serving.image import VERSION
+
+        Output().result({}, f"gemma-pipelines {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
 _add(files.list_scenarios, "list")
 _add(files.init)
 _add(run.run)
@@ -67,11 +84,18 @@ def main() -> None:
     from serving.errors import PipelineError, RequestError
 
     log.silence_libraries()
+    settle()
     try:
         app()
     except PipelineError as error:
         complain(f"error: {error}")
+        let_go()
         sys.exit(2 if isinstance(error, RequestError) else 1)
+    except OSError as error:  # What this machine refuses: a full disk, a folder that may not be written.
+        place = f"{error.filename}: " if error.filename else ""
+        complain(f"error: {place}{error.strerror or error}. Make room or give access, then run again")
+        let_go()
+        sys.exit(1)
     except SystemExit as ended:
         if ended.code == 130:  # Typer has made it of a KeyboardInterrupt, without a word.
             complain("interrupted")

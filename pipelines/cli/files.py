@@ -41,7 +41,7 @@ def init(
         out.result({"file": None, "text": text}, text)
         return
     try:
-        with open(output, "x") as file:
+        with open(output, "x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError as error:
         raise RequestError(f"{output} exists. Name another file with -o, or delete it") from error

@@ -130,5 +130,5 @@ def _fetched(run: str, file: Path, sets: list[str] | None, folder: Path) -> Path
         raise RequestError(f"{uri} does not exist. See `gcloud storage ls {settings.pipeline_root}/`")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{run}.html"
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     return path

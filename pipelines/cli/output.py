@@ -6,12 +6,16 @@ leaves of stderr only what went wrong.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+from serving.errors import PipelineError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,7 +44,7 @@ class Output:
         self._end_live()
         text = json.dumps(data, ensure_ascii=False) if self._as_json else words.removesuffix("\n")
         if text:
-            print(text, flush=True)
+            _write(text)
 
     # -- stderr ---------------------------------------------------------------------------------------------
 
@@ -50,7 +54,7 @@ class Output:
             return
         if self._live:
             self._live.console.print(message, style="dim", highlight=False, markup=False)
-        elif sys.stderr.isatty():
+        elif self._in_place:
             _tell(message)
         else:
             _tell(f"{self.clock}  {message}")
@@ -64,7 +68,7 @@ class Output:
     def progress(self, first: str) -> Iterator[tuple[Say, float]]:
         """What shows how far the block is, and how often in seconds it wants to hear: in place in a terminal, where it
         shows `first` until then, else as lines of a log."""
-        if self._quiet or not sys.stderr.isatty():
+        if not self._in_place:
             yield self.say, 3.0
             return
         with _console().status(first, spinner="dots") as status:
@@ -76,7 +80,7 @@ class Output:
 
         Yields whether anybody watches: not in a log, nor when quiet.
         """
-        if self._quiet or not sys.stderr.isatty():
+        if not self._in_place:
             yield False
             return
         from rich.live import Live
@@ -89,11 +93,43 @@ class Output:
         finally:
             self._end_live()
 
+    @property
+    def _in_place(self) -> bool:
+        """Whether a line can be written over: not in a log, nor in a terminal that cannot move its cursor."""
+        return not self._quiet and sys.stderr.isatty() and not _console().is_dumb_terminal
+
     def _end_live(self) -> None:
         """Leaves what is live as it is now."""
         if self._live:
             self._live.stop()
             self._live = None
+
+
+def settle() -> None:
+    """Gives both streams an encoding: UTF-8 for a file or a program, the terminal's own for a person, who gets a `?`
+    for what it cannot show."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream.isatty():
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+        else:
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
+
+
+def let_go() -> None:
+    """After a failed write: nothing is left that Python would complain about when it ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def can_show(text: str) -> bool:
+    """Whether a terminal has these characters."""
+    try:
+        text.encode(sys.stderr.encoding)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def complain(message: str) -> None:
@@ -108,8 +144,22 @@ def columns(rows: Sequence[Sequence[str]], indent: str = "") -> str:
     return "\n".join(f"{indent}{'  '.join(row)}".rstrip() for row in padded)
 
 
+def _write(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        if error.errno == errno.EPIPE:  # Its reader has enough, and needs no words.
+            raise
+        raise PipelineError(f"cannot write to stdout: {error.strerror}") from error
+
+
 def _tell(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
+    try:
+        print(message, file=sys.stderr, flush=True)
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            raise
+        # A log on a full disk is no reason to end a run whose result goes elsewhere.
 
 
 def _console() -> Console:

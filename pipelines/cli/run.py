@@ -12,8 +12,8 @@ from pipelines.cli.options import ScenarioArgument, Sets, SettingsFile, State, f
 from pipelines.cli.output import Output, columns
 
 _KEYS = (
-    *("scenario", "status", "run_id", "model", "revision", "generation", "endpoint", "bytes_transferred"),
-    *("seconds", "report", "steps", "error"),
+    *("scenario", "status", "run_id", "model", "revision", "generation", "endpoint", "weights"),
+    *("bytes_transferred", "seconds", "report", "steps", "error"),
 )
 """What `--json` tells of a run, in this order."""
 
@@ -49,8 +49,11 @@ def run(
     chosen = find(scenario)
     values = for_scenario(scenario, values_of(file, sets, local.DEFAULTS))
     settings = local.settings_for({**values, "retry": True} if retry else values, file)
-    if weights and not weights.is_dir():
-        raise RequestError(f"--weights {weights} is not a folder")
+    if weights:
+        if not weights.is_dir():
+            raise RequestError(f"--weights {weights} is not a folder")
+        if not any(path.is_file() for path in weights.rglob("*")):
+            raise RequestError(f"--weights {weights} has no files: name the folder of a release, with config.json")
     parts = local.real_parts(real, state)
     view = View(out, chosen)
     with (
@@ -60,13 +63,20 @@ def run(
         found = child.execute(
             chosen, settings, site.folder, site.cloud.environment, view.show, site.loss, site.cloud.bucket_folder
         )
-        report = local.keep_report(found, state)
-        result = {**found["summary"], "endpoint": site.endpoint, "report": str(report) if report else None}
-        error = result["error"]
+        report = local.keep_report(found, state, parts, out.say)
+        error = found["summary"]["error"]
+        serves_on = keep and not error
+        result = {
+            **found["summary"],
+            # An address where nobody answers any more is none.
+            "endpoint": site.endpoint if serves_on else None,
+            "report": str(report) if report else None,
+        }
         wrong = _request_was_wrong(error)
         if not wrong:
-            out.result({key: result[key] for key in _KEYS}, _words(result, found["outcomes"]))
-        if keep and not error:
+            words = _words(result, found["outcomes"], local.emulated(parts))
+            out.result({key: result[key] for key in _KEYS}, words)
+        if serves_on:
             out.hint(f"serving at {site.endpoint}; kubectl --kubeconfig {site.cloud.kubeconfig}; Ctrl-C ends it")
             local.serve_on(site.loss)
     if error:
@@ -79,8 +89,8 @@ def _request_was_wrong(error: dict[str, Any] | None) -> bool:
     return error is not None and error["step"] == "resolve_model" and error["type"] in ("RequestError", "AccessError")
 
 
-def _words(result: dict[str, Any], outcomes: list[dict[str, Any]]) -> str:
-    """What a person wants to know of a run."""
+def _words(result: dict[str, Any], outcomes: list[dict[str, Any]], emulated: str) -> str:
+    """What a person wants to know of a run, of which `emulated` was."""
     from components.write_report.page import readable_bytes
 
     lines = ["", f"{result['status']} in {result['seconds']:.1f} s"]
@@ -94,7 +104,9 @@ def _words(result: dict[str, Any], outcomes: list[dict[str, Any]]) -> str:
         ("model", f"{result['model']} at {(result['revision'] or 'unknown')[:12]}"),
         ("generation", result["generation"] or "none"),
         ("moved", readable_bytes(result["bytes_transferred"])),
-        ("endpoint", result["endpoint"] or "none"),
+        ("weights", result["weights"] or "none"),
+        ("endpoint", result["endpoint"] or ("none" if result["error"] else "none: use --keep")),
         ("report", result["report"] or "none"),
+        ("emulated", emulated),
     ]
     return "\n".join([*lines, columns(rows, indent="  ")])

@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from pipelines.cli.output import Output
+from pipelines.cli.output import Output, can_show
 from serving.scenarios import Scenario
 
 _MARKS = {"running": "…", "succeeded": "✓", "skipped": "–", "failed": "✗", "inconclusive": "?"}
+_PLAIN_MARKS = {"running": ".", "succeeded": "+", "skipped": "-", "failed": "x", "inconclusive": "?"}
+"""For a terminal whose character set (EUC-KR, ISO-8859-1) has not those."""
 _COLOURS = {"succeeded": "green", "skipped": "dim", "failed": "red", "inconclusive": "yellow", "running": "cyan"}
 
 
@@ -32,6 +34,7 @@ class View:
     def __init__(self, out: Output, scenario: Scenario):
         self._out, self._scenario = out, scenario
         self._steps: dict[str, Step] = {}
+        self._marks = _MARKS if can_show("".join(_MARKS.values())) else _PLAIN_MARKS
         self._phase = ""
         self._watched = False
 
@@ -69,12 +72,12 @@ class View:
             table.add_column(justify=justify, no_wrap=True)
         table.show_header = False
         if not self._steps:
-            table.add_row("…", self._phase, self._out.clock, "")
+            table.add_row(self._marks["running"], self._phase, self._out.clock, "")
         # Rich would shorten every column of a line that is too long: only the message is to be cut.
         room = columns - max(map(len, self._steps), default=0) - len("… 9999.9 s") - 8
         for step in self._steps.values():
             style = _COLOURS[step.status]
             message = Text(step.message.split("\n")[0], "dim")
             message.truncate(max(room, 1), overflow="ellipsis")
-            table.add_row(Text(_MARKS[step.status], style), Text(step.name), f"{step.seconds:.1f} s", message)
+            table.add_row(Text(self._marks[step.status], style), Text(step.name), f"{step.seconds:.1f} s", message)
         return table

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pipelines.cli.operate import of_state
 from pipelines.cli.output import Output
 
 
@@ -25,7 +26,7 @@ def verify_weights(
     from serving.clients import storage
 
     storage.parse_uri(weights)  # Before anything is started for it.
-    with of_state(out, state) if state else nullcontext(), out.progress("listing") as (tell, seconds):
+    with _buckets_of(out, state) if state else nullcontext(), out.progress("listing") as (tell, seconds):
         verdict = verify(weights, read=read, say=tell, report_seconds=seconds)
     status = "different" if verdict.differences else "verified"
     every = ", every byte read" if read else ""
@@ -33,3 +34,13 @@ def verify_weights(
     out.result({"status": status, "read": read, **vars(verdict)}, "\n".join(verdict.differences) or said)
     if verdict.differences:
         raise typer.Exit(1)
+
+
+@contextmanager
+def _buckets_of(out: Output, state: Path) -> Iterator[None]:
+    """Lets this process reach the buckets of a run on this machine while the block runs."""
+    from pipelines import local
+
+    with local.buckets(state, out.say) as environment:
+        os.environ.update(environment)
+        yield

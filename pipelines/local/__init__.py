@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.child import watched
 from pipelines.local import cloud, state
 from pipelines.local.cloud import real_parts
-from pipelines.local.state import keep_report, reports_folder
+from pipelines.local.report import emulated, keep_report, reports_folder
 from serving.errors import InconclusiveError
 
 if TYPE_CHECKING:
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 __all__ = [
     "DEFAULTS",
     "Site",
+    "buckets",
     "deployment",
+    "emulated",
     "keep_report",
     "real_parts",
     "reports_folder",
@@ -67,11 +69,14 @@ class Site:
     def endpoint(self) -> str | None:
         """The deployment's entry as this machine reaches it; None until it answers."""
         path = self.folder / "endpoint"
-        return path.read_text().strip() if path.exists() else None
+        return path.read_text(encoding="utf-8").strip() if path.exists() else None
 
     def loss(self) -> str:
-        """Which part of the cloud has ended although it should not, for a reader; empty while all are there."""
-        return f"{self.cloud.loss}. {state.about_logs(self.folder)}" if self.cloud.loss else ""
+        """What a run cannot go on without has gone, for a reader: a part of the cloud, or the room on its disk. Empty
+        while all is there."""
+        if words := self.cloud.loss:
+            return f"{words}. {state.about_logs(self.folder)}"
+        return state.about_disk(self.folder)
 
 
 @contextmanager
@@ -105,8 +110,27 @@ def deployment(folder: Path, say: Callable[[str], None]) -> Iterator[tuple[Setti
     if session := state.session_of(folder):
         yield settings, cloud.whole_environment(session["environment"])
         return
-    with site(settings, folder, None, real_parts(None, folder), say) as ours:
+    real = real_parts(None, folder)
+    say(f"starting the cloud of {folder}")
+    with site(settings, folder, None, real, say) as ours:
         yield settings, ours.cloud.environment
+
+
+@contextmanager
+def buckets(folder: Path, say: Callable[[str], None]) -> Iterator[dict[str, str]]:
+    """The environment that reaches the buckets of a state folder while the block runs, and starts nothing else.
+
+    Raises RequestError for a folder without a run.
+    """
+    settings = state.remembered(folder)
+    if session := state.session_of(folder):
+        yield session["environment"]
+        return
+    with (
+        state.taken(folder, settings.scenario, state.parts(folder), say) as ours,
+        cloud.buckets_up(settings, ours) as environment,
+    ):
+        yield environment
 
 
 def serve_on(lost: Callable[[], str]) -> None:

@@ -62,7 +62,7 @@ def up(
     endpoint.unlink(missing_ok=True)
     model = weights.absolute() if weights else _tiny_model(settings, folder)
     access = folder / "pipeline-access.yaml"
-    access.write_text(as_yaml(admin(settings)))
+    access.write_text(as_yaml(admin(settings)), encoding="utf-8")
     emulated = Cloud(
         folder,
         project=settings.project,
@@ -88,6 +88,7 @@ def up(
                 "file": str(endpoint),
             }
         ],
+        say=say,
     )
     try:
         with emulated:
@@ -110,6 +111,19 @@ def whole_environment(variables: dict[str, str]) -> dict[str, str]:
     from emulated_cloud.process import machine_environment
 
     return {**machine_environment(), **variables}
+
+
+@contextmanager
+def buckets_up(settings: Settings, folder: Path) -> Iterator[dict[str, str]]:
+    """The emulated Cloud Storage of a state folder alone, up while the block runs: the environment that reaches it."""
+    from emulated_cloud.cloud import Cloud, EmulatorFailed
+
+    emulated = Cloud(folder, project=settings.project, buckets=_buckets(settings))
+    try:
+        with emulated.storage():
+            yield emulated.environment
+    except EmulatorFailed as error:
+        raise PipelineError(f"the storage emulator did not start: {error}. {state.about_logs(folder)}") from error
 
 
 def _buckets(settings: Settings) -> list[str]:
@@ -154,5 +168,16 @@ def _made(folder: Path, kind: str, *options: str) -> Path:
     """The folder with what emulated_cloud.hub.models makes of the kind; one that is there stays as it is."""
     if not (folder / "README.md").exists():  # It comes last.
         command = [sys.executable, "-m", "emulated_cloud.hub.models", kind, str(folder), *options]
-        subprocess.run(command, check=True, env=whole_environment({}))
+        # A session of its own: Ctrl-C is for whoever started it, who then ends it without a word of its own.
+        made = subprocess.run(
+            command,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            env=whole_environment({}),
+            start_new_session=True,
+        )
+        if made.returncode:
+            why = made.stderr.strip().splitlines()[-1:] or [f"exit code {made.returncode}"]
+            raise PipelineError(f"cannot make the tiny model {folder}: {why[0]}")
     return folder

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shlex
 import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterator
@@ -28,6 +29,8 @@ _MARK = "scenario.json"
 """What a state folder is about: `{"scenario", "real": [PART…]}`."""
 _SETTINGS = "settings.json"
 """The settings of its deployment, for `promote` and `rollback`."""
+_ROOM = 16 << 20
+"""Bytes. On a disk with less the smallest run cannot go on, and its parts would try again for minutes."""
 
 
 @contextmanager
@@ -35,7 +38,7 @@ def taken(path: Path | None, scenario: str, real: Collection[str], say: Callable
     """The folder of a run, ours alone while the block runs; without a path, one that goes afterwards.
 
     Waits while another process uses it. Raises RequestError for a folder of another scenario or another control plane,
-    or of something else.
+    of something else, that cannot be written, or whose disk is full.
     """
     if path is None:
         _sweep()
@@ -43,11 +46,12 @@ def taken(path: Path | None, scenario: str, real: Collection[str], say: Callable
     else:
         folder = path.absolute()
         _check(folder, scenario, real)
-        folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "a") as lock:
+    with _opened_lock(folder) as lock:
         _lock(lock, folder, say)
-        (folder / _MARK).write_text(json.dumps({"scenario": scenario, "real": sorted(real)}))
         try:
+            if words := about_disk(folder):
+                raise RequestError(words)
+            replace(folder / _MARK, json.dumps({"scenario": scenario, "real": sorted(real)}))
             yield folder
         finally:
             (folder / _TAKEN).unlink(missing_ok=True)
@@ -57,42 +61,52 @@ def taken(path: Path | None, scenario: str, real: Collection[str], say: Callable
 
 def parts(folder: Path | None) -> list[str]:
     """The real parts that a state folder is used with; none of a folder that is none yet."""
-    mark = folder / _MARK if folder else None
-    # A state of an earlier release does not say.
-    return json.loads(mark.read_text()).get("real", []) if mark and mark.is_file() else []
+    mark = _mark(folder) if folder else None
+    return mark["real"] if mark else []
 
 
 def write_session(folder: Path, environment: dict[str, str]) -> None:
     """Notes that this process uses the folder, and what of `environment` reaches its cloud."""
     changed = {key: value for key, value in environment.items() if os.environ.get(key) != value}
-    path = folder / _TAKEN
-    path.touch(mode=0o600)
-    path.write_text(json.dumps({"pid": os.getpid(), "environment": changed}))
+    replace(folder / _TAKEN, json.dumps({"pid": os.getpid(), "environment": changed}))
 
 
 def session_of(folder: Path) -> dict[str, Any] | None:
-    """The session that uses a state folder: `{"pid", "environment"}`; None when none does."""
-    try:
-        session: dict[str, Any] = json.loads((folder / _TAKEN).read_text())
-        os.kill(session["pid"], 0)
-    except (OSError, ValueError):
+    """The session that uses a state folder: `{"pid", "environment"}`; None when none does, or while it begins.
+
+    Whether anybody does, the folder's lock says: a process of any number may have come after one that was killed.
+    """
+    path = folder / _TAKEN
+    if not path.exists() or not _is_held(folder / "lock"):
         return None
+    session = _read(path, f"end the command that uses {folder}, or delete {path} and wait for it")
+    environment = session.get("environment")
+    if not isinstance(session.get("pid"), int) or not _is_environment(environment):
+        raise _damaged(path, f"end the command that uses {folder}, or delete {path} and wait for it")
     return session
 
 
 def remember(folder: Path, settings: Settings) -> None:
     """Notes which deployment the folder is about."""
-    (folder / _SETTINGS).write_text(settings.model_dump_json(indent=2))
+    replace(folder / _SETTINGS, settings.model_dump_json(indent=2))
 
 
 def remembered(folder: Path) -> Settings:
     """The settings of the folder's deployment. Raises RequestError for a folder without a run."""
-    from serving.settings import Settings
+    from serving.settings import Settings, validated
 
     path = folder / _SETTINGS
     if not path.exists():
-        raise RequestError(f"{folder} is not the state of a run. Make one: `gemma-pipelines run 03 --state {folder}`")
-    return Settings.model_validate_json(path.read_text())
+        fresh = not folder.exists() or _mark_file(folder).exists() or (folder.is_dir() and not any(folder.iterdir()))
+        place = shlex.quote(str(folder)) if fresh else "DIR"
+        raise RequestError(f"{folder} is not the state of a run. Make one: `gemma-pipelines run 03 --state {place}`")
+    way_out = f"run again with `--state {shlex.quote(str(folder))}`: that writes it anew"
+    try:
+        return validated(Settings, _read(path, way_out))
+    except RequestError as error:
+        if error.__cause__ is None:
+            raise
+        raise _damaged(path, way_out, str(error)) from error
 
 
 def about_logs(folder: Path) -> str:
@@ -102,57 +116,128 @@ def about_logs(folder: Path) -> str:
     return f"Its logs are in {folder / 'logs'}"
 
 
-def reports_folder(state: Path | None) -> Path:
-    """Where a run's report is kept for `gemma-pipelines report`: with the state, else with this user's other state."""
-    if state:
-        return state.absolute() / "reports"
-    home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(home) / "gemma-pipelines" / "reports"
+def about_disk(folder: Path) -> str:
+    """That a folder's disk is full, for a reader; empty while there is room."""
+    disk = os.statvfs(folder)
+    if disk.f_bavail * disk.f_frsize >= _ROOM and (disk.f_favail or not disk.f_files):
+        return ""
+    where = "Make room" if folder.parent != Path(tempfile.gettempdir()) else "Make room, or set TMPDIR to another disk"
+    return f"the disk of {folder} is full ({_ROOM >> 20} MiB are needed). {where}, then run again"
 
 
-def keep_report(found: dict[str, Any], state: Path | None) -> Path | None:
-    """Keeps the page of a run (what pipelines/execute.py found) there; None when the run left none."""
-    if not found["page"]:
+def replace(path: Path, text: str) -> None:
+    """Writes a file of ours alone, whole or not at all: who is killed, or has a full disk, leaves what was there."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _mark_file(folder: Path) -> Path:
+    return folder / _MARK
+
+
+def _mark(folder: Path) -> dict[str, Any] | None:
+    """What a state folder is about: `{"scenario", "real"}`; None of a folder that is none yet."""
+    path = _mark_file(folder)
+    if not path.exists():
         return None
-    folder = reports_folder(state)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{found['run_id']}.html"
-    path.write_text(found["page"])
-    return path
+    way_out = f"delete {folder}, or name another folder with --state"
+    mark = {"real": [], **_read(path, way_out)}  # A state of an earlier release does not name parts.
+    real = mark["real"]
+    if not isinstance(mark.get("scenario"), str) or not isinstance(real, list) or not all(map(_is_text, real)):
+        raise _damaged(path, way_out)
+    return mark
+
+
+def _read(path: Path, way_out: str) -> dict[str, Any]:
+    """The JSON object in a file of ours. Raises RequestError, with what to do about it, for anything else."""
+    try:
+        found = json.loads(path.read_bytes())
+    except OSError as error:
+        raise RequestError(f"cannot read {path}: {error.strerror}. To go on, {way_out}") from error
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, way_out) from error
+    if not isinstance(found, dict):
+        raise _damaged(path, way_out)
+    return found
+
+
+def _damaged(path: Path, way_out: str, why: str = "") -> RequestError:
+    return RequestError(f"{path} is not what a run writes there{f' ({why})' if why else ''}. To go on, {way_out}")
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_environment(value: object) -> bool:
+    return isinstance(value, dict) and all(_is_text(text) and "\0" not in text for text in value.values())
 
 
 def _check(folder: Path, scenario: str, real: Collection[str]) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise RequestError(f"{folder} is a file. Name a folder with --state")
-    mark = folder / _MARK
-    if mark.exists():
-        there = json.loads(mark.read_text())["scenario"]
-        if there != scenario:
-            raise RequestError(
-                f"{folder} is the state of scenario {there}. Name another folder for {scenario}, or delete it"
-            )
-        if ("control-plane" in parts(folder)) != ("control-plane" in real):
-            its = "the real control plane" if "control-plane" in parts(folder) else "the emulated control plane"
-            raise RequestError(f"{folder} is the state of a cluster of {its}. Name another folder, or delete it")
-    elif folder.is_dir() and any(folder.iterdir()):
-        raise RequestError(f"{folder} is not empty, and not the state of a run. Name a new folder with --state")
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise RequestError(f"{folder} is a file. Name a folder with --state")
+        mark = _mark(folder)
+        if mark is None and folder.is_dir() and any(folder.iterdir()):
+            raise RequestError(f"{folder} is not empty, and not the state of a run. Name a new folder with --state")
+    except OSError as error:
+        raise RequestError(f"cannot look into {folder}: {error.strerror}. Name another folder with --state") from error
+    if mark is None:
+        return
+    if mark["scenario"] != scenario:
+        raise RequestError(
+            f"{folder} is the state of scenario {mark['scenario']}. Name another folder for {scenario}, or delete it"
+        )
+    if ("control-plane" in mark["real"]) != ("control-plane" in real):
+        its = "the real control plane" if "control-plane" in mark["real"] else "the emulated control plane"
+        raise RequestError(f"{folder} is the state of a cluster of {its}. Name another folder, or delete it")
 
 
-def _lock(lock: IO[str], folder: Path, say: Callable[[str], None]) -> None:
+def _opened_lock(folder: Path) -> IO[bytes]:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return open(folder / "lock", "ab")
+    except OSError as error:
+        raise RequestError(f"cannot write in {folder}: {error.strerror}. Name another folder with --state") from error
+
+
+def _lock(lock: IO[bytes], folder: Path, say: Callable[[str], None]) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        session = session_of(folder)
-        who = f"process {session['pid']}" if session else "another process"
-        say(f"{folder} is in use by {who}; waiting for it to end")
+        say(f"{folder} is in use by {_holder(folder)}; waiting for it to end")
         fcntl.flock(lock, fcntl.LOCK_EX)
+
+
+def _holder(folder: Path) -> str:
+    try:
+        session = session_of(folder)
+    except RequestError:
+        session = None
+    return f"process {session['pid']}" if session else "another process"
+
+
+def _is_held(lock: Path) -> bool:
+    try:
+        with open(lock, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _sweep() -> None:
     """Removes the folders of runs that were killed: those that nobody holds the lock of."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         try:
-            with open(folder / "lock", "r+") as lock:
+            with open(folder / "lock", "rb+") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(folder, ignore_errors=True)
         except OSError:

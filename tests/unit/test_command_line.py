@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import importlib.util
 import json
 import re
@@ -58,6 +59,7 @@ def command(monkeypatch, capsys, tmp_path):
         (["run", "03", "--real", "gcsfuse,"], "no real part ''; there are: control-plane, gcsfuse, vllm"),
         (["run", "03", "--real", ""], "no real part ''; there are: control-plane, gcsfuse, vllm"),
         (["run", "03", "--weights", "nowhere"], "--weights nowhere is not a folder"),
+        (["run", "03", "--weights", "."], "--weights . has no files: name the folder of a release"),
         (["compile"], "name scenarios, or say --all"),
         (["compile", "03", "--all"], "name scenarios, or say --all"),
         (["compile", "03", "-f", "nowhere.yaml"], "nowhere.yaml does not exist"),
@@ -252,6 +254,26 @@ def test_a_reader_that_has_enough_ends_a_command_without_a_word():
     child.stderr.close()
 
 
+@pytest.mark.parametrize("arguments", [["list"], ["init", "03", "--json"], ["--version"], ["--help"]], ids=" ".join)
+def test_a_full_disk_behind_stdout_is_one_error(arguments):
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        ran = subprocess.run(
+            [sys.executable, "-m", "pipelines.cli", *arguments], stdout=full, stderr=subprocess.PIPE, encoding="utf-8"
+        )
+    assert ran.returncode == 1
+    assert re.fullmatch(r"error: .*No space left on device.*\n", ran.stderr)
+
+
+def test_a_full_disk_behind_stderr_takes_no_result_away():
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        ran = subprocess.run(
+            [sys.executable, "-m", "pipelines.cli", "compile", "03", "-o", "/dev/null/nowhere"],
+            stdout=subprocess.PIPE,
+            stderr=full,
+        )
+        assert (ran.returncode, ran.stdout) == (2, b"")
+
+
 def test_compile_takes_the_image_of_a_settings_file_unless_another_is_named(command, tmp_path):
     (tmp_path / "gemma.yaml").write_text(
         "scenario: gcs-fuse\nproject: demo-project\nbucket: demo-bucket\nimages: {components: example.com/ours:1}\n"
@@ -288,6 +310,7 @@ SUMMARY = {
     "model": "google/gemma-3-4b-it",
     "revision": "c" * 40,
     "generation": "g0123456789",
+    "weights": "gs://demo-bucket/models/google/gemma-3-4b-it/0123",
     "bytes_transferred": 4_100_000,
     "seconds": 61.25,
     "steps": [{"name": "resolve_model", "status": "succeeded", "seconds": 0.5}],
@@ -347,10 +370,38 @@ succeeded in 61.2 s
   model       google/gemma-3-4b-it at cccccccccccc
   generation  g0123456789
   moved       4.1 MB
-  endpoint    http://127.0.0.1:1
+  weights     gs://demo-bucket/models/google/gemma-3-4b-it/0123
+  endpoint    none: use --keep
   report      none
-"""
+  emulated    hub, bucket, Google APIs, cluster, FUSE mount, engine (it computes no model: answers and figures are made up)
+"""  # noqa: E501
     )
+
+
+@pytest.mark.parametrize(
+    ("real", "emulated"),
+    [
+        (["control-plane", "gcsfuse", "vllm"], "hub, bucket, Google APIs, GKE's parts of the cluster"),
+        (["vllm"], "hub, bucket, Google APIs, cluster, FUSE mount"),
+    ],
+)
+def test_what_is_real_is_not_called_emulated(real, emulated):
+    assert local.emulated(real) == emulated
+
+
+def test_an_endpoint_is_named_only_while_somebody_answers_there(run_that_ends, monkeypatch):
+    monkeypatch.setattr(local, "serve_on", lambda lost: None)
+    assert json.loads(run_that_ends({}, "--json")[1])["endpoint"] is None
+    code, out, err = run_that_ends({}, "--json", "--keep")
+    assert (code, json.loads(out)["endpoint"]) == (0, "http://127.0.0.1:1")
+    assert "serving at http://127.0.0.1:1;" in err
+    bad = error_of("validate_server", "ReleaseError", "no answer")
+    assert json.loads(run_that_ends(bad, "--json", "--keep")[1])["endpoint"] is None
+    assert re.search(r"^  endpoint +none$", run_that_ends(bad)[1], re.M)
+
+
+def test_the_version_is_the_distribution_s(command):
+    assert command("--version") == (0, f"gemma-pipelines {importlib.metadata.version('gemma-gke-pipelines')}\n", "")
 
 
 def test_a_run_that_changed_nothing_says_why(run_that_ends):
@@ -363,7 +414,7 @@ def test_a_run_that_changed_nothing_says_why(run_that_ends):
 def test_a_program_reads_the_keys_of_the_contract_and_no_others(run_that_ends):
     code, out, err = run_that_ends({}, "--json")
     assert (code, without_clock(err)) == (0, PROGRESS)
-    assert json.loads(out) == {**SUMMARY, "endpoint": "http://127.0.0.1:1", "report": None}
+    assert json.loads(out) == {**SUMMARY, "endpoint": None, "report": None}
     assert out.count("\n") == 1
 
 

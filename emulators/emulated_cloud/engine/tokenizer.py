@@ -112,10 +112,10 @@ def load_template(folder: Path, settings: dict[str, Any], given: str | None) -> 
     if isinstance(template, list):
         template = next((item["template"] for item in template if item.get("name") == "default"), None)
     if (folder / "chat_template.jinja").is_file():
-        template = (folder / "chat_template.jinja").read_text()
+        template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
     if given is not None:
         if Path(given).is_file():
-            template = Path(given).read_text()
+            template = Path(given).read_text(encoding="utf-8")
         elif any(mark in given for mark in "{}\n"):
             template = given.encode().decode("unicode_escape")
         else:

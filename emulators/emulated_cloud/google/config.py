@@ -47,7 +47,7 @@ class Config:
     def load(cls, file: Path) -> Config:
         """Raises BadConfig, OSError."""
         try:
-            given = dict(json.loads(file.read_text()))
+            given = dict(json.loads(file.read_text(encoding="utf-8")))
             project = given.pop("project")
             config = cls(
                 project_id=project["id"],

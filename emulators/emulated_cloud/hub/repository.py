@@ -80,8 +80,15 @@ class Repository:
     def exists(self) -> bool:
         return (self._folder / "refs.json").exists()
 
-    def commit(self, folder: Path | str, message: str = "Upload folder", branch: str = "main") -> str:
-        """Commits all that `folder` holds to `branch` and returns the commit's sha.
+    def commit(
+        self,
+        folder: Path | str,
+        message: str = "Upload folder",
+        branch: str = "main",
+        hashed: Callable[[int, int], None] = lambda done, total: None,
+    ) -> str:
+        """Commits the files that `folder` holds to `branch` and returns the commit's sha. `hashed` hears now and then
+        how many bytes have been hashed, of how many. What is no regular file is left out, as by the hub's own client.
 
         The sha is a digest over message, paths and contents only: the same folder gives the same sha, here and in any
         other root. Later changes of the folder leave the commit as it is, except that a file of COPY_BELOW bytes or
@@ -91,7 +98,15 @@ class Repository:
         if not folder.is_dir():
             raise RepositoryError(f"not a folder: {folder}")
         with self._locked():
-            files = [self._add(path, path.relative_to(folder).as_posix()) for path in _walk(folder)]
+            paths = _walk(folder)
+            done, total = 0, sum(path.stat().st_size for path in paths)
+
+            def count(size: int) -> None:
+                nonlocal done
+                done += size
+                hashed(done, total)
+
+            files = [self._add(path, path.relative_to(folder).as_posix(), count) for path in paths]
             if not files:
                 raise RepositoryError(f"nothing to commit in {folder}")
             content = [[file.path, file.sha256] for file in files]
@@ -140,7 +155,7 @@ class Repository:
     def _locked(self) -> Iterator[None]:
         """One writer at a time in a root, across processes."""
         self.root.mkdir(parents=True, exist_ok=True)
-        with open(self.root / "lock", "w") as lock:
+        with open(self.root / "lock", "w", encoding="utf-8") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
@@ -150,10 +165,10 @@ class Repository:
         objects.mkdir(parents=True, exist_ok=True)
         return objects
 
-    def _add(self, source: Path, path: str) -> File:
+    def _add(self, source: Path, path: str, count: Callable[[int], None]) -> File:
         """Takes one file into the object store."""
         size = source.stat().st_size
-        sha256, git_id = self._hash_linked(source) if size >= COPY_BELOW else _digests(source)
+        sha256, git_id = self._hash_linked(source, count) if size >= COPY_BELOW else _digests(source, count)
         target = self._objects / sha256
         if size >= COPY_BELOW:
             links = _read_json(self.root / "links.json", {})
@@ -173,12 +188,12 @@ class Repository:
             pointer_size=len(pointer) if lfs else 0,
         )
 
-    def _hash_linked(self, source: Path) -> tuple[str, str]:
+    def _hash_linked(self, source: Path, count: Callable[[int], None]) -> tuple[str, str]:
         """The digests of a large file, from the last time if size and mtime have not changed since."""
         hashes = _read_json(self.root / "hashes.json", {})
         key, state = str(source.resolve()), _state(source)
         if key not in hashes or hashes[key]["state"] != state:
-            hashes[key] = {"state": state, "digests": _digests(source)}
+            hashes[key] = {"state": state, "digests": _digests(source, count)}
             _write_json(self.root / "hashes.json", hashes)
         sha256, git_id = hashes[key]["digests"]
         return sha256, git_id
@@ -200,18 +215,23 @@ def _walk(folder: Path) -> list[Path]:
     """The files below `folder`, by path; links are followed, as the hub's own cache consists of them."""
     found = []
     for parent, folders, names in os.walk(folder, followlinks=True):
+        here = Path(parent)
+        if here.resolve() in (above.resolve() for above in here.parents if above.is_relative_to(folder)):
+            folders.clear()  # A link leads back to where it lies.
+            continue
         folders[:] = [name for name in folders if name not in IGNORED_FOLDERS]
-        found += [Path(parent) / name for name in names]
+        found += [here / name for name in names if (here / name).is_file()]
     return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
 
 
-def _digests(path: Path) -> tuple[str, str]:
+def _digests(path: Path, count: Callable[[int], None]) -> tuple[str, str]:
     """sha256 and git blob id of a file, in one pass."""
     sha256, sha1 = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
     with open(path, "rb") as file:
         while data := file.read(1 << 20):
             sha256.update(data)
             sha1.update(data)
+            count(len(data))
     return sha256.hexdigest(), sha1.hexdigest()
 
 
@@ -251,6 +271,6 @@ def _read_json(path: Path, default: Any) -> Any:
 
 def _write_json(path: Path, value: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
         json.dump(value, file, indent=1)
     os.replace(file.name, path)

@@ -79,6 +79,6 @@ def _card(repository: Repository, commit: Commit) -> dict[str, Any]:
 
     if "README.md" not in commit.files:
         return {}
-    text = repository.object_path(commit.files["README.md"]).read_text()
+    text = repository.object_path(commit.files["README.md"]).read_text(encoding="utf-8")
     front_matter = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
     return (yaml.safe_load(front_matter[1]) or {}) if front_matter else {}

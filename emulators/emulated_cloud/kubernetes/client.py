@@ -74,7 +74,7 @@ class Client:
     @classmethod
     def from_kubeconfig(cls, path: Path | str, user_agent: str = "emulator") -> Client:
         """Reads the current context: server, certificate authority and token, inline or as files."""
-        config = yaml.safe_load(Path(path).read_text())
+        config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         context = _named(config["contexts"], config["current-context"])["context"]
         cluster = _named(config["clusters"], context["cluster"])["cluster"]
         user = _named(config["users"], context["user"])["user"]
@@ -82,10 +82,10 @@ class Client:
         if "certificate-authority-data" in cluster:
             ca = base64.b64decode(cluster["certificate-authority-data"]).decode()
         elif "certificate-authority" in cluster:
-            ca = (Path(path).parent / cluster["certificate-authority"]).read_text()
+            ca = (Path(path).parent / cluster["certificate-authority"]).read_text(encoding="utf-8")
         token = user.get("token", "")
         if "tokenFile" in user:
-            token = (Path(path).parent / user["tokenFile"]).read_text().strip()
+            token = (Path(path).parent / user["tokenFile"]).read_text(encoding="utf-8").strip()
         return cls(cluster["server"], token, ca, user_agent)
 
     async def __aenter__(self) -> Client:

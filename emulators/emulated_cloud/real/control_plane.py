@@ -70,7 +70,7 @@ class Component:
     def __init__(self, name: str, logs: Path, argv: Iterable[str], stdout: int | None = None):
         self.name, self.log = name, logs / f"{name}.log"
         binary = PARTS["control-plane"].folder / name
-        with open(self.log, "a") as log:
+        with open(self.log, "a", encoding="utf-8") as log:
             self.popen = subprocess.Popen(
                 [str(binary), *argv],
                 stdin=subprocess.DEVNULL,
@@ -85,7 +85,7 @@ class Component:
         """Raises ControlPlaneError when it has ended."""
         code = self.popen.poll()
         if code is not None:
-            words = self.log.read_text(errors="replace").strip().splitlines()[-1:]
+            words = self.log.read_text(errors="replace", encoding="utf-8").strip().splitlines()[-1:]
             raise ControlPlaneError(f"{how_it_ended(self.name, code, ''.join(words))} (its log is {self.log})")
 
     def stop(self) -> None:
@@ -207,7 +207,7 @@ class ControlPlane:
     def _token_file(self) -> Path:
         path = self._run / "tokens.csv"
         own = [f'{self._own[key]},{user},{key},"{groups}"' for key, (user, groups) in OWN_USERS.items()]
-        given = [line for line in self._given.read_text().splitlines() if line.strip()]
+        given = [line for line in self._given.read_text(encoding="utf-8").splitlines() if line.strip()]
         tls.write_private(path, "\n".join([*given, *own, ""]).encode())
         return path
 
@@ -285,7 +285,7 @@ class ControlPlane:
 def _documents(path: Path) -> Iterator[dict[str, Any]]:
     import yaml
 
-    with open(path) as file:
+    with open(path, encoding="utf-8") as file:
         yield from filter(None, yaml.safe_load_all(file))
 
 
@@ -301,7 +301,7 @@ def _free_port() -> int:
 def write_request_log(audit: IO[bytes], path: Path | None) -> None:
     """Turns audit events, one a line, into the lines of an emulator's request log (emulated_cloud/http.py)."""
     # Without a log it still reads: a full pipe would hold the API server up.
-    log = open(path, "a", buffering=1) if path else None  # noqa: SIM115
+    log = open(path, "a", encoding="utf-8", buffering=1) if path else None  # noqa: SIM115
     for line in audit:
         entry = request_entry(json.loads(line))
         if log and entry:

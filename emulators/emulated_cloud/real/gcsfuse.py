@@ -133,7 +133,7 @@ class GcsFuseMounter:
         folder.mkdir(parents=True, exist_ok=True)
         flags, file = command_line(mount, self._endpoint, folder / "cache")
         # JSON is YAML.
-        (folder / "config.json").write_text(json.dumps(file))
+        (folder / "config.json").write_text(json.dumps(file), encoding="utf-8")
         log = folder / "log"
         with open(log, "wb") as output:
             popen = subprocess.Popen(
@@ -163,7 +163,7 @@ def _wait_for_mount(target: Path, popen: subprocess.Popen[bytes]) -> bool:
     deadline = time.monotonic() + MOUNT_SECONDS
     ended = os.pidfd_open(popen.pid)
     try:
-        with open("/proc/self/mountinfo") as table:
+        with open("/proc/self/mountinfo", encoding="utf-8") as table:
             poll = select.poll()
             poll.register(table, select.POLLPRI)
             poll.register(ended, select.POLLIN)
@@ -190,7 +190,7 @@ def _detach(target: Path) -> None:
 def _words(log: Path, popen: subprocess.Popen[bytes]) -> str:
     """gcsfuse's own words for its end; its log is JSON lines once the configuration is read, plain text before."""
     last = ""
-    for line in log.read_text(errors="replace").splitlines():
+    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
         with contextlib.suppress(ValueError, AttributeError):
             line = json.loads(line).get("message", line)
         if found := _ENDED.search(line):

@@ -64,13 +64,13 @@ class Namespace:
     @classmethod
     def start(cls, log: Path) -> Namespace:
         """Raises NamespaceError."""
-        with open(log, "a") as stderr:
+        with open(log, "a", encoding="utf-8") as stderr:
             popen = subprocess.Popen(
                 [sys.executable, "-m", __name__],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
-                text=True,
+                encoding="utf-8",
                 env=machine_environment(),
                 start_new_session=True,
             )
@@ -167,9 +167,9 @@ def _enter_new() -> None:
     uid, gid = os.geteuid(), os.getegid()
     _call("unshare", _CLONE_NEWNS | _CLONE_NEWNET | (_CLONE_NEWUSER if uid else 0))
     if uid:
-        Path("/proc/self/setgroups").write_text("deny")
-        Path("/proc/self/uid_map").write_text(f"0 {uid} 1")
-        Path("/proc/self/gid_map").write_text(f"0 {gid} 1")
+        Path("/proc/self/setgroups").write_text("deny", encoding="utf-8")
+        Path("/proc/self/uid_map").write_text(f"0 {uid} 1", encoding="utf-8")
+        Path("/proc/self/gid_map").write_text(f"0 {gid} 1", encoding="utf-8")
     _call("mount", b"none", b"/", None, _MS_REC | _MS_PRIVATE, None)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
         _bring_up(control)

@@ -123,7 +123,7 @@ def _no_namespace() -> str:
             lambda value: value == 0,
         ),
     ):
-        if Path(path).exists() and not wanted(int(Path(path).read_text())):
+        if Path(path).exists() and not wanted(int(Path(path).read_text(encoding="utf-8"))):
             return f"it needs root or namespaces for ordinary users: sudo sysctl -w {sysctl}"
     return ""
 
@@ -153,7 +153,7 @@ def _no_linux_x86() -> str:
 
 
 def _no_avx2() -> str:
-    if not _no_linux_x86() and " avx2 " not in Path("/proc/cpuinfo").read_text():
+    if not _no_linux_x86() and " avx2 " not in Path("/proc/cpuinfo").read_text(encoding="utf-8"):
         return "this processor has no AVX2, which vLLM's CPU build needs: leave it out"
     return ""
 

@@ -46,7 +46,7 @@ class PrivateRoot:
             "own": [str(work), *(str(path) for path in mounts.values() if path.suffix == ".termination-log")],
         }
         file = folder / "work" / f"{name}.json"
-        file.write_text(json.dumps(spec))
+        file.write_text(json.dumps(spec), encoding="utf-8")
         return [os.path.realpath(sys.executable), "-I", str(LAUNCHER), str(file), *argv]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from emulated_cloud import process
 from emulated_cloud.storage.server import StorageServer
-from emulated_cloud.storage.store import RootInUse, Store
+from emulated_cloud.storage.store import Damaged, RootInUse, Store
 
 
 def main() -> None:
@@ -19,11 +19,11 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         store = Store(arguments.root)
-    except RootInUse as error:
+    except (RootInUse, Damaged) as error:
         sys.exit(str(error))
     for bucket in arguments.bucket:
         store.ensure_bucket(bucket)
-    users = json.loads(arguments.tokens.read_text()) if arguments.tokens else {}
+    users = json.loads(arguments.tokens.read_text(encoding="utf-8")) if arguments.tokens else {}
     process.serve(StorageServer((arguments.host, arguments.port), store, users, arguments.request_log))
 
 

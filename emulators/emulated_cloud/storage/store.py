@@ -16,7 +16,8 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -27,6 +28,10 @@ from emulated_cloud.storage.errors import GcsError, invalid, no_such_bucket, no_
 
 class RootInUse(Exception):
     """Another process serves this folder."""
+
+
+class Damaged(Exception):
+    """A file of ours that is empty, cut or of another shape: which one, and what to do about it."""
 
 
 def now() -> str:
@@ -129,12 +134,12 @@ def digest(name: str) -> str:
 
 
 class Store:
-    """All buckets below a folder. Whatever reads and then writes holds `lock`."""
+    """All buckets below a folder. Whatever reads and then writes holds `lock`. Raises RootInUse, Damaged."""
 
     def __init__(self, root: Path) -> None:
         root.mkdir(parents=True, exist_ok=True)
         self.root, self.lock = root, threading.RLock()
-        self._held = open(root / ".lock", "w")  # noqa: SIM115 (held as long as the store lives)
+        self._held = open(root / ".lock", "w", encoding="utf-8")  # noqa: SIM115 (held as long as the store lives)
         try:
             fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -154,10 +159,12 @@ class Store:
         self._held.close()
 
     def _load(self, file: Path) -> Bucket:
-        bucket = Bucket(folder=file.parent, **json.loads(file.read_bytes()))
+        with _read(file, f"the bucket, {file.parent}") as record:
+            bucket = Bucket(folder=file.parent, **record)
         self._recover(bucket)
         for metadata in (bucket.folder / "metadata").glob("*.json"):
-            stored = StoredObject(**json.loads(metadata.read_bytes()))
+            with _read(metadata, "it: its object is gone then, and the next writer makes it anew") as record:
+                stored = StoredObject(**record)
             if (bucket.folder / stored.location).is_file():
                 bucket.objects[stored.name] = stored
             else:
@@ -174,8 +181,9 @@ class Store:
         """Finishes what a kill interrupted after the bytes were in place, and drops the rest."""
         for pending in (bucket.folder / "pending").iterdir():
             if pending.suffix == ".json" and not (bucket.uploads / f"{pending.stem}.data").exists():
-                name = json.loads(pending.read_bytes())["name"]
-                pending.replace(bucket.metadata_file(name))
+                with _read(pending, "it: its object is gone then") as record:
+                    metadata = bucket.metadata_file(record["name"])
+                pending.replace(metadata)
             else:
                 pending.unlink()
 
@@ -301,8 +309,17 @@ def valid_name(name: str) -> str:
 
 def write_json(file: Path, value: Any) -> None:
     part = file.with_name(file.name + ".part")
-    part.write_text(json.dumps(value))
+    part.write_text(json.dumps(value), encoding="utf-8")
     part.replace(file)
+
+
+@contextmanager
+def _read(file: Path, what_to_delete: str) -> Iterator[dict[str, Any]]:
+    """The JSON object in a file, for the block that makes something of it. Raises Damaged."""
+    try:
+        yield json.loads(file.read_bytes())
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise Damaged(f"{file} is damaged ({error}). Delete {what_to_delete}") from error
 
 
 def uniform_access(enabled: bool) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def zero_weights(folder: Path | str) -> None:
 def readme_only_change(folder: Path | str) -> None:
     """Adds a line to README.md, and touches nothing that is served."""
     path = Path(folder) / "README.md"
-    path.write_text(path.read_text() + "\nA line that changes nothing.\n")
+    path.write_text(path.read_text(encoding="utf-8") + "\nA line that changes nothing.\n", encoding="utf-8")
 
 
 def _last_shard(folder: Path) -> Path:

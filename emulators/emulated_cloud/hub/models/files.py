@@ -43,15 +43,17 @@ def read_header(path: Path) -> tuple[dict[str, Any], int]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n")
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def write_card(folder: Path, title: str, library: str) -> None:
     """.gitattributes and README.md; the README comes last, so a folder that has it is whole."""
     (folder / ".gitattributes").write_text(
-        "*.safetensors filter=lfs diff=lfs merge=lfs -text\ntokenizer.json filter=lfs diff=lfs merge=lfs -text\n"
+        "*.safetensors filter=lfs diff=lfs merge=lfs -text\ntokenizer.json filter=lfs diff=lfs merge=lfs -text\n",
+        encoding="utf-8",
     )
     (folder / "README.md").write_text(
         f"---\nlicense: gemma\nlibrary_name: {library}\npipeline_tag: text-generation\ntags:\n- tiny\n---\n\n"
-        f"# {title}\n\nRandom weights in the form of a real release, for tests.\n"
+        f"# {title}\n\nRandom weights in the form of a real release, for tests.\n",
+        encoding="utf-8",
     )

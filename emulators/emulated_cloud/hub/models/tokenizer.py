@@ -56,7 +56,7 @@ def write_tokenizer(folder: Path, family: Family, max_length: int) -> list[int]:
             "tokenizer_class": "GemmaTokenizer",
         },
     )
-    (folder / "chat_template.jinja").write_text(_chat_template(family))
+    (folder / "chat_template.jinja").write_text(_chat_template(family), encoding="utf-8")
     special = set(tokenizer.get_added_tokens_decoder())
     words = {index: piece for piece, index in tokenizer.get_vocab().items() if index >= _FIRST_BYTE + 256}
     return sorted(i for i, piece in words.items() if i not in special and piece.replace("▁", " ").strip())

@@ -26,7 +26,9 @@ _META = "apis.meta.v1."
 
 @cache
 def _messages() -> dict[str, dict[str, list[str]]]:
-    found: dict[str, dict[str, list[str]]] = json.loads(Path(__file__).with_name("protobuf_fields.json").read_text())
+    found: dict[str, dict[str, list[str]]] = json.loads(
+        Path(__file__).with_name("protobuf_fields.json").read_text(encoding="utf-8")
+    )
     return found
 
 

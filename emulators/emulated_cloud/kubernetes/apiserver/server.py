@@ -66,7 +66,7 @@ class Server:
         self.faults = Faults()
         self.requests: list[dict[str, Any]] = []
         self.stopping = asyncio.Event()
-        self._log = open(request_log, "a", buffering=1) if request_log else None  # noqa: SIM115
+        self._log = open(request_log, "a", encoding="utf-8", buffering=1) if request_log else None  # noqa: SIM115
         self._kubelets: aiohttp.ClientSession | None = None
 
     def app(self) -> web.Application:

@@ -38,7 +38,7 @@ def read_token_file(path: Path) -> dict[str, User]:
     Raises ValueError for a line with fewer than three columns.
     """
     users = {}
-    with open(path, newline="") as file:
+    with open(path, encoding="utf-8", newline="") as file:
         for number, row in enumerate(csv.reader(file), 1):
             if not row or row[0].lstrip().startswith("#"):
                 continue

@@ -104,7 +104,7 @@ class Config:
 
     def declined(self, pool: str) -> str:
         """The words with which a scale-up of `pool` (an accelerator, or `cpu`) fails; empty when it does not."""
-        return json.loads(self.path.read_text()).get("decline", {}).get(pool, "")
+        return json.loads(self.path.read_text(encoding="utf-8")).get("decline", {}).get(pool, "")
 
     def image(self, name: str) -> Image | None:
         return next((image for image in self.images if re.fullmatch(image.match, name)), None)
@@ -113,7 +113,7 @@ class Config:
 def load(path: Path) -> Config:
     """Raises ConfigError."""
     try:
-        given: dict[str, Any] = json.loads(path.read_text())
+        given: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         given.pop("decline", None)
         storage = given.get("storage")
         return Config(

@@ -178,7 +178,7 @@ def _boolean(attributes: dict[str, str], name: str) -> bool:
 @functools.cache
 def _known_options() -> frozenset[str]:
     """Flags, and sections of the configuration file with a colon."""
-    text = resources.files(__package__).joinpath("gcsfuse_flags.txt").read_text()
+    text = resources.files(__package__).joinpath("gcsfuse_flags.txt").read_text(encoding="utf-8")
     return frozenset(line for line in text.splitlines() if not line.startswith("#")) | _MOUNT_FLAGS
 
 

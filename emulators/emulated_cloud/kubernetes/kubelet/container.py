@@ -284,7 +284,7 @@ class Container:
     def _last_message(self, log: Path, code: int) -> str:
         """What the container says of its end: the termination log, or the end of its log if it asks for that."""
         written = self._worker.termination_log(self.spec)
-        message = written.read_text(errors="replace")[:4096] if written.exists() else ""
+        message = written.read_text(errors="replace", encoding="utf-8")[:4096] if written.exists() else ""
         if not message and code and self.spec.get("terminationMessagePolicy") == "FallbackToLogsOnError":
             return last_words(log)
         return message

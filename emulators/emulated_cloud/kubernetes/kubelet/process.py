@@ -109,9 +109,10 @@ async def _read(reading: int, on_output: Callable[[bytes], None]) -> None:
 
 
 def _popen(argv: list[str], env: dict[str, str], cwd: Path, output: int) -> subprocess.Popen[bytes]:
+    # As a container's runtime hands them over, whatever encoding this machine's locale has.
     return subprocess.Popen(
-        argv,
-        env=env,
+        list(map(_utf8, argv)),
+        env={_utf8(name): _utf8(value) for name, value in env.items()},
         cwd=cwd,
         stdin=subprocess.DEVNULL,
         stdout=output,
@@ -120,6 +121,10 @@ def _popen(argv: list[str], env: dict[str, str], cwd: Path, output: int) -> subp
         # One C call that was resolved before the fork: safe beside other threads.
         preexec_fn=_die_with_parent,
     )
+
+
+def _utf8(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
 
 
 def _die_with_parent() -> None:
@@ -134,7 +139,7 @@ def session_memory(sessions: set[int]) -> dict[int, int]:
         if not entry.name.isdigit():
             continue
         try:
-            stat = Path(entry.path, "stat").read_text()
+            stat = Path(entry.path, "stat").read_text(encoding="utf-8")
         except OSError:
             continue
         # The command's name, in parentheses, may hold anything.

@@ -70,7 +70,7 @@ class Expose:
             await asyncio.sleep(0.1)
         file.parent.mkdir(parents=True, exist_ok=True)
         partial_file = file.with_name(file.name + ".partial")
-        partial_file.write_text(url + "\n")
+        partial_file.write_text(url + "\n", encoding="utf-8")
         partial_file.rename(file)
 
     async def _answers(self, entry: Exposed) -> bool:
