@@ -17,6 +17,7 @@ from types import FrameType
 from typing import Any, Literal, NoReturn
 
 from serving import log
+from serving.clients import patience
 from serving.errors import InconclusiveError, PipelineError, ToldToEnd
 
 Status = Literal["succeeded", "skipped", "failed", "inconclusive"]
@@ -135,6 +136,7 @@ def _look_at_earlier_attempt(outcome: Outcome, uri: str) -> None:
 def _end(_signal: int, _frame: FrameType | None) -> NoReturn:
     # Once: what is given back now is not to be interrupted.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    patience.end_soon()
     raise ToldToEnd("told to end (SIGTERM): the run was cancelled, or the machine goes away. Run again")
 
 

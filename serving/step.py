@@ -8,13 +8,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from serving import names
-from serving.clients import kubernetes
+from serving.clients import kubernetes, patience
 from serving.clients.kubernetes import Cluster
 from serving.deployment import lease
 from serving.errors import PipelineError, ToldToEnd
 from serving.outcome import Outcome, recorded
-from serving.settings import Settings, from_parameters, validated
+from serving.settings import Settings, from_parameters, in_seconds, validated
+from serving.values import Duration
 from serving.weights.release import Release
 
 
@@ -57,7 +60,8 @@ class Step:
 @contextmanager
 def opened(name: str, settings: dict[str, Any], release: dict[str, Any]) -> Iterator[Step]:
     """A step, from what resolve_model handed on: the whole settings and the release, as structs."""
-    with recorded(name, _root(settings, settings.get("bucket")), release["run_id"]) as outcome:
+    root, run_id = _root(settings, settings.get("bucket")), release["run_id"]
+    with patience.lasting(_patience(settings)), recorded(name, root, run_id) as outcome:
         yield Step(outcome, validated(Settings, settings), Release.model_validate(release))
 
 
@@ -67,7 +71,8 @@ def opened_with_parameters(
 ) -> Iterator[tuple[Outcome, Settings]]:
     """A step that has the pipeline's own parameters (from_parameters) and the name of the orchestrator's job.
     The run's id is the outcome's."""
-    with recorded(name, _root(rest, explicit.get("bucket")), names.run(job)) as outcome:
+    root, run_id = _root(rest, explicit.get("bucket")), names.run(job)
+    with patience.lasting(_patience(rest)), recorded(name, root, run_id) as outcome:
         yield outcome, from_parameters(rest, **explicit)
 
 
@@ -77,3 +82,11 @@ def _root(settings: dict[str, Any], bucket: Any) -> str:
     if isinstance(root, str) and re.fullmatch(r"gs://[^/]+(/.*[^/])?", root):
         return root
     return f"gs://{bucket}/pipelines"
+
+
+def _patience(settings: dict[str, Any]) -> float:
+    """Seconds, also of settings that turn out to be wrong."""
+    try:
+        return in_seconds(TypeAdapter(Duration).validate_python(settings.get("patience", patience.DEFAULT)))
+    except ValueError:
+        return in_seconds(patience.DEFAULT)

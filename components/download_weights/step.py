@@ -67,7 +67,7 @@ def bring(settings: Settings, release: Release, say: Say, limits: Limits = Limit
         raise InconclusiveError(f"{release.model} at {release.commit} lists other files than it did. Run again")
     for part in parts:
         try:
-            inspection.check(part.source, part.chosen, limits.attempts)
+            inspection.check(part.source, part.chosen)
         except ReleaseError as error:
             raise ReleaseError(f"{part.repository.called}{error}") from error
     together = repositories.Together(parts)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, create_model, field_validator, model_validator
 
 from serving import features, scenarios
+from serving.clients import patience
 from serving.errors import RequestError
 from serving.settings.sections import (
     MAIN,
@@ -30,6 +31,7 @@ from serving.values import (
     ClusterName,
     DeploymentName,
     DnsLabel,
+    Duration,
     Folder,
     LabelValue,
     Location,
@@ -96,6 +98,9 @@ class Settings(_FeatureSections):
     validation: Validation = Validation()
     images: Images = Images()
     lease: Lease = Lease()
+    patience: Duration = patience.DEFAULT
+    """How long the cluster's API server, the hub, the bucket and Google's APIs are waited for while one of them is away
+    or busy: longer than the upgrade of a zonal cluster's control plane."""
     promotion: Literal["automatic", "manual"] = "automatic"
     """manual: a validated generation waits for `gemma-pipelines promote`."""
     keep_previous: int = Field(1, ge=0, le=10)

@@ -32,8 +32,9 @@ from urllib.parse import parse_qs, quote, urlsplit
 import pytest
 
 from serving.clients import storage
+from serving.clients.patience import Patience
 from serving.clients.upload import QUANTUM, Upload
-from serving.clients.wire import Patience, Wire
+from serving.clients.wire import Wire
 from serving.settings import Settings
 from serving.weights import manifest
 from serving.weights.release import Release
