@@ -153,7 +153,7 @@ def list_objects(prefix_uri: str, *, setting: str = "bucket") -> list[StoredObje
     with _errors(prefix_uri, role=OBJECTS_ROLE if setting == "bucket" else READER_ROLE, setting=setting):
         fields = "items(bucket,name,size,crc32c,md5Hash,generation,metadata,contentEncoding),nextPageToken"
         wait, found = Patience(), list[StoredObject]()
-        for blob in client().list_blobs(bucket, prefix=prefix, fields=fields, retry=_retry(prefix_uri, wait)):
+        for blob in client().list_blobs(_bucket(bucket), prefix=prefix, fields=fields, retry=_retry(prefix_uri, wait)):
             wait.progress()
             found.append(_stored(blob))
         return found
@@ -343,7 +343,7 @@ def ensure_bucket_binding(bucket: str, role: str, member: str) -> bool:
                 return False
             policy.bindings.append({"role": role, "members": {member}})
             try:
-                client().bucket(bucket).set_iam_policy(policy, retry=_retry(f"gs://{bucket}"))
+                _bucket(bucket).set_iam_policy(policy, retry=_retry(f"gs://{bucket}"))
             except (Conflict, PreconditionFailed):
                 continue  # Somebody changed it meanwhile: look again.
             return True
@@ -352,7 +352,7 @@ def ensure_bucket_binding(bucket: str, role: str, member: str) -> bool:
 
 def _policy(bucket: str) -> Any:
     retry = _retry(f"gs://{bucket}")
-    return client().bucket(bucket).get_iam_policy(requested_policy_version=3, retry=retry)
+    return _bucket(bucket).get_iam_policy(requested_policy_version=3, retry=retry)
 
 
 def _holds(policy: Any, role: str, member: str) -> bool:
@@ -395,7 +395,14 @@ def _client(_endpoint: str) -> Any:
 
 def _blob(uri: str) -> Any:
     bucket, name = parse_uri(uri)
-    return client().bucket(bucket).blob(name)
+    return _bucket(bucket).blob(name)
+
+
+def _bucket(name: str) -> Any:
+    try:
+        return client().bucket(name)
+    except ValueError as error:
+        raise RequestError(f"gs://{name} is no bucket: {error}") from error
 
 
 def _stored(blob: Any) -> StoredObject:

@@ -120,8 +120,7 @@ def renew(cluster: Cluster, settings: Settings, run_id: str) -> float:
 
 
 def give_back(cluster: Cluster, settings: Settings, run_id: str) -> bool:
-    """Lets go of the Lease if this run holds it: returns whether it did (False too when the answer to that was lost, and
-    another has the Lease by now)."""
+    """Lets go of the Lease if this run holds it: returns whether it did."""
     while True:
         lease = cluster.get("Lease", settings.name, settings.namespace)
         if lease is None or holder(lease) != run_id:
