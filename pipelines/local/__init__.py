@@ -105,7 +105,9 @@ def deployment(folder: Path, say: Callable[[str], None]) -> Iterator[tuple[Setti
     if session := state.session_of(folder):
         yield settings, session["environment"]
         return
-    with site(settings, folder, None, real_parts(None, folder), say) as ours:
+    real = real_parts(None, folder)
+    say(f"starting the emulated cloud of {folder} and what serves in it, for this command alone")
+    with site(settings, folder, None, real, say) as ours:
         yield settings, ours.cloud.environment
 
 
