@@ -133,7 +133,7 @@ def test_an_attempt_after_a_final_error_does_nothing_and_leaves_the_first_outcom
         outcomes.append(storage.read_json(f"gs://demo-bucket/pipelines/{job}/steps/resolve_model.json"))
     assert outcomes[0] == outcomes[1]
     assert "there is no scenario 'no-such'" in outcomes[0]["message"]
-    assert "not tried again: there is no scenario 'no-such'" in logs[1]
+    assert "not tried again: scenario: there is no scenario 'no-such'" in logs[1]
 
 
 def test_an_outcome_is_written_whole_though_its_step_is_told_to_end_meanwhile(
