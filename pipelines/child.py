@@ -78,7 +78,7 @@ def execute(
         show(entry)
 
     def lose(words: str) -> None:
-        # Its steps would wait half a minute each for what does not come back.
+        # Its steps would wait (`patience`) for what does not come back.
         losses.append(words)
         os.killpg(child.pid, signal.SIGKILL)
 

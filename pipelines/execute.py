@@ -53,7 +53,7 @@ def execute(scenario: str, image: str | None, parameters: dict[str, Any], folder
     run_id = names.run(runs[-1]) if runs else ""
     explicit = {key: value for key, value in parameters.items() if key != "settings"}
     settings = from_parameters(parameters["settings"], **explicit)
-    outcomes = summary.read_outcomes(settings, run_id) if run_id else []
+    outcomes = summary.read_outcomes(f"{settings.pipeline_root}/{run_id}") if run_id else []
     seconds = time.monotonic() - started
     report = summary.summarize(settings, run_id, outcomes, state=state, seconds=seconds, over=True)
     page = storage.read_text(f"{settings.pipeline_root}/{run_id}/report.html") if run_id else None

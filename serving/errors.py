@@ -51,6 +51,10 @@ class LeaseHeldError(InconclusiveError):
         self.holder = holder
 
 
+class LeaseLostError(InconclusiveError):
+    """Another run has taken the deployment's Lease over, or it was given back: seen in the Lease itself."""
+
+
 class ToldToEnd(BaseException):
     """The process was told to end (SIGTERM): its run was cancelled, or its machine goes away.
 

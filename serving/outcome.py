@@ -17,6 +17,7 @@ from types import FrameType
 from typing import Any, Literal, NoReturn
 
 from serving import log
+from serving.clients import patience
 from serving.errors import InconclusiveError, PipelineError, ToldToEnd
 
 Status = Literal["succeeded", "skipped", "failed", "inconclusive"]
@@ -25,8 +26,10 @@ Status = Literal["succeeded", "skipped", "failed", "inconclusive"]
 class Outcome:
     """A step's outcome while it is being made. `details` are further JSON values of the step's own."""
 
-    def __init__(self, name: str, run_id: str):
+    def __init__(self, name: str, run_id: str, folder: str = ""):
         self.name, self.run_id = name, run_id
+        self.folder = folder
+        """The run's folder (a `gs://` URI): its steps' outcomes are in `steps/`, its report beside them."""
         self.status: Status = "succeeded"
         self.message = ""
         self.error: dict[str, Any] | None = None
@@ -80,8 +83,8 @@ def recorded(name: str, root: str, run_id: str) -> Iterator[Outcome]:
     from serving.clients import storage
 
     log.silence_libraries()
-    outcome = Outcome(name, run_id)
-    uri = f"{root}/{run_id}/steps/{name}.json"
+    outcome = Outcome(name, run_id, f"{root}/{run_id}")
+    uri = f"{outcome.folder}/steps/{name}.json"
     started = time.monotonic()
 
     def leave() -> None:
@@ -135,6 +138,7 @@ def _look_at_earlier_attempt(outcome: Outcome, uri: str) -> None:
 def _end(_signal: int, _frame: FrameType | None) -> NoReturn:
     # Once: what is given back now is not to be interrupted.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    patience.end_soon()
     raise ToldToEnd("told to end (SIGTERM): the run was cancelled, or the machine goes away. Run again")
 
 

@@ -8,13 +8,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from serving import names
-from serving.clients import kubernetes
+from serving.clients import kubernetes, patience
 from serving.clients.kubernetes import Cluster
-from serving.deployment import lease
+from serving.deployment import lease, leftovers, record
 from serving.errors import PipelineError, ToldToEnd
 from serving.outcome import Outcome, recorded
-from serving.settings import Settings, from_parameters, validated
+from serving.settings import Settings, in_seconds, validated
+from serving.values import Duration
 from serving.weights.release import Release
 
 
@@ -39,13 +42,20 @@ class Step:
     @contextmanager
     def holding_lease(self, cluster: Cluster, *, take: bool = False) -> Iterator[None]:
         """Keeps the Lease, which the run has taken already unless this is to `take` it, alive while the block runs.
-        Gives it back when the step is told to end; another attempt of it then takes it again."""
+
+        When the step is told to end, the accelerators that nothing serves from and the Lease are given back; another
+        attempt then takes the Lease again, and has to bring up what it needs.
+        """
         run_id = self.release.run_id
         try:
             if take or self.outcome.was_told_to_end:
                 lease.take(cluster, self.settings, run_id, self.outcome.say)
             with lease.held(cluster, self.settings, run_id):
-                yield
+                try:
+                    yield
+                except ToldToEnd:
+                    self._let_rest(cluster)
+                    raise
         except ToldToEnd:
             try:
                 lease.give_back(cluster, self.settings, run_id)
@@ -53,22 +63,30 @@ class Step:
                 self.outcome.say(f"could not give the Lease back ({error}); it runs out by itself")
             raise
 
+    def _let_rest(self, cluster: Cluster) -> None:
+        generation = self.release.generation
+        try:
+            known = record.read(cluster, self.settings)
+            leftovers.let_rest(cluster, self.settings, known, generation, self.outcome.say)
+        except PipelineError as error:
+            self.outcome.say(f"could not scale {generation} to zero ({error}); the next run takes it away")
+
 
 @contextmanager
 def opened(name: str, settings: dict[str, Any], release: dict[str, Any]) -> Iterator[Step]:
     """A step, from what resolve_model handed on: the whole settings and the release, as structs."""
-    with recorded(name, _root(settings, settings.get("bucket")), release["run_id"]) as outcome:
+    root, run_id = _root(settings, settings.get("bucket")), release["run_id"]
+    with patience.lasting(_patience(settings)), recorded(name, root, run_id) as outcome:
         yield Step(outcome, validated(Settings, settings), Release.model_validate(release))
 
 
 @contextmanager
-def opened_with_parameters(
-    name: str, rest: dict[str, Any], job: str, explicit: dict[str, str]
-) -> Iterator[tuple[Outcome, Settings]]:
-    """A step that has the pipeline's own parameters (from_parameters) and the name of the orchestrator's job.
-    The run's id is the outcome's."""
-    with recorded(name, _root(rest, explicit.get("bucket")), names.run(job)) as outcome:
-        yield outcome, from_parameters(rest, **explicit)
+def opened_with_parameters(name: str, rest: dict[str, Any], job: str, explicit: dict[str, str]) -> Iterator[Outcome]:
+    """A step that has the pipeline's own parameters and the name of the orchestrator's job, and is to validate the
+    former itself (from_parameters). The run's id is the outcome's."""
+    root, run_id = _root(rest, explicit.get("bucket")), names.run(job)
+    with patience.lasting(_patience(rest)), recorded(name, root, run_id) as outcome:
+        yield outcome
 
 
 def _root(settings: dict[str, Any], bucket: Any) -> str:
@@ -77,3 +95,11 @@ def _root(settings: dict[str, Any], bucket: Any) -> str:
     if isinstance(root, str) and re.fullmatch(r"gs://[^/]+(/.*[^/])?", root):
         return root
     return f"gs://{bucket}/pipelines"
+
+
+def _patience(settings: dict[str, Any]) -> float:
+    """Seconds, also of settings that turn out to be wrong."""
+    try:
+        return in_seconds(TypeAdapter(Duration).validate_python(settings.get("patience", patience.DEFAULT)))
+    except ValueError:
+        return in_seconds(patience.DEFAULT)

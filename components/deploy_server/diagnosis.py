@@ -15,6 +15,7 @@ from typing import Any
 
 from components.deploy_server.words import killed
 from serving import names
+from serving.clients.kubernetes.errors import may_pass
 from serving.deployment import replicas
 from serving.errors import AccessError, InconclusiveError, PipelineError, ReleaseError, RequestError
 from serving.features import Explanation, Symptom
@@ -378,7 +379,7 @@ class Diagnosis:
 
     def _refusal(self, words: str) -> Problem:
         described = f"the cluster does not let pods of {self._name} be made: {words}"
-        if "exceeded quota" in words or "failed calling webhook" in words:
+        if may_pass(words):
             return Problem(InconclusiveError, described)
         return Problem(
             RequestError, f"{described}. `patches`, `labels` and `annotations` in the settings can meet its rules"

@@ -9,8 +9,9 @@ import concurrent.futures
 from collections.abc import Iterable
 
 from serving.clients.digest import ServedFile
+from serving.clients.patience import Patience
 from serving.clients.source import Source
-from serving.clients.wire import Patience, Wire
+from serving.clients.wire import Wire
 from serving.errors import ReleaseError
 from serving.weights import adapter, checkpoint
 from serving.weights.repositories import BASE, Part
@@ -19,7 +20,7 @@ from serving.weights.repositories import BASE, Part
 _GUESS = 256 << 10
 
 
-def check(parts: Iterable[Part], attempts: int, *, text_only: bool = False) -> None:
+def check(parts: Iterable[Part], *, text_only: bool = False) -> None:
     """Checks each part by itself, the model first, and the adapters against the model.
 
     text_only: the engine is told to serve no images. Raises ReleaseError that names the part.
@@ -28,7 +29,7 @@ def check(parts: Iterable[Part], attempts: int, *, text_only: bool = False) -> N
     architecture = ""
     for part in parts:
         try:
-            names = _check_shards(part, attempts)
+            names = _check_shards(part)
             if part.repository.role == BASE:
                 base, architecture = names, _check_config(part, text_only)
             elif part.repository.is_adapter and not part.chosen.pickles:
@@ -52,14 +53,14 @@ def _check_config(part: Part, text_only: bool) -> str:
     return str(named)
 
 
-def _check_shards(part: Part, attempts: int) -> set[str]:
+def _check_shards(part: Part) -> set[str]:
     """Checks the header of every shard, and the index against all of them. Returns the tensors."""
     source, chosen = part.source, part.chosen
     with concurrent.futures.ThreadPoolExecutor(8, "inspect") as pool:
         held = dict(
             zip(
                 [shard.path for shard in chosen.shards],
-                pool.map(lambda shard: _tensors(source, shard, attempts), chosen.shards),
+                pool.map(lambda shard: _tensors(source, shard), chosen.shards),
                 strict=True,
             )
         )
@@ -69,16 +70,16 @@ def _check_shards(part: Part, attempts: int) -> set[str]:
     return set().union(*held.values())
 
 
-def _tensors(source: Source, shard: ServedFile, attempts: int) -> set[str]:
+def _tensors(source: Source, shard: ServedFile) -> set[str]:
     try:
-        return _read_tensors(source, shard, attempts)
+        return _read_tensors(source, shard)
     except ReleaseError:
         # These bytes have no digest of their own: only what is wrong twice is the release's fault.
-        return _read_tensors(source, shard, attempts)
+        return _read_tensors(source, shard)
 
 
-def _read_tensors(source: Source, shard: ServedFile, attempts: int) -> set[str]:
-    wire, patience = Wire(), Patience(attempts)
+def _read_tensors(source: Source, shard: ServedFile) -> set[str]:
+    wire, patience = Wire(), Patience()
     try:
         head = source.head(wire, shard, _GUESS, patience)
         length = checkpoint.header_length(shard, head)

@@ -72,7 +72,7 @@ def bring(settings: Settings, release: Release, say: Say, limits: Limits = Limit
     if repositories.weights_key(parts) != release.weights_key:
         raise InconclusiveError(f"{release.model} at {release.commit} lists other files than it did. Run again")
     text_only = any(_TEXT_ONLY.match(argument) for argument in settings.engine.extra_args)
-    inspection.check(parts, limits.attempts, text_only=text_only)
+    inspection.check(parts, text_only=text_only)
     together = repositories.Together(parts)
     sessions = Sessions(settings, release.weights_key)
     sessions.load()

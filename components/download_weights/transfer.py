@@ -19,10 +19,11 @@ from components.download_weights import progress
 from components.download_weights.sessions import Sessions
 from serving.clients import digest, storage
 from serving.clients.digest import Digest, ServedFile
+from serving.clients.patience import Interrupted, Patience, Stopped
 from serving.clients.source import Source
 from serving.clients.storage import PreconditionError, StoredObject
 from serving.clients.upload import SessionGone, Upload, WrongBytes
-from serving.clients.wire import PIECE, Interrupted, Patience, Stopped, Wire, pieces
+from serving.clients.wire import PIECE, Wire, pieces
 from serving.errors import InconclusiveError
 from serving.log import Say
 from serving.weights.manifest import File
@@ -37,15 +38,13 @@ SMALLEST_PIECE = 32 << 10
 
 @dataclass(frozen=True)
 class Limits:
-    """How hard to try, and how often to speak."""
+    """How much at once, how long a connection may be silent, and how often to speak."""
 
     threads: int = 8
     stall_seconds: float = 30.0
     """A connection that is silent for so long is broken off and opened again."""
     slow_seconds: float = 120.0
     """So is one that does not bring a single mebibyte in that time."""
-    attempts: int = 8
-    """In a row, without getting any further, on either side of a file."""
     report_seconds: float = 5.0
     """At most, between two lines of progress."""
 
@@ -153,8 +152,8 @@ class FileMove:
         """Bytes that are in the bucket, or on their way there."""
         self._transfer, self._sessions, self._source = transfer, transfer.sessions, transfer.source
         self._uri = f"{transfer.weights_uri}/{file.path}"
-        self._source_patience = Patience(transfer.limits.attempts, transfer.stop)
-        self._bucket_patience = Patience(transfer.limits.attempts, transfer.stop)
+        self._source_patience = Patience(stop=transfer.stop)
+        self._bucket_patience = Patience(stop=transfer.stop)
         self._session: str | None = None
         self._inherited = False
         """Whether a process before this one left a session: what it made, nobody may have verified yet."""

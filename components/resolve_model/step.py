@@ -20,7 +20,7 @@ from serving.deployment.record import Record
 from serving.errors import PipelineError, RequestError
 from serving.rendering import engine, generation, render
 from serving.scenarios import find
-from serving.settings import Settings
+from serving.settings import Settings, from_parameters
 from serving.step import opened_with_parameters
 from serving.weights import adapter, checkpoint, manifest, repositories
 from serving.weights.release import Release
@@ -47,8 +47,9 @@ def run(
     rest, explicit: the settings as pipeline parameters (from_parameters). job: what the orchestrator calls
     the run. compiled: what the pipeline was compiled for (pipelines/compile.py).
     """
-    with opened_with_parameters("resolve_model", rest, job, explicit) as (outcome, settings):
+    with opened_with_parameters("resolve_model", rest, job, explicit) as outcome:
         outcome.details["compiled"] = compiled
+        settings = from_parameters(rest, **explicit)
         check_compiled(settings, compiled)
         settings = with_image(settings, compiled["image"])
         found = look_up(settings)

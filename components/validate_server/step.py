@@ -8,6 +8,7 @@ from components.validate_server import page
 from components.validate_server.checks import Plan
 from serving import names
 from serving.clients.kubernetes import Cluster, Object
+from serving.deployment import traffic
 from serving.deployment.job import run_job
 from serving.errors import InconclusiveError, ReleaseError, RequestError
 from serving.log import Say
@@ -35,6 +36,8 @@ def run(
             outcome.skipped("nothing is asked: the release has failed already")
             return False, reasons, {}, page.render(config, target, {"passed": False, "reasons": reasons})
         with step.cluster() as cluster:
+            if outcome.was_told_to_end:  # Then it gave the accelerators back.
+                traffic.bring_up(cluster, config, target.generation, config.serving.replicas, outcome.say)
             verdict = judge(cluster, config, target, outcome.say)
         outcome.details |= {key: verdict[key] for key in ("passed", "reasons", "warnings", "answer", "figures")}
         if verdict["passed"]:

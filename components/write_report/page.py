@@ -10,8 +10,8 @@ from typing import Any
 from serving.settings import Settings
 
 
-def render(settings: Settings, report: dict[str, Any], outcomes: list[dict[str, Any]]) -> str:
-    """The page for a report (summary.summarize) and the outcomes behind it."""
+def render(settings: Settings | None, report: dict[str, Any], outcomes: list[dict[str, Any]]) -> str:
+    """The page for a report (summary.summarize) and the outcomes behind it. `settings`: None for wrong parameters."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)

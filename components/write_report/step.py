@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from components.write_report import page, summary
 from serving.clients import kubernetes, storage
 from serving.deployment import lease, leftovers, record
-from serving.errors import PipelineError
+from serving.errors import PipelineError, RequestError
 from serving.log import Say
-from serving.settings import Settings
+from serving.settings import Settings, from_parameters
 from serving.step import opened_with_parameters
 
 
@@ -20,22 +20,38 @@ def run(rest: dict[str, Any], job: str, state: str, **explicit: str) -> str:
     It cannot read what other tasks returned (an exit task sees pipeline parameters alone), so it reads the outcomes
     that they left. `state` is the orchestrator's word for the run. Returns the report's page.
     """
-    with opened_with_parameters("write_report", rest, job, explicit) as (outcome, settings):
-        run_id = outcome.run_id
-        root = f"{settings.pipeline_root}/{run_id}"
-        outcomes = summary.read_outcomes(settings, run_id)
-        if began_to_write(outcomes):
+    with opened_with_parameters("write_report", rest, job, explicit) as outcome:
+        run_id, folder = outcome.run_id, outcome.folder
+        outcomes = summary.read_outcomes(folder)
+        settings = _settings(rest, explicit)
+        if settings and began_to_write(outcomes):
             try:
                 clean_up(settings, run_id, outcome.say)
             except PipelineError as error:
                 # The report matters most when the cluster is away; the next run cleans up.
                 outcome.say(f"could not clean up ({error}); the next run will")
-        report = summary.summarize(settings, run_id, outcomes, state=state, seconds=wall_seconds(outcomes))
-        storage.write_json(f"{root}/report.json", {**report, "outcomes": outcomes})
+        asked = settings or Wrong(str(rest.get("scenario")), str(explicit.get("model")))
+        report = summary.summarize(asked, run_id, outcomes, state=state, seconds=wall_seconds(outcomes))
+        storage.write_json(f"{folder}/report.json", {**report, "outcomes": outcomes})
         html = page.render(settings, report, outcomes)
-        storage.write_text(f"{root}/report.html", html, content_type="text/html; charset=utf-8")
-        outcome.succeeded(f"the report is {root}/report.html")
+        storage.write_text(f"{folder}/report.html", html, content_type="text/html; charset=utf-8")
+        outcome.succeeded(f"the report is {folder}/report.html")
     return html
+
+
+class Wrong(NamedTuple):
+    """What wrong parameters ask for."""
+
+    scenario: str
+    model: str
+
+
+def _settings(rest: dict[str, Any], explicit: dict[str, str]) -> Settings | None:
+    """None for wrong parameters: resolve_model has said what is wrong with them, and nothing was begun."""
+    try:
+        return from_parameters(rest, **explicit)
+    except RequestError:
+        return None
 
 
 def began_to_write(outcomes: list[dict[str, Any]]) -> bool:

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 from serving.clients import storage
-from serving.settings import Settings
 
 DECISIONS_WITHOUT_CHANGE = ("unchanged", "pinned", "validated")
 """What resolve_model may decide so that the run stops, all being well."""
 
 
-def read_outcomes(settings: Settings, run_id: str) -> list[dict[str, Any]]:
-    """The outcomes of a run's steps, in the order in which they began (serving/outcome.py)."""
-    found = [storage.read_json(uri) for uri in storage.list_uris(f"{settings.pipeline_root}/{run_id}/steps/")]
+class Asked(Protocol):
+    """What was asked for, as far as a report says it: settings, or what can be told of wrong ones."""
+
+    @property
+    def scenario(self) -> str: ...
+    @property
+    def model(self) -> str: ...
+
+
+def read_outcomes(folder: str) -> list[dict[str, Any]]:
+    """The outcomes of a run's steps, in the order in which they began (serving/outcome.py). `folder` is the run's."""
+    found = [storage.read_json(uri) for uri in storage.list_uris(f"{folder}/steps/")]
     return sorted((outcome for outcome in found if outcome), key=lambda outcome: outcome["started_at"])
 
 
 def summarize(
-    settings: Settings, run_id: str, outcomes: list[dict[str, Any]], *, state: str, seconds: float, over: bool = False
+    asked: Asked, run_id: str, outcomes: list[dict[str, Any]], *, state: str, seconds: float, over: bool = False
 ) -> dict[str, Any]:
     """One object about the whole run: the keys of `run --json` but `endpoint` and `report`, which only a place knows.
 
@@ -45,10 +53,10 @@ def summarize(
     elif resolved.get("decision") in DECISIONS_WITHOUT_CHANGE:
         status = "unchanged"
     return {
-        "scenario": settings.scenario,
+        "scenario": asked.scenario,
         "status": status,
         "run_id": run_id,
-        "model": serves.get("model") or settings.model,
+        "model": serves.get("model") or asked.model,
         "revision": serves.get("commit"),
         "generation": serves.get("generation"),
         "weights": resolved.get("weights_uri"),

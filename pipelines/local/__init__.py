@@ -111,7 +111,7 @@ def deployment(folder: Path, say: Callable[[str], None]) -> Iterator[tuple[Setti
         yield settings, cloud.whole_environment(session["environment"])
         return
     real = real_parts(None, folder)
-    say(f"starting the cloud of {folder}")
+    say(f"starting the emulated cloud of {folder} and what serves in it, for this command alone")
     with site(settings, folder, None, real, say) as ours:
         yield settings, ours.cloud.environment
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import base64
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from serving.errors import AccessError, InconclusiveError, RequestError
+from serving.clients.patience import Interrupted, Patience
+from serving.errors import AccessError, PipelineError, RequestError
 
 API_ENDPOINT = "GEMMA_PIPELINES_API_ENDPOINT"
 SCOPES = ["https://www.googleapis.com/auth/cloud-platform"]
@@ -29,6 +31,53 @@ def credentials() -> Any:
     except DefaultCredentialsError as error:
         raise AccessError(NO_CREDENTIALS) from error
     return found
+
+
+def refreshed(credentials: Any) -> str:
+    """A token that is valid now. Raises Interrupted for what may heal, AccessError when nobody will give us one."""
+    from google.auth.exceptions import GoogleAuthError
+    from google.auth.transport.requests import Request
+
+    try:
+        if not credentials.valid:
+            credentials.refresh(Request())
+    except GoogleAuthError as error:
+        raise _without_token(error) from error
+    return str(credentials.token)
+
+
+def _without_token(error: Any) -> Interrupted | PipelineError:
+    """Our error for credentials that give no token."""
+    from google.auth.exceptions import TransportError
+
+    # The metadata server's client wraps what the connection met.
+    if error.retryable or isinstance(error, TransportError) or isinstance(error.__cause__, TransportError):
+        return Interrupted(f"no token is to be had ({_said(error)})")
+    return AccessError(
+        f"these Google credentials are not renewed ({_said(error)}). See `gcloud auth application-default login`, or "
+        "the job's service account"
+    )
+
+
+def _asked(what: str, ask: Callable[[], Any]) -> Any:
+    """The answer of one of Google's APIs, asked again while it is away or busy. Raises InconclusiveError when it stays
+    so, AccessError without a token, and the client's own exceptions for a refusal.
+
+    ask: the request, which is not to be tried again by the client itself.
+    """
+    import requests
+    from google.api_core import exceptions
+    from google.auth.exceptions import GoogleAuthError
+
+    def attempt() -> Any:
+        try:
+            return ask()
+        except (exceptions.ServerError, exceptions.TooManyRequests, requests.RequestException) as error:
+            raise Interrupted(f"no answer ({_said(error)})") from error
+        except GoogleAuthError as error:
+            raise _without_token(error) from error
+
+    return Patience().until_it_works(what, attempt)
 
 
 def _client(client_class: Any) -> Any:
@@ -64,7 +113,8 @@ def _secret_version(name: str) -> Any:
     from google.cloud import secretmanager
 
     try:
-        return _client(secretmanager.SecretManagerServiceClient).access_secret_version(name=name)
+        client = _client(secretmanager.SecretManagerServiceClient)
+        return _asked(f"{name}: Secret Manager", lambda: client.access_secret_version(name=name, retry=None))
     except exceptions.NotFound as error:
         secret_id = name.split("/")[3]
         raise RequestError(
@@ -77,10 +127,8 @@ def _secret_version(name: str) -> Any:
             f"secrets add-iam-policy-binding {secret_id} --member=serviceAccount:… "
             "--role=roles/secretmanager.secretAccessor`"
         ) from error
-    except exceptions.BadRequest as error:
+    except exceptions.ClientError as error:
         raise RequestError(f"{name}: {_said(error)}. Enable that version, or name another") from error
-    except exceptions.GoogleAPICallError as error:
-        raise InconclusiveError(f"{name}: Secret Manager did not answer: {_said(error)}") from error
 
 
 def project_number(project: str) -> str:
@@ -89,14 +137,18 @@ def project_number(project: str) -> str:
     from google.cloud import resourcemanager_v3
 
     try:
-        found = _client(resourcemanager_v3.ProjectsClient).get_project(name=f"projects/{project}")
+        client = _client(resourcemanager_v3.ProjectsClient)
+        found = _asked(
+            f"project {project}: Resource Manager",
+            lambda: client.get_project(name=f"projects/{project}", retry=None),
+        )
     except (exceptions.Forbidden, exceptions.NotFound, exceptions.Unauthorized) as error:
         raise AccessError(
             f"project {project}: {_said(error)}. Check its id (`gcloud projects list`); the pipeline needs "
             "roles/browser on it"
         ) from error
-    except exceptions.GoogleAPICallError as error:
-        raise InconclusiveError(f"project {project}: Resource Manager did not answer: {_said(error)}") from error
+    except exceptions.ClientError as error:
+        raise RequestError(f"project {project}: {_said(error)}") from error
     return found.name.removeprefix("projects/")
 
 
@@ -123,7 +175,8 @@ def cluster_address(
 
     name = f"projects/{project}/locations/{location}/clusters/{cluster}"
     try:
-        found = _client(container_v1.ClusterManagerClient).get_cluster(name=name)
+        client = _client(container_v1.ClusterManagerClient)
+        found = _asked(f"{name}: the container API", lambda: client.get_cluster(name=name, retry=None))
     except exceptions.NotFound as error:
         raise RequestError(
             f"{name} does not exist. See `gcloud container clusters list --project {project}`, or create it: `gcloud "
@@ -133,8 +186,8 @@ def cluster_address(
         raise AccessError(
             f"{name}: {_said(error)}. Grant the pipeline's service account roles/container.clusterViewer on {project}"
         ) from error
-    except exceptions.GoogleAPICallError as error:
-        raise InconclusiveError(f"{name}: the container API did not answer: {_said(error)}") from error
+    except exceptions.ClientError as error:
+        raise RequestError(f"{name}: {_said(error)}") from error
 
     config = found.control_plane_endpoints_config
     hosts = {

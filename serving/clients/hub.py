@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from serving.clients.digest import ServedFile
+from serving.clients.patience import Interrupted, Patience
 from serving.clients.source import Source
-from serving.clients.wire import Interrupted, Patience, retry_after
+from serving.clients.wire import retry_after
 from serving.errors import AccessError, InconclusiveError, PipelineError, RequestError
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Hub:
     """One hub, as one token sees it.
 
     token: None asks anonymously. token_secret: where the token came from, which errors name in its stead. endpoint: an
-    address other than HF_ENDPOINT's. attempts: of a question, before the hub counts as away.
+    address other than HF_ENDPOINT's.
     """
 
     def __init__(
@@ -59,12 +60,11 @@ class Hub:
         *,
         token_secret: str | None = None,
         endpoint: str | None = None,
-        attempts: int = 8,
     ):
         from huggingface_hub import HfApi, constants
 
         self.endpoint = (endpoint or os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
-        self._token, self._token_secret, self._attempts = token, token_secret, attempts
+        self._token, self._token_secret = token, token_secret
         # False, not None: None would let the library look for a token of its own.
         self._api = HfApi(endpoint=self.endpoint, token=token or False)
 
@@ -135,9 +135,7 @@ class Hub:
 
     def _call(self, model: str, revision: str, ask: Callable[[], Result]) -> Result:
         """The answer to `ask`, tried again while the hub is busy or away."""
-        return Patience(self._attempts).until_it_works(
-            f"{model} on {self.endpoint}", lambda: self.once(model, revision, ask)
-        )
+        return Patience().until_it_works(f"{model} on {self.endpoint}", lambda: self.once(model, revision, ask))
 
     def once(self, model: str, revision: str, ask: Callable[[], Result]) -> Result:
         """The answer to `ask`. Raises Interrupted for what may heal, else one of our errors."""

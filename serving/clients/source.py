@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 
 from serving.clients import digest
 from serving.clients.digest import ServedFile
-from serving.clients.wire import Interrupted, Patience, Wire, retry_after
+from serving.clients.patience import Interrupted, Patience
+from serving.clients.wire import Wire, retry_after
 from serving.errors import PipelineError, RequestError
 
 

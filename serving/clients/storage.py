@@ -1,7 +1,7 @@
 """Google Cloud Storage through its own client: JSON documents, listings, IAM bindings, and what a transfer needs.
 
 Objects are named by `gs://BUCKET/NAME` everywhere. `STORAGE_EMULATOR_HOST` is honoured by the library itself. The
-library retries what is transient for two minutes; what is left becomes one of our errors here.
+library retries what is transient for as long as this process has patience; what is left becomes one of our errors here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from http.client import HTTPResponse
 from typing import Any
 from urllib.parse import quote
 
-from serving.clients.wire import Interrupted, Patience, Wire, pieces, retry_after
+from serving.clients.patience import Interrupted, Patience
+from serving.clients.wire import Wire, pieces, retry_after
 from serving.errors import AccessError, InconclusiveError, PipelineError, RequestError
 
 OBJECTS_ROLE = "roles/storage.objectUser"
@@ -96,7 +97,11 @@ def write_bytes(
         blob.metadata = metadata  # Setting none would send a null, which is something else than nothing.
     with _errors(uri):
         blob.upload_from_string(
-            data, content_type=content_type, checksum="crc32c", if_generation_match=if_generation_match
+            data,
+            content_type=content_type,
+            checksum="crc32c",
+            if_generation_match=if_generation_match,
+            retry=_retry(uri),
         )
     return _stored(blob)
 
@@ -135,7 +140,7 @@ def _read(uri: str) -> tuple[bytes | None, int]:
     blob = _blob(uri)
     with _errors(uri):
         try:
-            data = blob.download_as_bytes()
+            data = blob.download_as_bytes(retry=_retry(uri))
         except NotFound as error:
             if _bucket_is_missing(error):
                 raise
@@ -153,7 +158,11 @@ def list_objects(prefix_uri: str, *, setting: str = "bucket") -> list[StoredObje
         fields = (
             "items(bucket,name,size,crc32c,md5Hash,generation,metageneration,metadata,contentEncoding),nextPageToken"
         )
-        return [_stored(blob) for blob in client().list_blobs(bucket, prefix=prefix, fields=fields)]
+        wait, found = Patience(), list[StoredObject]()
+        for blob in client().list_blobs(_bucket(bucket), prefix=prefix, fields=fields, retry=_retry(prefix_uri, wait)):
+            wait.progress()
+            found.append(_stored(blob))
+        return found
 
 
 def list_uris(prefix_uri: str) -> list[str]:
@@ -168,7 +177,7 @@ def stat(uri: str) -> StoredObject | None:
     blob = _blob(uri)
     with _errors(uri):
         try:
-            blob.reload()
+            blob.reload(retry=_retry(uri))
         except NotFound as error:
             if _bucket_is_missing(error):
                 raise
@@ -184,7 +193,7 @@ def add_metadata(stored: StoredObject, metadata: dict[str, str]) -> None:
     blob.metadata = {**stored.metadata, **metadata}
     with _errors(stored.uri):
         try:
-            blob.patch(if_generation_match=stored.generation)
+            blob.patch(if_generation_match=stored.generation, retry=_retry(stored.uri))
         except NotFound as error:
             if _bucket_is_missing(error):
                 raise
@@ -211,6 +220,7 @@ def copy(source: StoredObject, uri: str, *, content_type: str) -> StoredObject:
                     token=token or None,
                     if_generation_match=0,
                     if_source_generation_match=source.generation,
+                    retry=_retry(uri),
                 )
         except NotFound as error:
             if _bucket_is_missing(error):
@@ -231,7 +241,7 @@ def delete(uri: str, generation: int | None = None, metageneration: int | None =
 
     with _errors(uri):
         try:
-            _blob(uri).delete(if_generation_match=generation, if_metageneration_match=metageneration)
+            _blob(uri).delete(if_generation_match=generation, if_metageneration_match=metageneration, retry=_retry(uri))
         except PreconditionFailed:
             return False
         except NotFound as error:
@@ -250,7 +260,7 @@ def open_upload(uri: str, size: int, *, content_type: str, metadata: dict[str, s
     blob.metadata = metadata
     with _errors(uri):
         return blob.create_resumable_upload_session(
-            content_type=content_type, size=size, if_generation_match=0, checksum=None
+            content_type=content_type, size=size, if_generation_match=0, checksum=None, retry=_retry(uri)
         )
 
 
@@ -285,7 +295,7 @@ def read_through(uri: str, generation: int, sink: Callable[[bytes], object]) -> 
 
     Raises PreconditionError when it is another by now.
     """
-    wire, patience, position, size = Wire(), Patience(), 0, -1
+    wire, wait, position, size = Wire(), Patience(), 0, -1
     try:
         while position != size:
             try:
@@ -296,10 +306,10 @@ def read_through(uri: str, generation: int, sink: Callable[[bytes], object]) -> 
                 for piece in pieces(wire, answer, size - position):
                     sink(piece)
                     position += len(piece)
-                    patience.progress()
+                    wait.progress()
             except Interrupted as error:
                 wire.close()
-                patience.wait(uri, error)
+                wait.wait(uri, error)
     finally:
         wire.close()
 
@@ -347,7 +357,7 @@ def ensure_bucket_binding(bucket: str, role: str, member: str) -> bool:
                 return False
             policy.bindings.append({"role": role, "members": {member}})
             try:
-                client().bucket(bucket).set_iam_policy(policy)
+                _bucket(bucket).set_iam_policy(policy, retry=_retry(f"gs://{bucket}"))
             except (Conflict, PreconditionFailed):
                 continue  # Somebody changed it meanwhile: look again.
             return True
@@ -355,7 +365,8 @@ def ensure_bucket_binding(bucket: str, role: str, member: str) -> bool:
 
 
 def _policy(bucket: str) -> Any:
-    return client().bucket(bucket).get_iam_policy(requested_policy_version=3)
+    retry = _retry(f"gs://{bucket}")
+    return _bucket(bucket).get_iam_policy(requested_policy_version=3, retry=retry)
 
 
 def _holds(policy: Any, role: str, member: str) -> bool:
@@ -398,7 +409,14 @@ def _client(_endpoint: str) -> Any:
 
 def _blob(uri: str) -> Any:
     bucket, name = parse_uri(uri)
-    return client().bucket(bucket).blob(name)
+    return _bucket(bucket).blob(name)
+
+
+def _bucket(name: str) -> Any:
+    try:
+        return client().bucket(name)
+    except ValueError as error:
+        raise RequestError(f"gs://{name} is no bucket: {error}") from error
 
 
 def _stored(blob: Any) -> StoredObject:
@@ -412,6 +430,21 @@ def _stored(blob: Any) -> StoredObject:
         blob.content_encoding,
         int(blob.metageneration),
     )
+
+
+def _retry(uri: str, wait: Patience | None = None) -> Any:
+    """How the library tries again what may heal: every write here has a precondition, or is the same done twice."""
+    from google.api_core.retry import Retry
+    from google.cloud.storage.retry import DEFAULT_RETRY
+
+    waiting = wait or Patience()
+
+    def pause(error: Exception) -> None:
+        # Here and not in the library, which would sleep on in a process that is told to end.
+        waiting.wait(uri, Interrupted(f"GCS did not answer: {error}"))
+
+    predicate = DEFAULT_RETRY._predicate  # What is transient: the library offers no other way to it.
+    return Retry(predicate=predicate, initial=0, maximum=0, timeout=None, on_error=pause)
 
 
 def _bucket_is_missing(error: Exception) -> bool:
@@ -444,8 +477,6 @@ def _errors(uri: str, *, role: str = OBJECTS_ROLE, setting: str = "bucket") -> I
     except exceptions.PreconditionFailed as error:
         raise PreconditionError(f"{uri} changed since it was read") from error
     except exceptions.ClientError as error:
-        if error.code == 429:
-            raise InconclusiveError(f"{uri}: GCS asks for patience: {error.message}. Run again later") from error
         raise RequestError(f"{uri}: GCS refused the request: {error.message}") from error
     except (
         exceptions.GoogleAPIError,

@@ -11,8 +11,9 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+from serving.clients.patience import Interrupted
 from serving.clients.storage import OBJECTS_ROLE, PreconditionError, StoredObject, grant
-from serving.clients.wire import Interrupted, Wire, retry_after
+from serving.clients.wire import Wire, retry_after
 from serving.errors import AccessError
 
 QUANTUM = 256 << 10

@@ -9,77 +9,22 @@ from __future__ import annotations
 import email.utils
 import functools
 import http.client
-import random
 import re
 import socket
 import ssl
-import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
-from serving.errors import InconclusiveError
+from serving.clients.patience import Interrupted
 
 PIECE = 1 << 20
 """Bytes read at a time."""
 
 _SPENT = re.compile(r";\s*r\s*=\s*0\s*;\s*t\s*=\s*(\d+)")
 """https://www.ietf.org/archive/id/draft-ietf-httpapi-ratelimit-headers-09.html"""
-
-LONGEST_WAIT = 600.0
-"""Seconds: a server that asks for more patience than this gets none."""
-
-
-class Interrupted(Exception):
-    """What may heal when it is tried again: a broken or silent connection, a server that is busy.
-
-    `after`: seconds that the server asked to be left alone.
-    """
-
-    def __init__(self, message: str, after: float | None = None):
-        super().__init__(message)
-        self.after = after
-
-
-class Stopped(Exception):
-    """Somebody else has failed, and this work is wanted no more."""
-
-
-@dataclass
-class Patience:
-    """How often to try again: `attempts` times without getting any further, longer and longer apart."""
-
-    attempts: int = 8
-    stop: threading.Event = field(default_factory=threading.Event)
-    first_pause: float = 0.2
-    longest_pause: float = 20.0
-    failures: int = 0
-
-    def progress(self) -> None:
-        """It got further: what failed before is forgotten."""
-        self.failures = 0
-
-    def wait(self, what: str, error: Interrupted) -> None:
-        """Pauses before the next attempt. Raises InconclusiveError when there is to be none, Stopped when told."""
-        self.failures += 1
-        after = error.after or 0.0
-        if self.failures >= self.attempts or after > LONGEST_WAIT:
-            asked = f"; it asks for {after:.0f} s of patience" if after else ""
-            raise InconclusiveError(f"{what}: {error} ({self.failures} attempts{asked}). Run again later") from error
-        pause = min(self.longest_pause, self.first_pause * 2 ** (self.failures - 1))
-        if self.stop.wait(max(after, pause * random.uniform(0.5, 1))):  # noqa: S311
-            raise Stopped
-
-    def until_it_works(self, what: str, attempt: Callable[[], Any]) -> Any:
-        """The result of `attempt`, which may raise Interrupted a few times."""
-        while True:
-            try:
-                return attempt()
-            except Interrupted as error:
-                self.wait(what, error)
 
 
 def retry_after(headers: Any) -> float | None:

@@ -80,14 +80,11 @@ def run_job(
         env=env or [],
         resources=resources or SMALL,
     )
-    job = _create_or_take_over(cluster, body, say)
     try:
+        job = _create_or_take_over(cluster, body, say)
         result = _Watch(cluster, job, say).until_finished(timeout + _GRACE_SECONDS)
     except ToldToEnd:
-        try:
-            cluster.delete(job)
-        except PipelineError as error:
-            say(f"could not delete Job {job['metadata']['name']} ({error}); the next run will")
+        _delete_by_name(cluster, body, say)
         raise
     cluster.delete(job)
     return result
@@ -197,6 +194,17 @@ def _create_or_take_over(cluster: Cluster, body: Object, say: Say) -> Object:
         except ConflictError:
             if time.monotonic() > give_up:
                 raise
+
+
+def _delete_by_name(cluster: Cluster, body: Object, say: Say) -> None:
+    """Ends the run's Job, if there is one: this step may not have heard yet that it was made. Never raises."""
+    name, namespace = body["metadata"]["name"], body["metadata"]["namespace"]
+    try:
+        there = cluster.get("Job", name, namespace)
+        if there:
+            cluster.delete(there)
+    except PipelineError as error:
+        say(f"could not delete Job {namespace}/{name} ({error}); the next run will")
 
 
 def _wait_until_gone(cluster: Cluster, job: Object, deadline: float) -> None:

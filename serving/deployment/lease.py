@@ -13,12 +13,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from serving.clients.kubernetes import Cluster, ConflictError, Object, Subject
-from serving.errors import InconclusiveError, LeaseHeldError, PipelineError
+from serving.errors import InconclusiveError, LeaseHeldError, LeaseLostError
 from serving.log import Say
 from serving.settings import Settings, in_seconds
 
 _MARGIN_SECONDS = 30
-"""Before the Lease runs out, its holder keeps its hands off."""
+"""Before the Lease runs out, its holder keeps its hands off: a change takes a moment to arrive, and clocks differ.
+No request takes longer (serving/clients/kubernetes/connection.py)."""
+
+
+_LONGEST_PAUSE = 5.0
+"""Seconds before a renewal that failed is tried again."""
 
 
 def take(cluster: Cluster, settings: Settings, run_id: str, say: Say) -> None:
@@ -46,32 +51,43 @@ def take(cluster: Cluster, settings: Settings, run_id: str, say: Say) -> None:
 def held(cluster: Cluster, settings: Settings, run_id: str) -> Iterator[None]:
     """Keeps the Lease alive while the block runs, and lets the block change the cluster only while it is.
 
-    Raises InconclusiveError when the run does not hold it (any more).
+    Raises LeaseLostError when the run does not hold it (any more), InconclusiveError when that is not known.
     """
     renewed = renew(cluster, settings, run_id)
+    failure: Exception | None = None
     ended = threading.Event()
-    lost: list[PipelineError] = []
+    lost: list[LeaseLostError] = []
+    duration = in_seconds(settings.lease.duration)
+    # The block's end waits for the keeper, which therefore never waits itself.
+    impatient = cluster.impatient()
 
     def keep() -> None:
-        nonlocal renewed
-        while not ended.wait(in_seconds(settings.lease.duration) / 3):
+        nonlocal renewed, failure
+        pause = duration / 3
+        while not ended.wait(pause):
             try:
-                renewed = renew(cluster, settings, run_id)
-            except PipelineError as error:
+                renewed, pause = renew(impatient, settings, run_id), duration / 3
+            except LeaseLostError as error:
                 lost.append(error)
                 return
+            except Exception as error:  # noqa: BLE001 (whatever it is, the Lease is ours until another has it)
+                failure, pause = error, min(duration / 30, _LONGEST_PAUSE)
 
-    def check(kind: str) -> None:
-        if kind == "Lease":
-            return
+    def trust(seconds: float) -> None:
+        """Raises what forbids it so long after the last renewal."""
         if lost:
             raise lost[0]
-        if time.time() > renewed + _trusted_seconds(settings):
+        silent = time.time() - renewed
+        if silent > seconds:
             raise InconclusiveError(
-                f"this run last renewed the Lease {settings.namespace}/{settings.name} {time.time() - renewed:.0f} s "
-                f"ago, of {settings.lease.duration} that it lasts: another may take it at any moment. Nothing is "
-                "changed; run again"
-            )
+                f"this run last renewed the Lease {settings.namespace}/{settings.name} {silent:.0f} s ago, of "
+                f"{settings.lease.duration} that it lasts: another may take it at any moment"
+                f"{f' ({failure})' if failure else ''}. Nothing is changed; run again"
+            ) from failure
+
+    def check(kind: str) -> None:
+        if kind != "Lease":
+            trust(duration - min(_MARGIN_SECONDS, duration / 3))
 
     keeper = threading.Thread(target=keep, daemon=True)
     keeper.start()
@@ -81,20 +97,19 @@ def held(cluster: Cluster, settings: Settings, run_id: str) -> Iterator[None]:
     finally:
         ended.set()
         keeper.join()
-    if lost:
-        raise lost[0]
+    trust(duration)
 
 
 def renew(cluster: Cluster, settings: Settings, run_id: str) -> float:
     """One sign of life; returns when it was, seconds since the epoch. Several steps of one run may give theirs at once.
 
-    Raises InconclusiveError when another run has taken the Lease over.
+    Raises LeaseLostError when another run has taken the Lease over.
     """
     while True:
         lease = cluster.get("Lease", settings.name, settings.namespace)
         if lease is None or holder(lease) != run_id:
             now_held_by = f"{holder(lease)} holds it" if lease and holder(lease) else "nobody holds it"
-            raise InconclusiveError(
+            raise LeaseLostError(
                 f"this run lost the Lease {settings.namespace}/{settings.name}: {now_held_by}. It was silent for "
                 f"longer than lease.duration ({settings.lease.duration}); run again"
             )
@@ -130,12 +145,6 @@ def free_at(lease: Object) -> float:
         return 0.0
     renewed = datetime.datetime.fromisoformat(spec["renewTime"].replace("Z", "+00:00")).timestamp()
     return renewed + float(spec.get("leaseDurationSeconds") or 0)
-
-
-def _trusted_seconds(settings: Settings) -> float:
-    """How long after a renewal the run may change things: a change takes a moment to arrive, and clocks differ."""
-    duration = in_seconds(settings.lease.duration)
-    return duration - min(_MARGIN_SECONDS, duration / 3)
 
 
 def _write(cluster: Cluster, settings: Settings, run_id: str, lease: Object | None) -> bool:

@@ -62,6 +62,15 @@ def remove_run(cluster: Cluster, settings: Settings, record: Record, run_id: str
     return _delete(cluster, own, say)
 
 
+def let_rest(cluster: Cluster, settings: Settings, record: Record, generation: str, say: Say) -> None:
+    """Gives a generation's accelerators back, unless it serves or waits validated for a person. Its objects stay, for
+    another attempt of the step that was told to end, or for whoever cleans up."""
+    there = cluster.get("Deployment", names.server(generation), settings.namespace)
+    if there and replicas.wanted(there) and generation not in (record.live, record.validated):
+        replicas.scale(cluster, settings, generation, 0)
+        say(f"scaled Deployment/{names.server(generation)} to zero: nothing serves from it yet")
+
+
 def remove_generation(cluster: Cluster, settings: Settings, generation: str, say: Say) -> list[str]:
     """Takes away all that a generation alone owns (never weights)."""
     return _delete(cluster, [o for o in _owned(cluster, settings) if _label(o, names.GENERATION) == generation], say)

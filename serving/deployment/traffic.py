@@ -15,7 +15,7 @@ from serving.clients.kubernetes import Cluster, ConflictError, Object, Subject
 from serving.deployment import replicas
 from serving.deployment.job import run_job
 from serving.deployment.record import Record, backends, entry, serving_generation
-from serving.errors import InconclusiveError, PipelineError, RequestError
+from serving.errors import InconclusiveError, PipelineError, RequestError, ToldToEnd
 from serving.log import Say
 from serving.rendering import engine, render
 from serving.settings import Settings, in_seconds
@@ -42,7 +42,12 @@ def move(cluster: Cluster, settings: Settings, record: Record, generation: str, 
         instead = f", not to {before}" if before and before != generation else ""
         say(f"{settings.name} sends requests to {generation}{instead}")
     if before and before != generation:
-        _drain(cluster, settings, before, run_id=run_id, say=say)
+        try:
+            _drain(cluster, settings, before, run_id=run_id, say=say)
+        except ToldToEnd:
+            # Its pods finish what they still run in the time that they have to end.
+            rest(cluster, settings, before)
+            raise
         rest(cluster, settings, before)
     return changed
 

@@ -12,6 +12,7 @@ from pydantic import Field, create_model, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from serving import features, scenarios
+from serving.clients import patience
 from serving.errors import RequestError
 from serving.settings.sections import (
     MAIN,
@@ -31,6 +32,7 @@ from serving.values import (
     Bucket,
     ClusterName,
     DeploymentName,
+    Duration,
     Folder,
     LabelValue,
     Location,
@@ -98,6 +100,9 @@ class Settings(_FeatureSections):
     validation: Validation = Validation()
     images: Images = Images()
     lease: Lease = Lease()
+    patience: Duration = patience.DEFAULT
+    """How long the cluster's API server, the hub, the bucket and Google's APIs are waited for while one of them is away
+    or busy: longer than the upgrade of a zonal cluster's control plane."""
     promotion: Literal["automatic", "manual"] = "automatic"
     """manual: a validated generation waits for `gemma-pipelines promote`."""
     keep_previous: int = Field(1, ge=0, le=10)

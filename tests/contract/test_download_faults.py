@@ -17,7 +17,7 @@ from emulated_cloud.hub import Repository
 
 from components.download_weights.sessions import Sessions
 from serving import names
-from serving.clients import hub, storage
+from serving.clients import hub, patience, storage
 from serving.clients.upload import QUANTUM, Upload
 from serving.clients.wire import Wire
 from serving.errors import InconclusiveError, RequestError
@@ -183,8 +183,8 @@ def test_what_never_heals_ends_in_words_and_leaves_no_half_model(
 ):
     settings, release = bring(site, model, folder)
     site.script(emulator, {**fault, "times": 1000})
-    with pytest.raises(InconclusiveError, match=words):
-        site.bring(settings, release, dataclasses.replace(QUICK, attempts=3))
+    with patience.lasting(2), pytest.raises(InconclusiveError, match=words):
+        site.bring(settings, release)
     assert site.consumed(emulator)[0] >= 3
     assert manifest.read(release.weights_uri) == (None, 0)
     assert not [path for path in manifest.listing(release.weights_uri) if path.endswith(".safetensors")]
@@ -197,7 +197,8 @@ def test_what_never_heals_ends_in_words_and_leaves_no_half_model(
 def test_a_transfer_that_gets_further_each_time_goes_on(site: Site, model: str, folder: Path, fault: dict[str, Any]):
     settings, release = bring(site, model, folder)
     site.script("hub", {**fault, **CDN, "after_bytes": PAST_THE_HEADER, "times": 1000})
-    site.bring(settings, release, dataclasses.replace(QUICK, attempts=3))
+    with patience.lasting(5):
+        site.bring(settings, release)
     assert site.consumed("hub")[0] > 3
     assert_whole(release.weights_uri, folder)
 
@@ -238,8 +239,8 @@ def test_with_the_hub_down_complete_weights_go_on_and_others_say_so(
     site.bring(settings, release)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     assert site.bring(settings, release) == 0
-    with pytest.raises(InconclusiveError, match="the hub does not answer"):
-        hub.Hub(attempts=2).commit(model, "main")
+    with patience.lasting(0), pytest.raises(InconclusiveError, match="the hub does not answer"):
+        hub.Hub().commit(model, "main")
 
 
 # -- sessions that somebody left ----------------------------------------------------------------------------

@@ -33,8 +33,9 @@ import pytest
 
 from serving import names
 from serving.clients import storage
+from serving.clients.patience import Patience
 from serving.clients.upload import QUANTUM, Upload
-from serving.clients.wire import Patience, Wire
+from serving.clients.wire import Wire
 from serving.settings import Settings
 from serving.weights import manifest
 from serving.weights.release import Release

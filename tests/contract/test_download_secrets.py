@@ -53,7 +53,7 @@ with recorded("download_weights", settings.pipeline_root, "run-1") as outcome:
     )
     for name in list(logging.root.manager.loggerDict):
         logging.getLogger(name).setLevel(1)
-    sent = bring(settings, release, outcome.say, Limits(threads=4, stall_seconds=1, attempts=5, report_seconds=0.2))
+    sent = bring(settings, release, outcome.say, Limits(threads=4, stall_seconds=1, report_seconds=0.2))
     outcome.succeeded(f"moved {sent} bytes")
 """
 

@@ -189,7 +189,7 @@ def test_two_runs_at_once_make_one_set_of_objects(site: Site, model: str, folder
         from components.download_weights.transfer import Limits
 
         try:
-            site.bring(settings, release, Limits(threads=4, stall_seconds=stall_seconds, attempts=6))  # type: ignore[arg-type]
+            site.bring(settings, release, Limits(threads=4, stall_seconds=stall_seconds))  # type: ignore[arg-type]
         except BaseException as error:  # noqa: BLE001 (a thread's errors are the test's)
             errors.append(error)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import uuid
 from collections.abc import Iterator
@@ -37,7 +38,18 @@ SPEC = {
         "free": {"type": "object", "x-kubernetes-preserve-unknown-fields": True},
     },
 }
-STATUS = {"type": "object", "properties": {"phase": {"type": "string"}, "replicas": {"type": "integer"}}}
+STATUS = {
+    "type": "object",
+    "properties": {
+        "phase": {"type": "string"},
+        "replicas": {"type": "integer"},
+        "readyAt": {"type": "string", "nullable": True},
+    },
+}
+COLUMNS = [
+    {"name": "Phase", "type": "string", "jsonPath": ".status.phase"},
+    {"name": "Ready", "type": "date", "jsonPath": ".status.readyAt"},
+]
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +76,7 @@ def group(kubeconfig: Any) -> Iterator[str]:
                         "scale": {"specReplicasPath": ".spec.replicas", "statusReplicasPath": ".status.replicas"},
                     },
                     "schema": {"openAPIV3Schema": {"type": "object", "properties": {"spec": SPEC, "status": STATUS}}},
+                    "additionalPrinterColumns": COLUMNS,
                 }
             ],
         },
@@ -167,6 +180,29 @@ def test_status_and_spec_are_written_apart(custom: client.CustomObjectsApi, grou
     assert "labels" not in made["metadata"]
     made = custom.patch_namespaced_custom_object(*where, "a", {**change, "status": {"phase": "Lost"}})
     assert (made["spec"]["size"], made["status"], made["metadata"]["generation"]) == ("M", {"phase": "Ready"}, 2)
+
+
+@pytest.mark.parametrize(
+    ("ready_at", "shown"), [(None, None), ("yesterday", "<invalid>"), ("2020-01-01T00:00:00Z", r"\d+[yd].*")]
+)
+def test_a_date_of_a_table_may_be_missing(
+    custom: client.CustomObjectsApi, group: str, namespace: str, ready_at: str | None, shown: str | None
+) -> None:
+    where = (group, "v1", namespace, "widgets")
+    made = custom.create_namespaced_custom_object(*where, widget(group, "a", size="S"))
+    made = custom.replace_namespaced_custom_object_status(*where, "a", {**made, "status": {"readyAt": ready_at}})
+    assert made["status"] == {"readyAt": ready_at}
+    answer = custom.api_client.call_api(
+        f"/apis/{group}/v1/namespaces/{namespace}/widgets",
+        "GET",
+        header_params={"Accept": "application/json;as=Table;g=meta.k8s.io;v=v1"},
+        auth_settings=["BearerToken"],
+        response_type="object",
+        _return_http_data_only=True,
+    )
+    [row] = answer["rows"]
+    assert row["cells"][:2] == ["a", None]
+    assert row["cells"][2] is None if shown is None else re.fullmatch(shown, row["cells"][2])
 
 
 def test_scale_is_where_the_definition_says(custom: client.CustomObjectsApi, group: str, namespace: str) -> None:

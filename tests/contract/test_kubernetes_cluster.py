@@ -393,7 +393,8 @@ def test_a_rollout_that_cannot_progress_says_so(kube: Kube) -> None:
     condition = wait_for(deadline)
     assert (condition.type, condition.status) == ("Progressing", "False")
     assert condition.message.endswith("has timed out progressing.")
-    [pod] = kube.pods("app=stuck")
+    # The deadline may pass before the pod has its address.
+    pod = wait_for(lambda: next((pod for pod in kube.pods("app=stuck") if pod.status.pod_ip), None))
     words = kube.wait_event(pod.metadata.name, "Unhealthy")
     assert words.startswith(f'Readiness probe failed: Get "http://{pod.status.pod_ip}:9/": dial tcp ')
     assert words.endswith("connect: connection refused")

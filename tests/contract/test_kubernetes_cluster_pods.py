@@ -140,6 +140,20 @@ def test_what_is_missing_holds_a_container_up_until_it_is_there(kube: Kube) -> N
     kube.wait_phase("mounts", "Succeeded")
 
 
+def test_the_folder_of_a_sub_path_is_made(kube: Kube) -> None:
+    script = "import os, sys; print([oct(os.stat(path).st_mode & 0o777) for path in sys.argv[1:]])"
+    container = {
+        "volumeMounts": [
+            {"name": "cache", "mountPath": "/cache", "subPath": "made/for"},
+            {"name": "cache", "mountPath": "/model", "subPath": "this/pod"},
+        ],
+    }
+    command = ["python", "-c", script, "/cache", "/model"]
+    kube.create_pod("sub-path", command, container=container, volumes=[{"name": "cache", "emptyDir": {}}])
+    kube.wait_phase("sub-path", "Succeeded")
+    assert kube.log("sub-path").strip() == "['0o777', '0o777']"
+
+
 def test_a_folder_of_the_node_is_refused(kube: Kube) -> None:
     kube.create_pod("host", volumes=[{"name": "root", "hostPath": {"path": "/"}}])
     assert "volumes of type hostPath are not to be had" in kube.wait_event("host", "FailedMount")

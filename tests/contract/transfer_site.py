@@ -34,7 +34,7 @@ SHARD = 6 * MIB + 12_345
 TOKEN = "hf_granted_token"
 UNGRANTED = "hf_ungranted_token"
 GATED = "test/gated"
-QUICK = Limits(threads=4, stall_seconds=0.5, attempts=5, report_seconds=0.2)
+QUICK = Limits(threads=4, stall_seconds=0.5, report_seconds=0.2)
 
 
 def write_shard(path: Path, tensor: str, size: int, seed: int, *more: str) -> None:
@@ -80,7 +80,7 @@ def bring_in_child(
     """What a child process does that is started to be killed: sends an error, or nothing but "" at its end."""
     os.environ.update(environment)
     try:
-        bring(Settings(**settings), Release(**release), lambda line: None, Limits(threads=4, attempts=5))
+        bring(Settings(**settings), Release(**release), lambda line: None, Limits(threads=4))
     except Exception as error:  # noqa: BLE001 (told to the test)
         report.send(repr(error))
     report.send("")

@@ -7,16 +7,19 @@ import email.utils
 import hashlib
 import threading
 import time
+import types
+from typing import Any
 
 import google_crc32c
 import pytest
 
 from components.download_weights import progress
-from serving.clients import digest
+from serving.clients import digest, patience
 from serving.clients.digest import ServedFile
+from serving.clients.patience import Interrupted, Patience, Stopped
 from serving.clients.storage import StoredObject
 from serving.clients.upload import QUANTUM, Upload
-from serving.clients.wire import Interrupted, Patience, Stopped, Wire, retry_after
+from serving.clients.wire import Wire, retry_after
 from serving.errors import InconclusiveError
 from serving.weights import manifest
 from serving.weights.manifest import File, Manifest, Repository
@@ -38,20 +41,68 @@ def test_a_digest_is_that_of_lfs_or_of_git():
         assert not digest.of(file, DATA[:-1] + b"x").is_right()
 
 
-def test_patience_ends_with_the_cause_and_starts_over_with_progress():
-    patience = Patience(3, first_pause=0.001)
+def test_patience_ends_with_the_cause_and_starts_over_with_progress(monkeypatch: pytest.MonkeyPatch):
+    clock = Clock()
+    monkeypatch.setattr(patience.time, "monotonic", clock)
+    wait = Patience(60, stop=clock.never)
     for _ in range(2):
-        patience.wait("the hub", Interrupted("is busy"))
-    patience.progress()
-    for _ in range(2):
-        patience.wait("the hub", Interrupted("is busy"))
-    with pytest.raises(InconclusiveError, match=r"the hub: is busy \(3 attempts\)"):
-        patience.wait("the hub", Interrupted("is busy"))
+        clock.until(50, wait)
+        wait.progress()
+        clock.now = 0.0
+    with pytest.raises(InconclusiveError, match=r"the hub: is busy \(\d+ attempts in \d+ s\)"):
+        clock.until(100, wait)
+    assert 60 - patience.LONGEST_PAUSE <= clock.now <= 60
+
+
+class Clock:
+    """Goes on by what is waited for."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.never: Any = types.SimpleNamespace(wait=self.wait)
+
+    def __call__(self) -> float:
+        return self.now
+
+    def wait(self, seconds: float) -> bool:
+        self.now += seconds
+        return False
+
+    def until(self, then: float, patience: Patience) -> None:
+        """Asks until then, in vain."""
+        while self.now < then:
+            patience.wait("the hub", Interrupted("is busy"))
+
+
+def test_patience_is_the_processs_and_nothing_waits_any_more_when_that_is_told_to_end(monkeypatch: pytest.MonkeyPatch):
+    clock = Clock()
+    monkeypatch.setattr(patience.time, "monotonic", clock)
+    assert patience.left() == 600, "ten minutes, when nobody says otherwise"
+    with patience.lasting(120):
+        assert patience.left() == 120
+        wait = Patience(stop=clock.never)
+        clock.until(0.01, wait)
+        patience.end_soon()
+        assert patience.left() <= 10
+        with pytest.raises(InconclusiveError, match="the hub: is busy"):
+            clock.until(30, wait)
+        assert clock.now < 20
+    assert patience.left() == 600
+
+
+def test_a_wait_that_lasts_is_told_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    clock = Clock()
+    monkeypatch.setattr(patience.time, "monotonic", clock)
+    wait = Patience(60, stop=clock.never)
+    clock.until(0.01, wait)
+    assert caplog.records == []
+    clock.until(40, wait)
+    assert [record.getMessage().partition(";")[0] for record in caplog.records] == ["the hub: is busy"]
 
 
 def test_patience_waits_as_long_as_it_is_asked_to_and_no_longer_than_makes_sense():
     started = time.monotonic()
-    Patience(3, first_pause=0.001).wait("x", Interrupted("y", after=0.2))
+    Patience(3).wait("x", Interrupted("y", after=0.2))
     assert time.monotonic() - started >= 0.2
     with pytest.raises(InconclusiveError, match="asks for 3600 s"):
         Patience(3).wait("x", Interrupted("y", after=3600))
@@ -61,7 +112,7 @@ def test_patience_is_cut_short_when_the_work_is_wanted_no_more():
     stop = threading.Event()
     threading.Timer(0.1, stop.set).start()
     with pytest.raises(Stopped):
-        Patience(3, stop).wait("x", Interrupted("y", after=60))
+        Patience(stop=stop).wait("x", Interrupted("y", after=60))
 
 
 def test_retry_after_is_seconds_or_a_date():

@@ -13,7 +13,7 @@ import pytest
 
 from serving import names
 from serving.deployment.job import job_name, manifest, run_job
-from serving.errors import InconclusiveError, PipelineError, RequestError
+from serving.errors import InconclusiveError, PipelineError, RequestError, ToldToEnd
 from serving.settings import Settings
 from tests.unit.cluster import MemoryCluster
 from tests.unit.deployment import quick
@@ -144,6 +144,22 @@ def test_a_job_that_failed_makes_room_for_a_new_attempt() -> None:
     cluster.end(cluster.create(manifest_of("validate-server", "run-1")), "Failed", "BackoffLimitExceeded")
     cluster.lives = succeeds('{"attempt": 2}')
     assert run(cluster) == {"attempt": 2}
+
+
+class LateToTell(JobCluster):
+    """Makes the Job, and is told to end before it can say so."""
+
+    def create(self, body: Object) -> Object:
+        super().create(body)
+        raise ToldToEnd
+
+
+def test_a_step_that_is_told_to_end_while_its_job_is_made_leaves_none() -> None:
+    cluster = LateToTell()
+    with pytest.raises(ToldToEnd):
+        run(cluster)
+    assert [verb for verb, *_ in cluster.calls] == ["create", "delete"]
+    assert cluster.names("Job") == set()
 
 
 def manifest_of(step: str, run_id: str, settings: Settings = SETTINGS) -> Object:

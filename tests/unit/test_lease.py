@@ -1,20 +1,40 @@
 """The Lease: one run at a time, and the loser is told who holds it."""
 
+from __future__ import annotations
+
+import copy
+import itertools
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from serving.deployment import lease
-from serving.errors import InconclusiveError, LeaseHeldError
+from serving.errors import AccessError, InconclusiveError, LeaseHeldError
 from tests.unit import deployment
 from tests.unit.cluster import MemoryCluster
 from tests.unit.deployment import quick
 
 SETTINGS = quick()
 KEY = ("Lease", SETTINGS.namespace, SETTINGS.name)
+
+
+class FrozenClock:
+    def __init__(self) -> None:
+        self.now = 1_800_000_000.0
+
+    def time(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> FrozenClock:
+    """What the Lease goes by; the pauses between renewals are real."""
+    clock = FrozenClock()
+    monkeypatch.setattr(lease.time, "time", clock.time)
+    return clock
 
 
 def said(_message: str) -> None:
@@ -84,16 +104,65 @@ def test_of_two_runs_that_find_it_free_at_once_one_wins():
         lease.take(cluster, SETTINGS, "run-2", said)
 
 
-def test_a_long_step_keeps_it_alive():
-    settings = quick(lease={"duration": "1s"})
-    cluster = MemoryCluster()
-    lease.take(cluster, settings, "run-1", said)
-    with lease.held(cluster, settings, "run-1"):
-        first = cluster.objects[KEY]["spec"]["renewTime"]
-        deadline = time.monotonic() + 60
-        while cluster.objects[KEY]["spec"]["renewTime"] == first and time.monotonic() < deadline:
-            time.sleep(0.02)
-        assert cluster.objects[KEY]["spec"]["renewTime"] > first
+class Renewed(MemoryCluster):
+    """Says when the Lease has been renewed `times` more; the `failures` come first."""
+
+    def __init__(self, times: int = 2, failures: Iterable[Exception] = ()) -> None:
+        super().__init__()
+        self.left, self.failures = times, iter(failures)
+        self.often_enough = threading.Event()
+        lease.take(self, SETTINGS, "run-1", said)
+
+    def replace(self, body: dict) -> dict:
+        replaced = super().replace(body)
+        self.left -= 1
+        if not self.left:
+            self.often_enough.set()
+        return replaced
+
+    def impatient(self) -> MemoryCluster:
+        """What the keeper asks, and nobody else."""
+        impatient = copy.copy(self)
+        impatient.get = self.failing_get  # type: ignore[method-assign]
+        return impatient
+
+    def failing_get(self, kind: str, name: str, namespace: str | None = None) -> dict | None:
+        for failure in self.failures:
+            raise failure
+        return self.get(kind, name, namespace)
+
+
+def test_a_long_step_keeps_it_alive(clock: FrozenClock):
+    cluster = Renewed(times=3)
+    with lease.held(cluster, quick(lease={"duration": "1s"}), "run-1"):
+        assert cluster.often_enough.wait(timeout=60)
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        InconclusiveError("the API server of cluster gemma does not answer"),
+        AccessError("cluster gemma does not take these credentials"),
+        ValueError("Expecting value: line 1 column 1"),
+        RuntimeError("a token cannot be refreshed"),
+    ],
+    ids=lambda failure: type(failure).__name__,
+)
+def test_a_renewal_that_fails_is_tried_again_while_the_lease_lasts(clock: FrozenClock, failure: Exception):
+    cluster = Renewed(times=2, failures=[failure] * 3)
+    with lease.held(cluster, quick(lease={"duration": "1s"}), "run-1"):
+        cluster.create(deployment.deployment("g1"))
+        assert cluster.often_enough.wait(timeout=60)
+    assert next(cluster.failures, None) is None, "all of them were met"
+
+
+def test_a_block_whose_lease_has_run_out_does_not_end_as_if_nothing_had_happened(clock: FrozenClock):
+    cluster = Renewed(failures=itertools.repeat(ValueError("no JSON")))
+    keeping = lease.held(cluster, quick(lease={"duration": "1s"}), "run-1")
+    keeping.__enter__()
+    clock.now += 2
+    with pytest.raises(InconclusiveError, match="another may take it at any moment"):
+        keeping.__exit__(None, None, None)
 
 
 class Stolen(MemoryCluster):
@@ -197,11 +266,9 @@ def test_of_a_renewal_and_a_run_that_takes_it_over_at_once_one_wins():
 @pytest.mark.parametrize(
     ("duration", "trusted"), [("15m", 870), ("90s", 60), ("30s", 20)], ids=["less 30 s", "less a third", "short"]
 )
-def test_nothing_is_changed_shortly_before_it_runs_out(monkeypatch: pytest.MonkeyPatch, duration: str, trusted: int):
+def test_nothing_is_changed_shortly_before_it_runs_out(clock: FrozenClock, duration: str, trusted: int):
     settings = quick(lease={"duration": duration})
     cluster = MemoryCluster(deployment.lease("run-1"))
-    clock = FrozenClock()
-    monkeypatch.setattr(lease.time, "time", clock.time)
     with lease.held(cluster, settings, "run-1"):
         clock.now += trusted
         cluster.create(deployment.deployment("g1"))
@@ -218,11 +285,3 @@ def test_nothing_is_changed_shortly_before_it_runs_out(monkeypatch: pytest.Monke
         lease.renew(cluster, settings, "run-1")
         assert holder(cluster) == "run-1"
     cluster.create(deployment.deployment("g3"))
-
-
-class FrozenClock:
-    def __init__(self) -> None:
-        self.now = 1_800_000_000.0
-
-    def time(self) -> float:
-        return self.now

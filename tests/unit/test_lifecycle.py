@@ -8,7 +8,7 @@ from serving import names
 from serving.deployment import record, traffic
 from serving.deployment import replicas as replicas_of
 from serving.deployment.record import Pin, Record, Rejection
-from serving.errors import InconclusiveError, RequestError
+from serving.errors import InconclusiveError, RequestError, ToldToEnd
 from serving.rendering import render
 from tests.unit.cluster import MemoryCluster
 from tests.unit.deployment import RELEASE, STALLED, deployment, job, owned, quick, route, service
@@ -231,6 +231,18 @@ def test_a_run_killed_at_any_moment_of_a_promotion_leaves_a_server_and_the_next_
     assert serving(cluster) == "g2"
     known = record.read(cluster, SETTINGS)
     assert (known.live, known.previous) == ("g2", "g1")
+
+
+def test_a_promotion_that_is_told_to_end_while_it_drains_gives_the_old_accelerators_back(monkeypatch):
+    def told_to_end(*_: object, **__: object) -> None:
+        raise ToldToEnd
+
+    monkeypatch.setattr(traffic, "_drain", told_to_end)
+    cluster = first_promotion(deployment("g2"), *owned("g2"))
+    with pytest.raises(ToldToEnd):
+        step.promote(cluster, SETTINGS, RELEASE, said)
+    assert serving(cluster) == "g2"
+    assert (replicas(cluster, "g1"), replicas(cluster, "g2")) == (0, 1)
 
 
 def test_with_manual_promotion_the_generation_waits_beside_the_live_one():

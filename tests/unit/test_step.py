@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -10,11 +11,12 @@ from typing import Any
 import pytest
 
 from serving import names
-from serving.clients import kubernetes, storage
-from serving.deployment import lease
-from serving.errors import ToldToEnd
+from serving.clients import kubernetes, patience, storage
+from serving.deployment import lease, record
+from serving.errors import InconclusiveError, ToldToEnd
 from serving.outcome import Outcome
 from serving.step import Step, opened
+from tests.unit import deployment
 from tests.unit.cluster import MemoryCluster
 from tests.unit.deployment import RELEASE, quick
 
@@ -73,6 +75,83 @@ def test_a_step_that_is_told_to_end_gives_the_lease_back_and_another_attempt_tak
     assert holder(cluster) == ""
     promoted(cluster)
     assert bucket[URI]["status"] == "succeeded"
+
+
+def replicas_of(cluster: MemoryCluster, generation: str) -> int:
+    found = cluster.get("Deployment", names.server(generation), SETTINGS.namespace)
+    assert found
+    return int(found["spec"]["replicas"])
+
+
+@pytest.mark.parametrize(("serving", "left"), [("g1", 0), ("g2", 1)], ids=["not live yet", "live"])
+def test_a_step_that_is_told_to_end_gives_back_the_accelerators_that_nothing_serves_from(
+    bucket, cluster, serving: str, left: int
+):
+    for body in (deployment.deployment("g1"), deployment.deployment("g2"), deployment.service(serving)):
+        cluster.create(body)
+    with pytest.raises(SystemExit):
+        promoted(cluster, told_to_end)
+    assert replicas_of(cluster, RELEASE.generation) == left
+    assert replicas_of(cluster, "g1") == 1, "another's, or live"
+    assert holder(cluster) == ""
+
+
+def test_a_generation_that_waits_validated_for_a_person_keeps_its_accelerators(bucket, cluster):
+    cluster.create(deployment.deployment("g2"))
+    known = record.read(cluster, SETTINGS)
+    known.remember(RELEASE)
+    known.validated = "g2"
+    known.write(cluster, SETTINGS)
+    with pytest.raises(SystemExit):
+        promoted(cluster, told_to_end)
+    assert replicas_of(cluster, "g2") == 1
+
+
+def test_a_step_that_is_told_to_end_and_cannot_give_back_says_so_and_ends(bucket, cluster, capsys):
+    cluster.create(deployment.deployment("g2"))
+
+    def away(verb: str, kind: str, name: str) -> None:
+        raise InconclusiveError("the API server does not answer")
+
+    def work() -> None:
+        cluster.before_write = away
+        told_to_end()
+
+    with pytest.raises(SystemExit):
+        promoted(cluster, work)
+    said = capsys.readouterr().out
+    assert "could not scale g2 to zero (the API server does not answer)" in said
+    assert "could not give the Lease back" in said
+    assert bucket[URI]["error"]["type"] == "ToldToEnd"
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds"), [({}, 600), ({"patience": "90s"}, 90), ({"patience": "soon"}, 600), ({"patience": 3}, 600)]
+)
+def test_a_step_waits_as_long_as_its_settings_say_also_for_its_own_outcome(
+    cluster, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], seconds: float
+):
+    seen: list[float] = []
+    monkeypatch.setattr(storage, "read_json", lambda uri: seen.append(patience.left()))
+    monkeypatch.setattr(storage, "write_json", lambda uri, value: seen.append(patience.left()))
+    with contextlib.suppress(SystemExit), opened("x", {**SETTINGS.as_struct(), **given}, RELEASE.model_dump()):
+        pass
+    assert seen == [seconds] * 2
+
+
+def test_a_step_that_is_told_to_end_does_not_wait_for_anybody_any_more(bucket, cluster):
+    left: list[float] = []
+
+    def work() -> None:
+        try:
+            told_to_end()
+        finally:
+            left.append(patience.left())
+
+    with pytest.raises(SystemExit):
+        promoted(cluster, work)
+    assert left[0] <= 10
+    assert patience.left() == 600
 
 
 def test_another_attempt_does_not_take_the_lease_from_a_run_that_has_it_by_now(bucket, cluster):

@@ -11,10 +11,12 @@ import pytest
 from components.validate_server import page, step
 from components.validate_server.checks import Plan
 from serving import names
+from serving.clients import kubernetes, storage
 from serving.clients.kubernetes import Object
 from serving.errors import InconclusiveError, RequestError
 from serving.settings import Prompt
 from serving.weights.release import Release
+from tests.unit import deployment
 from tests.unit.deployment import RELEASE, quick
 from tests.unit.test_job import JobCluster, fails
 
@@ -115,6 +117,30 @@ def test_settings_that_let_the_release_show_nothing_are_a_wrong_request() -> Non
         judge(ServerCluster(undecided))
     both = {**undecided, "reasons": ["the answer has no text"]}
     assert judge(ServerCluster(both)) == both
+
+
+def test_another_attempt_after_being_told_to_end_brings_the_server_up_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first one gave its accelerators back: without them the release would have nothing to answer with."""
+    order: list[str] = []
+    objects: dict[str, Any] = {}
+
+    class Resting(ServerCluster):
+        def patch(self, kind: str, name: str, *rest: Any, **more: Any) -> Object:
+            order.append(f"scale {rest[1]['spec']['replicas']}")
+            patched = super().patch(kind, name, *rest, **more)
+            self.set_status(kind, name, SETTINGS.namespace, readyReplicas=1)
+            return patched
+
+    def was_told_to_end(uri: str) -> Any:
+        return objects.get(uri) or {"error": {"type": "ToldToEnd", "final": False}}
+
+    cluster = Resting(PASSED, happens=lambda _: order.append("asked"))
+    cluster.create(deployment.deployment(RELEASE.generation, replicas=0))
+    monkeypatch.setattr(kubernetes, "connect", lambda settings: cluster)
+    monkeypatch.setattr(storage, "read_json", was_told_to_end)
+    monkeypatch.setattr(storage, "write_json", objects.__setitem__)
+    step.run(SETTINGS.as_struct(), RELEASE.model_dump(), True, [])
+    assert order == ["scale 1", "asked"]
 
 
 def test_the_servers_key_reaches_the_job_as_a_reference() -> None:

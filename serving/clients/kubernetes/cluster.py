@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from serving.clients.kubernetes import kinds
 from serving.clients.kubernetes.connection import Connection
-from serving.clients.kubernetes.errors import ApiError
+from serving.clients.kubernetes.errors import ApiError, ConflictError
 from serving.clients.kubernetes.kinds import Object
 from serving.clients.kubernetes.logs import LogFollower
 from serving.clients.kubernetes.watch import Changes, Subject
@@ -30,10 +31,16 @@ class Cluster:
         self._connection = Connection(api_client, name, grant)
         self._may_change: Callable[[str], None] = lambda kind: None
 
+    def impatient(self) -> Cluster:
+        """The same cluster for somebody who cannot wait: no request is tried again, and no check forbids one."""
+        other = copy.copy(self)
+        other._connection, other._may_change = self._connection.impatient(), lambda kind: None
+        return other
+
     @contextmanager
     def changed_only_if(self, check: Callable[[str], None]) -> Iterator[None]:
-        """While the block runs, `check` is called with an object's kind before anything is written: it raises what
-        forbids that."""
+        """While the block runs, `check` is called with an object's kind before anything is written, and again before
+        each further try of it: it raises what forbids that."""
         before, self._may_change = self._may_change, check
         try:
             yield
@@ -58,55 +65,75 @@ class Cluster:
     def apply(self, body: Object, *, force: bool = True) -> Object:
         """Server-side apply. With `force=False` a field that another manager owns raises ConflictError; with
         `metadata.resourceVersion` set, so does any change since."""
-        self._may_change(body["kind"])
-        metadata = body["metadata"]
-        return self._connection.call(
+        return self._write(
             "PATCH",
-            kinds.path(body["kind"], metadata.get("namespace"), metadata["name"]),
+            _place(body),
+            body,
             query={"fieldManager": FIELD_MANAGER, "force": "true" if force else "false"},
-            body=body,
             content_type="application/apply-patch+yaml",
         )
 
     def create(self, body: Object) -> Object:
         """Raises ConflictError when it exists."""
-        self._may_change(body["kind"])
-        path = kinds.path(body["kind"], body["metadata"].get("namespace"))
-        return self._connection.call("POST", path, query={"fieldManager": FIELD_MANAGER}, body=body)
+        kind, namespace, name = _place(body)
+        return self._write("POST", (kind, namespace, name), body, path=kinds.path(kind, namespace))
 
     def replace(self, body: Object) -> Object:
         """Writes the whole object; its resourceVersion is the precondition (ConflictError)."""
-        self._may_change(body["kind"])
-        metadata = body["metadata"]
-        path = kinds.path(body["kind"], metadata.get("namespace"), metadata["name"])
-        return self._connection.call("PUT", path, query={"fieldManager": FIELD_MANAGER}, body=body)
+        return self._write("PUT", _place(body), body)
 
     def patch(self, kind: str, name: str, namespace: str | None, body: Object, *, subresource: str = "") -> Object:
         """JSON merge patch; a `metadata.resourceVersion` in it is a precondition."""
-        self._may_change(kind)
-        return self._connection.call(
-            "PATCH",
-            kinds.path(kind, namespace, name) + (f"/{subresource}" if subresource else ""),
-            query={"fieldManager": FIELD_MANAGER},
-            body=body,
-            content_type="application/merge-patch+json",
+        path = kinds.path(kind, namespace, name) + (f"/{subresource}" if subresource else "")
+        return self._write(
+            "PATCH", (kind, namespace, name), body, path=path, content_type="application/merge-patch+json"
         )
 
     def delete(self, body: Object) -> bool:
         """Deletes this very object (its uid is a precondition) and what it owns, in the background. False when it was
         gone, or another has taken its name."""
-        self._may_change(body["kind"])
-        metadata = body["metadata"]
-        options = {"propagationPolicy": "Background", "preconditions": {"uid": metadata["uid"]}}
+        options = {"propagationPolicy": "Background", "preconditions": {"uid": body["metadata"]["uid"]}}
         try:
             self._connection.call(
-                "DELETE", kinds.path(body["kind"], metadata.get("namespace"), metadata["name"]), body=options
+                "DELETE",
+                kinds.path(*_place(body)),
+                body=options,
+                allowed=lambda: self._may_change(body["kind"]),
             )
         except ApiError as error:
             if error.status in (404, 409):
                 return False
             raise
         return True
+
+    def _write(
+        self,
+        method: str,
+        place: tuple[str, str | None, str],
+        body: Object,
+        *,
+        path: str = "",
+        query: dict[str, str] | None = None,
+        content_type: str = "application/json",
+    ) -> Object:
+        """One write. Where the answer to an earlier try was lost, a conflict may be of our own making: the object says
+        whether it is what was to be written."""
+        try:
+            written: Object = self._connection.call(
+                method,
+                path or kinds.path(*place),
+                query=query or {"fieldManager": FIELD_MANAGER},
+                body=body,
+                content_type=content_type,
+                allowed=lambda: self._may_change(place[0]),
+            )
+        except ConflictError as error:
+            kind, namespace, name = place
+            there = self.get(kind, name, namespace) if error.may_be_own else None
+            if there is None or not _says(there, body):
+                raise
+            return there
+        return written
 
     def serves(self, kind: str) -> bool:
         """Whether the cluster knows the kind: is a CRD there? Only an answer that lists others says no."""
@@ -149,3 +176,21 @@ class Cluster:
             yield changes
         finally:
             changes.stop()
+
+
+def _place(body: Object) -> tuple[str, str | None, str]:
+    """(kind, namespace, name)"""
+    return body["kind"], body["metadata"].get("namespace"), body["metadata"]["name"]
+
+
+def _says(there: Any, written: Any, *, path: tuple[str, ...] = ()) -> bool:
+    """Whether an object says all that was to be written, beside what the server adds."""
+    if path == ("metadata", "resourceVersion"):
+        return True  # What it had before.
+    if isinstance(written, dict) and isinstance(there, dict):
+        return all(_says(there.get(key), value, path=(*path, key)) for key, value in written.items())
+    if isinstance(written, list) and isinstance(there, list):
+        return len(written) == len(there) and all(
+            _says(one, other, path=(*path, "")) for one, other in zip(there, written, strict=True)
+        )
+    return bool(there == written)

@@ -4,27 +4,39 @@ from __future__ import annotations
 
 import json
 import ssl
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from serving.clients.kubernetes import errors
+from serving.clients.kubernetes.errors import ConflictError
 from serving.clients.kubernetes.kinds import Object
-from serving.errors import InconclusiveError, PipelineError, RequestError
+from serving.clients.patience import Interrupted, Patience
+from serving.clients.wire import retry_after
+from serving.errors import PipelineError, RequestError
 
 if TYPE_CHECKING:
     from kubernetes.client import ApiClient
     from kubernetes.client.exceptions import ApiException
 
+CONNECT_SECONDS = 5
+ANSWER_SECONDS = 25
+"""A request that has no answer by then (both together) is given up: never later than the Lease's margin, so that what
+was allowed when it was sent has landed before another run may take the Lease."""
+
 
 class Connection:
     """The way to the API server of `cluster`, its name for people.
 
-    grant: the command by which an administrator gives the pipeline the rights that it lacks.
+    grant: the command by which an administrator gives the pipeline the rights that it lacks. patience: seconds that a
+    request is tried again; None: as long as this process has patience.
     """
 
-    def __init__(self, api_client: ApiClient, cluster: str, grant: str):
-        self._api, self._cluster, self._grant = api_client, cluster, grant
+    def __init__(self, api_client: ApiClient, cluster: str, grant: str, patience: float | None = None):
+        self._api, self._cluster, self._grant, self._patience = api_client, cluster, grant, patience
+
+    def impatient(self) -> Connection:
+        """The same one, which tries nothing again."""
+        return Connection(self._api, self._cluster, self._grant, patience=0)
 
     def call(
         self,
@@ -35,38 +47,54 @@ class Connection:
         body: Object | None = None,
         content_type: str = "application/json",
         raw: bool = False,
+        allowed: Callable[[], None] = lambda: None,
     ) -> Any:
-        """One request, tried again for half a minute while the API server is away or busy: the document that answers
-        it, or the text when it is `raw`. Raises what errors.py makes of a refusal."""
+        """One request, tried again while the API server is away or busy: the document that answers it, or the text when
+        it is `raw`. `allowed` raises what forbids it, before every try. Raises what errors.py makes of a refusal."""
+        wait, answer_was_lost = Patience(self._patience), False
+        while True:
+            allowed()
+            try:
+                return self._try(method, path, query, body, content_type, raw)
+            except Interrupted as error:
+                answer_was_lost = True
+                wait.wait(f"the API server of {self._cluster} does not answer", error)
+            except ConflictError as error:
+                error.may_be_own = answer_was_lost
+                raise
+
+    def _try(
+        self, method: str, path: str, query: dict[str, str] | None, body: Object | None, content_type: str, raw: bool
+    ) -> Any:
+        """Raises Interrupted for what may heal."""
         from kubernetes.client.exceptions import ApiException
         from urllib3.exceptions import HTTPError
 
-        give_up = time.monotonic() + 30
-        pause = 0.2
-        while True:
-            try:
-                response = self._send(method, path, query, body, content_type, timeout=30)
-                return response.data.decode() if raw else json.loads(response.data)
-            except ApiException as error:
-                if error.status not in (429, 500, 502, 503, 504) or time.monotonic() > give_up:
-                    raise self.refusal(method, path, error) from error
-            except HTTPError as error:
-                cause = getattr(error, "reason", error)
-                # TLS that breaks off is a server that goes, which is another thing.
-                if isinstance(cause.args[0] if cause.args else None, ssl.SSLCertVerificationError):
-                    raise RequestError(
-                        f"{self._cluster} shows a certificate that its endpoint should not have ({cause}). See "
-                        "`endpoint` in the settings, and whether a proxy opens TLS on the way"
-                    ) from error
-                if time.monotonic() > give_up:
-                    raise InconclusiveError(f"the API server of {self._cluster} does not answer: {cause}") from error
-            time.sleep(pause)  # Nothing to watch: the server itself is away.
-            pause = min(pause * 2, 5)
+        try:
+            response = self._send(method, path, query, body, content_type, ANSWER_SECONDS)
+            return response.data.decode(errors="replace") if raw else json.loads(response.data)
+        except ApiException as error:
+            if errors.is_away(error.status):
+                after = retry_after(error.headers or {})
+                raise Interrupted(errors.words(error, f"{method} {path}"), after) from error
+            raise self.refusal(method, path, error) from error
+        except HTTPError as error:
+            cause = getattr(error, "reason", error)
+            # TLS that breaks off is a server that goes, which is another thing.
+            if isinstance(cause.args[0] if cause.args else None, ssl.SSLCertVerificationError):
+                raise RequestError(
+                    f"{self._cluster} shows a certificate that its endpoint should not have ({cause}). See `endpoint` "
+                    "in the settings, and whether a proxy opens TLS on the way"
+                ) from error
+            raise Interrupted(str(cause)) from error
+        except ValueError as error:
+            raise Interrupted(f"its answer to {method} {path} is not JSON ({error})") from error
 
-    def stream(self, path: str, query: dict[str, str]) -> Any:
-        """The response of a watch or of a log that is followed: see `lines` and `wake`. Nothing is tried again: raises
-        what the official client does."""
-        return self._send("GET", path, query, None, "application/json", timeout=330)
+    def stream(self, path: str, query: dict[str, str], *, silence: float) -> Any:
+        """The response of a watch or of a log that is followed: see `lines` and `wake`. It breaks off after `silence`
+        seconds without a byte. Nothing is tried again: raises what the official client does, and Interrupted without a
+        token."""
+        return self._send("GET", path, query, None, "application/json", silence)
 
     def refusal(self, method: str, path: str, error: ApiException) -> PipelineError:
         return errors.refusal(error, f"{method} {path}", self._cluster, self._grant)
@@ -78,7 +106,6 @@ class Connection:
         query: dict[str, str] | None,
         body: Object | None,
         content_type: str,
-        *,
         timeout: float,
     ) -> Any:
         return self._api.call_api(
@@ -90,7 +117,7 @@ class Connection:
             auth_settings=["BearerToken"],
             _preload_content=False,
             _return_http_data_only=True,
-            _request_timeout=(5, timeout),
+            _request_timeout=(CONNECT_SECONDS, timeout),
         )
 
 

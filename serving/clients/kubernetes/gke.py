@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import os
-import tempfile
 from typing import TYPE_CHECKING, Any
 
 from serving.clients import google
@@ -21,32 +18,25 @@ def connect(settings: Settings) -> Cluster:
     address = google.cluster_address(settings.project, settings.location, settings.cluster, settings.endpoint)
     credentials = google.credentials()
     configuration = Configuration(host=address.url)
-    if address.ca_certificate:
-        configuration.ssl_ca_cert = _certificate_file(address.ca_certificate)
 
     def refresh(configuration: Any) -> None:
-        from google.auth.transport.requests import Request
-
-        if not credentials.valid:
-            credentials.refresh(Request())
-        configuration.api_key["authorization"] = credentials.token
+        configuration.api_key["authorization"] = google.refreshed(credentials)
 
     configuration.refresh_api_key_hook = refresh
     configuration.api_key_prefix["authorization"] = "Bearer"
-    refresh(configuration)
+    configuration.api_key["authorization"] = ""  # Without one the client does not ask the hook.
     # Waiting for a lock of the pool would stall a request behind the open watches.
     configuration.connection_pool_maxsize = 16
+    # What urllib3 tries again by itself nobody has allowed, and nobody counts.
+    configuration.retries = 0
+    client = ApiClient(configuration)
+    if address.ca_certificate:
+        # The client knows certificates as files alone, which would outlive a process that is killed.
+        client.rest_client.pool_manager.connection_pool_kw.update(
+            ca_certs=None, ca_cert_data=address.ca_certificate.decode("ascii")
+        )
     return Cluster(
-        ApiClient(configuration),
+        client,
         f"cluster {settings.cluster} ({settings.location})",
         f"gemma-pipelines render {settings.scenario} -f FILE --access | kubectl apply --server-side -f -",
     )
-
-
-def _certificate_file(pem: bytes) -> str:
-    """urllib3 takes a CA only as a file: one that goes with this process."""
-    descriptor, path = tempfile.mkstemp(suffix=".crt")
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(pem)
-    atexit.register(os.unlink, path)
-    return path

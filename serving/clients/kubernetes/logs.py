@@ -7,6 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 from serving.clients.kubernetes.connection import Connection, lines, wake
+from serving.clients.kubernetes.errors import is_away
+from serving.clients.patience import Interrupted
+from serving.errors import PipelineError
+
+_SILENCE_SECONDS = 330
+"""Whoever works may say nothing for minutes; a log has no sign of life of its own."""
 
 
 class LogFollower(threading.Thread):
@@ -25,7 +31,7 @@ class LogFollower(threading.Thread):
         taken = 0
         while not self._stopped.is_set():
             try:
-                self._response = self._connection.stream(self._path, {"follow": "true"})
+                self._response = self._connection.stream(self._path, {"follow": "true"}, silence=_SILENCE_SECONDS)
                 for number, line in enumerate(lines(self._response)):
                     if self._stopped.is_set():
                         return
@@ -33,12 +39,14 @@ class LogFollower(threading.Thread):
                         self._take(line.decode(errors="replace"))
                         taken += 1
                 return
-            except (HTTPError, OSError, ValueError, AttributeError):
+            except (HTTPError, OSError, ValueError, AttributeError, Interrupted):
                 self._stopped.wait(1)
             except ApiException as error:
-                if error.status < 500 and error.status != 429:
+                if not is_away(error.status):
                     return
                 self._stopped.wait(1)
+            except PipelineError:
+                return
 
     def stop(self) -> None:
         self.join(timeout=1)

@@ -12,7 +12,10 @@ from typing import Any
 from serving.clients.kubernetes import kinds
 from serving.clients.kubernetes.connection import Connection, lines, wake
 from serving.clients.kubernetes.kinds import Object
-from serving.errors import PipelineError
+from serving.clients.patience import Interrupted
+
+_SILENCE_SECONDS = 70
+"""The server sends a bookmark a minute to whoever asks for them: a stream that is silent for longer is dead."""
 
 
 class Subject:
@@ -27,7 +30,7 @@ class Changes:
 
     def __init__(self, connection: Connection, subjects: tuple[Subject, ...]):
         self._connection = connection
-        self._queue: queue.SimpleQueue[tuple[str, Object] | PipelineError] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[str, Object] | Exception] = queue.SimpleQueue()
         self._stopped = threading.Event()
         self._responses: dict[int, Any] = {}
         for number, subject in enumerate(subjects):
@@ -42,7 +45,7 @@ class Changes:
             except queue.Empty:
                 yield None
                 continue
-            if isinstance(change, PipelineError):
+            if isinstance(change, Exception):
                 raise change
             yield change
 
@@ -59,7 +62,7 @@ class Changes:
                 if not version:
                     version = self._start_over(subject, known)
                 version = self._read_stream(number, subject, version, known)
-        except PipelineError as error:
+        except Exception as error:  # noqa: BLE001 (a thread's errors are its reader's)
             if not self._stopped.is_set():
                 self._queue.put(error)
 
@@ -93,7 +96,7 @@ class Changes:
         }
         path = kinds.path(subject.kind, subject.namespace)
         try:
-            response = self._connection.stream(path, query)
+            response = self._connection.stream(path, query, silence=_SILENCE_SECONDS)
             self._responses[number] = response
             if self._stopped.is_set():
                 return version
@@ -110,8 +113,8 @@ class Changes:
                 else:
                     known[item["metadata"]["uid"]] = item
                 self._queue.put((event["type"], item))
-        except (HTTPError, OSError, ValueError, AttributeError):
-            # The connection broke, or stop() closed it under the read; a list tells what was missed.
+        except (HTTPError, OSError, ValueError, AttributeError, Interrupted):
+            # The connection broke, or stop() closed it under the read; a list tells what was missed, or waits.
             self._stopped.wait(0.2)
             return ""
         except ApiException as error:

@@ -15,7 +15,10 @@ def age(timestamp: str | None) -> str:
     """How long ago, as kubectl writes it (duration.HumanDuration)."""
     if not timestamp:
         return "<unknown>"
-    seconds = int((datetime.now(UTC) - datetime.fromisoformat(timestamp)).total_seconds())
+    try:
+        seconds = int((datetime.now(UTC) - datetime.fromisoformat(timestamp)).total_seconds())
+    except (ValueError, TypeError):  # No date, or one without a zone.
+        return "<invalid>"
     return human_duration(seconds)
 
 

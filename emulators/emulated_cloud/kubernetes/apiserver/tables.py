@@ -48,7 +48,7 @@ def _json_path(path: str, kind: str) -> Callable[[Object], Any]:
                     field = quoted_name or name.replace("\\.", ".")
                     following += [value[field]] if field in value else []
             values = following
-        if not values:
+        if not values or values[0] is None:
             return None
         if kind == "date":
             return age(str(values[0]))

@@ -52,6 +52,9 @@ class Worker(Protocol):
     def mounts(self, container: Object) -> dict[str, Path]:
         """Mount paths of a container, each with the folder or file that stands for it."""
 
+    def make_sub_paths(self, container: Object) -> None:
+        """Makes the folders of `subPath`s that are not there. Raises ConfigurationError."""
+
     def termination_log(self, container: Object) -> Path: ...
 
     def grace_seconds(self) -> float: ...
@@ -224,6 +227,7 @@ class Container:
         worker = self._worker
         while not self._stopping.is_set():
             try:
+                worker.make_sub_paths(self.spec)
                 variables = await build_environment(worker.node.client, worker.pod, self.spec, worker.around)
             except (ConfigurationError, FieldError) as error:
                 self._wait_for("CreateContainerConfigError", str(error))

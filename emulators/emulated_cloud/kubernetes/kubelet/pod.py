@@ -16,7 +16,7 @@ from typing import Literal
 
 from emulated_cloud.kubernetes.client import ApiError, Object, seconds_since, timestamp
 from emulated_cloud.kubernetes.kubelet.container import Container, Kind
-from emulated_cloud.kubernetes.kubelet.environment import Surroundings
+from emulated_cloud.kubernetes.kubelet.environment import ConfigurationError, Surroundings
 from emulated_cloud.kubernetes.kubelet.node import Node
 from emulated_cloud.kubernetes.kubelet.status import pod_status
 from emulated_cloud.kubernetes.kubelet.volumes import VolumeError
@@ -91,6 +91,26 @@ class PodWorker:
         }
         path = container.get("terminationMessagePath") or "/dev/termination-log"
         return {**found, path: self.termination_log(container)}
+
+    def make_sub_paths(self, container: Object) -> None:
+        """The folders of `subPath`s that are not in their volumes yet, with the volume's own rights. Raises
+        ConfigurationError where they cannot be made."""
+        read_only = {volume["name"] for volume in self.pod["spec"].get("volumes") or [] if _is_read_only(volume)}
+        for mount in container.get("volumeMounts") or []:
+            volume = self.folder / "volumes" / mount["name"]
+            folder = volume / (mount.get("subPath") or "")
+            missing = [path for path in (folder, *folder.parents) if path.is_relative_to(volume) and not path.exists()]
+            try:
+                if missing and mount["name"] in read_only:
+                    raise OSError("read-only file system")
+                for path in reversed(missing):
+                    path.mkdir()
+                    path.chmod(volume.stat().st_mode & 0o7777)
+            except OSError as error:
+                raise ConfigurationError(
+                    f'failed to create subPath directory for volumeMount "{mount["name"]}" of container '
+                    f'"{container["name"]}"'
+                ) from error
 
     def termination_log(self, container: Object) -> Path:
         return self.folder / "work" / f"{container['name']}.termination-log"
@@ -277,6 +297,10 @@ class PodWorker:
                     }
         if self.pod["metadata"].get("deletionTimestamp"):
             self._ending.set()
+
+
+def _is_read_only(volume: Object) -> bool:
+    return any((volume.get(kind) or {}).get("readOnly") for kind in ("csi", "persistentVolumeClaim"))
 
 
 def _init_kind(spec: Object) -> Kind:
