@@ -373,7 +373,7 @@ succeeded in 61.2 s
   weights     gs://demo-bucket/models/google/gemma-3-4b-it/0123
   endpoint    none: use --keep
   report      none
-  emulated    hub, bucket, Google APIs, cluster, FUSE mount, engine (it computes no model: answers and figures are made up)
+  emulated    hub, bucket, Google APIs, cluster, FUSE mount, engine (answers and figures are made up)
 """
     )
 
