@@ -121,7 +121,7 @@ def about_disk(folder: Path) -> str:
     if disk.f_bavail * disk.f_frsize >= _ROOM and (disk.f_favail or not disk.f_files):
         return ""
     where = "Make room" if folder.parent != Path(tempfile.gettempdir()) else "Make room, or set TMPDIR to another disk"
-    return f"the disk of {folder} is full ({_ROOM >> 20} MiB are needed). {where}, then run again"
+    return f"the disk of {folder} is full ({_ROOM >> 20} MiB are needed). {where}"
 
 
 def replace(path: Path, text: str) -> None:
