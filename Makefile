@@ -56,5 +56,6 @@ clean: ## Remove what the tasks made
 	@$(PYTHON) -m venv .venv || { echo "on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ./emulators --editable '.[dev]'
 	@touch $@
+	@echo "the command: $(CURDIR)/$(BIN)/gemma-pipelines (. $(BIN)/activate puts it on PATH)" >&2
 
 .PHONY: help demo test test-unit real test-real lint format golden lock bench bench-transfer bench-load clean

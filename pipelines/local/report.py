@@ -17,7 +17,7 @@ def emulated(real: Collection[str]) -> str:
     cluster = "GKE's parts of the cluster" if "control-plane" in real else "cluster"
     parts = ["hub", "bucket", "Google APIs", cluster]
     parts += [] if "gcsfuse" in real else ["FUSE mount"]
-    parts += [] if "vllm" in real else ["engine (it computes no model: answers and figures are made up)"]
+    parts += [] if "vllm" in real else ["engine (answers and figures are made up)"]
     return ", ".join(parts)
 
 

@@ -77,7 +77,7 @@ def session_of(folder: Path) -> dict[str, Any] | None:
     Whether anybody does, the folder's lock says: a process of any number may have come after one that was killed.
     """
     path = folder / _TAKEN
-    if not path.exists() or not _is_held(folder / "lock"):
+    if not os.path.exists(path) or not _is_held(folder / "lock"):
         return None
     session = _read(path, f"end the command that uses {folder}, or delete {path} and wait for it")
     environment = session.get("environment")
@@ -96,9 +96,8 @@ def remembered(folder: Path) -> Settings:
     from serving.settings import Settings, validated
 
     path = folder / _SETTINGS
-    if not path.exists():
-        fresh = not folder.exists() or _mark_file(folder).exists() or (folder.is_dir() and not any(folder.iterdir()))
-        place = shlex.quote(str(folder)) if fresh else "DIR"
+    if not os.path.exists(path):
+        place = shlex.quote(str(folder)) if _is_fit(folder) else "DIR"
         raise RequestError(f"{folder} is not the state of a run. Make one: `gemma-pipelines run 03 --state {place}`")
     way_out = f"run again with `--state {shlex.quote(str(folder))}`: that writes it anew"
     try:
@@ -122,7 +121,7 @@ def about_disk(folder: Path) -> str:
     if disk.f_bavail * disk.f_frsize >= _ROOM and (disk.f_favail or not disk.f_files):
         return ""
     where = "Make room" if folder.parent != Path(tempfile.gettempdir()) else "Make room, or set TMPDIR to another disk"
-    return f"the disk of {folder} is full ({_ROOM >> 20} MiB are needed). {where}, then run again"
+    return f"the disk of {folder} is full ({_ROOM >> 20} MiB are needed). {where}"
 
 
 def replace(path: Path, text: str) -> None:
@@ -143,7 +142,7 @@ def _mark_file(folder: Path) -> Path:
 def _mark(folder: Path) -> dict[str, Any] | None:
     """What a state folder is about: `{"scenario", "real"}`; None of a folder that is none yet."""
     path = _mark_file(folder)
-    if not path.exists():
+    if not os.path.exists(path):
         return None
     way_out = f"delete {folder}, or name another folder with --state"
     mark = {"real": [], **_read(path, way_out)}  # A state of an earlier release does not name parts.
@@ -178,16 +177,20 @@ def _is_environment(value: object) -> bool:
     return isinstance(value, dict) and all(_is_text(text) and "\0" not in text for text in value.values())
 
 
+def _is_fit(folder: Path) -> bool:
+    """Whether a run may begin there."""
+    if not os.path.exists(folder) or os.path.exists(_mark_file(folder)):
+        return True
+    return folder.is_dir() and not any(folder.iterdir())
+
+
 def _check(folder: Path, scenario: str, real: Collection[str]) -> None:
-    try:
-        if folder.exists() and not folder.is_dir():
-            raise RequestError(f"{folder} is a file. Name a folder with --state")
-        mark = _mark(folder)
-        if mark is None and folder.is_dir() and any(folder.iterdir()):
-            raise RequestError(f"{folder} is not empty, and not the state of a run. Name a new folder with --state")
-    except OSError as error:
-        raise RequestError(f"cannot look into {folder}: {error.strerror}. Name another folder with --state") from error
+    if os.path.isfile(folder):
+        raise RequestError(f"{folder} is a file. Name a folder with --state")
+    mark = _mark(folder)
     if mark is None:
+        if not _is_fit(folder):
+            raise RequestError(f"{folder} is not empty, and not the state of a run. Name a new folder with --state")
         return
     if mark["scenario"] != scenario:
         raise RequestError(

@@ -188,7 +188,7 @@ def _held_by(lease: Object, settings: Settings) -> str:
     left = max(0, round(free_at(lease) - time.time()))
     return (
         f"run {holder(lease)} holds the Lease {settings.namespace}/{settings.name}; if it is dead, the Lease runs out "
-        f"in {left} s. To wait for it: `--set lease.wait=30m`"
+        f"in {left} s. Run again then, or with a longer lease.wait in the settings"
     )
 
 

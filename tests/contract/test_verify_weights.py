@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from components.download_weights.verification import verify
-from pipelines import cli
+from pipelines import cli, local
 from serving.clients import storage
 from serving.weights import manifest
 from serving.weights.release import Release
@@ -231,6 +232,23 @@ def test_a_bucket_that_may_not_be_read_names_the_role(site: Site, release: Relea
     assert "lacks storage.objects.get" in err
     assert "--role=roles/storage.objectUser" in err
     assert site.consumed("storage")[0] >= 1
+
+
+def test_the_buckets_of_a_state_need_no_cluster(
+    site: Site, release: Release, command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """A live generation would take a minute to come back, and nobody asks it anything."""
+    state = tmp_path / "state"
+    shutil.copytree(site.root / "buckets", state / "buckets")
+    (state / "scenario.json").write_text('{"scenario": "gcs-fuse", "real": []}', encoding="utf-8")
+    settings = local.settings_for({"scenario": "gcs-fuse", **local.DEFAULTS}, None)
+    (state / "settings.json").write_text(settings.model_dump_json(), encoding="utf-8")
+    (state / "live").touch()
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    code, out, err = command(release.weights_uri, "--read", "--state", str(state))
+    assert (code, err) == (0, "")
+    assert "as the manifest says, every byte read" in out
+    assert sorted(path.name for path in (state / "logs").iterdir()) == ["google.log", "storage.log"]
 
 
 # -- in a process of its own --------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ def test_the_first_run_brings_a_release_into_service(site, weights, history):
     assert result["endpoint"] is None
     assert len(result["revision"]) == 40
     page = Path(result["report"]).read_text(encoding="utf-8")
-    assert "Real answers" in page
+    assert "<h2>Answers</h2>" in page
     assert "emulated: hub, bucket" in page
     assert site.by_hand("verify-weights", result["weights"]).endswith("as the manifest says\n")
     assert processes_below(site.state) == []

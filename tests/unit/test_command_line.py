@@ -146,6 +146,19 @@ def test_a_cluster_does_not_change_its_control_plane(command, monkeypatch, tmp_p
     assert sorted(path.name for path in (tmp_path / "state").iterdir()) == before
 
 
+def test_a_cloud_that_has_to_come_up_first_is_no_silence(command, monkeypatch, tmp_path):
+    @contextlib.contextmanager
+    def site(*_):
+        raise InconclusiveError("as far as this test goes")
+        yield
+
+    monkeypatch.setattr(local, "site", site)
+    state_with(tmp_path / "state", [])
+    code, out, err = command("rollback", "--state", "state")
+    assert (code, out) == (1, "")
+    assert without_clock(err).splitlines() == ["starting the cloud of state", "error: as far as this test goes"]
+
+
 def test_serving_on_ends_with_the_cloud(command):
     with pytest.raises(InconclusiveError, match=r"^emulated_cloud\.storage was ended by SIGKILL$"):
         local.serve_on(iter(["", "", "emulated_cloud.storage was ended by SIGKILL"]).__next__)
@@ -373,8 +386,8 @@ succeeded in 61.2 s
   weights     gs://demo-bucket/models/google/gemma-3-4b-it/0123
   endpoint    none: use --keep
   report      none
-  emulated    hub, bucket, Google APIs, cluster, FUSE mount, engine (it computes no model: answers and figures are made up)
-"""  # noqa: E501
+  emulated    hub, bucket, Google APIs, cluster, FUSE mount, engine (answers and figures are made up)
+"""
     )
 
 

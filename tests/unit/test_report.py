@@ -127,9 +127,28 @@ def test_the_page_shows_steps_error_answer_and_load_and_escapes_what_a_model_say
     )
     outcomes = [RESOLVED, validated]
     html = page.render(SETTINGS, summed(*outcomes), outcomes)
+    assert "run-1, 2026-11-24 00:00 UTC" in html
     for text in ("resolve_model says", "a shard is cut short", "Hello?", "1.0 / 2.0 / 3.0", "0.10 / 0.20 / 0.30"):
         assert text in html
     assert "<script>" not in html
+
+
+def test_the_page_has_every_answer():
+    chat = [{"prompt": "Hello?", "text": "Yes."}, {"prompt": "안녕?", "text": "네."}]
+    answer = {"prompt": "Hello?", "text": "Yes."}
+    outcomes = [RESOLVED, outcome("validate_server", answer=answer, figures={"chat": chat})]
+    html = page.render(SETTINGS, summed(*outcomes), outcomes)
+    assert [html.count(text) for text in ("Hello?", "Yes.", "안녕?", "네.")] == [1, 1, 1, 1]
+    outcomes = [RESOLVED, outcome("validate_server", answer=answer, figures=None)]
+    assert "Yes." in page.render(SETTINGS, summed(*outcomes), outcomes)
+
+
+def test_the_report_names_the_weights_by_the_address_that_verify_weights_wants():
+    weights = "gs://demo-bucket/models/google/gemma-3-4b-it/0123"
+    outcomes = [{**RESOLVED, "weights_uri": weights}]
+    assert summed(*outcomes)["weights"] == weights
+    assert f"<code>{weights}</code>" in page.render(SETTINGS, summed(*outcomes), outcomes)
+    assert summed(RESOLVED)["weights"] is None
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,22 @@ def test_a_log_has_a_line_for_each_entry():
     assert re.fullmatch(r"download_weights: succeeded in [0-9.]+ s: moved 9\.6 GB, verified", lines[4])
 
 
+def test_a_terminal_that_cannot_move_its_cursor_gets_a_line_for_each_entry():
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "TERM": "dumb"}
+    child = subprocess.run(
+        [sys.executable, "-c", CODE], input=b"\n", stdout=subprocess.PIPE, stderr=theirs, env=environment, timeout=30
+    )
+    os.close(theirs)
+    assert child.stdout == b"the result\n"
+    seen = os.read(ours, 4096).decode()
+    os.close(ours)
+    lines = [re.sub(r"^ *[0-9.]+ s  ", "", line) for line in seen.splitlines()]
+    assert lines[:2] == ["starting", "download_weights: started"]
+    assert re.fullmatch(r"download_weights: succeeded in [0-9.]+ s: moved 9\.6 GB, verified", lines[-1])
+    assert "\x1b" not in seen
+
+
 def test_quiet_it_shows_nothing_in_a_terminal_either():
     ours, theirs = pty.openpty()
     code = CODE.replace("Output()", "Output(quiet=True)")

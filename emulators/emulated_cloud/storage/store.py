@@ -149,11 +149,15 @@ class Store:
             ) from None
         self.buckets: dict[str, Bucket] = {}
         self._last_generation = 0
-        for leftover in root.glob(".deleted-*"):
-            shutil.rmtree(leftover)
-        for file in sorted(root.glob("*/bucket.json")):
-            bucket = self._load(file)
-            self.buckets[bucket.name] = bucket
+        try:
+            for leftover in root.glob(".deleted-*"):
+                shutil.rmtree(leftover)
+            for file in sorted(root.glob("*/bucket.json")):
+                bucket = self._load(file)
+                self.buckets[bucket.name] = bucket
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         self._held.close()
@@ -319,7 +323,7 @@ def _read(file: Path, what_to_delete: str) -> Iterator[dict[str, Any]]:
     try:
         yield json.loads(file.read_bytes())
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise Damaged(f"{file} is damaged ({error}). Delete {what_to_delete}") from error
+        raise Damaged(f"{file} is damaged ({type(error).__name__}: {error}). Delete {what_to_delete}") from error
 
 
 def uniform_access(enabled: bool) -> dict[str, Any]:
