@@ -16,6 +16,7 @@ from emulated_cloud import process
 from emulated_cloud.hub import Repository
 
 from components.download_weights.sessions import Sessions
+from serving import names
 from serving.clients import hub, storage
 from serving.clients.upload import QUANTUM, Upload
 from serving.clients.wire import Wire
@@ -121,7 +122,7 @@ def test_the_right_bytes_arrive_through_a_fault_of_the_bucket(site: Site, model:
     site.bring(settings, release)
     assert site.consumed("storage") == [fault.get("times", 1) for fault in faults]
     assert_whole(release.weights_uri, folder)
-    assert storage.list_uris(f"{settings.pipeline_root}/transfers/{settings.cluster}/gemma/{settings.name}/") == []
+    assert storage.list_uris(f"{settings.pipeline_root}/transfers/{names.place(settings)}/") == []
 
 
 def test_a_reset_costs_the_bucket_no_more_than_what_it_had_not_persisted(site: Site, model: str, folder: Path):

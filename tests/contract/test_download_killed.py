@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from serving import names
 from serving.clients import storage
 from serving.clients.upload import QUANTUM
 from serving.weights import manifest
@@ -60,7 +61,7 @@ def test_a_killed_transfer_is_gone_on_with(site: Site, model: str, folder: Path,
     puts = [entry for entry in site.requests("storage")[before:] if "upload_id" in entry["path"]]
     received = sum(entry["bytes_in"] for entry in puts)
     assert received - shards < len(SHARDS) * QUANTUM
-    assert storage.list_uris(f"{settings.pipeline_root}/transfers/{settings.cluster}/gemma/{settings.name}/") == []
+    assert storage.list_uris(f"{settings.pipeline_root}/transfers/{names.place(settings)}/") == []
 
 
 def test_no_token_no_session_and_no_signed_link_reaches_an_output(
@@ -85,7 +86,7 @@ def test_no_token_no_session_and_no_signed_link_reaches_an_output(
     assert site.consumed("storage")[:2] == [1, 1]
     sessions = [
         json.dumps(storage.read_json(uri))
-        for uri in storage.list_uris(f"{settings.pipeline_root}/transfers/{settings.cluster}/gemma/{settings.name}/")
+        for uri in storage.list_uris(f"{settings.pipeline_root}/transfers/{names.place(settings)}/")
     ]
     assert sessions
     assert all("upload_id=" in session for session in sessions)

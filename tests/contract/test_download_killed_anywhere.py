@@ -31,6 +31,7 @@ from urllib.parse import parse_qs, quote, urlsplit
 
 import pytest
 
+from serving import names
 from serving.clients import storage
 from serving.clients.upload import QUANTUM, Upload
 from serving.clients.wire import Patience, Wire
@@ -187,7 +188,7 @@ class Rounds:
 
 
 def _transfers(settings: Settings) -> str:
-    return f"{settings.pipeline_root}/transfers/{settings.cluster}/{settings.namespace}/{settings.name}/"
+    return f"{settings.pipeline_root}/transfers/{names.place(settings)}/"
 
 
 @pytest.mark.timeout(600)

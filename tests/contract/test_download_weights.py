@@ -69,7 +69,7 @@ def test_what_is_served_arrives_whole_and_the_rest_stays_behind(site: Site, mode
     assert known is not None
     assert known.repositories == [manifest.Repository(role="base", model=model, commit=commit)]
     assert storage.read_json(names.weights_in_use(settings)) == {"weights_keys": [release.weights_key]}
-    assert storage.list_uris(f"{settings.pipeline_root}/transfers/{settings.cluster}/gemma/{settings.name}/") == []
+    assert storage.list_uris(f"{settings.pipeline_root}/transfers/{names.place(settings)}/") == []
 
 
 def test_a_second_run_moves_nothing_writes_nothing_and_does_not_ask_the_hub(site: Site, model: str, folder: Path):
@@ -155,7 +155,7 @@ def test_damage_is_named_and_repaired(site: Site, model: str, folder: Path):
     storage.delete(f"{release.weights_uri}/consolidated.safetensors")
     assert site.bring(settings, release) == size + (folder / "config.json").stat().st_size
     assert_whole(release.weights_uri, folder)
-    assert "has other content" in site.lines[-2] + site.lines[0]
+    assert [line for line in site.lines if "has other content" in line]
 
 
 def test_verify_without_a_manifest_says_so(site: Site, model: str):
