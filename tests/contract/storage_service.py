@@ -1,6 +1,8 @@
 """What the storage contract tests run against: the emulator, or the service that GCS_CONTRACT_ENDPOINT names.
 
-    GCS_CONTRACT_ENDPOINT   address of a GCS; Application Default Credentials are used for one over https
+    GCS_CONTRACT_ENDPOINT   address of a GCS; Application Default Credentials are used for one over https. One over http
+                            is a server of tests, as Google's storage-testbench is: it begins empty, and the bucket is
+                            made there
     GCS_CONTRACT_BUCKET     a bucket there that may be written to: tests leave nothing behind in it
     GCS_CONTRACT_PROJECT    a project there in which buckets may be made; without it those tests skip
 
@@ -82,7 +84,10 @@ def connect(endpoint: str, bucket: str, project: str | None, emulated: bool) -> 
 @pytest.fixture(scope="session")
 def gcs_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gcs]:
     if endpoint := os.environ.get("GCS_CONTRACT_ENDPOINT"):
-        yield connect(endpoint, os.environ["GCS_CONTRACT_BUCKET"], os.environ.get("GCS_CONTRACT_PROJECT"), False)
+        service = connect(endpoint, os.environ["GCS_CONTRACT_BUCKET"], os.environ.get("GCS_CONTRACT_PROJECT"), False)
+        if endpoint.startswith("http:") and not service.bucket.exists():
+            service.bucket.create()
+        yield service
         return
     folder = tmp_path_factory.mktemp("storage")
     log = folder / "storage.log"

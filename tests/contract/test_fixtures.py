@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+
+import pytest
 from emulated_cloud.cloud import wait_for
 
 
@@ -14,6 +17,24 @@ def test_the_clients_of_one_test_reach_the_cloud(emulated_cloud, cloud_environme
     storage.Client().bucket("demo-bucket").blob("from-a-fixture").upload_from_string("bytes")
     # The log's line is written just after the answer.
     assert wait_for(lambda: "from-a-fixture" in {r.get("object") for r in emulated_cloud.requests("storage")}, 5)
+
+
+def test_nothing_else_leads_the_clients_elsewhere(
+    emulated_cloud, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+):
+    elsewhere = {
+        "GOOGLE_API_USE_MTLS_ENDPOINT": "always",
+        "NO_GCE_CHECK": "true",
+        "GOOGLE_CLOUD_UNIVERSE_DOMAIN": "example.com",
+        "ALL_PROXY": "http://192.0.2.1:3128",
+        "HF_TOKEN": "hf_somebodys_own",
+        "A_VARIABLE_OF_TOMORROW": "somewhere",
+    }
+    for name, value in elsewhere.items():
+        monkeypatch.setenv(name, value)
+    assert not elsewhere.keys() & emulated_cloud.environment.keys()
+    assert emulated_cloud.environment["PATH"] == os.environ["PATH"]
+    assert request.getfixturevalue("cloud_environment") == dict(os.environ)
 
 
 def test_a_cluster_is_reached_by_project_location_and_name(emulated_cloud, cloud_environment):
