@@ -155,7 +155,7 @@ def test_damage_is_named_and_repaired(site: Site, model: str, folder: Path):
     storage.delete(f"{release.weights_uri}/consolidated.safetensors")
     assert site.bring(settings, release) == size + (folder / "config.json").stat().st_size
     assert_whole(release.weights_uri, folder)
-    assert "has other content" in site.lines[-2] + site.lines[0]
+    assert any("has other content" in line for line in site.lines)
 
 
 def test_verify_without_a_manifest_says_so(site: Site, model: str):
