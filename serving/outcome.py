@@ -19,6 +19,7 @@ from typing import Any, Literal, NoReturn
 from serving import log
 from serving.clients import patience
 from serving.errors import InconclusiveError, PipelineError, ToldToEnd
+from serving.values import in_seconds
 
 Status = Literal["succeeded", "skipped", "failed", "inconclusive"]
 
@@ -72,8 +73,9 @@ class Outcome:
 
 
 @contextmanager
-def recorded(name: str, root: str, run_id: str) -> Iterator[Outcome]:
+def recorded(name: str, root: str, run_id: str, waits: str = patience.DEFAULT) -> Iterator[Outcome]:
     """Runs a step's body and records below `root` (a `gs://` URI) what became of it, also when it raises.
+    `waits` is the setting `patience`, for the body and for the record.
 
     An error of ours ends the process with its message alone (kfp would print a traceback that tells a reader nothing);
     anything else is a defect and keeps its traceback. No orchestrator can be told which failures to retry, so an
@@ -94,7 +96,7 @@ def recorded(name: str, root: str, run_id: str) -> Iterator[Outcome]:
         log.entry(outcome.message or "done", step=name, run_id=run_id, severity=severity, status=outcome.status)
 
     # What a step has done is written down even if it is told to end meanwhile.
-    with _on_sigterm(signal.SIG_IGN):
+    with patience.lasting(in_seconds(waits)), _on_sigterm(signal.SIG_IGN):
         try:
             with _on_sigterm(_end):
                 _look_at_earlier_attempt(outcome, uri)

@@ -16,7 +16,7 @@ from serving.clients.kubernetes import Cluster
 from serving.deployment import lease, leftovers, record
 from serving.errors import PipelineError, ToldToEnd
 from serving.outcome import Outcome, recorded
-from serving.settings import Settings, in_seconds, validated
+from serving.settings import Settings, validated
 from serving.values import Duration
 from serving.weights.release import Release
 
@@ -76,7 +76,7 @@ class Step:
 def opened(name: str, settings: dict[str, Any], release: dict[str, Any]) -> Iterator[Step]:
     """A step, from what resolve_model handed on: the whole settings and the release, as structs."""
     root, run_id = _root(settings, settings.get("bucket")), release["run_id"]
-    with patience.lasting(_patience(settings)), recorded(name, root, run_id) as outcome:
+    with recorded(name, root, run_id, _patience(settings)) as outcome:
         yield Step(outcome, validated(Settings, settings), Release.model_validate(release))
 
 
@@ -85,7 +85,7 @@ def opened_with_parameters(name: str, rest: dict[str, Any], job: str, explicit: 
     """A step that has the pipeline's own parameters and the name of the orchestrator's job, and is to validate the
     former itself (from_parameters). The run's id is the outcome's."""
     root, run_id = _root(rest, explicit.get("bucket")), names.run(job)
-    with patience.lasting(_patience(rest)), recorded(name, root, run_id) as outcome:
+    with recorded(name, root, run_id, _patience(rest)) as outcome:
         yield outcome
 
 
@@ -97,9 +97,9 @@ def _root(settings: dict[str, Any], bucket: Any) -> str:
     return f"gs://{bucket}/pipelines"
 
 
-def _patience(settings: dict[str, Any]) -> float:
-    """Seconds, also of settings that turn out to be wrong."""
+def _patience(settings: dict[str, Any]) -> str:
+    """The setting, also of settings that turn out to be wrong."""
     try:
-        return in_seconds(TypeAdapter(Duration).validate_python(settings.get("patience", patience.DEFAULT)))
+        return TypeAdapter(Duration).validate_python(settings.get("patience", patience.DEFAULT))
     except ValueError:
-        return in_seconds(patience.DEFAULT)
+        return patience.DEFAULT
