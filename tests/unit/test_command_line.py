@@ -156,7 +156,10 @@ def test_a_cloud_that_has_to_come_up_first_is_no_silence(command, monkeypatch, t
     state_with(tmp_path / "state", [])
     code, out, err = command("rollback", "--state", "state")
     assert (code, out) == (1, "")
-    assert without_clock(err).splitlines() == ["starting the cloud of state", "error: as far as this test goes"]
+    assert without_clock(err).splitlines() == [
+        "starting the emulated cloud of state and what serves in it, for this command alone",
+        "error: as far as this test goes",
+    ]
 
 
 def test_serving_on_ends_with_the_cloud(command):

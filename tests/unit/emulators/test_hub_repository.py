@@ -107,7 +107,9 @@ def test_a_large_file_is_linked_hashed_once_and_outlives_its_name(tmp_path, fold
     def hash_again(path: Path) -> None:
         raise AssertionError(f"{path} was read again")
 
-    monkeypatch.setattr(module, "_digests", lambda path: hash_again(path) if path.stat().st_size > 1000 else ("0", "0"))
+    monkeypatch.setattr(
+        module, "_digests", lambda path, *_: hash_again(path) if path.stat().st_size > 1000 else ("0", "0")
+    )
     repository.commit(folder)
     monkeypatch.undo()
     monkeypatch.setattr(module, "COPY_BELOW", 1000)

@@ -202,7 +202,7 @@ def test_a_machine_that_cannot_run_a_part_is_told_what_mends_it(
     if "machine" in spoil:
         monkeypatch.setattr(platform, "machine", lambda: spoil["machine"])
     if "sysctl" in spoil:
-        monkeypatch.setattr(Path, "read_text", lambda path: spoil["sysctl"])
+        monkeypatch.setattr(Path, "read_text", lambda path, encoding: spoil["sysctl"])
     if "closed" in spoil:
         closed = tmp_path / spoil["closed"]
         closed.mkdir(mode=0o700)
