@@ -96,6 +96,12 @@ def render(
         bool,
         typer.Option("--access", help="Print what an administrator applies once: namespace, the pipeline's roles."),
     ] = False,
+    existing_namespace: Annotated[
+        bool,
+        typer.Option(
+            "--existing-namespace", help="Leave the namespace out: it is there, and its labels stay its owner's."
+        ),
+    ] = False,
 ) -> None:
     """Print the manifests that a run would apply, for `kubectl diff -f -`. Asks the hub, but no cluster."""
     settings = settings_of(scenario, file, sets, {})
@@ -104,7 +110,8 @@ def render(
     from serving.rendering.render import admin, as_yaml, rendered_for
 
     if access:
-        text = as_yaml(admin(settings))
+        left_out = ("Namespace",) if existing_namespace else ()
+        text = as_yaml([item for item in admin(settings) if item["kind"] not in left_out])
     else:
         from components.resolve_model.step import release_of
 

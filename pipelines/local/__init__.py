@@ -46,16 +46,19 @@ DEFAULTS: dict[str, Any] = {
 }
 """What a run without a settings file is about."""
 
-OVERRIDES: dict[str, Any] = {"endpoint": "ip", "lease": {"duration": "10s", "wait": "60s"}}
-"""Settings that differ here: the cluster's certificate is its own, as at GKE's IP endpoint, and no step waits minutes
-for its machine, so that a dead run is known as dead sooner."""
+_LEASE_DURATION, _LEASE_WAIT = "10s", "60s"
+"""No step waits minutes for its machine here, so that a dead run is known as dead sooner."""
 
 
 def settings_for(values: dict[str, Any], file: Path | None) -> Settings:
     """Settings for a run on this machine from the values of `file`. Raises RequestError."""
-    from serving.settings import Settings, validated
+    from serving.settings import Settings, in_seconds, validated
 
-    return validated(Settings, {**values, **OVERRIDES}, file)
+    asked = validated(Settings, values, file)
+    wait = asked.lease.wait if in_seconds(asked.lease.wait) else _LEASE_WAIT
+    # The cluster's certificate is its own, as at GKE's IP endpoint.
+    differs = {"endpoint": "ip", "lease": {"duration": _LEASE_DURATION, "wait": wait}}
+    return validated(Settings, {**values, **differs}, file)
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,9 @@ def test_what_an_administrator_applies_names_the_pipelines_account_and_asks_nobo
         "ValidatingAdmissionPolicy",
         "ValidatingAdmissionPolicyBinding",
     ]
+    command = [sys.executable, "-m", "pipelines.cli", "render", "03", "-f", str(settings), "--access"]
+    again = subprocess.run([*command, "--existing-namespace"], capture_output=True, text=True, check=True)
+    assert list(yaml.safe_load_all(again.stdout)) == documents[1:], "a namespace that is there keeps its labels"
     subjects = [subject for document in documents for subject in document.get("subjects", [])]
     assert {subject["name"] for subject in subjects} == {"gemma-pipelines@demo-project.iam.gserviceaccount.com"}
     assert {document["metadata"].get("namespace", "serving") for document in documents} == {"serving"}

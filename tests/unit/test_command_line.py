@@ -486,3 +486,9 @@ def test_folders_of_killed_runs_are_removed_and_those_in_use_are_not(tmp_path, m
         assert first.exists()
         assert not dead.exists()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("asked", "wait"), [(None, "60s"), ("0s", "60s"), ("30m", "30m")])
+def test_a_run_here_waits_for_another_as_long_as_it_is_told(asked, wait):
+    values = {"scenario": "gcs-fuse", **local.DEFAULTS, **({"lease": {"wait": asked}} if asked else {})}
+    assert local.settings_for(values, None).lease.wait == wait
