@@ -10,6 +10,7 @@ _LONGEST = 1_000_000
 """Characters."""
 _DEEPEST = 50
 _MOST_VALUES = 100_000
+_LONGEST_NUMBER = 100
 
 Path = tuple[str | int, ...]
 """Where a value is: the keys and list positions that lead to it."""
@@ -70,7 +71,10 @@ def _walk(node: Any, path: Path, lines: dict[Path, int], name: str, met: list[in
         )
     if path in lines:  # An anchor's node is met again through its alias.
         return
-    lines[path] = node.start_mark.line + 1
+    lines[path] = line = node.start_mark.line + 1
+    if isinstance(node, yaml.ScalarNode) and not node.tag.endswith(":str") and len(node.value) > _LONGEST_NUMBER:
+        # YAML counts 1:30 as ninety, and a long row of them for hours.
+        raise RequestError(f"{name}:{line}: a number of {len(node.value)} characters: put a text in quotes")
     if isinstance(node, yaml.SequenceNode):
         for position, item in enumerate(node.value):
             _walk(item, (*path, position), lines, name, met)

@@ -68,6 +68,18 @@ FILES = [
     ("labels: &a {b: *a}", "make more of it than settings can be"),
     ("patches: " + "[" * 500 + "]" * 500, "a.yaml:4: more than 50 levels deep"),
     ("patches: " + "{a: " * 500 + "1" + "}" * 500, "a.yaml:4: more than 50 levels deep"),
+    ("patches: &p\n- *p\n", "make more of it than settings can be"),
+    (
+        "".join(f"d{n}: &d{n} [{'x' if n == 0 else f'*d{n - 1}'}]\n" for n in range(100)),
+        "make more of it than settings can be",
+    ),
+    ("".join(f"{' ' * n}a{n}:\n" for n in range(500)), "more than 50 levels deep"),
+    ("patches: " + "[" * 200_000, "a.yaml:4: more than 50 levels deep"),
+    (f"retry: {'1:' * 100_000}1\n", "a.yaml:4: a number of 200001 characters"),
+    (
+        "a0: &a0 {k: v}\n" + "".join(f"a{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}]}}\n" for n in range(1, 40)),
+        "make more of it",
+    ),
     ("# " + "x" * 1_000_001, "a settings file has at most 1000000"),
     ("labels: {? [a] : b}", "a key has to be text"),
     ("labels: !!python/object/apply:os.system [id]", "could not determine a constructor"),
