@@ -6,6 +6,7 @@ Durations, quantities, names and secret references are texts in the file and sta
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -45,7 +46,7 @@ def _matching(pattern: str, what: str, longest: int | None = None) -> Callable[[
 
 
 def _duration(value: str) -> str:
-    if not re.fullmatch(r"\d{1,6}(\.\d{1,3})?[smh]", value):
+    if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,3})?[smh]", value):
         raise ValueError(f"{value!r} is not a duration: write a number and s, m or h, like 90s or 30m")
     if in_seconds(value) > _LONGEST_SECONDS:
         raise ValueError(f"{value!r} is longer than 30 days")
@@ -89,6 +90,10 @@ def _bucket(value: str) -> str:
 
 def _endpoint(value: str) -> str:
     parts = urlsplit(value)
+    try:
+        _ = parts.port
+    except ValueError as error:
+        raise ValueError(f"is not the address of a hub: {error}") from error
     if parts.username or parts.password:
         raise ValueError("holds a user or a password: those never stand in settings; hub.token_secret names the token")
     if not re.fullmatch(r"https?://[^\s/?#]+[^\s?#]*", value):
@@ -98,9 +103,11 @@ def _endpoint(value: str) -> str:
 
 def _regular_expression(value: str) -> str:
     try:
-        re.compile(value)
-    except re.error as error:
-        raise ValueError(f"{value!r} is not a regular expression: {error}") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # What will mean something else in a Python to come.
+            re.compile(value)
+    except (re.error, RecursionError, OverflowError, Warning) as error:
+        raise ValueError(f"{value[:80]!r} is not a regular expression: {error}") from error
     return value
 
 

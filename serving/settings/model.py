@@ -5,6 +5,8 @@ The text under a field is its documentation, the comment in `init`'s file and th
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -222,13 +224,16 @@ class Settings(_FeatureSections):
     @model_validator(mode="before")
     @classmethod
     def _texts_reach_the_steps_as_they_are(cls, values: Any) -> Any:
-        for path, text in _texts(values):
-            if "{{$" in text:
-                raise PydanticCustomError(
-                    "at_path",
-                    "holds {{$, which Kubeflow Pipelines would replace on the way to a step: leave it out",
-                    {"path": path},
-                )
+        for path, value in _leaves(values):
+            words = ""
+            if isinstance(value, float) and not math.isfinite(value):
+                words = f"must be a finite number, not {value}"
+            elif isinstance(value, str) and "{{$" in value:
+                words = "holds {{$, which Kubeflow Pipelines would replace on the way to a step: leave it out"
+            elif isinstance(value, str) and re.search("[\0\ud800-\udfff]", value):
+                words = "holds a character that no text has (NUL, or half of a pair)"
+            if words:
+                raise PydanticCustomError("at_path", "{words}", {"path": path, "words": words})
         return values
 
     @model_validator(mode="after")
@@ -293,17 +298,17 @@ def _chosen(values: dict[str, Any]) -> tuple[str, ...] | None:
         return None
 
 
-def _texts(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    """Every text in plain values, keys included, with its path."""
-    if isinstance(value, str):
-        yield path, value
-    elif isinstance(value, dict):
+def _leaves(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Any]]:
+    """Every value that holds no others, keys included, with its path."""
+    if isinstance(value, dict):
         for key, item in value.items():
-            yield from _texts(key, path)
-            yield from _texts(item, (*path, key))
+            yield from _leaves(key, path)
+            yield from _leaves(item, (*path, key))
     elif isinstance(value, list):
         for position, item in enumerate(value):
-            yield from _texts(item, (*path, position))
+            yield from _leaves(item, (*path, position))
+    else:
+        yield path, value
 
 
 def _without_null(value: Any) -> Any:

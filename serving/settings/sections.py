@@ -5,12 +5,12 @@ The text under a field is its documentation, the comment in `init`'s file and th
 
 from __future__ import annotations
 
-import re
 from types import UnionType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
+from serving.settings import extra_args
 from serving.values import (
     DnsLabel,
     Duration,
@@ -115,56 +115,8 @@ class Engine(Section):
     @field_validator("extra_args")
     @classmethod
     def _flags_are_free(cls, flags: list[str]) -> list[str]:
-        for flag in filter(lambda flag: flag.startswith("-"), flags):
-            if taken := _taken(flag):
-                raise ValueError(f"{taken} is not for extra_args: {_TAKEN_FLAGS[taken]}")
+        extra_args.check(flags)
         return flags
-
-
-def _taken(argument: str) -> str:
-    """The taken flag that vLLM would read an argument as; empty when it is another.
-
-    As vLLM 0.33 parses: `_` is `-`, what follows `=` or `.` is the value, a flag may be cut short, and the value of a
-    one-letter flag may follow at once.
-    """
-    name = re.split(r"[=.]", argument, maxsplit=1)[0].replace("_", "-")
-    if len(name.lstrip("-")) == 0:
-        return ""
-    for flag in _TAKEN_FLAGS:
-        glued = len(flag) == 2 and name.startswith(flag) and not name.startswith("--")
-        if flag == name or glued:
-            return flag
-    return next((flag for flag in _TAKEN_FLAGS if flag.startswith(name) and len(name) > 2), "")
-
-
-_TAKEN_FLAGS = {
-    "--config": "a file of the image's would set what this file does not say; write the flags themselves",
-    "--api-server-count": "one API server a pod: requests are drained by what it counts",
-    "--model": "the model is always at /model",
-    "--host": "the server listens where its Service looks for it",
-    "--port": "the server listens where its Service looks for it",
-    "--served-model-name": "the server goes by the hub's name of its model",
-    "--api-key": "an argument can be read by everybody; set engine.api_key_secret",
-    "--max-model-len": "set engine.max_model_len",
-    "--gpu-memory-utilization": "set engine.gpu_memory_utilization",
-    "--quantization": "set engine.quantization",
-    "-q": "set engine.quantization",
-    "--tensor-parallel-size": "it follows accelerator.count",
-    "-tp": "it follows accelerator.count",
-    "--enable-lora": "it follows `adapters`",
-    "--lora-modules": "set `adapters`",
-    "--max-lora-rank": "it follows the ranks of `adapters`",
-    "--speculative-config": "set `assistant`",
-    "-sc": "set `assistant`",
-    "--shutdown-timeout": "set serving.request_timeout",
-    # vLLM has dropped these, and refuses to start with them.
-    "--swap-space": "vLLM has dropped it",
-    "--num-scheduler-steps": "vLLM has dropped it",
-    "--disable-log-requests": "vLLM has dropped it; it is --no-enable-log-requests now",
-    "--device": "vLLM has dropped it",
-    "--task": "vLLM has dropped it",
-    "--use-v2-block-manager": "vLLM has dropped it",
-}
 
 
 class Serving(Section):

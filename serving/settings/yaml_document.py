@@ -42,7 +42,8 @@ def parse(text: str, name: str) -> tuple[Any, dict[Path, int]]:
     _walk(root, (), lines, name, [0])
     try:
         return yaml.SafeLoader("").construct_document(root), lines
-    except (yaml.MarkedYAMLError, ValueError) as error:
+    except (yaml.MarkedYAMLError, ValueError, KeyError, AttributeError, OverflowError) as error:
+        # The constructor is surprised in many ways by a value that is not of the type it is tagged with.
         raise RequestError(f"{name}: {getattr(error, 'problem', None) or error}") from error
 
 
@@ -84,6 +85,8 @@ def _walk(node: Any, path: Path, lines: dict[Path, int], name: str, met: list[in
             line = key.start_mark.line + 1
             if not isinstance(key, yaml.ScalarNode):
                 raise RequestError(f"{name}:{line}: a key has to be text")
+            if not key.tag.endswith((":str", ":merge")):
+                raise RequestError(f"{name}:{line}: a key has to be text: put {key.value} in quotes")
             if key.value in seen:
                 raise RequestError(f"{name}:{line}: {key.value} is given twice, first in line {seen[key.value]}")
             seen[key.value] = line
