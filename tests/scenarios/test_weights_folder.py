@@ -59,5 +59,5 @@ def test_a_folder_without_a_file_of_a_release_is_one_error(tmp_path: Path):
     run = Run("--weights", str(weights), folder=tmp_path)
     assert run.finish(1) == {}
     (words,) = [line for line in run._text().splitlines() if line.startswith("error: ")]
-    assert f"emulated_cloud.hub ended with exit code 1: nothing to commit in {weights}" in words
+    assert f"emulated_cloud.hub ended with exit code 2: nothing to commit in {weights}" in words
     assert "usage" not in run._text()

@@ -54,7 +54,7 @@ def main() -> None:
             request_log=options.request_log,
         )
     except (RepositoryError, OSError) as error:
-        parser.exit(1, f"{error}\n")
+        parser.exit(2, f"{error}\n")
     serve(server)
 
 
