@@ -123,5 +123,6 @@ class Changes:
             self._stopped.wait(1)
             return ""
         finally:
-            self._responses.pop(number, None)
+            if ended := self._responses.pop(number, None):
+                ended.close()  # What is left unread of a stream holds its connection.
         return version
