@@ -81,11 +81,11 @@ def runs(folder: Path) -> Iterator[Runs]:
     yield made
     running = [run.stop(signal.SIGKILL) for run in made.started if run.popen.poll() is None]
     assert not running, "every run of a test has ended"
-    assert wait_for(lambda: not processes_below(folder), 15), processes_below(folder)
+    assert wait_for(lambda: not processes_below(folder), 120), processes_below(folder)
     assert mounts() == []
     # A mount is gone with the last process of its namespace.
     assert made.namespaces, "the test has looked at a part"
-    assert wait_for(lambda: not in_any(made.namespaces), 15), in_any(made.namespaces)
+    assert wait_for(lambda: not in_any(made.namespaces), 120), in_any(made.namespaces)
 
 
 def namespaces_of(process: Path) -> set[str]:

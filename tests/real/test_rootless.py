@@ -53,5 +53,5 @@ def test_an_ordinary_user_runs_it_on_a_real_control_plane_and_real_mounts(parts:
     assert done.returncode == 0, done.stderr[-4000:]
     assert json.loads(done.stdout)["status"] == "succeeded"
     assert (home / "state" / "control-plane").stat().st_uid == USER
-    assert wait_for(lambda: not processes_below(root), 15), processes_below(root)
+    assert wait_for(lambda: not processes_below(root), 120), processes_below(root)
     assert mounts() == []

@@ -44,7 +44,7 @@ def test_a_run_killed_in_any_step_is_completed_by_the_next_one(tmp_path):
             assert run.stop(signal.SIGINT) == 130, step
         else:
             assert run.stop(signal.SIGKILL) == -signal.SIGKILL
-        assert wait_for(lambda: not processes_below(state), 15), (step, processes_below(state))
+        assert wait_for(lambda: not processes_below(state), 120), (step, processes_below(state))
 
     result = run_on(state, tmp_path, "--set", "engine.max_model_len=1024").finish()
     assert result["status"] == "succeeded"

@@ -47,6 +47,9 @@ class LogFollower(threading.Thread):
                 self._stopped.wait(1)
             except PipelineError:
                 return
+            finally:
+                if self._response:
+                    self._response.close()  # What is left unread of a stream holds its connection.
 
     def stop(self) -> None:
         self.join(timeout=1)
