@@ -91,9 +91,9 @@ class Process:
                 pipe.close()
 
 
-def start(module: str, *args: str, log: Path, env: dict[str, str] | None = None) -> Process:
+def start(module: str, *args: str, log: Path, env: dict[str, str] | None = None, within: Sequence[str] = ()) -> Process:
     """Starts it (launch) and returns when it answers. Raises EmulatorFailed when it ends instead."""
-    process = launch(module, *args, log=log, env=env)
+    process = launch(module, *args, log=log, env=env, within=within)
     try:
         process.wait_for_url(lambda _: None)
     except BaseException:
