@@ -42,7 +42,8 @@ class Runs:
 
     folder: Path
     started: list[Run] = field(default_factory=list)
-    namespaces: set[str] = field(default_factory=set)
+    namespaces: dict[str, int] = field(default_factory=dict)
+    """Each with an open file: what is held open, no later namespace of somebody else's is called like."""
 
     def start(self, *arguments: str, real: str = REAL, state: str = "state") -> Run:
         run = Run("--real", real, "--state", str(self.folder / state), *arguments, folder=self.folder)
@@ -60,7 +61,11 @@ class Runs:
         for pid in found:
             own = namespaces_of(Path("/proc", str(pid)))
             assert not own & namespaces_of(Path("/proc/self")), "a real part is in namespaces of the run's own"
-            self.namespaces |= own
+            for kind in ("net", "mnt"):
+                file = Path("/proc", str(pid), "ns", kind)
+                name = os.readlink(file)
+                if name not in self.namespaces:
+                    self.namespaces[name] = os.open(file, os.O_RDONLY)
         return found
 
     def kill(self, program: str) -> float:
@@ -85,7 +90,10 @@ def runs(folder: Path) -> Iterator[Runs]:
     assert mounts() == []
     # A mount is gone with the last process of its namespace.
     assert made.namespaces, "the test has looked at a part"
-    assert wait_for(lambda: not in_any(made.namespaces), 120), in_any(made.namespaces)
+    looked_at = set(made.namespaces)
+    assert wait_for(lambda: not in_any(looked_at), 120), in_any(looked_at)
+    for descriptor in made.namespaces.values():
+        os.close(descriptor)
 
 
 def namespaces_of(process: Path) -> set[str]:
