@@ -101,7 +101,16 @@ def api_key(settings: Settings) -> str:
 def run(job: str) -> str:
     """The run id of an orchestrator's job: its name, or where that is no legal label and name of an object (up to 63
     lower-case letters, digits and `-`), what is legal of it with a digest of the whole."""
-    if re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", job):
-        return job
-    legal = re.sub(r"[^a-z0-9]+", "-", job.lower()).strip("-")
-    return f"{legal[:52].rstrip('-')}-{hashlib.sha256(job.encode()).hexdigest()[:10]}".lstrip("-")
+    return _legal(job)
+
+
+def job(step: str, run_id: str) -> str:
+    """Names the Job that a step has in a run: `<step>-<run>`, made legal likewise."""
+    return _legal(f"{step}-{run_id}")
+
+
+def _legal(text: str) -> str:
+    if re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", text):
+        return text
+    legal = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+    return f"{legal[:52].rstrip('-')}-{hashlib.sha256(text.encode()).hexdigest()[:10]}".lstrip("-")

@@ -11,6 +11,12 @@ from typing import Any
 from pipelines.local.state import replace
 from serving.errors import PipelineError, RequestError
 
+_MARK_STYLE = (
+    "<style>.emulated { border: 1px solid var(--line); border-radius: 4px; padding: .3rem .7rem; color: var(--dim) }"
+    "</style>"
+)
+"""In the colours of the page (components/write_report/report.html.j2), which itself knows of no emulators."""
+
 
 def emulated(real: Collection[str]) -> str:
     """What of a run was emulated, for a reader, when these parts were real."""
@@ -39,7 +45,7 @@ def keep_report(
     be kept: says so, since a run that did well is not to end for that."""
     if not found["page"]:
         return None
-    mark = f'<p class="emulated">On this machine; emulated: {html.escape(emulated(real))}</p>'
+    mark = f'{_MARK_STYLE}<p class="emulated">On this machine; emulated: {html.escape(emulated(real))}</p>'
     page = found["page"].replace("<body>", f"<body>\n{mark}", 1)
     try:
         folder = reports_folder(state)

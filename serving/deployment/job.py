@@ -7,10 +7,8 @@ verdict of "failed" is a result; a Job that crashes has taught nothing about the
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import re
 import time
 from collections import deque
 from contextlib import ExitStack
@@ -90,15 +88,6 @@ def run_job(
     return result
 
 
-def job_name(step: str, run_id: str) -> str:
-    """`<step>-<run>`, within the 63 characters of a label and the alphabet of names; a digest replaces what is cut."""
-    plain = f"{step}-{run_id}"
-    name = re.sub(r"[^a-z0-9]+", "-", plain.lower()).strip("-")
-    if name == plain and len(name) <= 63:
-        return name
-    return f"{name[:52].rstrip('-')}-{hashlib.sha256(plain.encode()).hexdigest()[:10]}"
-
-
 def manifest(
     settings: Settings,
     *,
@@ -123,7 +112,7 @@ def manifest(
         "apiVersion": "batch/v1",
         "kind": "Job",
         "metadata": {
-            "name": job_name(step, run_id),
+            "name": names.job(step, run_id),
             "namespace": settings.namespace,
             "labels": {**labels, names.DEPLOYMENT: settings.name, names.GENERATION: generation},
             "annotations": dict(settings.annotations),

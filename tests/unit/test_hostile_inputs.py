@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import cli
-
 HEAD = "scenario: gcs-fuse\nproject: demo-project\nbucket: demo-bucket\n"
 BILLION_LAUGHS = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"{name}: &{name} [{','.join([f'*{before}'] * 9)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
@@ -106,27 +104,12 @@ FILES = [
 ]
 
 
-@pytest.fixture
-def ended(monkeypatch, capsys, tmp_path):
-    """Runs `gemma-pipelines …` in this process: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["gemma-pipelines", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return run
-
-
 @pytest.mark.parametrize(
     ("text", "words"), FILES, ids=[text[:40].encode("unicode_escape").decode() for text, _ in FILES]
 )
-def test_a_file(text: str, words: str, ended, tmp_path: Path):
+def test_a_file(text: str, words: str, command, tmp_path: Path):
     (tmp_path / "a.yaml").write_text(HEAD + text, encoding="utf-8")
-    code, out, err = ended("compile", "03", "-f", "a.yaml", "-o", "out")
+    code, out, err = command("compile", "03", "-f", "a.yaml", "-o", "out")
     assert (code, out) == (2, ""), err
     assert words in err
     assert "Traceback" not in err
@@ -147,8 +130,8 @@ def test_a_file(text: str, words: str, ended, tmp_path: Path):
         (["run", "03", "--set", "engine.max_model_len=.nan"], "engine.max_model_len: must be"),
     ],
 )
-def test_an_argument(arguments: list[str], words: str, ended):
-    code, out, err = ended(*arguments)
+def test_an_argument(arguments: list[str], words: str, command):
+    code, out, err = command(*arguments)
     assert (code, out) == (2, ""), err
     assert words in err
     assert "Traceback" not in err

@@ -12,7 +12,7 @@ import kubernetes_validate
 import pytest
 
 from serving import names
-from serving.deployment.job import job_name, manifest, run_job
+from serving.deployment.job import manifest, run_job
 from serving.errors import InconclusiveError, PipelineError, RequestError, ToldToEnd
 from serving.settings import Settings
 from tests.unit.cluster import MemoryCluster
@@ -344,8 +344,8 @@ def test_house_rules_reach_a_jobs_pod() -> None:
 
 
 def test_names_fit_into_a_label() -> None:
-    assert job_name("validate-server", "run-1") == "validate-server-run-1"
-    long = [job_name("validate_server", f"gemma-gcs-fuse-20261124-{'x' * 60}{number}") for number in range(2)]
+    assert names.job("validate-server", "run-1") == "validate-server-run-1"
+    long = [names.job("validate_server", f"gemma-gcs-fuse-20261124-{'x' * 60}{number}") for number in range(2)]
     assert all(len(name) <= 63 for name in long)
     assert long[0] != long[1]
-    assert job_name("validate_server", "Run_1") != job_name("validate-server", "run-1")
+    assert names.job("validate_server", "Run_1") != names.job("validate-server", "run-1")
