@@ -13,6 +13,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from emulated_cloud.cloud import wait_for
 from emulated_cloud.hub import Repository, RepositoryError, serving
 from emulated_cloud.hub import repository as module
 
@@ -221,4 +222,6 @@ def test_faults_and_the_log_are_asked_over_the_wire(tmp_path, folder):
             assert json.load(response)["id"] == REPO
         with urllib.request.urlopen(f"{hub.url}/_emulator/requests") as response:
             assert [entry["path"] for entry in json.load(response)] == [f"/api/models/{REPO}"]
+        # The line is written when the answer has gone, by the thread that served it.
+        assert wait_for(lambda: bool(log.read_text()), 30)
     assert json.loads(log.read_text())["user"] == "anonymous"
