@@ -1,4 +1,5 @@
-"""docs/reference.md, made from the code: scenarios, features and settings. `make golden` writes it again."""
+"""docs/reference.md (scenarios, features, settings) and docs/fits.md (what fits where), made from the code. `make
+golden` writes them again."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from serving import features
+from serving import catalog, features, sizing
 from serving.rendering import manifests
 from serving.scenarios import COLUMNS, REQUIRED, SCENARIOS
 from serving.settings import Settings
@@ -41,6 +42,58 @@ def text() -> str:
         *_settings(),
     ]
     return "\n".join(lines) + "\n"
+
+
+def fits() -> str:
+    """The page of what fits where, Markdown."""
+    models = [sizing.of_catalog(name) for name in catalog.models()]
+    rows = [fit for model in models for fit in sizing.everywhere(model)]
+    head, *lines = sizing.fewest_cards(rows)
+    page = [
+        "# What fits where",
+        "",
+        "Made from the code by `make golden`, as `gemma-pipelines fits` prints it: the fewest cards that start a "
+        "model, × the longest context that 4 requests at once find room with (`engine.max_model_len: auto`). "
+        "`gemma-pipelines fits MODEL` has every count of cards, with weights and KV cache; MODEL may be any fine-tune "
+        "of these, on the hub or in a folder.",
+        "",
+        *_table([head[0], "`engine.quantization`", *head[2:]], [[f"`{line[0]}`", *line[1:]] for line in lines]),
+        "",
+        "## How it is known",
+        "",
+        "On each card, memory × share = weights + overhead + KV cache. The weights are those of the shards' headers; "
+        "what a request of L tokens takes of the KV cache follows from config.json: `full · L + sliding · min(L, "
+        "window − 1 + 2 · B)`, B being `--max-num-batched-tokens`, in whole blocks of vLLM's pool. The overhead is "
+        "measured (`manifests/catalog.yaml`, vLLM 0.33.0). Where smaller batches than vLLM's own for the card decide, "
+        "they are set. A test holds the rule to every start of a real engine that was seen:",
+        "",
+        *_table(
+            [
+                "model",
+                "accelerator",
+                "`engine.quantization`",
+                "context",
+                "KV cache, GiB a card: engine",
+                "rule",
+                "starts",
+            ],
+            [_replayed(row) for row in catalog.measured()],
+        ),
+    ]
+    return "\n".join(page) + "\n"
+
+
+def _replayed(row: dict[str, Any]) -> list[str]:
+    found = sizing.replayed(row)
+    return [
+        f"`{row['model']}`",
+        f"{row['count']} × {row['accelerator']}",
+        row["quantization"] or "",
+        str(row["max_model_len"]),
+        "–" if row["kv_gib"] is None else f"{row['kv_gib']:.2f}",
+        f"{found.kv_gib:.2f}",
+        "yes" if found.starts else "no",
+    ]
 
 
 def _feature(column: str, word: str) -> Iterator[str]:

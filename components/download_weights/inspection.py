@@ -48,7 +48,7 @@ def _check_config(part: Part, text_only: bool) -> str:
         if not has_one and part.content(checkpoint.IMAGE_PROCESSOR) is None:
             raise ReleaseError(
                 f"{checkpoint.IMAGE_PROCESSOR} missing: vLLM starts no {named} without one, or an image_processor in "
-                f"{checkpoint.PROCESSOR}. To serve text alone: engine.extra_args: [--language-model-only]"
+                f"{checkpoint.PROCESSOR}. To serve text alone: engine.text_only: true"
             )
     return str(named)
 

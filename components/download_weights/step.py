@@ -20,7 +20,7 @@ from serving.weights import manifest, repositories
 from serving.weights.manifest import Manifest, Repository
 from serving.weights.release import Release
 
-_TEXT_ONLY = re.compile(r"--(language[-_]model|limit[-_]mm)")
+_NO_IMAGES = re.compile(r"--limit[-_]mm")
 """How flags begin with which vLLM needs no image processor."""
 
 
@@ -71,7 +71,7 @@ def bring(settings: Settings, release: Release, say: Say, limits: Limits = Limit
     parts = repositories.find(settings, {repositories.BASE: release.commit, **release.commits})
     if repositories.weights_key(parts) != release.weights_key:
         raise InconclusiveError(f"{release.model} at {release.commit} lists other files than it did. Run again")
-    text_only = any(_TEXT_ONLY.match(argument) for argument in settings.engine.extra_args)
+    text_only = settings.engine.text_only or any(map(_NO_IMAGES.match, settings.engine.extra_args))
     inspection.check(parts, text_only=text_only)
     together = repositories.Together(parts)
     sessions = Sessions(settings, release.weights_key)

@@ -12,18 +12,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from components.resolve_model.decision import Situation, decide
-from serving import catalog, names
+from serving import catalog, names, sizing
 from serving.clients import google, hub, kubernetes, storage
+from serving.clients.bucket_source import Folder
+from serving.clients.digest import ServedFile
 from serving.clients.kubernetes import Cluster
 from serving.deployment import lease, leftovers, record, replicas, traffic
 from serving.deployment.record import Record
-from serving.errors import PipelineError, RequestError
+from serving.errors import PipelineError, ReleaseError, RequestError
 from serving.rendering import engine, generation, render
 from serving.scenarios import find
 from serving.settings import Settings, from_parameters
+from serving.sizing import Model, Sizing
 from serving.step import opened_with_parameters
-from serving.weights import adapter, checkpoint, manifest, repositories
+from serving.weights import adapter, checkpoint, manifest, repositories, weighing
 from serving.weights.release import Release
+from serving.weights.weighing import Head
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,10 @@ class Found:
     commits: dict[str, str] = field(default_factory=dict)
     """Those of adapters and assistant, by role."""
     max_lora_rank: int = 0
+    model: Model | None = None
+    """What it needs; None for an architecture that nobody has measured."""
+    assistant_bytes: int = 0
+    """Weights of the assistant."""
     warnings: tuple[str, ...] = ()
 
 
@@ -57,6 +65,9 @@ def run(
         for warning in found.warnings:
             outcome.say(warning)
         check_architecture(settings, found.architecture)
+        sized = size(settings, found)
+        outcome.details["sizing"] = sized.model_dump()
+        outcome.say(f"{settings.accelerator.count} × {settings.accelerator.type}: {sized.in_words}")
         cluster = kubernetes.connect(settings)
         known = record.read(cluster, settings)
         release = name_release(settings, outcome.run_id, found, live=known.live, key_version=key_version(settings))
@@ -79,7 +90,7 @@ def run(
             outcome.succeeded(decision.reason)
         else:
             outcome.skipped(f"{decision.verdict}: {decision.reason}")
-    return decision.proceed, settings.as_struct(), release.model_dump()
+    return decision.proceed, settings.as_struct(), release.as_struct()
 
 
 def check_compiled(settings: Settings, compiled: dict[str, Any]) -> None:
@@ -129,7 +140,9 @@ def look_up(settings: Settings) -> Found:
         where = f"{part.source.name}'s {part.repository.config}"
         configs[part.repository.role] = where, checkpoint.parse_json(where, part.config())
     commits = {part.repository.role: part.commit for part in parts}
-    return _found(settings, repositories.weights_key(parts), commits, configs)
+    weights = {part.repository.role: part.chosen.shards + part.chosen.pickles for part in parts}
+    head = weighing.head_of(parts[0].source)
+    return _found(settings, repositories.weights_key(parts), commits, configs, weights, head)
 
 
 def in_bucket(settings: Settings) -> Found | None:
@@ -140,11 +153,25 @@ def in_bucket(settings: Settings) -> Found | None:
         known, _ = manifest.read(weights_uri)
         if not known or set(known.repositories) != pinned or _has_forbidden_pickles(settings, known):
             continue
-        if not manifest.differences(known, manifest.listing(weights_uri)):
+        there = manifest.listing(weights_uri)
+        if not manifest.differences(known, there):
             places = {each.role: f"{weights_uri}/{each.folder}{each.config}" for each in wanted}
             configs = {role: (place, storage.read_json(place) or {}) for role, place in places.items()}
-            return _found(settings, known.weights_key, {each.role: each.revision for each in wanted}, configs)
+            commits = {each.role: each.revision for each in wanted}
+            weights = {each.role: _weights_below(each.folder, known) for each in wanted}
+            head = weighing.head_of(Folder(weights_uri, known.weights_key, there))
+            return _found(settings, known.weights_key, commits, configs, weights, head)
     return None
+
+
+def _weights_below(folder: str, known: manifest.Manifest) -> list[ServedFile]:
+    """The files of weights that lie in a folder of a prefix itself."""
+    files = (file for file in known.files if file.path.rpartition("/")[0] == folder.rstrip("/"))
+    return [
+        ServedFile(file.path, file.size)
+        for file in files
+        if file.path.endswith(".safetensors") or checkpoint.is_pickle(file.path)
+    ]
 
 
 def _has_forbidden_pickles(settings: Settings, known: manifest.Manifest) -> bool:
@@ -152,35 +179,41 @@ def _has_forbidden_pickles(settings: Settings, known: manifest.Manifest) -> bool
 
 
 def _found(
-    settings: Settings, weights_key: str, commits: dict[str, str], configs: dict[str, tuple[str, dict[str, Any]]]
+    settings: Settings,
+    weights_key: str,
+    commits: dict[str, str],
+    configs: dict[str, tuple[str, dict[str, Any]]],
+    weights: dict[str, list[ServedFile]],
+    head: Head,
 ) -> Found:
-    """What commits (by role) are, by their config.json and adapter_config.json: (where it is, what it says)."""
+    """What commits (by role) are, by their config.json and adapter_config.json: (where it is, what it says), and by the
+    files of their weights, of which `head` reads the model's."""
     adapters = [configs[name] for name in settings.adapters]
     if settings.assistant:
         check_assistant(*configs[repositories.ASSISTANT])
     warnings = [adapter.another_base(where, config, settings.model) for where, config in adapters]
+    model = None
+    try:
+        model = weighing.weigh(settings.model, *configs[repositories.BASE], weights[repositories.BASE], head)
+    except ReleaseError as error:
+        # Whether such a model is one, the engine says: this is no verdict on the release.
+        warnings.append(f"warning: nobody can tell what the model needs: {error}")
     return Found(
         commits[repositories.BASE],
         weights_key,
-        architecture(*configs[repositories.BASE]),
+        sizing.named(*configs[repositories.BASE]),
         {role: commit for role, commit in commits.items() if role != repositories.BASE},
         adapter.max_lora_rank(adapter.rank(where, config) for where, config in adapters),
+        model,
+        sum(file.size for file in weights.get(repositories.ASSISTANT, [])),
         tuple(filter(None, warnings)),
     )
-
-
-def architecture(where: str, config: dict[str, Any]) -> str:
-    """The architecture that a config.json names. Raises RequestError when it names none."""
-    named = config.get("architectures")
-    if not isinstance(named, list) or not named or not isinstance(named[0], str):
-        raise RequestError(f"{where} names no architecture: it is not a model that vLLM can load")
-    return named[0]
 
 
 def check_assistant(where: str, config: dict[str, Any]) -> None:
     """Raises RequestError for a model of the catalog's kinds: their layers attend in two ways, and of a draft model
     that is no assistant vLLM takes only one ("All drafting layers should belong to the same kv cache group")."""
-    if catalog.first_version(kind := architecture(where, config)):
+    if catalog.first_version(kind := sizing.named(where, config)):
         raise RequestError(
             f"{where} says that it is a {kind}, a model of its own, which vLLM cannot draft with. Set assistant.model "
             "to the model's assistant, like google/gemma-4-E4B-it-assistant"
@@ -207,6 +240,12 @@ def key_version(settings: Settings) -> str:
     return google.secret_version(settings.engine.api_key_secret) if settings.engine.api_key_secret else ""
 
 
+def size(settings: Settings, found: Found) -> Sizing:
+    """How what was found runs on the settings' cards. Raises RequestError when it would not start, with what would."""
+    wish = settings.wish(found.max_lora_rank, found.assistant_bytes)
+    return sizing.judged(found.model, wish) if found.model else sizing.unknown(settings.model, wish)
+
+
 def name_release(settings: Settings, run_id: str, found: Found, *, live: str, key_version: str = "") -> Release:
     """The release, with the generation that it makes under these settings."""
     release = Release(
@@ -221,6 +260,7 @@ def name_release(settings: Settings, run_id: str, found: Found, *, live: str, ke
         live=live,
         api_key_version=key_version,
         architecture=found.architecture,
+        sizing=size(settings, found),
     )
     return release.model_copy(update={"generation": generation.name(settings, release)})
 

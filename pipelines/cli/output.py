@@ -39,7 +39,7 @@ class Output:
 
     # -- stdout ---------------------------------------------------------------------------------------------
 
-    def result(self, data: dict[str, Any], words: str) -> None:
+    def result(self, data: dict[str, Any] | list[dict[str, Any]], words: str) -> None:
         """What the command came to: `data` for a program, `words` (if any) for a person. Ends what is live."""
         self._end_live()
         text = json.dumps(data, ensure_ascii=False) if self._as_json else words.removesuffix("\n")

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from serving.settings import Settings
     from serving.weights.release import Release
 
+RENAMED = {"engine.sizing_like": "gone: the model's own files say what it needs"}
 DEFAULT_TYPE = "nvidia-l4"
 """The accelerator of a deployment whose settings name none."""
 

@@ -6,7 +6,7 @@ import json
 import math
 from typing import Any
 
-from serving import catalog, features, image
+from serving import catalog, features, image, sizing
 from serving.settings import Settings
 from serving.values import in_seconds
 from serving.weights import repositories
@@ -14,20 +14,6 @@ from serving.weights.release import Release
 
 MODEL_PATH = "/model"
 """Where a pod finds its weights, in every generation: the path is part of the compile cache's key."""
-_ADAPTERS_AT_ONCE = 8
-"""Adapters that one batch may mix: each takes its own part of a card's memory."""
-
-
-def sizing(settings: Settings) -> catalog.Sizing:
-    """What the catalog says about the settings' model on their accelerator."""
-    return catalog.entry(
-        settings.sized_like,
-        settings.accelerator.type,
-        settings.accelerator.count,
-        settings.engine.quantization,
-        max_model_len=settings.engine.max_model_len,
-        gpu_memory_utilization=settings.engine.gpu_memory_utilization,
-    )
 
 
 def engine_image(settings: Settings) -> str:
@@ -42,22 +28,27 @@ def component_image(settings: Settings) -> str:
 
 def engine_flags(settings: Settings, release: Release) -> list[str]:
     """The flags of `vllm serve` that make the server what it is; where it listens is not among them."""
-    size = sizing(settings)
-    flags = [
-        *("--served-model-name", settings.model),
-        *("--max-model-len", str(size.max_model_len)),
-        *("--gpu-memory-utilization", str(size.gpu_memory_utilization)),
-    ]
-    if size.count > 1:
-        flags += ["--tensor-parallel-size", str(size.count)]
-    if settings.engine.quantization:
-        flags += ["--quantization", settings.engine.quantization]
+    found, asked = release.sizing, settings.engine
+    # Where nobody knows how long a context finds room, vLLM finds out.
+    flags = ["--served-model-name", settings.model, "--max-model-len", str(found.max_model_len or "auto")]
+    if found.gpu_memory_utilization:
+        flags += ["--gpu-memory-utilization", str(found.gpu_memory_utilization)]
+    if found.max_num_batched_tokens:
+        flags += ["--max-num-batched-tokens", str(found.max_num_batched_tokens)]
+    if found.max_num_seqs:
+        flags += ["--max-num-seqs", str(found.max_num_seqs)]
+    if settings.accelerator.count > 1:
+        flags += ["--tensor-parallel-size", str(settings.accelerator.count)]
+    if asked.quantization:
+        flags += ["--quantization", catalog.quantization_flag(asked.quantization, engine_image(settings))]
+    if asked.text_only:
+        flags += ["--language-model-only"]
     flags += _adapter_flags(settings, release.max_lora_rank) + _assistant_flags(settings)
     return [
         *flags,
         *(flag for _, own in features.answers(settings, "flags", release) for flag in own),
         *("--shutdown-timeout", str(math.ceil(in_seconds(settings.serving.request_timeout)))),
-        *settings.engine.extra_args,
+        *asked.extra_args,
     ]
 
 
@@ -65,7 +56,7 @@ def _adapter_flags(settings: Settings, max_lora_rank: int) -> list[str]:
     adapters = sorted(settings.adapters)
     if not adapters:
         return []
-    at_once = min(len(adapters), _ADAPTERS_AT_ONCE)
+    at_once = settings.adapters_at_once
     return [
         *("--enable-lora", "--max-lora-rank", str(max_lora_rank)),
         # vLLM's own is one: requests to another adapter would wait until all of the first's are done.
@@ -78,21 +69,22 @@ def _adapter_flags(settings: Settings, max_lora_rank: int) -> list[str]:
 def _assistant_flags(settings: Settings) -> list[str]:
     if not settings.assistant:
         return []
-    drafted = settings.assistant.num_speculative_tokens or catalog.speculative_tokens(settings.sized_like)
+    drafted = settings.assistant.num_speculative_tokens or catalog.speculative_tokens(settings.model)
     draft = {"model": f"{MODEL_PATH}/{repositories.ASSISTANT}", "num_speculative_tokens": drafted}
     return ["--speculative-config", json.dumps(draft, separators=(",", ":"))]
 
 
-def accelerator(settings: Settings) -> dict[str, Any]:
+def accelerator(settings: Settings, release: Release) -> dict[str, Any]:
     """The machine of a pod: cards, and the host's part."""
-    size, wanted = sizing(settings), settings.accelerator
+    wanted, on_a_card = settings.accelerator, release.sizing.weights_gib
+    host = sizing.host(settings.model, on_a_card and on_a_card * wanted.count)
     return {
         "type": wanted.type,
         "count": wanted.count,
         "spot": wanted.spot,
-        "cpu": wanted.cpu or size.cpu,
-        "memory": wanted.memory or size.memory,
-        "ephemeral_storage": wanted.ephemeral_storage or size.ephemeral_storage,
+        "cpu": wanted.cpu or host.cpu,
+        "memory": wanted.memory or host.memory,
+        "ephemeral_storage": wanted.ephemeral_storage or host.ephemeral_storage,
     }
 
 

@@ -24,7 +24,7 @@ def name(settings: Settings, release: Release) -> str:
         "weights": release.weights_key,
         "image": engine.engine_image(settings),
         "flags": engine.engine_flags(settings, nameless),
-        "accelerator": engine.accelerator(settings),
+        "accelerator": engine.accelerator(settings, nameless),
         "features": dict(features.answers(settings, "identity")),
         "created": _created_once(settings, nameless),
     }

@@ -239,7 +239,7 @@ def _values(settings: Settings, release: Release | None = None) -> dict[str, Any
 
 
 def _generation_values(settings: Settings, release: Release) -> dict[str, Any]:
-    serving, machine = settings.serving, engine.accelerator(settings)
+    serving, machine = settings.serving, engine.accelerator(settings, release)
     ready_seconds = in_seconds(serving.ready_timeout)
     secret = {"name": names.api_key(settings), "key": names.API_KEY}
     return {

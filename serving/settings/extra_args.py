@@ -7,6 +7,7 @@ them come to the name of a flag here. What is written after a name may be a secr
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 
@@ -29,6 +30,7 @@ TAKEN = {
     "-h": "it ends the server",
     # What another setting says.
     "--max-model-len": "set engine.max_model_len",
+    "--language-model-only": "set engine.text_only",
     "--gpu-memory-utilization": "set engine.gpu_memory_utilization",
     "--device-memory-utilization": "set engine.gpu_memory_utilization",
     "--quantization": "set engine.quantization",
@@ -86,11 +88,25 @@ def check(arguments: Sequence[str]) -> None:
             raise ValueError(f"item {position} is a flag and its value in one: write them as two items")
 
 
+def value(arguments: Sequence[str], flag: str) -> str | None:
+    """What the words give a flag (`--max-num-seqs`), the last time, as vLLM reads them; None when they do not."""
+    found = None
+    for word, following in itertools.zip_longest(arguments, arguments[1:]):
+        spelt, equals, given = word.partition("=")
+        if len(spelt) > 2 and flag.startswith(_name(spelt)):
+            found = given if equals else following
+    return found
+
+
+def _name(spelt: str) -> str:
+    return spelt.lower().replace("_", "-")
+
+
 def _taken(spelt: str) -> str | None:
     """The flag of TAKEN that vLLM would take this name for; None for a free one."""
     if spelt.startswith("--"):
         # The start of a name stands for it, and `--no-` before it only turns a switch round.
-        name = re.sub(r"^--no-(?=.)", "--", spelt.lower().replace("_", "-"))
+        name = re.sub(r"^--no-(?=.)", "--", _name(spelt))
         meant = [flag for flag in TAKEN if flag.startswith(name)]
         return name if name in meant else next(iter(meant), None)
     short = [flag for flag in TAKEN if not flag.startswith("--")]

@@ -52,7 +52,11 @@ EXPLICIT = ("project", "location", "cluster", "namespace", "bucket", "model", "r
 """The fields that are pipeline parameters of their own."""
 
 
+_ADAPTERS_AT_ONCE = 8
+
 if TYPE_CHECKING:
+    from serving.sizing import Wish
+
     _FeatureSections = Section
 else:
     _FeatureSections = create_model(
@@ -181,24 +185,13 @@ class Settings(_FeatureSections):
         return self
 
     @model_validator(mode="after")
-    def _the_catalog_knows_the_model(self) -> Settings:
-        from serving import catalog
-
-        try:
-            catalog.architectures(self.sized_like)
-        except RequestError as error:
-            raise ValueError(f"{'engine.sizing_like' if self.engine.sizing_like else 'model'}: {error}") from error
-        return self
-
-    @model_validator(mode="after")
     def _drafts_are_counted(self) -> Settings:
         from serving import catalog
 
         asked = self.assistant
-        if asked and not asked.num_speculative_tokens and not catalog.speculative_tokens(self.sized_like):
+        if asked and not asked.num_speculative_tokens and not catalog.speculative_tokens(self.model):
             raise ValueError(
-                f"assistant.num_speculative_tokens is needed: the catalog knows none for {self.sized_like}; 4 is a "
-                "start"
+                f"assistant.num_speculative_tokens is needed: the catalog knows none for {self.model}; 4 is a start"
             )
         return self
 
@@ -247,17 +240,13 @@ class Settings(_FeatureSections):
 
     @model_validator(mode="after")
     def _the_engine_can_start(self) -> Settings:
-        from serving import catalog
+        from serving import catalog, sizing
 
         try:
-            catalog.entry(
-                self.sized_like,
-                self.accelerator.type,
-                self.accelerator.count,
-                self.engine.quantization,
-                max_model_len=self.engine.max_model_len,
-                gpu_memory_utilization=self.engine.gpu_memory_utilization,
-            )
+            catalog.card(self.accelerator.type, self.accelerator.count)
+            # What the catalog does not know, resolve_model looks at before anything is spent.
+            if self.model in catalog.models() and not self.source:
+                sizing.judged(sizing.of_catalog(self.model), self.wish())
         except RequestError as error:
             raise ValueError(str(error)) from error
         return self
@@ -279,9 +268,30 @@ class Settings(_FeatureSections):
         return getattr(self, features.section_name(feature))
 
     @property
-    def sized_like(self) -> str:
-        """The catalog's model that this one is sized like: itself, but for a fine-tune."""
-        return self.engine.sizing_like or self.model
+    def adapters_at_once(self) -> int:
+        """Adapters that one batch may mix: each takes its own part of a card's memory."""
+        return min(len(self.adapters), _ADAPTERS_AT_ONCE)
+
+    def wish(self, adapter_rank: int = 0, assistant_bytes: int = 0) -> Wish:
+        """What the model is to run on, and how. The arguments are what resolve_model finds out."""
+        from serving.sizing import Wish
+
+        asked = self.engine
+        return Wish(
+            accelerator=self.accelerator.type,
+            count=self.accelerator.count,
+            quantization=asked.quantization,
+            max_model_len=None if asked.max_model_len == "auto" else asked.max_model_len,
+            requests=asked.concurrent_requests,
+            share=asked.gpu_memory_utilization,
+            text_only=asked.text_only,
+            batch_tokens=asked.number("--max-num-batched-tokens"),
+            batch_requests=asked.number("--max-num-seqs"),
+            narrow_kv=(asked.flag("--kv-cache-dtype") or "").startswith("fp8"),
+            adapter_rank=adapter_rank,
+            adapters_at_once=self.adapters_at_once,
+            assistant_bytes=assistant_bytes,
+        )
 
     def as_struct(self) -> dict[str, Any]:
         """The settings as a pipeline parameter: plain values; a struct of kfp cannot hold null, which is left out."""

@@ -5,6 +5,7 @@ The text under a field is its documentation, the comment in `init`'s file and th
 
 from __future__ import annotations
 
+import re
 from types import UnionType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -78,7 +79,7 @@ def check_source(source: str | None, revision: str) -> None:
 
 
 class Accelerator(Section):
-    """The machine of one serving pod. What is null comes from the catalog entry of the model."""
+    """The machine of one serving pod. What is null comes from the catalog, by the model's size."""
 
     type: str = ""
     """An accelerator of the catalog (manifests/catalog.yaml); empty takes the usual one of the feature."""
@@ -95,28 +96,53 @@ class Accelerator(Section):
 
 
 class Engine(Section):
-    """The server. What is null comes from the catalog entry of the model and its accelerator."""
+    """The server. What it needs of its cards follows from the model's own files (`gemma-pipelines fits`)."""
 
     image: Image | None = None
     """The vLLM image, if not the catalog's; a digest is welcome."""
-    sizing_like: Model | None = None
-    """For a model that is not in the catalog, a fine-tune say: the catalog's model that it is made like."""
-    max_model_len: int | None = Field(None, ge=128)
-    """Tokens of a request and its answer together."""
+    max_model_len: int | Literal["auto"] = "auto"
+    """Tokens of a request and its answer together; auto is the longest context that concurrent_requests find room
+    with."""
+    concurrent_requests: int = Field(4, ge=1, le=1024)
+    """Requests of the whole context that max_model_len: auto makes room for."""
+    text_only: bool = False
+    """Leave the encoders for images and sound out: memory for KV cache, and on Hopper several times the speed of Gemma
+    3 4B and 12B."""
     gpu_memory_utilization: float | None = Field(None, gt=0, le=1)
-    """Share of a card's memory that the engine may take."""
+    """Share of a card's memory that the engine may take; null takes vLLM's own, 0.92."""
     quantization: str | None = Field(None, min_length=1)
-    """Quantization on loading: fp8 halves the weights."""
+    """Quantization on loading: fp8 halves linear layers, int8_per_channel_weight_only experts."""
     extra_args: list[str] = Field([])
     """Further flags of `vllm serve`, as they are, such as [--max-num-seqs, "64"]."""
     api_key_secret: SecretVersion | None = None
     """The Secret Manager version that holds the key which clients of the server must show; null asks for none."""
+
+    @field_validator("max_model_len", mode="before")
+    @classmethod
+    def _tokens_or_auto(cls, value: Any) -> Any:
+        if value is None:
+            return "auto"  # What files of earlier versions say.
+        if value != "auto" and (type(value) is not int or value < 128):
+            raise ValueError(f"write a number of tokens, 128 or more, or auto, not {value!r}")
+        return value
 
     @field_validator("extra_args")
     @classmethod
     def _flags_are_free(cls, flags: list[str]) -> list[str]:
         extra_args.check(flags)
         return flags
+
+    def flag(self, name: str) -> str | None:
+        """What extra_args give a flag, the last time; None when they do not."""
+        return extra_args.value(self.extra_args, name)
+
+    def number(self, name: str) -> int | None:
+        """The number that extra_args give a flag, as vLLM reads it (4K is 4096, 4k is 4000); None when they do not."""
+        found = re.fullmatch(r"(\d+)([kKmM]?)", self.flag(name) or "")
+        return int(found[1]) * _UNITS[found[2]] if found else None
+
+
+_UNITS = {"": 1, "k": 1000, "K": 1 << 10, "m": 1_000_000, "M": 1 << 20}
 
 
 class Serving(Section):

@@ -19,6 +19,7 @@ from serving.clients.digest import ServedFile
 from serving.clients.source import Source
 from serving.clients.wire import Wire
 from serving.errors import ReleaseError, RequestError
+from serving.sizing import Tensor
 from serving.weights import adapter
 
 CONFIG = "config.json"
@@ -179,6 +180,8 @@ def _look(model: str) -> str:
     """The next command of somebody who has named the wrong repository or folder."""
     if model.startswith("gs://"):
         return f"`gcloud storage ls {model}/` shows what is there"
+    if model.startswith("/"):
+        return f"`ls {model}` shows what is there"
     return f"Its files are on the hub's page of {model}"
 
 
@@ -252,6 +255,20 @@ def tensors(file: ServedFile, header: bytes) -> set[str]:
         how = "is cut short" if there < end else "is too long"
         raise ReleaseError(f"{file.path} {how}: its tensors take {end} bytes and {there} are there")
     return set(entries)
+
+
+def described(file: ServedFile, header: bytes) -> list[Tensor]:
+    """Names, types and shapes of a safetensors file's tensors, from its header (the JSON alone). Raises ReleaseError
+    where it does not describe any."""
+    entries = parse_json(f"the header of {file.path}", header)
+    entries.pop("__metadata__", None)
+    try:
+        found = [Tensor(name, str(entry["dtype"]), tuple(map(int, entry["shape"]))) for name, entry in entries.items()]
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise ReleaseError(f"{file.path}: its header does not describe tensors ({error!r})") from error
+    if any(not 0 <= size <= file.size * 8 for tensor in found for size in tensor.shape):
+        raise ReleaseError(f"{file.path}: its header describes tensors that are larger than the file")
+    return found
 
 
 def check_shards(chosen: Chosen, held: dict[str, set[str]]) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict
+
+from serving.sizing import Sizing
 
 
 class Release(BaseModel):
@@ -30,3 +34,9 @@ class Release(BaseModel):
     """The Secret Manager version of the server's API key now: `projects/NUMBER/secrets/S/versions/N`; empty without."""
     architecture: str = ""
     """First entry of config.json's `architectures`."""
+    sizing: Sizing = Sizing()
+    """How it runs on the deployment's cards."""
+
+    def as_struct(self) -> dict[str, Any]:
+        """The release as a pipeline parameter: a struct of kfp cannot hold null, which is left out."""
+        return self.model_dump(exclude_none=True)

@@ -84,7 +84,7 @@ def prepare_ours(work: Path) -> Callable[[], None]:
     from serving.weights.release import Release
 
     values = {"scenario": "gcs-fuse", "project": "bench-project", "bucket": BUCKET, "model": MODEL}
-    settings = validated(Settings, {**values, "engine": {"sizing_like": "google/gemma-3-1b-it"}})
+    settings = validated(Settings, values)
     commit = hub.Hub().commit(MODEL, "main")
     key = identity.weights_key([("base", checkpoint.select(hub.Hub().at(MODEL, commit)).served)])
     release = Release(

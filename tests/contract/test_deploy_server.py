@@ -22,7 +22,7 @@ from emulated_cloud.pytest_plugin import HUB_TOKEN
 from components.deploy_server import step as deploy_server
 from components.ensure_access import step as ensure_access
 from components.resolve_model.step import key_version
-from serving import names
+from serving import names, sizing
 from serving.clients import google, kubernetes, storage
 from serving.deployment import lease, replicas
 from serving.rendering import generation, render
@@ -58,6 +58,7 @@ class Site:
             weights_uri=f"gs://{settings.bucket}/models/{settings.model}/{self.key}",
             generation="",
             api_key_version=key_version(settings),
+            sizing=sizing.unknown(settings.model, settings.wish()),
         )
         return nameless.model_copy(update={"generation": generation.name(settings, nameless)})
 

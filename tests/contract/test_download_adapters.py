@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from components.download_weights.verification import verify
-from components.resolve_model.step import Found, in_bucket, look_up, name_release
+from components.resolve_model.step import in_bucket, look_up, name_release
 from serving.clients import storage
 from serving.errors import ReleaseError, RequestError
 from serving.settings import Settings
@@ -119,12 +119,13 @@ def test_no_pickle_beside_safetensors_is_ever_asked_for(site: Site, three: Relea
 
 def test_all_pinned_and_complete_need_no_hub(site: Site, three: Release3, monkeypatch: pytest.MonkeyPatch):
     settings = three.pinned()
-    release = resolved(settings)
+    found, release = look_up(settings), resolved(settings)
     site.bring(settings, release)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    assert look_up(settings) == Found(
-        release.commit, release.weights_key, "Gemma3ForCausalLM", release.commits, max_lora_rank=8
-    )
+    assert look_up(settings) == found
+    assert (found.commit, found.architecture, found.max_lora_rank) == (release.commit, "Gemma3ForCausalLM", 8)
+    assert found.model
+    assert found.assistant_bytes
     assert site.bring(settings, release) == 0
     without_adapter = three.settings(revision=three.commits["base"], adapters={})
     assert in_bucket(without_adapter) is None

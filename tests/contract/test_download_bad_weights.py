@@ -90,10 +90,10 @@ def test_what_is_told_to_serve_text_alone_needs_no_processor(site: Site, model: 
     folder = Path(shutil.copytree(whole / "model", tmp_path / "model"))
     with_processor(folder)
     site.commit(model, folder)
-    for arguments in (["--language-model-only"], ["--limit_mm_per_prompt", '{"image": 0}']):
+    no_images = ["--limit_mm_per_prompt", '{"image": 0}']
+    for asked, arguments in (({"text_only": True}, ["--language-model-only"]), ({"extra_args": no_images}, no_images)):
         check_processor(open_config(str(folder)), parse(["/model", *arguments]))
-        settings = site.settings(model, engine={"sizing_like": "google/gemma-3-1b-it", "extra_args": arguments})
-        brought(site, settings)
+        brought(site, site.settings(model, engine=asked))
 
 
 @pytest.mark.parametrize("name", [b"config-\xff.json", b"two\nlines.json"])

@@ -124,9 +124,7 @@ class Transfer:
 def settings() -> Settings:
     values = {"scenario": "gcs-fuse", "project": "demo-project", "bucket": "demo-bucket", "model": MODEL}
     secret = "projects/demo-project/secrets/hf-token/versions/latest"
-    return validated(
-        Settings, {**values, "engine": {"sizing_like": "google/gemma-3-1b-it"}, "hub": {"token_secret": secret}}
-    )
+    return validated(Settings, {**values, "hub": {"token_secret": secret}})
 
 
 def leaks(transfer: Transfer) -> set[tuple[str, str]]:

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 from emulated_cloud.cloud import Cloud
+from emulated_cloud.hub.models import write_gemma4
 
 from components.resolve_model import step
 from components.resolve_model.step import in_bucket, look_up
 from serving import names
 from serving.clients import google, kubernetes, storage
+from serving.clients.digest import ServedFile
+from serving.clients.hub import Hub
 from serving.deployment import record
 from serving.deployment.record import Known, Pin, Record
 from serving.errors import AccessError, ReleaseError, RequestError
-from serving.rendering import render
+from serving.rendering import engine, render
 from serving.settings import from_parameters
+from serving.weights import weighing
+from serving.weights.release import Release
 from tests.contract.transfer_site import GATED, QUICK, Site, _site, folder, model, site
+from tests.unit import checkpoints
 
 __all__ = ["_site", "folder", "model", "site"]
 
@@ -61,10 +69,64 @@ def test_a_commit_whose_weights_are_complete_is_known_without_the_hub(
     site.bring(settings, release, QUICK)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     pinned = site.settings(model, revision=commit)
-    assert look_up(pinned) == step.Found(commit, release.weights_key, "Gemma3ForCausalLM")
+    found = look_up(pinned)
+    assert (found.commit, found.weights_key, found.architecture) == (commit, release.weights_key, "Gemma3ForCausalLM")
     assert in_bucket(site.settings(model, revision="0" * 40)) is None
     storage.delete(f"{release.weights_uri}/tokenizer.json")
     assert in_bucket(pinned) is None
+
+
+def test_a_fine_tune_is_sized_before_a_byte_moves(site: Site, model: str, tmp_path: Path):
+    write_gemma4(tmp_path / "tuned", 0)
+    commit = site.commit(model, tmp_path / "tuned")
+    settings = site.settings(model)
+    found = look_up(settings)
+    assert found.model == dataclasses.replace(weighing.in_folder(tmp_path / "tuned"), name=model)
+    assert weighing.on_hub(Hub(None), model) == found.model
+    release = step.name_release(settings, "run-1", found, live="")
+    assert (release.sizing.starts, release.sizing.max_model_len) == (True, 131072)
+    assert "null" not in json.dumps(release.as_struct())
+    assert Release.model_validate(release.as_struct()) == release
+    flags = engine.engine_flags(settings, release)
+    assert flags[flags.index("--max-model-len") + 1] == "131072"
+    # A retry, or the next run of a pinned commit, comes to the same by what lies in the bucket.
+    site.bring(settings, release, QUICK)
+    again = in_bucket(site.settings(model, revision=commit))
+    assert again == found
+
+
+def test_a_fine_tune_that_is_too_large_for_its_card_is_refused_with_what_starts(
+    site: Site, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """31B in all but name, of which only the header of its one shard is there to be read."""
+    write_gemma4(tmp_path / "tuned", 0)
+    (tmp_path / "tuned" / "config.json").write_text(json.dumps(checkpoints.config("google/gemma-4-31B-it")))
+    site.commit(model, tmp_path / "tuned")
+    read, (head, size) = Hub.tree, checkpoints.header("google/gemma-4-31B-it")
+
+    def tree(self: Hub, name: str, commit: str) -> list[ServedFile]:
+        others = [file for file in read(self, name, commit) if "safetensors" not in file.path]
+        return [*others, ServedFile("model.safetensors", size, sha256="0" * 64)]
+
+    monkeypatch.setattr(Hub, "tree", tree)
+    monkeypatch.setattr(weighing, "head_of", lambda source: lambda file, length: head[:length] if size else b"")
+    with pytest.raises(RequestError) as caught:
+        step.size(site.settings(model), look_up(site.settings(model)))
+    assert f"{model} on 1 × nvidia-l4 cannot start: its weights take 58.8 GiB a card" in str(caught.value)
+    assert "1 × nvidia-a100-80gb" in str(caught.value)
+    on_an_h100 = site.settings(model, accelerator={"type": "nvidia-h100-80gb"}, engine={"max_model_len": 32768})
+    release = step.name_release(on_an_h100, "run-1", look_up(on_an_h100), live="")
+    flags = engine.engine_flags(on_an_h100, release)
+    assert flags[flags.index("--max-num-batched-tokens") + 1] == "2496"
+
+
+def test_a_config_that_does_not_say_what_it_is_made_of_is_for_the_engine_to_judge(site: Site, model: str, folder: Path):
+    (folder / "config.json").write_text('{"architectures": ["Gemma3ForCausalLM"], "num_hidden_layers": "many"}')
+    site.commit(model, folder)
+    found = look_up(site.settings(model))
+    assert found.model is None
+    assert "num_hidden_layers is 'many'" in found.warnings[0]
+    assert step.size(site.settings(model), found).max_model_len is None
 
 
 @pytest.mark.parametrize(

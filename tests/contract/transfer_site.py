@@ -55,7 +55,8 @@ def write_release(folder: Path, *, shards: int = 2, size: int = SHARD, seed: int
         write_shard(folder / name, f"tensor.{number}", size, seed * 100 + number)
         weight_map[f"tensor.{number}"] = name
     (folder / checkpoint.INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    (folder / "config.json").write_text(json.dumps({"architectures": ["Gemma3ForCausalLM"]}))
+    config = {"architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text"}
+    (folder / "config.json").write_text(json.dumps({**config, "hidden_size": 64, "num_hidden_layers": 1}))
     (folder / "tokenizer.model").write_bytes(random.Random(seed).randbytes(100_000))
     (folder / "tokenizer.json").write_text("{}")
     (folder / "chat_template.jinja").write_text("{{ messages }}")
@@ -134,7 +135,6 @@ class Site:
             "project": "demo-project",
             "bucket": "demo-bucket",
             "model": model,
-            "engine": {"sizing_like": "google/gemma-3-1b-it"},
             "name": "t" + hashlib.sha256(model.encode()).hexdigest()[:12],
             **changes,
         }

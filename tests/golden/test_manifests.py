@@ -16,6 +16,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from serving import sizing
 from serving.rendering import render
 from serving.scenarios import COLUMNS, REQUIRED, SCENARIOS
 from serving.settings import Settings, validated
@@ -90,6 +91,7 @@ def settings(**values: Any) -> Settings:
 
 
 def release_of(config: Settings) -> Release:
+    rank = 16 if config.adapters else 0
     return Release(
         run_id="run-1",
         model=config.model,
@@ -97,7 +99,8 @@ def release_of(config: Settings) -> Release:
         weights_key="0123456789abcdef",
         weights_uri=f"gs://demo-bucket/models/{config.model}/0123456789abcdef",
         generation="g0123456789",
-        max_lora_rank=16 if config.adapters else 0,
+        max_lora_rank=rank,
+        sizing=sizing.judged(sizing.of_catalog(config.model), config.wish(rank)),
     )
 
 

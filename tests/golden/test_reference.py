@@ -20,6 +20,13 @@ def test_the_reference_is_what_the_code_says(update_golden: bool):
     assert page.read_text(encoding="utf-8") == reference.text(), "reviewed and meant? then: make golden"
 
 
+def test_what_fits_where_is_what_the_code_says(update_golden: bool):
+    page = ROOT / "docs" / "fits.md"
+    if update_golden:
+        page.write_text(reference.fits(), encoding="utf-8")
+    assert page.read_text(encoding="utf-8") == reference.fits(), "reviewed and meant? then: make golden"
+
+
 @pytest.mark.parametrize("page", ["README.md", "README.ko.md"])
 def test_a_readme_names_the_scenarios_that_are_built_and_no_other(page: str):
     rows = [

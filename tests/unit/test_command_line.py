@@ -15,11 +15,13 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from emulated_cloud.hub.models import write_gemma4
 from emulated_cloud.real import parts
 
 from pipelines import child, cli, local
 from pipelines.cli import run as run_command
 from pipelines.local import state as states
+from serving import catalog
 from serving.errors import InconclusiveError
 from serving.scenarios import COLUMNS, SCENARIOS, all_features
 
@@ -37,7 +39,7 @@ from serving.scenarios import COLUMNS, SCENARIOS, all_features
         (["run", "03", "--set", "bucket=Not_A_Bucket"], "bucket"),
         (["run", "03", "--set", f"name={'n' * 64}"], "name"),
         (["run", "03", "--set", f"namespace={'n' * 64}"], "namespace"),
-        (["run", "03", "--set", "model=google/gemma-3-4b"], "google/gemma-3-4b-it"),
+        (["run", "03", "--set", "accelerator.type=nvidia-l40"], "did you mean nvidia-l4?"),
         (["run", "03", "--set", "model=google/gemma-3-12b-it"], "cannot start"),
         (["run", "03", "--set", "serving.exposure=public"], "vLLM's key guards /v1 alone"),
         (["run", "03", "--real", "vlm"], "no real part 'vlm'; there are: control-plane, gcsfuse, vllm"),
@@ -45,6 +47,9 @@ from serving.scenarios import COLUMNS, SCENARIOS, all_features
         (["run", "03", "--real", ""], "no real part ''; there are: control-plane, gcsfuse, vllm"),
         (["run", "03", "--weights", "nowhere"], "--weights nowhere is not a folder"),
         (["run", "03", "--weights", "."], "--weights . has no files: name the folder of a release"),
+        (["fits", "nowhere"], "nowhere is no folder, and no model of the hub"),
+        (["fits", "google/gemma-3-1b-it", "--accelerator", "nvidia-l40"], "did you mean nvidia-l4?"),
+        (["fits", str(Path(__file__).parent)], "has no config.json"),
         (["compile"], "name scenarios, or say --all"),
         (["compile", "03", "--all"], "name scenarios, or say --all"),
         (["compile", "03", "-f", "nowhere.yaml"], "nowhere.yaml does not exist"),
@@ -477,3 +482,36 @@ def test_folders_of_killed_runs_are_removed_and_those_in_use_are_not(tmp_path, m
 def test_a_run_here_waits_for_another_as_long_as_it_is_told(asked, wait):
     values = {"scenario": "gcs-fuse", **local.DEFAULTS, **({"lease": {"wait": asked}} if asked else {})}
     assert local.settings_for(values, None).lease.wait == wait
+
+
+FIT = (
+    *("model", "accelerator", "count", "quantization", "starts", "max_model_len", "requests_at_once", "weights_gib"),
+    *("kv_gib", "measured"),
+)
+
+
+def test_fits_tells_a_program_what_starts_where(command):
+    code, out, _ = command("fits", "google/gemma-4-31B-it", "--json")
+    rows = json.loads(out)
+    assert code == 0
+    assert all(tuple(row) == FIT for row in rows)
+    seen = {(row["accelerator"], row["count"], row["quantization"]): row for row in rows}
+    assert seen["nvidia-l4", 1, None]["starts"] is False
+    assert seen["nvidia-a100-80gb", 1, None]["measured"]
+
+
+def test_fits_takes_a_folder_and_one_accelerator(command, tmp_path):
+    write_gemma4(tmp_path / "tiny", 0)
+    code, out, _ = command("fits", str(tmp_path / "tiny"), "--accelerator", "nvidia-l4", "--json")
+    assert code == 0
+    rows = json.loads(out)
+    assert {row["accelerator"] for row in rows} == {"nvidia-l4"}
+    assert all(row["starts"] and row["max_model_len"] == 131072 for row in rows)
+
+
+def test_fits_shows_a_person_every_model_of_the_catalog(command):
+    code, out, _ = command("fits")
+    assert code == 0
+    assert [model for model in catalog.models() if model not in out] == []
+    _, out, _ = command("fits", "google/gemma-4-31B-it", "--accelerator", "nvidia-h100-80gb")
+    assert re.search(r"1 × nvidia-h100-80gb +3072 +4\.6 +97152 ", out)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from components.resolve_model import step
-from components.resolve_model.step import Found, architecture, check_architecture, look_around, name_release
-from serving import names
+from components.resolve_model.step import Found, check_architecture, look_around, name_release
+from serving import names, sizing
 from serving.deployment import traffic
 from serving.deployment.record import Known, Record
 from serving.errors import RequestError
@@ -125,7 +125,7 @@ def test_an_image_by_digest_may_serve_anything():
 @pytest.mark.parametrize("config", [{}, {"architectures": []}, {"architectures": "x"}, {"architectures": [1]}])
 def test_a_config_that_names_no_architecture_is_refused(config: dict):
     with pytest.raises(RequestError, match="names no architecture"):
-        architecture("config.json", config)
+        sizing.named("config.json", config)
 
 
 def test_a_release_is_named_by_what_makes_it_different():

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from serving import sizing
 from serving.errors import RequestError
 from serving.rendering import engine, generation, render
 from serving.settings import EXPLICIT, Settings, from_parameters, validated
@@ -46,7 +47,8 @@ def as_floats(value: Any) -> Any:
 
 def generation_of(config: Settings) -> str:
     in_its_bucket = f"gs://{config.bucket}/models/{config.model}/{RELEASE.weights_key}"
-    return generation.name(config, RELEASE.model_copy(update={"weights_uri": in_its_bucket}))
+    sized = sizing.judged(sizing.of_catalog(config.model), config.wish())
+    return generation.name(config, RELEASE.model_copy(update={"weights_uri": in_its_bucket, "sizing": sized}))
 
 
 def test_the_shortest_settings_say_where_and_take_the_guides_defaults():
@@ -98,6 +100,8 @@ def test_what_makes_another_server_makes_another_generation():
         {"engine": {"image": "vllm/vllm-openai:v0.33.1"}},
         {"engine": {"max_model_len": 4096}},
         {"engine": {"quantization": "fp8"}},
+        {"engine": {"text_only": True}},
+        {"engine": {"concurrent_requests": 8}},
         {"engine": {"extra_args": ["--enforce-eager"]}},
         {"accelerator": {"spot": True}},
         {"accelerator": {"memory": "24Gi"}},
@@ -114,16 +118,16 @@ def test_what_makes_another_server_makes_another_generation():
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({}, "g53a6164863"),
-        ({"gcs_fuse": {"profile": "manual"}}, "g74219ac4f4"),
-        ({"model": "google/gemma-3-1b-it"}, "g825538c4fa"),
-        ({"model": "google/gemma-3-12b-it", "accelerator": {"count": 2}}, "g28820fe46c"),
-        ({"model": "google/gemma-4-E4B-it"}, "g9d01c9e792"),
-        ({"accelerator": {"type": "nvidia-a100-40gb", "spot": True}}, "g82b267146c"),
-        ({"engine": {"max_model_len": 4096, "extra_args": ["--max-num-seqs", "64"]}}, "g53244674cb"),
-        ({"adapters": {"legal": {"model": "someone/legal"}}}, "g9aadf173e6"),
-        ({"images": {"registry": "eu-docker.pkg.dev/p/mirror"}}, "ge0702aae3b"),
-        ({"name": "chat", "namespace": "serving", "bucket": "another-bucket"}, "g2a1815665d"),
+        ({}, "g50633a8877"),
+        ({"gcs_fuse": {"profile": "manual"}}, "g442f12767b"),
+        ({"model": "google/gemma-3-1b-it"}, "ga1949ee4e8"),
+        ({"model": "google/gemma-3-12b-it", "accelerator": {"count": 2}}, "g584b6b0b31"),
+        ({"model": "google/gemma-4-E4B-it"}, "g24117642a7"),
+        ({"accelerator": {"type": "nvidia-a100-40gb", "spot": True}}, "gca369769f9"),
+        ({"engine": {"max_model_len": 4096, "extra_args": ["--max-num-seqs", "64"]}}, "g08eef807b1"),
+        ({"adapters": {"legal": {"model": "someone/legal"}}}, "g3e8e924326"),
+        ({"images": {"registry": "eu-docker.pkg.dev/p/mirror"}}, "gba284e1e57"),
+        ({"name": "chat", "namespace": "serving", "bucket": "another-bucket"}, "gb987e6bcdb"),
     ],
 )
 def test_a_new_version_of_this_tool_rolls_nothing(changes: dict[str, Any], expected: str):
@@ -185,6 +189,11 @@ def test_a_new_version_of_this_tool_rolls_nothing(changes: dict[str, Any], expec
         ({"serving": {"exposure": "gateway"}}, "serving.exposure: must be internal or public, not 'gateway'"),
         ({"model": "google/gemma-3-12b-it"}, "cannot start"),
         ({"engine": {"max_model_len": 500000}}, "was made for 131072 tokens of context, not 500000"),
+        ({"engine": {"max_model_len": 64}}, "max_model_len: write a number of tokens, 128 or more, or auto, not 64"),
+        ({"engine": {"max_model_len": "long"}}, "write a number of tokens, 128 or more, or auto, not 'long'"),
+        ({"engine": {"extra_args": ["--language-model-only"]}}, "set engine.text_only"),
+        ({"accelerator": {"type": "l4"}}, "accelerator.type: l4 is not one of nvidia-l4, "),
+        ({"accelerator": {"count": 3}}, "accelerator.count: GKE puts 1, 2, 4, 8 of nvidia-l4 on a node, not 3"),
     ],
 )
 def test_a_wrong_setting_is_refused_with_what_to_do(changes: dict[str, Any], words: str):
@@ -204,11 +213,43 @@ def test_a_secret_that_was_written_into_the_settings_is_not_repeated(where: tupl
     assert ".".join(where) in said
 
 
-def test_a_fine_tune_is_sized_like_the_model_it_was_made_from():
-    assert "engine.sizing_like" in refusal(model="acme/gemma-3-4b-support")
-    config = settings(model="acme/gemma-3-4b-support", engine={"sizing_like": "google/gemma-3-4b-it"})
-    assert engine.accelerator(config) == engine.accelerator(settings())
-    assert "acme/gemma-3-4b-support" in engine.engine_flags(config, RELEASE)
+def test_a_fine_tune_needs_no_word_about_its_size():
+    config = settings(model="acme/gemma-3-4b-support")
+    sized = sizing.size(sizing.of_catalog("google/gemma-3-4b-it"), config.wish())
+    release = RELEASE.model_copy(update={"sizing": sized})
+    assert engine.accelerator(config, release) == engine.accelerator(settings(), release)
+    assert "acme/gemma-3-4b-support" in engine.engine_flags(config, release)
+
+
+def test_what_said_how_large_a_fine_tune_is_says_that_it_is_gone():
+    assert "engine.sizing_like: is now gone: the model's own files say" in refusal(engine={"sizing_like": "a/b"})
+
+
+@pytest.mark.parametrize(("given", "means"), [("auto", "auto"), (None, "auto"), (4096, 4096), (4096.0, 4096)])
+def test_a_context_is_a_number_of_tokens_or_auto(given: Any, means: Any):
+    assert settings(engine={"max_model_len": given}).engine.max_model_len == means
+
+
+@pytest.mark.parametrize(
+    ("given", "tokens"),
+    [
+        (["--max-num-batched-tokens", "4096"], 4096),
+        (["--max-num-batched-tokens=4K"], 4096),
+        (["--max_num_batched_tokens=4k"], 4000),
+        (["--max-num-batched-tokens", "1", "--max-num-batched-tokens=2"], 2),
+        (["--max-num-batched-tokens"], None),
+        (["--max-num-batched-tokens", "many"], None),
+        (["--enforce-eager"], None),
+        ([], None),
+    ],
+)
+def test_the_flags_that_memory_depends_on_are_read(given: list[str], tokens: int | None):
+    assert settings(engine={"extra_args": given}).wish().batch_tokens == tokens
+
+
+def test_a_narrow_kv_cache_holds_twice_as_much():
+    wish = settings(engine={"extra_args": ["--kv-cache-dtype", "fp8_e4m3"]}).wish()
+    assert (wish.narrow_kv, settings().wish().narrow_kv) == (True, False)
 
 
 def test_settings_cannot_be_changed_in_passing():

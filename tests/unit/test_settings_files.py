@@ -79,9 +79,8 @@ def test_a_file_that_is_not_settings_is_refused_with_its_line(file: Path, text: 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("model: google/gemma-9\nassistant: {model: a/b}\n", "2: model: google/gemma-9 is not in the catalog"),
-        ("model: google/gemma-9\n", "2: model: google/gemma-9 is not in the catalog"),
-        ("engine:\n  sizing_like: a/b\nmodel: a/c\n", "3: engine.sizing_like: a/b is not in the catalog"),
+        ("model: google/gemma-9\nassistant: {model: a/b}\n", "3: assistant.num_speculative_tokens is needed"),
+        ("name: x\nengine:\n  sizing_like: a/b\n", "4: engine.sizing_like: is now gone: the model's own files say"),
         ("accelerator:\n  type: nvidia-l4\n  count: 3\n", "4: accelerator.count: GKE puts"),
         ("name: x\nserving:\n  exposure: public\n", "4: serving.exposure public is not to be had yet"),
         ("name: x\nfeatures: [nope]\n", "3: features: 'nope' is no feature"),
