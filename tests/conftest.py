@@ -25,6 +25,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=place)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A worker takes a file whole (`--dist loadfile`), and of a file that runs for every scenario those of one."""
+    from xdist.scheduler import LoadFileScheduling
+
+    from serving.scenarios import SCENARIOS
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file, _, test = nodeid.partition("::")
+            own = next((row.name for row in SCENARIOS if "scenarios" in file and row.name in test), "")
+            return f"{file}::{own}"
+
+    return Scheduling(config, log)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write the golden files instead of comparing them")
 
