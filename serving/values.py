@@ -65,8 +65,10 @@ def in_seconds(duration: str) -> float:
 
 
 def _quantity(value: str) -> str:
-    if not re.fullmatch(r"\d+(\.\d+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?", value):
+    if not re.fullmatch(r"[0-9]{1,15}(\.[0-9]{1,9})?(m|k|M|G|T|Ki|Mi|Gi|Ti)?", value):
         raise ValueError(f"{value!r} is not a Kubernetes quantity: write it like 500m, 4 or 32Gi")
+    if not re.search("[1-9]", value):
+        raise ValueError(f"{value!r} is nothing, and no pod runs on that")
     return value
 
 
@@ -85,6 +87,26 @@ def _bucket(value: str) -> str:
     _matching(r"[a-z0-9][-_.a-z0-9]{1,61}[a-z0-9]", what, longest=63)(value)
     if ".." in value or value.startswith("goog") or "google" in value or re.fullmatch(r"[\d.]+", value):
         raise ValueError(f"{value!r} is a name that Cloud Storage gives to nobody")
+    return value
+
+
+def _folder(value: str) -> str:
+    """Or nothing, where there is a usual one."""
+    bucket, slash, path = value.removeprefix("gs://").partition("/")
+    if value and not value.startswith("gs://"):
+        raise ValueError(f"{value!r} is not a folder of a bucket, gs://BUCKET/FOLDER")
+    if slash and (not path.isprintable() or not all(part.strip(".") for part in path.split("/"))):
+        raise ValueError(
+            f"{value!r} has a part without a name: write gs://BUCKET/FOLDER, no // in it and no / at its end"
+        )
+    if value:
+        _bucket(bucket)
+    return value
+
+
+def _source_folder(value: str) -> str:
+    if "/" not in _folder(value).removeprefix("gs://"):
+        raise ValueError(f"{value!r} is not a folder of a bucket, gs://BUCKET/FOLDER")
     return value
 
 
@@ -208,10 +230,17 @@ Registry = Annotated[
     ),
 ]
 Endpoint = Annotated[str, AfterValidator(_endpoint)]
-SourceFolder = Annotated[
-    str, AfterValidator(_matching(r"gs://[^/]+/.*[^/]", "a folder of a bucket, gs://BUCKET/FOLDER (no / at its end)"))
+SourceFolder = Annotated[str, AfterValidator(_source_folder)]
+Folder = Annotated[str, AfterValidator(_folder)]
+Revision = Annotated[
+    str,
+    AfterValidator(
+        # What git lets nobody call a branch cannot name one, and in an address it would lead elsewhere.
+        _matching(r"(?![/-])(?!.*(\.\.|@\{|//))[^\s~^:?*\[\\\x00-\x1f\x7f]+", "a branch, tag or commit", longest=200)
+    ),
 ]
-Folder = Annotated[str, AfterValidator(_matching(r"(gs://[^/]+(/.*[^/])?)?", "a gs://BUCKET/FOLDER (no / at its end)"))]
+Word = Annotated[str, AfterValidator(_matching(r"\w[\w.-]*", "one word", longest=100))]
+"""The value of a flag, which never looks like another flag."""
 
 
 def checked_image(name: str) -> str:

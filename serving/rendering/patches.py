@@ -36,6 +36,9 @@ def apply(item: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
 
 
 def _merge(old: Any, new: Any, keys: dict[str, str], where: str) -> Any:
+    for kind, name in ((dict, "mapping"), (list, "list")):
+        if isinstance(old, kind) and not isinstance(new, kind):
+            raise RequestError(f"patches: {where} is a {name}, and the patch has no {name} for it")
     if not isinstance(new, dict):
         return copy.deepcopy(new)
     directive = new.get("$patch")

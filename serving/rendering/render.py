@@ -179,7 +179,7 @@ def _labelled(settings: Settings, item: Object, generation: str) -> Object:
 def _metadata(item: Object) -> list[Object]:
     """The metadata of the object, and of its pods."""
     template = item.get("spec", {}).get("template")
-    return [item["metadata"], *([template.setdefault("metadata", {})] if template else [])]
+    return [item["metadata"], *([template.setdefault("metadata", {})] if isinstance(template, dict) else [])]
 
 
 # -- the settings' patches ----------------------------------------------------------------------------------
@@ -216,7 +216,22 @@ def _patched(item: Object, patch: Object) -> Object:
             raise RequestError(
                 f"patches: {_called(patch)} changes the labels {', '.join(kept)}, which are the project's"
             )
+    if _is_open_to_all(merged):
+        raise RequestError(
+            f"patches: {_called(patch)} opens the engine's port to anybody, whose key guards /v1 alone. In your own "
+            f"network it may be: annotate it with {_BALANCER}: Internal"
+        )
     return merged
+
+
+_BALANCER = "networking.gke.io/load-balancer-type"
+"""The annotation that says whether a load balancer has an address of the network's own.
+https://cloud.google.com/kubernetes-engine/docs/how-to/internal-load-balancing"""
+
+
+def _is_open_to_all(item: Object) -> bool:
+    balanced = item["kind"] == "Service" and (item.get("spec") or {}).get("type") == "LoadBalancer"
+    return balanced and (item["metadata"].get("annotations") or {}).get(_BALANCER) != "Internal"
 
 
 # -- what the placeholders stand for ------------------------------------------------------------------------

@@ -42,6 +42,7 @@ from serving.values import (
     Namespace,
     OwnKey,
     Project,
+    Revision,
     Scenario,
     Section,
     ServiceAccount,
@@ -84,7 +85,7 @@ class Settings(_FeatureSections):
     """The bucket for weights, reports and records; in the cluster's region, with uniform access."""
     model: Model = "google/gemma-3-4b-it"
     """The model's name on the hub. Gemma 4 is one line away: google/gemma-4-E4B-it runs on the same card."""
-    revision: str = Field(MAIN, min_length=1)
+    revision: Revision = MAIN
     """A branch, tag or commit of it. A schedule follows a branch."""
     source: SourceFolder | None = None
     """gs://BUCKET/FOLDER that the model's files come from instead of the hub, a fine-tune say; `model` is then only the
@@ -163,6 +164,10 @@ class Settings(_FeatureSections):
     @field_validator("patches")
     @classmethod
     def _patches_are_patches(cls, patches: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        for path, value in _leaves(patches):
+            if value is not None and not isinstance(value, (str, int, float, bool)):
+                words = f"is a {type(value).__name__} to YAML, which no object of Kubernetes holds: put it in quotes"
+                raise PydanticCustomError("at_path", "{words}", {"path": ("patches", *path), "words": words})
         for number, patch in enumerate(patches, 1):
             if not isinstance(patch.get("kind"), str):
                 raise ValueError(  # noqa: TRY004 (pydantic takes a ValueError)

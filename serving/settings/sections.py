@@ -22,9 +22,11 @@ from serving.values import (
     Quantity,
     Registry,
     RegularExpression,
+    Revision,
     SecretVersion,
     Section,
     SourceFolder,
+    Word,
 )
 
 MAIN = "main"
@@ -50,7 +52,7 @@ class _Repository(Section):
 
     model: Model
     """Its name on the hub."""
-    revision: str = Field(MAIN, min_length=1)
+    revision: Revision = MAIN
     """A branch, tag or commit of it."""
     source: SourceFolder | None = None
     """gs://BUCKET/FOLDER that its files come from instead of the hub; `model` is then only the name it goes by."""
@@ -110,7 +112,7 @@ class Engine(Section):
     3 4B and 12B."""
     gpu_memory_utilization: float | None = Field(None, gt=0, le=1)
     """Share of a card's memory that the engine may take; null takes vLLM's own, 0.92."""
-    quantization: str | None = Field(None, min_length=1)
+    quantization: Word | None = None
     """Quantization on loading: fp8 halves linear layers, int8_per_channel_weight_only experts."""
     extra_args: list[str] = Field([])
     """Further flags of `vllm serve`, as they are, such as [--max-num-seqs, "64"]."""

@@ -241,6 +241,20 @@ def patched(*patches: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return rendered(patches=list(patches))
 
 
+def test_no_patch_opens_the_engines_port_to_the_world():
+    balanced = {"kind": "Service", "spec": {"type": "LoadBalancer"}}
+    with pytest.raises(RequestError, match=r"Service opens the engine's port to anybody, whose key guards /v1 alone"):
+        patched(balanced)
+    inside = {"metadata": {"annotations": {"networking.gke.io/load-balancer-type": "Internal"}}}
+    assert patched(balanced | inside)["Service"]["spec"]["type"] == "LoadBalancer"
+
+
+def test_a_part_of_another_shape_is_no_traceback():
+    with pytest.raises(RequestError, match="has no mapping for it"):
+        patched({"kind": "Deployment", "spec": {"template": []}})
+    assert patched({"kind": "Service", "spec": {"template": "x"}})["Service"]["spec"]["template"] == "x"
+
+
 def test_a_patch_reaches_the_objects_of_its_kind_or_only_the_one_it_names():
     both = settings(patches=[{"kind": "Service", "metadata": {"annotations": {"a": "b"}}}])
     one = settings(patches=[{"kind": "Service", "metadata": {"name": "gemma", "annotations": {"a": "b"}}}])

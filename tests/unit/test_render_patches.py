@@ -118,9 +118,16 @@ def test_the_replace_directive_replaces():
         ({"env": [{"name": "Z", "$patch": "delete"}]}, "has no item whose name is Z"),
         ({"$setElementOrder/env": []}, "$setElementOrder/env is not supported"),
         ({"resources": {"$patch": "remove"}}, "$patch: remove is not supported"),
+        ({"env": "A=1"}, "containers[vllm].env is a list, and the patch has no list for it"),
     ],
 )
 def test_a_patch_that_cannot_be_merged_is_refused(change: dict[str, Any], words: str):
     with pytest.raises(RequestError) as caught:
         container(**change)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("spec", [[], "x", 3])
+def test_what_is_a_mapping_stays_one(spec: Any):
+    with pytest.raises(RequestError, match=r"Deployment\.spec is a mapping, and the patch has no mapping for it"):
+        patches.apply(DEPLOYMENT, {"kind": "Deployment", "spec": spec})
