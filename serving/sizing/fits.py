@@ -142,7 +142,9 @@ def _quantizations(model: Model) -> list[str | None]:
 
 
 def _refusal(model: Model, wish: Wish, found: Sizing) -> str:
+    """Begins with the setting that it is most about."""
     how = f" with quantization {wish.quantization}" if wish.quantization else ""
+    about = "accelerator"
     if found.kv_gib is not None and found.kv_gib <= 0:
         why = (
             f"its weights take {found.weights_gib:.1f} GiB a card, and it lacks {-found.kv_gib:.1f} GiB a card at "
@@ -154,12 +156,13 @@ def _refusal(model: Model, wish: Wish, found: Sizing) -> str:
             f"{found.lacks_while_building_gib:.1f} GiB for its output layer"
         )
     else:
+        about = "engine.max_model_len" if wish.max_model_len else about
         why = (
             f"{found.kv_gib:.1f} GiB of KV cache a card hold one request of {found.longest:,} tokens at most, and "
             f"max_model_len is {found.max_model_len:,}"
         )
     there = "; ".join(_what_starts(model, wish))
-    return f"{model.name}{how} on {wish.count} × {wish.accelerator} cannot start: {why}. " + (
+    return f"{about}: {model.name}{how} on {wish.count} × {wish.accelerator} cannot start: {why}. " + (
         f"What can: {there}" if there else "Nothing that the catalog knows can"
     )
 
