@@ -197,20 +197,67 @@ def test_float32_is_loaded_as_bfloat16_and_a_tied_output_layer_is_not_loaded_aga
 def test_a_folder_is_read_by_its_config_and_the_headers_of_its_shards(tmp_path: Path):
     checkpoints.write(tmp_path, BIG)
     found = weighing.in_folder(tmp_path)
-    assert found
     known = sizing.of_catalog(BIG)
     assert (found.architecture, found.weights) == (known.architecture, known.weights)
 
 
-def test_weights_whose_headers_say_nothing_weigh_what_their_files_do():
-    files = [ServedFile("model.safetensors", 1 << 30)]
-    found = weighing.weigh("a/b", "x", checkpoints.config("google/gemma-3-1b-it"), files, lambda file, length: b"")
-    assert found
-    assert found.weights == Weights(fixed=1 << 30)
+def test_an_index_may_name_shards_in_folders(tmp_path: Path):
+    checkpoints.write(tmp_path, BIG)
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "model.safetensors").rename(tmp_path / "parts" / "model.safetensors")
+    places = {tensor.name: "parts/model.safetensors" for tensor in checkpoints.tensors(BIG)}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    assert weighing.in_folder(tmp_path).weights == sizing.of_catalog(BIG).weights
+
+
+def test_pickles_weigh_what_their_files_do():
     pickled = [ServedFile("pytorch_model.bin", 1 << 30)]
     found = weighing.weigh("a/b", "x", checkpoints.config("google/gemma-3-1b-it"), pickled, lambda file, length: b"")
     assert found
     assert found.weights == Weights(fixed=1 << 30)
+
+
+def shard(entries: Any, size: int = 0) -> bytes:
+    header = entries if isinstance(entries, bytes) else json.dumps(entries).encode()
+    return len(header).to_bytes(8, "little") + header + bytes(size)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("config.json", b'{"architectures": [', "/config.json is not JSON: "),
+        ("config.json", b"[1]", "/config.json is not a JSON object"),
+        ("config.json", b'{"a":' * 100_000, "/config.json is nested deeper"),
+        ("config.json", b"{}", "/config.json names no architecture"),
+        (
+            "config.json",
+            b'{"architectures": ["LlamaForCausalLM"]}',
+            "names LlamaForCausalLM: .* Known: Gemma3ForCausal",
+        ),
+        ("config.json", b'{"architectures": ["Gemma3ForCausalLM"]}', "/config.json: num_hidden_layers is None"),
+        ("model.safetensors.index.json", b"{", "model.safetensors.index.json is not JSON"),
+        ("model.safetensors.index.json", b'{"weight_map": {"a": "b.safetensors"}}', "b.safetensors"),
+        ("model.safetensors", b"", "model.safetensors is cut short"),
+        ("model.safetensors", (1 << 63).to_bytes(8, "little"), "model.safetensors is cut short"),
+        ("model.safetensors", shard(b'{"a":' * 100_000), "the header of model.safetensors is nested deeper"),
+        ("model.safetensors", shard({"a": {"dtype": "BF16", "shape": [1000] * 300}}, 9000), "larger than the file"),
+        ("model.safetensors", shard({"a": {"dtype": "BF16", "shape": [1000, 1000]}}, 9000), "larger than the file"),
+    ],
+)
+def test_a_folder_that_is_no_whole_model_is_refused(tmp_path: Path, file: str, content: bytes, words: str):
+    checkpoints.write(tmp_path, "google/gemma-3-1b-it")
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(RequestError, match=words) as caught:
+        weighing.in_folder(tmp_path)
+    assert str(caught.value).startswith(str(tmp_path))
+
+
+def test_a_file_that_no_model_has_is_not_read(tmp_path: Path):
+    checkpoints.write(tmp_path, "google/gemma-3-1b-it")
+    with (tmp_path / "config.json").open("wb") as hole:
+        hole.truncate(8 << 30)
+    with pytest.raises(RequestError, match="has 8589934592 bytes: none that describes a model is so large"):
+        weighing.in_folder(tmp_path)
 
 
 def test_an_architecture_that_nobody_has_measured_is_left_to_the_engine():
@@ -229,6 +276,7 @@ def test_an_architecture_that_nobody_has_measured_is_left_to_the_engine():
         {"x": {"dtype": "BF16", "shape": ["many"]}},
         {"x": {"dtype": "BF16", "shape": [-1]}},
         {"x": {"dtype": "BF16", "shape": [10**30]}},
+        {"x": {"dtype": "BF16", "shape": [1000, 1000]}},
         {"x": {"dtype": "BF16", "shape": [float("inf")]}},
     ],
 )
