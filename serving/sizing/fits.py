@@ -85,7 +85,8 @@ def everywhere(model: Model, accelerator: str | None = None, wish: Wish | None =
                     found.requests_at_once if found.starts else None,
                     found.weights_gib,
                     found.kv_gib,
-                    (model.name, name, count, quantization, found.starts) in seen,
+                    # With vLLM's own batches, that is: nobody has seen ours.
+                    not found.max_num_batched_tokens and (model.name, name, count, quantization, found.starts) in seen,
                     found.longest or 0,
                 )
 
@@ -168,15 +169,25 @@ def _refusal(model: Model, wish: Wish, found: Sizing) -> str:
 
 
 def _what_starts(model: Model, wish: Wish) -> Iterator[str]:
-    """What can start: the same cards with the context that they hold, the fewest of each accelerator as they are, and
-    quantizations that need fewer still."""
+    """What can start: the same cards with the context that they hold, or without what the settings ask for beside; the
+    fewest of each accelerator as they are, and quantizations that need fewer still."""
+    same = f"{wish.count} × {wish.accelerator}"
     if wish.max_model_len:
         own = size(model, replace(wish, max_model_len=None))
         if own.starts:
             yield (
-                f"{wish.count} × {wish.accelerator} with engine.max_model_len: {own.longest} "
+                f"{same} with engine.max_model_len: {own.longest} "
                 f"(auto: {own.max_model_len}, {own.requests_at_once:.1f} requests at once)"
             )
+    without = {
+        "engine.gpu_memory_utilization": replace(wish, share=None),
+        "--max-num-batched-tokens and --max-num-seqs in engine.extra_args": replace(
+            wish, batch_tokens=None, batch_requests=None
+        ),
+    }
+    for what, less in without.items():
+        if less != wish and size(model, less).starts:
+            yield f"{same} without {what}"
     fewest: dict[str, int] = {}
     rows = [fit for fit in everywhere(model, wish=wish) if fit.starts]
     for accelerator in catalog.accelerators():

@@ -264,7 +264,9 @@ def test_an_architecture_that_nobody_has_measured_is_left_to_the_engine():
     assert weighing.weigh("a/b", "x", {"architectures": ["NewForCausalLM"]}, [], lambda file, length: b"") is None
     left = sizing.unknown("a/b", Wish("nvidia-l4"))
     assert (left.max_model_len, left.starts, left.gpu_memory_utilization) == (None, None, 0.92)
-    assert "the engine finds out" in left.in_words
+    assert left.in_words == "nobody knows what this takes: how long a context finds room the engine finds out"
+    asked = sizing.unknown("a/b", Wish("nvidia-l4", max_model_len=4096))
+    assert asked.in_words == "nobody knows what this takes: whether 4096 tokens find room the engine finds out"
 
 
 @pytest.mark.parametrize(
@@ -423,6 +425,15 @@ def test_a_refusal_names_what_starts():
     assert "2 × nvidia-l4; 1 × nvidia-l4 with engine.quantization: fp8_per_tensor; 1 × nvidia-a100-40gb" in said
 
 
+def test_a_refusal_names_what_the_settings_have_made_worse():
+    said = refusal(BIG, "nvidia-h100-80gb", max_model_len=32768, batch_tokens=8192)
+    assert "1 × nvidia-h100-80gb without --max-num-batched-tokens and --max-num-seqs in engine.extra_args; " in said
+    assert "without engine.gpu_memory_utilization" not in said
+    said = refusal("google/gemma-3-4b-it", "nvidia-l4", share=0.3)
+    assert "What can: 1 × nvidia-l4 without engine.gpu_memory_utilization; " in said
+    assert "without --max-num" not in said
+
+
 def test_what_a_refusal_names_does_start():
     known = sizing.of_catalog(BIG)
     found = sizing.size(known, Wish("nvidia-a100-40gb", quantization="fp8"))
@@ -435,8 +446,12 @@ def test_what_a_refusal_names_does_start():
 @pytest.mark.parametrize(
     ("model", "count", "words"),
     [
-        ("google/gemma-3-1b-it", 8, "the 4 attention heads of google/gemma-3-1b-it do not split over 8 cards"),
-        ("acme/odd", 4, "the 6 key and value heads of acme/odd do not split over 4 cards"),
+        (
+            "google/gemma-3-1b-it",
+            8,
+            "the 4 attention heads of google/gemma-3-1b-it do not split over 8 cards, but over 1 or 2 or 4",
+        ),
+        ("acme/odd", 4, "the 6 key and value heads of acme/odd do not split over 4 cards, but over 1 or 2"),
     ],
 )
 def test_heads_have_to_split_over_the_cards(model: str, count: int, words: str):
@@ -457,8 +472,8 @@ def test_every_way_of_running_a_model_is_there_once_with_what_was_seen():
     assert len(set(ways)) == len(ways)
     assert {fit.accelerator for fit in rows} == set(catalog.accelerators())
     seen = {(fit.accelerator, fit.quantization) for fit in rows if fit.measured}
-    # On an H100 as it was refused with vLLM's own batches nobody has seen it start with smaller ones.
-    assert seen == {("nvidia-a100-80gb", None), ("nvidia-rtx-pro-6000", None)}
+    # With vLLM's own batches it was refused on an H100 and started on an RTX PRO 6000: nobody has seen smaller ones.
+    assert seen == {("nvidia-a100-80gb", None)}
     for fit in rows:
         assert fit.starts == (fit.max_model_len is not None) == (fit.requests_at_once is not None)
 
