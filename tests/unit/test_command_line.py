@@ -235,7 +235,7 @@ def test_every_command_has_the_same_modes(command):
     assert "run" in names
     for name in names:
         text = command(name, "--help")[1]
-        assert re.search(r"^  --json +Print one JSON object on stdout\.$", text, re.M)
+        assert re.search(r"^  --json +Print one line of JSON on stdout\.$", text, re.M)
         assert re.search(r"^  -q, --quiet +Say nothing on stderr but what went wrong\.$", text, re.M)
 
 

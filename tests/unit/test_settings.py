@@ -278,6 +278,14 @@ def test_adapters_at_once_are_the_users_own_where_they_say_so():
     assert settings(adapters=adapters, engine={"extra_args": ["--max-loras", "4"]}).wish(16).adapters_at_once == 4
 
 
+def test_what_is_asked_of_the_engine_reaches_the_rule():
+    asked = {"text_only": True, "gpu_memory_utilization": 0.8, "quantization": "fp8", "concurrent_requests": 2}
+    wish = settings(engine=asked | {"extra_args": ["--max-num-seqs", "64"]}).wish(16, 1 << 20)
+    assert (wish.text_only, wish.share, wish.quantization, wish.requests) == (True, 0.8, "fp8", 2)
+    assert (wish.batch_tokens, wish.batch_requests) == (None, 64)
+    assert (wish.adapter_rank, wish.assistant_bytes) == (16, 1 << 20)
+
+
 def test_a_narrow_kv_cache_holds_twice_as_much():
     wish = settings(engine={"extra_args": ["--kv-cache-dtype", "fp8_e4m3"]}).wish()
     assert (wish.narrow_kv, settings().wish().narrow_kv) == (True, False)

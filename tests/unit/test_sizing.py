@@ -166,6 +166,15 @@ def test_key_and_value_heads_split_over_cards_and_the_last_one_does_not():
     assert alone * one / 2 < together * two < alone * one
 
 
+@pytest.mark.parametrize(("sliding", "groups"), [(4, 2), (5, 2), (6, 3)])
+def test_layers_share_a_block_as_the_rarest_kind_or_as_one_with_few_more(sliding: int, groups: int):
+    kinds = ["full_attention"] * 4 + ["sliding_attention"] * sliding
+    changes = {"num_hidden_layers": len(kinds), "layer_types": kinds, "sliding_window": 17}
+    made = sizing.of_config("config.json", checkpoints.config("google/gemma-3-1b-it") | changes)
+    # Of one block's tokens in full layers; in each group of the sliding ones one more.
+    assert made.request_blocks(16, 2048, 1)[0] == 1 + 2 * (groups - 1)
+
+
 def test_what_newer_versions_of_transformers_write_means_the_same():
     config = checkpoints.config(BIG)
     text = dict(config["text_config"])
@@ -192,6 +201,15 @@ def test_float32_is_loaded_as_bfloat16_and_a_tied_output_layer_is_not_loaded_aga
     wide = [tensor._replace(dtype="F32") for tensor in checkpoints.tensors("google/gemma-3-1b-it")]
     output = Tensor("lm_head.weight", "BF16", (262144, 1152))
     assert sizing.of_tensors([*wide, output], made) == sizing.of_catalog("google/gemma-3-1b-it").weights
+
+
+def test_a_checkpoint_of_8_bits_weighs_half_and_takes_adapters_of_the_same_width():
+    made = sizing.of_config("config.json", checkpoints.config(BIG))
+    wide = Tensor("model.language_model.layers.5.mlp.up_proj.weight", "BF16", (21504, 5376))
+    scale = Tensor("model.language_model.layers.5.mlp.up_proj.weight_scale", "F32", (1,))
+    published = sizing.of_tensors([wide], made)
+    quantized = sizing.of_tensors([wide._replace(dtype="F8_E4M3"), scale], made)
+    assert quantized == Weights(fixed=published.linear // 2 + 2, adapter_width=published.adapter_width)
 
 
 def test_a_folder_is_read_by_its_config_and_the_headers_of_its_shards(tmp_path: Path):
@@ -368,6 +386,11 @@ def test_text_alone_needs_no_encoders_and_no_batch_for_a_video():
     assert text.weights_gib is not None
     assert whole.weights_gib - text.weights_gib == pytest.approx(1.07, abs=0.01)
     assert size(BIG, "nvidia-h100-80gb", text_only=True, max_model_len=32768).max_num_batched_tokens == 2048
+
+
+def test_more_cards_have_more_overhead_each_with_every_batch():
+    for batch in catalog.batches():
+        assert batch.overhead_gib(2560, 2) == batch.overhead_gib(2560, 8) > batch.overhead_gib(2560, 1)
 
 
 def test_batches_that_the_settings_ask_for_are_judged_and_not_replaced():
