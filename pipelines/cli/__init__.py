@@ -28,7 +28,7 @@ app = typer.Typer(
 )
 
 _MODE = {
-    "as_json": Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")],
+    "as_json": Annotated[bool, typer.Option("--json", help="Print one line of JSON on stdout.")],
     "quiet": Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing on stderr but what went wrong.")],
 }
 

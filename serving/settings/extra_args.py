@@ -7,6 +7,7 @@ them come to the name of a flag here. What is written after a name may be a secr
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
 from collections.abc import Sequence
@@ -57,6 +58,11 @@ TAKEN = {
 }
 """Flag → why it is not for extra_args, and what is."""
 
+READ = ("--max-num-batched-tokens", "--max-num-seqs", "--max-loras", "--kv-cache-dtype")
+"""Flags that what a model needs depends on."""
+_NUMBERS, _WITH_UNIT = READ[:3], READ[:1]
+_UNITS = {unit: base**power for units, base in (("kmgt", 1000), ("KMGT", 1024)) for power, unit in enumerate(units, 1)}
+
 _NAME = re.compile(r"-{1,2}[\w-]*", re.ASCII)
 _OTHER_DASH = re.compile(r"[\u2010-\u2015\u2212\ufe58\ufe63\uff0d]")
 """What a word processor makes of a hyphen or two."""
@@ -86,15 +92,37 @@ def check(arguments: Sequence[str]) -> None:
             raise ValueError(f"{taken} is not for extra_args: {TAKEN[taken]}")
         if re.match(r"\s", word[found.end() :]):
             raise ValueError(f"item {position} is a flag and its value in one: write them as two items")
+        name = _name(found[0])
+        if short := [flag for flag in READ if flag.startswith(name) and flag != name and len(name) > 2]:
+            raise ValueError(f"item {position} may be short for {short[0]}: write it out")
+    for flag in _NUMBERS:
+        number(arguments, flag)
 
 
 def value(arguments: Sequence[str], flag: str) -> str | None:
-    """What the words give a flag (`--max-num-seqs`), the last time, as vLLM reads them; None when they do not."""
+    """What the words give a flag of READ, the last time, as vLLM reads them; None when they do not."""
     found = None
-    for word, following in itertools.zip_longest(arguments, arguments[1:]):
+    for word, following in itertools.zip_longest(arguments, arguments[1:], fillvalue=""):
         spelt, equals, given = word.partition("=")
-        if len(spelt) > 2 and flag.startswith(_name(spelt)):
+        if _name(spelt) == flag:
             found = given if equals else following
+    return found
+
+
+def number(arguments: Sequence[str], flag: str) -> int | None:
+    """The number that the words give a flag, as vLLM reads it (4K is 4096, 4k is 4000, 2.5k is 2500); None when they do
+    not. Raises ValueError for what is none."""
+    text = value(arguments, flag)
+    if text is None:
+        return None
+    found = 0
+    with contextlib.suppress(ValueError):
+        if flag in _WITH_UNIT and (human := re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,9})?)([kKmMgGtT])\s*", text)):
+            found = int((float if human[2].islower() else int)(human[1]) * _UNITS[human[2]])
+        elif len(text) < 20:
+            found = int(text)
+    if found < 1:
+        raise ValueError(f"{flag} takes a whole number, 1 or more")
     return found
 
 

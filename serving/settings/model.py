@@ -275,7 +275,7 @@ class Settings(_FeatureSections):
     @property
     def adapters_at_once(self) -> int:
         """Adapters that one batch may mix: each takes its own part of a card's memory."""
-        return min(len(self.adapters), _ADAPTERS_AT_ONCE)
+        return self.engine.number("--max-loras") or min(len(self.adapters), _ADAPTERS_AT_ONCE)
 
     def wish(self, adapter_rank: int = 0, assistant_bytes: int = 0) -> Wish:
         """What the model is to run on, and how. The arguments are what resolve_model finds out."""

@@ -5,7 +5,6 @@ The text under a field is its documentation, the comment in `init`'s file and th
 
 from __future__ import annotations
 
-import re
 from types import UnionType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -135,16 +134,12 @@ class Engine(Section):
         return flags
 
     def flag(self, name: str) -> str | None:
-        """What extra_args give a flag, the last time; None when they do not."""
+        """What extra_args give a flag that sizing reads, the last time; None when they do not."""
         return extra_args.value(self.extra_args, name)
 
     def number(self, name: str) -> int | None:
-        """The number that extra_args give a flag, as vLLM reads it (4K is 4096, 4k is 4000); None when they do not."""
-        found = re.fullmatch(r"(\d+)([kKmM]?)", self.flag(name) or "")
-        return int(found[1]) * _UNITS[found[2]] if found else None
-
-
-_UNITS = {"": 1, "k": 1000, "K": 1 << 10, "m": 1_000_000, "M": 1 << 20}
+        """The number that extra_args give a flag; None when they do not."""
+        return extra_args.number(self.extra_args, name)
 
 
 class Serving(Section):

@@ -85,7 +85,8 @@ def everywhere(model: Model, accelerator: str | None = None, wish: Wish | None =
                     found.requests_at_once if found.starts else None,
                     found.weights_gib,
                     found.kv_gib,
-                    (model.name, name, count, quantization, found.starts) in seen,
+                    # With vLLM's own batches, that is: nobody has seen ours.
+                    not found.max_num_batched_tokens and (model.name, name, count, quantization, found.starts) in seen,
                     found.longest or 0,
                 )
 
@@ -142,7 +143,9 @@ def _quantizations(model: Model) -> list[str | None]:
 
 
 def _refusal(model: Model, wish: Wish, found: Sizing) -> str:
+    """Begins with the setting that it is most about."""
     how = f" with quantization {wish.quantization}" if wish.quantization else ""
+    about = "accelerator"
     if found.kv_gib is not None and found.kv_gib <= 0:
         why = (
             f"its weights take {found.weights_gib:.1f} GiB a card, and it lacks {-found.kv_gib:.1f} GiB a card at "
@@ -154,26 +157,37 @@ def _refusal(model: Model, wish: Wish, found: Sizing) -> str:
             f"{found.lacks_while_building_gib:.1f} GiB for its output layer"
         )
     else:
+        about = "engine.max_model_len" if wish.max_model_len else about
         why = (
             f"{found.kv_gib:.1f} GiB of KV cache a card hold one request of {found.longest:,} tokens at most, and "
             f"max_model_len is {found.max_model_len:,}"
         )
     there = "; ".join(_what_starts(model, wish))
-    return f"{model.name}{how} on {wish.count} × {wish.accelerator} cannot start: {why}. " + (
+    return f"{about}: {model.name}{how} on {wish.count} × {wish.accelerator} cannot start: {why}. " + (
         f"What can: {there}" if there else "Nothing that the catalog knows can"
     )
 
 
 def _what_starts(model: Model, wish: Wish) -> Iterator[str]:
-    """What can start: the same cards with the context that they hold, the fewest of each accelerator as they are, and
-    quantizations that need fewer still."""
+    """What can start: the same cards with the context that they hold, or without what the settings ask for beside; the
+    fewest of each accelerator as they are, and quantizations that need fewer still."""
+    same = f"{wish.count} × {wish.accelerator}"
     if wish.max_model_len:
         own = size(model, replace(wish, max_model_len=None))
         if own.starts:
             yield (
-                f"{wish.count} × {wish.accelerator} with engine.max_model_len: {own.longest} "
+                f"{same} with engine.max_model_len: {own.longest} "
                 f"(auto: {own.max_model_len}, {own.requests_at_once:.1f} requests at once)"
             )
+    without = {
+        "engine.gpu_memory_utilization": replace(wish, share=None),
+        "--max-num-batched-tokens and --max-num-seqs in engine.extra_args": replace(
+            wish, batch_tokens=None, batch_requests=None
+        ),
+    }
+    for what, less in without.items():
+        if less != wish and size(model, less).starts:
+            yield f"{same} without {what}"
     fewest: dict[str, int] = {}
     rows = [fit for fit in everywhere(model, wish=wish) if fit.starts]
     for accelerator in catalog.accelerators():

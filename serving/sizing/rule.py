@@ -90,7 +90,12 @@ class Sizing(BaseModel):
     def in_words(self) -> str:
         """What is left, for a reader."""
         if self.kv_gib is None or not self.kv_tokens or not self.max_model_len:
-            return "nobody knows what this takes: the engine finds out how long a context its memory holds"
+            what = (
+                f"whether {self.max_model_len} tokens find room"
+                if self.max_model_len
+                else "how long a context finds room"
+            )
+            return f"nobody knows what this takes: {what} the engine finds out"
         requests = self.kv_tokens / self.max_model_len
         return (
             f"{self.kv_gib:.1f} GiB for KV cache: {self.kv_tokens:,} tokens, {requests:.1f} requests of "
@@ -129,11 +134,13 @@ def _check(model: Model, wish: Wish) -> None:
     if made.heads % count:
         raise RequestError(
             f"accelerator.count: the {made.heads} attention heads of {model.name} do not split over {count} cards"
+            f"{_counts(made.heads, wish)}"
         )
     uneven = next((layer.heads for layer in made.layers if layer.heads % count and count % layer.heads), None)
     if uneven:
         raise RequestError(
             f"accelerator.count: the {uneven} key and value heads of {model.name} do not split over {count} cards"
+            f"{_counts(uneven, wish)}"
         )
     if wish.max_model_len and wish.max_model_len > made.context:
         raise RequestError(
@@ -152,6 +159,11 @@ def _check(model: Model, wish: Wish) -> None:
             f"video, which {model.name} takes whole: the engine would not start. Make it {video}, or set "
             "engine.text_only"
         )
+
+
+def _counts(heads: int, wish: Wish) -> str:
+    fit = [f"{count}" for count in catalog.accelerators()[wish.accelerator] if heads % count == 0]
+    return f", but over {' or '.join(fit)}" if fit else ""
 
 
 def _halved(wish: Wish) -> tuple[str, ...] | None:

@@ -95,7 +95,7 @@ def of_tensors(tensors: Iterable[Tensor], architecture: Architecture) -> Weights
             width += _width(tensor)
         else:
             fixed += size
-            width += _width(tensor) if rest.endswith("weight_packed") else 0
+            width += _width(tensor) if rest.endswith(("weight_packed", ".weight")) else 0
     return Weights(linear, experts, fixed, encoders, encoder_linear, width)
 
 

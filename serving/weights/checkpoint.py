@@ -110,7 +110,7 @@ def choose(model: str, files: Iterable[ServedFile], index: bytes | None, *, pick
         raise RequestError(
             f"{model} has no {CONFIG}: it is not a model that transformers or vLLM could load. {_look(model)}"
         )
-    named = set(_weight_map(index).values())
+    named = set(in_index(index).values())
     shards = [
         file
         for file in files
@@ -185,7 +185,7 @@ def _look(model: str) -> str:
     return f"Its files are on the hub's page of {model}"
 
 
-def _weight_map(index: bytes | None) -> dict[str, str]:
+def in_index(index: bytes | None) -> dict[str, str]:
     """Tensor → shard; empty when there is no index, or none to speak of."""
     try:
         found = parse_json(INDEX, index or b"{}").get("weight_map")
@@ -259,16 +259,25 @@ def tensors(file: ServedFile, header: bytes) -> set[str]:
 
 def described(file: ServedFile, header: bytes) -> list[Tensor]:
     """Names, types and shapes of a safetensors file's tensors, from its header (the JSON alone). Raises ReleaseError
-    where it does not describe any."""
+    where it does not describe any that the file could hold."""
     entries = parse_json(f"the header of {file.path}", header)
     entries.pop("__metadata__", None)
     try:
         found = [Tensor(name, str(entry["dtype"]), tuple(map(int, entry["shape"]))) for name, entry in entries.items()]
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ReleaseError(f"{file.path}: its header does not describe tensors ({error!r})") from error
-    if any(not 0 <= size <= file.size * 8 for tensor in found for size in tensor.shape):
+    if not all(_fits_into(file, tensor) for tensor in found):
         raise ReleaseError(f"{file.path}: its header describes tensors that are larger than the file")
     return found
+
+
+def _fits_into(file: ServedFile, tensor: Tensor) -> bool:
+    bits = _BITS.get(tensor.dtype, 8)
+    for size in tensor.shape:
+        bits *= size
+        if not 0 < bits <= file.size * 8:  # At once: a header may bring a million sizes.
+            return False
+    return True
 
 
 def check_shards(chosen: Chosen, held: dict[str, set[str]]) -> None:
@@ -277,7 +286,7 @@ def check_shards(chosen: Chosen, held: dict[str, set[str]]) -> None:
     Raises ReleaseError naming what is missing (a shard that the index or, without one, the numbering counts on, or a
     tensor that its shard does not hold) or what is too much: a tensor in two shards, or of an adapter.
     """
-    weight_map = _weight_map(chosen.index)
+    weight_map = in_index(chosen.index)
     if chosen.index is not None and not weight_map:
         parse_json(INDEX, chosen.index)
         raise ReleaseError(f"{INDEX} has no weight_map")

@@ -6,7 +6,10 @@ The shards are on the hub, in a bucket or in a folder of this machine: `Head` re
 from __future__ import annotations
 
 import concurrent.futures
-from collections.abc import Callable, Iterable
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +20,9 @@ from serving.clients.patience import Patience
 from serving.clients.source import Source
 from serving.clients.wire import Wire
 from serving.errors import ReleaseError, RequestError
-from serving.sizing import Model, Tensor, Weights
+from serving.sizing import Model, Tensor
 from serving.weights import checkpoint
+from serving.weights.checkpoint import Chosen
 
 Head = Callable[[ServedFile, int], bytes]
 """(a shard, how many bytes) → so many of its first bytes, or all of a shorter one."""
@@ -29,20 +33,18 @@ _GUESS = 256 << 10
 
 def weigh(name: str, where: str, config: dict[str, Any], files: Iterable[ServedFile], head: Head) -> Model | None:
     """A model by its config.json (`where` it is) and the files of its weights; None for an architecture that nobody has
-    measured. Weights whose headers cannot be read count as large as their files: whether they are a whole model is for
-    the download to judge.
+    measured. Pickles, which have no header, count as large as their files.
 
-    Raises ReleaseError for a config.json that does not say what a model is made of, RequestError for one that names no
-    architecture.
+    Raises ReleaseError for a config.json that does not say what a model is made of and for a shard whose header does
+    not describe tensors, RequestError for a config.json that names no architecture.
     """
     if not catalog.first_version(sizing.named(where, config)):
         return None
     made, files = sizing.of_config(where, config), list(files)
-    try:
-        weights = sizing.of_tensors(_tensors(files, head), made)
-    except ReleaseError:
-        weights = Weights(fixed=sum(file.size for file in files))
-    return Model(name, made, weights)
+    shards = [file for file in files if not checkpoint.is_pickle(file.path)]
+    weights = sizing.of_tensors(itertools.chain.from_iterable(_tensors(shards, head).values()), made)
+    pickled = sum(file.size for file in files if checkpoint.is_pickle(file.path))
+    return Model(name, made, dataclasses.replace(weights, fixed=weights.fixed + pickled))
 
 
 def head_of(source: Source) -> Head:
@@ -58,50 +60,80 @@ def head_of(source: Source) -> Head:
     return head
 
 
-def in_folder(folder: Path) -> Model | None:
-    """The model in a folder of this machine. Raises RequestError as `choose` and `weigh`."""
+def in_folder(folder: Path) -> Model:
+    """The model in a folder of this machine. Raises RequestError for what is none, and for one that nobody has measured
+    the like of."""
     folder = folder.absolute()
-    files = [ServedFile(path.name, path.stat().st_size) for path in folder.iterdir() if path.is_file()]
-    index = folder / checkpoint.INDEX
-    chosen = checkpoint.choose(str(folder), files, index.read_bytes() if index.is_file() else None)
-    config = _config(folder / checkpoint.CONFIG, (folder / checkpoint.CONFIG).read_bytes())
+
+    def there(path: str) -> ServedFile | None:
+        return ServedFile(path, (folder / path).stat().st_size) if (folder / path).is_file() else None
+
+    def content(path: str) -> bytes:
+        _check_length(str(folder / path), (folder / path).stat().st_size)
+        return (folder / path).read_bytes()
 
     def head(file: ServedFile, length: int) -> bytes:
         with (folder / file.path).open("rb") as opened:
             return opened.read(length)
 
-    return weigh(str(folder), str(folder / checkpoint.CONFIG), config, chosen.shards, head)
+    index = content(checkpoint.INDEX) if there(checkpoint.INDEX) else None
+    # An index may name shards in folders.
+    paths = {path.name for path in folder.iterdir()} | set(checkpoint.in_index(index).values())
+    chosen = checkpoint.choose(str(folder), filter(None, map(there, sorted(paths))), index)
+    return _whole(str(folder), str(folder / checkpoint.CONFIG), content(checkpoint.CONFIG), chosen, head)
 
 
-def on_hub(hub: Hub, name: str) -> Model | None:
-    """The model on the hub, at its main branch. Raises as `hub.commit` and `choose`, and as `weigh`."""
+def on_hub(hub: Hub, name: str) -> Model:
+    """The model on the hub, at its main branch. Raises as `hub.commit` does, and as `in_folder`."""
     source = hub.at(name, hub.commit(name, "main"))
     chosen = checkpoint.select(source)
+    where = f"{name}'s {checkpoint.CONFIG}"
+    file = next(file for file in chosen.served if file.path == checkpoint.CONFIG)
+    _check_length(where, file.size)
     wire = Wire()
     try:
-        content = source.content(wire, next(file for file in chosen.served if file.path == checkpoint.CONFIG))
+        content = source.content(wire, file)
     finally:
         wire.close()
-    where = f"{name}'s {checkpoint.CONFIG}"
-    return weigh(name, where, _config(where, content), chosen.shards, head_of(source))
+    return _whole(name, where, content, chosen, head_of(source))
 
 
-def _config(where: str | Path, content: bytes) -> dict[str, Any]:
+def _whole(name: str, where: str, content: bytes, chosen: Chosen, head: Head) -> Model:
+    """A whole model, for somebody who asks what it needs: what cannot be told is an error, which is theirs to mend."""
+    with _to_be_mended():
+        config = checkpoint.parse_json(where, content)
+        if not catalog.first_version(kind := sizing.named(where, config)):
+            known = ", ".join(sorted(catalog.supported_architectures(catalog.engine_image()) or ()))
+            raise RequestError(
+                f"{where} names {kind}: what nobody has measured only the engine can tell. Known: {known}"
+            )
+        made = sizing.of_config(where, config)
+    with _to_be_mended(f"{name}: ", ". Copy it anew from where it was made"):
+        tensors = _tensors(chosen.shards, head)
+        checkpoint.check_shards(chosen, {path: {tensor.name for tensor in found} for path, found in tensors.items()})
+    return Model(name, made, sizing.of_tensors(itertools.chain.from_iterable(tensors.values()), made))
+
+
+@contextmanager
+def _to_be_mended(before: str = "", cure: str = "") -> Iterator[None]:
     try:
-        return checkpoint.parse_json(str(where), content)
+        yield
     except ReleaseError as error:
-        raise RequestError(str(error)) from error
+        raise RequestError(f"{before}{error}{cure}") from error
 
 
-def _tensors(files: list[ServedFile], head: Head) -> list[Tensor]:
-    """The tensors of all shards. Raises ReleaseError for a header that does not describe any."""
+def _check_length(where: str, size: int) -> None:
+    if size > checkpoint.LONGEST_HEADER:
+        raise RequestError(f"{where} has {size} bytes: none that describes a model is so large")
+
+
+def _tensors(files: list[ServedFile], head: Head) -> dict[str, list[Tensor]]:
+    """The tensors of each shard, by its path. Raises ReleaseError for a header that does not describe any."""
 
     def read(file: ServedFile) -> list[Tensor]:
-        if checkpoint.is_pickle(file.path):
-            raise ReleaseError(f"{file.path} has no header")
         first = head(file, _GUESS)
         length = checkpoint.header_length(file, first)
         return checkpoint.described(file, (first if length <= len(first) else head(file, length))[8:length])
 
     with concurrent.futures.ThreadPoolExecutor(8, "weigh") as pool:
-        return [tensor for tensors in pool.map(read, files) for tensor in tensors]
+        return dict(zip((file.path for file in files), pool.map(read, files), strict=True))

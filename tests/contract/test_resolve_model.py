@@ -95,6 +95,28 @@ def test_a_fine_tune_is_sized_before_a_byte_moves(site: Site, model: str, tmp_pa
     assert again == found
 
 
+def test_adapters_and_an_assistant_count_in_what_was_found(site: Site, model: str, tmp_path: Path):
+    write_gemma4(tmp_path / "tuned", 0)
+    site.commit(model, tmp_path / "tuned")
+    settings = site.settings(model, adapters={"korean": {"model": "acme/korean"}})
+    plain = look_up(site.settings(model))
+    heavy = dataclasses.replace(plain, assistant_bytes=1 << 30)
+    wide = dataclasses.replace(plain, max_lora_rank=512)
+    left, drafted, adapted = (step.size(settings, found).kv_gib or 0 for found in (plain, heavy, wide))
+    assert drafted == pytest.approx(left - 1, abs=0.02)
+    assert adapted < left
+
+
+def test_weights_that_do_not_say_what_they_are_are_for_the_download_to_judge(site: Site, model: str, folder: Path):
+    shard = folder / "model-00001-of-00002.safetensors"
+    shard.write_bytes((1 << 40).to_bytes(8, "little"))
+    site.commit(model, folder)
+    found = look_up(site.settings(model))
+    assert found.model is None
+    assert f"{shard.name} is cut short, or no safetensors file" in found.warnings[0]
+    assert step.size(site.settings(model), found).starts is None
+
+
 def test_a_fine_tune_that_is_too_large_for_its_card_is_refused_with_what_starts(
     site: Site, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -15,8 +15,9 @@ from serving.clients import digest
 from serving.clients.digest import ServedFile
 from serving.errors import ReleaseError, RequestError
 from serving.rendering import render
-from serving.rendering.engine import engine_flags
+from serving.rendering.engine import accelerator, engine_flags
 from serving.settings import Settings, from_parameters, override, validated
+from serving.sizing import Sizing
 from serving.weights import adapter, identity, repositories
 from serving.weights.release import Release
 from tests.unit.deployment import RELEASE
@@ -126,6 +127,18 @@ def test_the_engine_takes_the_flags_and_finds_the_folders():
         "legal": "/model/adapters/legal/",
         "assistant": "/model/assistant/",
     }
+
+
+def test_text_alone_is_a_flag():
+    assert "--language-model-only" in flags(settings(engine={"text_only": True}))
+    assert "--language-model-only" not in flags(settings())
+
+
+def test_the_host_of_a_fine_tune_is_by_the_weights_of_all_cards():
+    config = settings(model="acme/tuned", accelerator={"count": 4})
+    release = RELEASE.model_copy(update={"sizing": Sizing(weights_gib=15.0)})
+    assert accelerator(config, release)["memory"] == "128Gi"
+    assert accelerator(settings(model="acme/tuned"), release)["memory"] == "64Gi"
 
 
 def test_many_adapters_are_kept_ready_and_few_are_mixed():

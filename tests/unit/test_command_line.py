@@ -19,6 +19,7 @@ from emulated_cloud.hub.models import write_gemma4
 from emulated_cloud.real import parts
 
 from pipelines import child, cli, local
+from pipelines.cli import fits
 from pipelines.cli import run as run_command
 from pipelines.local import state as states
 from serving import catalog
@@ -47,7 +48,10 @@ from serving.scenarios import COLUMNS, SCENARIOS, all_features
         (["run", "03", "--real", ""], "no real part ''; there are: control-plane, gcsfuse, vllm"),
         (["run", "03", "--weights", "nowhere"], "--weights nowhere is not a folder"),
         (["run", "03", "--weights", "."], "--weights . has no files: name the folder of a release"),
-        (["fits", "nowhere"], "nowhere is no folder, and no model of the hub"),
+        (["fits", "nowhere"], "nowhere is no folder, and no model of the hub, which are called ORG/NAME"),
+        (["fits", "gemma-4-31B-it"], "did you mean google/gemma-4-31B-it?"),
+        (["fits", "a/b/c"], "a/b/c is no folder, and no model of the hub"),
+        (["fits", "acme/x", "--accelerator", "l4"], "--accelerator: l4 is not one of nvidia-l4, "),
         (["fits", "google/gemma-3-1b-it", "--accelerator", "nvidia-l40"], "did you mean nvidia-l4?"),
         (["fits", str(Path(__file__).parent)], "has no config.json"),
         (["compile"], "name scenarios, or say --all"),
@@ -231,7 +235,7 @@ def test_every_command_has_the_same_modes(command):
     assert "run" in names
     for name in names:
         text = command(name, "--help")[1]
-        assert re.search(r"^  --json +Print one JSON object on stdout\.$", text, re.M)
+        assert re.search(r"^  --json +Print one line of JSON on stdout\.$", text, re.M)
         assert re.search(r"^  -q, --quiet +Say nothing on stderr but what went wrong\.$", text, re.M)
 
 
@@ -507,6 +511,22 @@ def test_fits_takes_a_folder_and_one_accelerator(command, tmp_path):
     rows = json.loads(out)
     assert {row["accelerator"] for row in rows} == {"nvidia-l4"}
     assert all(row["starts"] and row["max_model_len"] == 131072 for row in rows)
+
+
+def test_fits_says_why_there_is_nothing_to_show(command):
+    asked = ("fits", "google/gemma-3-1b-it", "--accelerator", "nvidia-h200-141gb")
+    code, out, err = command(*asked)
+    assert (code, out) == (0, "")
+    assert "the heads of google/gemma-3-1b-it do not split over 8 × nvidia-h200-141gb" in err
+    assert command(*asked, "--json")[:2] == (0, "[]\n")
+
+
+def test_fits_does_not_wait_long_for_a_hub_that_is_away(command, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(fits, "_PATIENCE_SECONDS", 0.1)
+    code, out, err = command("fits", "acme/x")
+    assert (code, out) == (1, "")
+    assert "the hub does not answer" in err
 
 
 def test_fits_shows_a_person_every_model_of_the_catalog(command):

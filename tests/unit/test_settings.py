@@ -237,14 +237,53 @@ def test_a_context_is_a_number_of_tokens_or_auto(given: Any, means: Any):
         (["--max-num-batched-tokens=4K"], 4096),
         (["--max_num_batched_tokens=4k"], 4000),
         (["--max-num-batched-tokens", "1", "--max-num-batched-tokens=2"], 2),
-        (["--max-num-batched-tokens"], None),
-        (["--max-num-batched-tokens", "many"], None),
+        (["--max-num-batched-tokens", "2.5k"], 2500),
+        (["--max-num-batched-tokens=1G"], 1 << 30),
+        (["--max-num-batched-tokens", " 4_096 "], 4096),
         (["--enforce-eager"], None),
         ([], None),
     ],
 )
 def test_the_flags_that_memory_depends_on_are_read(given: list[str], tokens: int | None):
     assert settings(engine={"extra_args": given}).wish().batch_tokens == tokens
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["--max-num-batched-tokens"],
+        ["--max-num-batched-tokens="],
+        ["--max-num-batched-tokens", "many"],
+        ["--max-num-batched-tokens", "0"],
+        ["--max-num-batched-tokens", "-1"],
+        ["--max-num-batched-tokens", "1.5K"],
+        ["--max-num-batched-tokens", "9" * 5000],
+        ["--max-num-seqs", "1K"],
+        ["--max-loras", "some"],
+    ],
+)
+def test_a_number_that_vllm_would_not_read_is_refused(given: list[str]):
+    said = refusal(engine={"extra_args": given})
+    assert said == f"engine.extra_args: {given[0].removesuffix('=')} takes a whole number, 1 or more"
+
+
+@pytest.mark.parametrize("short", ["--max-num", "--max-num-b", "--max_num_s=4", "--kv-cache"])
+def test_a_flag_that_memory_depends_on_is_written_out(short: str):
+    assert "item 1 may be short for --" in refusal(engine={"extra_args": [short, "1"]})
+
+
+def test_adapters_at_once_are_the_users_own_where_they_say_so():
+    adapters = {"a": {"model": "x/a"}, "b": {"model": "x/b"}}
+    assert settings(adapters=adapters).wish(16).adapters_at_once == 2
+    assert settings(adapters=adapters, engine={"extra_args": ["--max-loras", "4"]}).wish(16).adapters_at_once == 4
+
+
+def test_what_is_asked_of_the_engine_reaches_the_rule():
+    asked = {"text_only": True, "gpu_memory_utilization": 0.8, "quantization": "fp8", "concurrent_requests": 2}
+    wish = settings(engine=asked | {"extra_args": ["--max-num-seqs", "64"]}).wish(16, 1 << 20)
+    assert (wish.text_only, wish.share, wish.quantization, wish.requests) == (True, 0.8, "fp8", 2)
+    assert (wish.batch_tokens, wish.batch_requests) == (None, 64)
+    assert (wish.adapter_rank, wish.assistant_bytes) == (16, 1 << 20)
 
 
 def test_a_narrow_kv_cache_holds_twice_as_much():

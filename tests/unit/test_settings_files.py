@@ -82,6 +82,12 @@ def test_a_file_that_is_not_settings_is_refused_with_its_line(file: Path, text: 
         ("model: google/gemma-9\nassistant: {model: a/b}\n", "3: assistant.num_speculative_tokens is needed"),
         ("name: x\nengine:\n  sizing_like: a/b\n", "4: engine.sizing_like: is now gone: the model's own files say"),
         ("accelerator:\n  type: nvidia-l4\n  count: 3\n", "4: accelerator.count: GKE puts"),
+        ("model: google/gemma-3-27b-it\naccelerator: {count: 2}\n", "3: accelerator: google/gemma-3-27b-it on 2 × "),
+        (
+            "model: google/gemma-4-E4B-it\nengine:\n  concurrent_requests: 1\n  max_model_len: 131072\n"
+            "  gpu_memory_utilization: 0.8\n",
+            "5: engine.max_model_len: google/gemma-4-E4B-it on 1 × nvidia-l4 cannot start: ",
+        ),
         ("name: x\nserving:\n  exposure: public\n", "4: serving.exposure public is not to be had yet"),
         ("name: x\nfeatures: [nope]\n", "3: features: 'nope' is no feature"),
     ],

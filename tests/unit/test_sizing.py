@@ -166,6 +166,15 @@ def test_key_and_value_heads_split_over_cards_and_the_last_one_does_not():
     assert alone * one / 2 < together * two < alone * one
 
 
+@pytest.mark.parametrize(("sliding", "groups"), [(4, 2), (5, 2), (6, 3)])
+def test_layers_share_a_block_as_the_rarest_kind_or_as_one_with_few_more(sliding: int, groups: int):
+    kinds = ["full_attention"] * 4 + ["sliding_attention"] * sliding
+    changes = {"num_hidden_layers": len(kinds), "layer_types": kinds, "sliding_window": 17}
+    made = sizing.of_config("config.json", checkpoints.config("google/gemma-3-1b-it") | changes)
+    # Of one block's tokens in full layers; in each group of the sliding ones one more.
+    assert made.request_blocks(16, 2048, 1)[0] == 1 + 2 * (groups - 1)
+
+
 def test_what_newer_versions_of_transformers_write_means_the_same():
     config = checkpoints.config(BIG)
     text = dict(config["text_config"])
@@ -194,30 +203,88 @@ def test_float32_is_loaded_as_bfloat16_and_a_tied_output_layer_is_not_loaded_aga
     assert sizing.of_tensors([*wide, output], made) == sizing.of_catalog("google/gemma-3-1b-it").weights
 
 
+def test_a_checkpoint_of_8_bits_weighs_half_and_takes_adapters_of_the_same_width():
+    made = sizing.of_config("config.json", checkpoints.config(BIG))
+    wide = Tensor("model.language_model.layers.5.mlp.up_proj.weight", "BF16", (21504, 5376))
+    scale = Tensor("model.language_model.layers.5.mlp.up_proj.weight_scale", "F32", (1,))
+    published = sizing.of_tensors([wide], made)
+    quantized = sizing.of_tensors([wide._replace(dtype="F8_E4M3"), scale], made)
+    assert quantized == Weights(fixed=published.linear // 2 + 2, adapter_width=published.adapter_width)
+
+
 def test_a_folder_is_read_by_its_config_and_the_headers_of_its_shards(tmp_path: Path):
     checkpoints.write(tmp_path, BIG)
     found = weighing.in_folder(tmp_path)
-    assert found
     known = sizing.of_catalog(BIG)
     assert (found.architecture, found.weights) == (known.architecture, known.weights)
 
 
-def test_weights_whose_headers_say_nothing_weigh_what_their_files_do():
-    files = [ServedFile("model.safetensors", 1 << 30)]
-    found = weighing.weigh("a/b", "x", checkpoints.config("google/gemma-3-1b-it"), files, lambda file, length: b"")
-    assert found
-    assert found.weights == Weights(fixed=1 << 30)
+def test_an_index_may_name_shards_in_folders(tmp_path: Path):
+    checkpoints.write(tmp_path, BIG)
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "model.safetensors").rename(tmp_path / "parts" / "model.safetensors")
+    places = {tensor.name: "parts/model.safetensors" for tensor in checkpoints.tensors(BIG)}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    assert weighing.in_folder(tmp_path).weights == sizing.of_catalog(BIG).weights
+
+
+def test_pickles_weigh_what_their_files_do():
     pickled = [ServedFile("pytorch_model.bin", 1 << 30)]
     found = weighing.weigh("a/b", "x", checkpoints.config("google/gemma-3-1b-it"), pickled, lambda file, length: b"")
     assert found
     assert found.weights == Weights(fixed=1 << 30)
 
 
+def shard(entries: Any, size: int = 0) -> bytes:
+    header = entries if isinstance(entries, bytes) else json.dumps(entries).encode()
+    return len(header).to_bytes(8, "little") + header + bytes(size)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("config.json", b'{"architectures": [', "/config.json is not JSON: "),
+        ("config.json", b"[1]", "/config.json is not a JSON object"),
+        ("config.json", b'{"a":' * 100_000, "/config.json is nested deeper"),
+        ("config.json", b"{}", "/config.json names no architecture"),
+        (
+            "config.json",
+            b'{"architectures": ["LlamaForCausalLM"]}',
+            "names LlamaForCausalLM: .* Known: Gemma3ForCausal",
+        ),
+        ("config.json", b'{"architectures": ["Gemma3ForCausalLM"]}', "/config.json: num_hidden_layers is None"),
+        ("model.safetensors.index.json", b"{", "model.safetensors.index.json is not JSON"),
+        ("model.safetensors.index.json", b'{"weight_map": {"a": "b.safetensors"}}', "b.safetensors"),
+        ("model.safetensors", b"", "model.safetensors is cut short"),
+        ("model.safetensors", (1 << 63).to_bytes(8, "little"), "model.safetensors is cut short"),
+        ("model.safetensors", shard(b'{"a":' * 100_000), "the header of model.safetensors is nested deeper"),
+        ("model.safetensors", shard({"a": {"dtype": "BF16", "shape": [1000] * 300}}, 9000), "larger than the file"),
+        ("model.safetensors", shard({"a": {"dtype": "BF16", "shape": [1000, 1000]}}, 9000), "larger than the file"),
+    ],
+)
+def test_a_folder_that_is_no_whole_model_is_refused(tmp_path: Path, file: str, content: bytes, words: str):
+    checkpoints.write(tmp_path, "google/gemma-3-1b-it")
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(RequestError, match=words) as caught:
+        weighing.in_folder(tmp_path)
+    assert str(caught.value).startswith(str(tmp_path))
+
+
+def test_a_file_that_no_model_has_is_not_read(tmp_path: Path):
+    checkpoints.write(tmp_path, "google/gemma-3-1b-it")
+    with (tmp_path / "config.json").open("wb") as hole:
+        hole.truncate(8 << 30)
+    with pytest.raises(RequestError, match="has 8589934592 bytes: none that describes a model is so large"):
+        weighing.in_folder(tmp_path)
+
+
 def test_an_architecture_that_nobody_has_measured_is_left_to_the_engine():
     assert weighing.weigh("a/b", "x", {"architectures": ["NewForCausalLM"]}, [], lambda file, length: b"") is None
     left = sizing.unknown("a/b", Wish("nvidia-l4"))
     assert (left.max_model_len, left.starts, left.gpu_memory_utilization) == (None, None, 0.92)
-    assert "the engine finds out" in left.in_words
+    assert left.in_words == "nobody knows what this takes: how long a context finds room the engine finds out"
+    asked = sizing.unknown("a/b", Wish("nvidia-l4", max_model_len=4096))
+    assert asked.in_words == "nobody knows what this takes: whether 4096 tokens find room the engine finds out"
 
 
 @pytest.mark.parametrize(
@@ -229,6 +296,7 @@ def test_an_architecture_that_nobody_has_measured_is_left_to_the_engine():
         {"x": {"dtype": "BF16", "shape": ["many"]}},
         {"x": {"dtype": "BF16", "shape": [-1]}},
         {"x": {"dtype": "BF16", "shape": [10**30]}},
+        {"x": {"dtype": "BF16", "shape": [1000, 1000]}},
         {"x": {"dtype": "BF16", "shape": [float("inf")]}},
     ],
 )
@@ -320,6 +388,11 @@ def test_text_alone_needs_no_encoders_and_no_batch_for_a_video():
     assert size(BIG, "nvidia-h100-80gb", text_only=True, max_model_len=32768).max_num_batched_tokens == 2048
 
 
+def test_more_cards_have_more_overhead_each_with_every_batch():
+    for batch in catalog.batches():
+        assert batch.overhead_gib(2560, 2) == batch.overhead_gib(2560, 8) > batch.overhead_gib(2560, 1)
+
+
 def test_batches_that_the_settings_ask_for_are_judged_and_not_replaced():
     found = size(BIG, "nvidia-h100-80gb", batch_tokens=8192)
     assert found.max_num_batched_tokens is None
@@ -375,6 +448,15 @@ def test_a_refusal_names_what_starts():
     assert "2 × nvidia-l4; 1 × nvidia-l4 with engine.quantization: fp8_per_tensor; 1 × nvidia-a100-40gb" in said
 
 
+def test_a_refusal_names_what_the_settings_have_made_worse():
+    said = refusal(BIG, "nvidia-h100-80gb", max_model_len=32768, batch_tokens=8192)
+    assert "1 × nvidia-h100-80gb without --max-num-batched-tokens and --max-num-seqs in engine.extra_args; " in said
+    assert "without engine.gpu_memory_utilization" not in said
+    said = refusal("google/gemma-3-4b-it", "nvidia-l4", share=0.3)
+    assert "What can: 1 × nvidia-l4 without engine.gpu_memory_utilization; " in said
+    assert "without --max-num" not in said
+
+
 def test_what_a_refusal_names_does_start():
     known = sizing.of_catalog(BIG)
     found = sizing.size(known, Wish("nvidia-a100-40gb", quantization="fp8"))
@@ -387,8 +469,12 @@ def test_what_a_refusal_names_does_start():
 @pytest.mark.parametrize(
     ("model", "count", "words"),
     [
-        ("google/gemma-3-1b-it", 8, "the 4 attention heads of google/gemma-3-1b-it do not split over 8 cards"),
-        ("acme/odd", 4, "the 6 key and value heads of acme/odd do not split over 4 cards"),
+        (
+            "google/gemma-3-1b-it",
+            8,
+            "the 4 attention heads of google/gemma-3-1b-it do not split over 8 cards, but over 1 or 2 or 4",
+        ),
+        ("acme/odd", 4, "the 6 key and value heads of acme/odd do not split over 4 cards, but over 1 or 2"),
     ],
 )
 def test_heads_have_to_split_over_the_cards(model: str, count: int, words: str):
@@ -409,8 +495,8 @@ def test_every_way_of_running_a_model_is_there_once_with_what_was_seen():
     assert len(set(ways)) == len(ways)
     assert {fit.accelerator for fit in rows} == set(catalog.accelerators())
     seen = {(fit.accelerator, fit.quantization) for fit in rows if fit.measured}
-    # On an H100 as it was refused with vLLM's own batches nobody has seen it start with smaller ones.
-    assert seen == {("nvidia-a100-80gb", None), ("nvidia-rtx-pro-6000", None)}
+    # With vLLM's own batches it was refused on an H100 and started on an RTX PRO 6000: nobody has seen smaller ones.
+    assert seen == {("nvidia-a100-80gb", None)}
     for fit in rows:
         assert fit.starts == (fit.max_model_len is not None) == (fit.requests_at_once is not None)
 
