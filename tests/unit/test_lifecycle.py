@@ -121,7 +121,7 @@ def test_pods_of_an_older_template_are_pods_that_the_next_generation_has_to_matc
     [
         {"labels": {"team": "llm"}},
         {"annotations": {"example.com/owner": "ada"}},
-        {"patches": [{"kind": "Service", "metadata": {"name": "gemma"}, "spec": {"type": "LoadBalancer"}}]},
+        {"patches": [{"kind": "Service", "metadata": {"name": "gemma"}, "spec": {"type": "NodePort"}}]},
     ],
     ids=lambda changes: next(iter(changes)),
 )
