@@ -78,7 +78,11 @@ def test_they_mean_the_same_after_the_pipeline_language():
         (["source=gs://bkt"], {}, "'gs://bkt' is not a folder of a bucket, gs://BUCKET/FOLDER"),
         (["source=gs://bkt/f/"], {}, "no / at its end"),
         (["source=gs://bkt/f", "revision=v2"], {}, "revision 'v2' means nothing for gs://bkt/f, which has no commits"),
-        ([], {"adapters": {"a": {"model": "x/y", "source": "gs://bkt/f", "revision": "v"}}}, "adapters.a: revision 'v'"),
+        (
+            [],
+            {"adapters": {"a": {"model": "x/y", "source": "gs://bkt/f", "revision": "v"}}},
+            "adapters.a: revision 'v'",
+        ),
         (["hub.endpoint=ftp://h"], {}, "'ftp://h' is not the address of a hub, like https://hub.example.com"),
         (["hub.endpoint=https://h/?a=b"], {}, "is not the address of a hub"),
         (["hub.endpoint=h.example.com"], {}, "is not the address of a hub"),
