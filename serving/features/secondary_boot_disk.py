@@ -7,6 +7,7 @@ Source: https://cloud.google.com/kubernetes-engine/docs/how-to/data-container-im
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
@@ -150,15 +151,20 @@ def resolved(settings: Settings, image: str) -> dict[str, Any]:
     found = [registry.resolve(name, platform) for name in (image, *section.further_images)]
     return {
         "image_digest": found[0].digest,
-        "disk_image": names.disk_image(settings, section.architecture, section.kms_key, found),
+        "disk_image": names.disk_image_name(
+            settings,
+            (each.name for each in found),
+            architecture=section.architecture,
+            kms_key=section.kms_key,
+        ),
     }
 
 
-def suits(settings: Settings, cluster: ClusterTraits) -> None:
+def suits(settings: Settings, look: Callable[[], ClusterTraits]) -> None:
     """Raises RequestError for a cluster whose nodes cannot have the image in this way, before anything is spent."""
-    form = _section(settings).form
     if not has_disk(settings):
         return
+    form, cluster = _section(settings).form, look()
     if form == "autopilot" and not cluster.autopilot:
         raise RequestError(
             f"{cluster.name} is a Standard cluster, whose pods do not get nodes with a disk by selecting them. Set "
@@ -176,14 +182,14 @@ def suits(settings: Settings, cluster: ClusterTraits) -> None:
         )
 
 
-def prepared(settings: Settings, release: Release, cluster: ClusterTraits) -> None:
+def prepared(settings: Settings, release: Release, look: Callable[[], ClusterTraits]) -> None:
     """Raises RequestError when no node pool has the disk that the pods are to select, with the command that makes one.
 
     There is an image by then, which a node pool cannot be made without.
     """
     if not has_disk(settings) or _section(settings).form != "node-pool":
         return
-    path, wanted = _path(settings, release.disk_image), settings.accelerator
+    cluster, wanted, path = look(), settings.accelerator, _path(settings, release.disk_image)
     having = [pool for pool in cluster.node_pools if any(image.endswith(path) for image in pool.disk_images)]
     spot = " --spot" if wanted.spot else ""
     where = f"--cluster {settings.cluster} --location {settings.location} --project {settings.project}"
