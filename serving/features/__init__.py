@@ -9,7 +9,6 @@ A module has, as it needs them:
     identity(settings)                   what makes its servers different servers, beyond flags, accelerator and
                                          the objects that are created once: plain JSON
     bindings(settings, principal)        IAM roles on the bucket that it needs
-    without(settings)                    kinds of its generation/ that this deployment does without
     resolved(settings, image)            fields of the release that follow from what the engine's image is now
     suits(settings, look)                raises RequestError for a cluster that it cannot run on, before anything is
                                          spent; `look` asks what the cluster is (serving/clients/google.py)

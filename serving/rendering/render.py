@@ -154,8 +154,7 @@ def _scope(settings: Settings, scope: Scope, values: dict[str, Any], generation:
                     item = patches.apply(item, manifests.fill(patch, values, where))
         items.append(item)
     for feature in settings.chosen_features:
-        own = manifests.wanted(settings, feature, scope)
-        items += [manifests.fill(item, values, path) for path, item in own.items()]
+        items += [manifests.fill(own, values, path) for path, own in manifests.of(feature, scope).items()]
     return [patched(settings, _labelled(settings, item, generation)) for item in kinds.in_order(items)]
 
 
