@@ -9,6 +9,11 @@ A module has, as it needs them:
     identity(settings)                   what makes its servers different servers, beyond flags, accelerator and
                                          the objects that are created once: plain JSON
     bindings(settings, principal)        IAM roles on the bucket that it needs
+    rights(settings)                     kind → what its steps do with objects of it in the cluster, beyond making and
+                                         deleting those that it owns: verbs
+    variant(settings)                    the folder in its scopes that such a deployment has beside their own manifests
+    check(settings)                      raises RequestError for settings that it cannot serve
+    zones(settings)                      that the release is to know the zones: those that the settings name
     resolved(settings, image)            fields of the release that follow from what the engine's image is now
     suits(settings, look)                raises RequestError for a cluster that it cannot run on, before anything is
                                          spent; `look` asks what the cluster is (serving/clients/google.py)
@@ -17,7 +22,7 @@ A module has, as it needs them:
     RENAMED                              keys of earlier versions of the settings → what is there in their place
     explain(settings, symptom)           why a pod does not start, where the feature knows more than Kubernetes says
 
-Its manifests are in `manifests/<feature>/<scope>/`.
+Its manifests are in `manifests/<feature>/<scope>/`, and `manifests/<feature>/<scope>/<variant>/`.
 """
 
 from __future__ import annotations
@@ -80,6 +85,12 @@ def module(feature: str) -> ModuleType:
 def section_name(feature: str) -> str:
     """The key of a feature's section in the settings."""
     return feature.replace("-", "_")
+
+
+def variant(settings: Settings, feature: str) -> str:
+    """The feature's folder in its scopes that the settings have beside their own manifests; empty without one."""
+    choose = getattr(module(feature), "variant", None)
+    return str(choose(settings)) if choose else ""
 
 
 def sections() -> dict[str, type[Section]]:
