@@ -6,9 +6,9 @@ from serving.component import component
 
 
 @component
-def verify_image_cache(
-    settings: dict, release: dict, passed: bool, reasons: list
-) -> NamedTuple("Outputs", [("passed", bool), ("reasons", list)]):
+def verify_image_cache(settings: dict, release: dict, passed: bool, reasons: list) -> NamedTuple(
+    "Outputs", [("passed", bool), ("reasons", list)]
+):
     """Looks whether the new generation's nodes found the engine's image in their cache, or pulled it from the registry.
 
     Args:

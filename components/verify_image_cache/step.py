@@ -51,9 +51,7 @@ class Cached:
         return 100.0 * (self.disk + (self.streamed if streaming else 0)) / max(1, self.layers)
 
 
-def run(
-    settings: dict[str, Any], release: dict[str, Any], passed: bool, reasons: list[str]
-) -> tuple[bool, list[str]]:
+def run(settings: dict[str, Any], release: dict[str, Any], passed: bool, reasons: list[str]) -> tuple[bool, list[str]]:
     """Judges the cache of the nodes that serve the release's generation. Returns the verdict so far and its reasons."""
     with opened("verify_image_cache", settings, release) as step:
         outcome, config, target = step.outcome, step.settings, step.release

@@ -98,11 +98,10 @@ def node_label(disk_image: str) -> str:
     return f"{_LABEL}{disk_image}"
 
 
-def without(settings: Settings) -> set[str]:
-    """Autopilot asks for a GCPResourceAllowlist, a ComputeClass names the image itself, and a pool of nodes has it."""
-    wanted = {"autopilot": "GCPResourceAllowlist", "compute-class": "ComputeClass"}
-    form = _section(settings).form if has_disk(settings) else ""
-    return set(wanted.values()) - {wanted.get(form, "")}
+def variant(settings: Settings) -> str:
+    """How its nodes come by the image, which is how its manifests differ."""
+    section = _section(settings)
+    return section.form if section.image == "disk" else section.image
 
 
 def values(settings: Settings, release: Release | None) -> dict[str, Any]:
@@ -111,31 +110,27 @@ def values(settings: Settings, release: Release | None) -> dict[str, Any]:
         return {}
     wanted, image = settings.accelerator, release.disk_image
     class_name = names.compute_class(settings, release.generation)
-    selector: dict[str, str] = {}
-    tolerations = []
-    if _has_class(settings):
-        selector = {_CLASS: class_name}
-        tolerations = [{"key": _CLASS, "operator": "Equal", "value": class_name, "effect": "NoSchedule"}]
-    elif has_disk(settings):
-        selector = {node_label(image): f"{_MODE}.{settings.project}"}
-    disk = {"diskImageName": image, "project": settings.project, "mode": _MODE}
+    on_nodes = {node_label(image): f"{_MODE}.{settings.project}"}
+    selectors = {"streaming": {}, "compute-class": {_CLASS: class_name}}
     return {
-        "cache_node_selector": selector,
-        "cache_tolerations": tolerations,
+        "cache_node_selector": selectors.get(variant(settings), on_nodes),
         # Anchored: without the $ it would let every image pass whose name only begins so.
         "disk_image_pattern": f"{_path(settings, image)}$",
         "compute_class": class_name,
+        "class_toleration": {"key": _CLASS, "operator": "Equal", "value": class_name, "effect": "NoSchedule"},
         "compute_class_rule": {
             "gpu": {"type": _type_of_nodes(settings), "count": wanted.count, "driverVersion": "latest"},
             "spot": wanted.spot,
-            "storage": {"secondaryBootDisks": [disk]},
+            "storage": {
+                "secondaryBootDisks": [{"diskImageName": image, "project": settings.project, "mode": _MODE}],
+            },
         },
     }
 
 
 def identity(settings: Settings) -> dict[str, Any]:
-    """Pods that come to their nodes in another way are other pods. (Which image, the release says.)"""
-    return {"image": _section(settings).image, "form": _section(settings).form if has_disk(settings) else ""}
+    """Pods that come to their nodes in another way are other pods. (Which image it is, the release says.)"""
+    return {"variant": variant(settings)}
 
 
 def resolved(settings: Settings, image: str) -> dict[str, Any]:
@@ -227,10 +222,6 @@ def explain(settings: Settings, symptom: Symptom) -> Explanation | None:
         f"{looked_at[_section(settings).form]}. If those are as they should be, it is capacity: try another "
         "accelerator or location, or wait longer (serving.capacity_timeout)",
     )
-
-
-def _has_class(settings: Settings) -> bool:
-    return has_disk(settings) and _section(settings).form == "compute-class"
 
 
 def _path(settings: Settings, image: str) -> str:
