@@ -30,7 +30,7 @@ POLL_SECONDS = 5.0
 _KEPT_DAYS = 30
 """How long Cloud Logging keeps entries, unless somebody has changed it."""
 _LINE = re.compile(
-    r"Image (?P<image>\S+) is backed by secondary boot disk caching by [\d.]+% \((?P<disk>\d+)/(?P<layers>\d+) layers\), "
+    r"Image \S+ is backed by secondary boot disk caching by [\d.]+% \((?P<disk>\d+)/(?P<layers>\d+) layers\), "
     r"by image streaming by [\d.]+% \((?P<streamed>\d+)/\d+ layers\)"
 )
 _PULL = re.compile(r"Successfully pulled image \"(?P<image>[^\"]+)\" in (?P<took>\S+)")
@@ -121,8 +121,13 @@ def line_of(entry: dict[str, Any]) -> Cached | None:
     node = ((entry.get("resource") or {}).get("labels") or {}).get("node_name") or payload.get("_HOSTNAME") or ""
     if not match or not node:
         return None
-    counts = (int(match[group]) for group in ("layers", "disk", "streamed"))
-    return Cached(str(node).partition(".")[0], *counts, said_at=str(entry.get("timestamp", "")))
+    return Cached(
+        node=str(node).partition(".")[0],
+        layers=int(match["layers"]),
+        disk=int(match["disk"]),
+        streamed=int(match["streamed"]),
+        said_at=str(entry.get("timestamp", "")),
+    )
 
 
 def wait_for_lines(
@@ -198,11 +203,11 @@ def _silence(settings: Settings, release: Release, silent: list[str], pulls: dic
     witness = "; ".join(f"{node} pulled it in {took}" for node, took in pulls.items() if node in silent)
     waited = settings.section("secondary-boot-disk").verify_timeout
     return (
-        f"{', '.join(silent)} said nothing of the engine's image ({release.image_digest[:19]}…) in Cloud Logging within "
-        f"{waited}{f' ({witness})' if witness else ''}. See whether the cluster sends its nodes' logs there (`gcloud "
-        f"container clusters describe {settings.cluster} --location {settings.location} --format=value(loggingConfig)`) "
-        f"and image streaming is on; `gcloud logging read 'logName:gcfs-snapshotter' --project {settings.project}` "
-        "shows what nodes say"
+        f"{', '.join(silent)} said nothing of the engine's image ({release.image_digest[:19]}…) in Cloud Logging "
+        f"within {waited}{f' ({witness})' if witness else ''}. See whether the cluster sends its nodes' logs there "
+        f"(`gcloud container clusters describe {settings.cluster} --location {settings.location} "
+        "--format=value(loggingConfig)`) and image streaming is on; `gcloud logging read 'logName:gcfs-snapshotter' "
+        f"--project {settings.project}` shows what nodes say"
     )
 
 

@@ -41,8 +41,8 @@ def parse(image: str) -> Place:
 
 
 def prewarm(image: str, digest: str) -> None:
-    """Asks that the image be ready for streaming. Raises AccessError without the role, RequestError for an image that is
-    not there, InconclusiveError while nobody answers."""
+    """Asks that the image be ready for streaming. Raises AccessError without the role, RequestError for an image that
+    is not there, InconclusiveError while nobody answers."""
     from google.api_core import exceptions
 
     place = parse(image)
@@ -52,8 +52,8 @@ def prewarm(image: str, digest: str) -> None:
         google.call("artifactregistry", "POST", f"v1/{resource}:prewarm", {})
     except (exceptions.Forbidden, exceptions.Unauthorized) as error:
         raise AccessError(
-            f"{image} may not be prewarmed: {error.message}. Grant the pipeline's service account {WRITER_ROLE}: `gcloud "
-            f"artifacts repositories add-iam-policy-binding {place.repository} --location={place.location} "
+            f"{image} may not be prewarmed: {error.message}. Grant the pipeline's service account {WRITER_ROLE}: "
+            f"`gcloud artifacts repositories add-iam-policy-binding {place.repository} --location={place.location} "
             f"--project={place.project} --member=serviceAccount:… --role={WRITER_ROLE}`"
         ) from error
     except exceptions.ClientError as error:
