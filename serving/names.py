@@ -23,7 +23,7 @@ SETTINGS = "gemma-pipelines/settings"
 out."""
 RELEASE = "gemma-pipelines/release"
 """Annotation of a generation's Deployment: where it came from, JSON, `{"model", "commit", "weights_key",
-"weights_uri"}`. The record says it too, but a record may be lost."""
+"weights_uri", "disk_image"}` (the last where there is one). The record says it too, but a record may be lost."""
 KEY_VERSION = "gemma-pipelines/api-key"
 """Annotation of a generation's pods: the Secret Manager version that their API key is."""
 CANARY = "gemma-pipelines/canary"
@@ -57,6 +57,12 @@ def cluster_wide(settings: Settings, generation: str) -> str:
     No part holds a dot, so no two deployments come to one name; at most 63 + 1 + 40 + 1 + 11 characters.
     """
     return f"{settings.namespace}.{settings.name}.{generation}"
+
+
+def compute_class(settings: Settings, generation: str) -> str:
+    """Names a generation's ComputeClass: it is a label's value too, for which `cluster_wide` is too long."""
+    digest = hashlib.sha256(cluster_wide(settings, generation).encode()).hexdigest()[:8]
+    return f"{server(generation)}-{digest}"
 
 
 def record(settings: Settings) -> str:

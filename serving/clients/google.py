@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from serving.clients.patience import Interrupted, Patience
 from serving.errors import AccessError, PipelineError, RequestError
 
 API_ENDPOINT = "GEMMA_PIPELINES_API_ENDPOINT"
 SCOPES = ["https://www.googleapis.com/auth/cloud-platform"]
+_CALL_SECONDS = 60
 NO_CREDENTIALS = "no Google credentials: run `gcloud auth application-default login`, or give the job a service account"
 
 
@@ -152,24 +154,8 @@ def project_number(project: str) -> str:
     return found.name.removeprefix("projects/")
 
 
-@dataclass(frozen=True)
-class ClusterAddress:
-    """Where a cluster's API server is, and how to know it."""
-
-    url: str
-    ca_certificate: bytes | None
-    """PEM; None where the certificate comes from a public authority (the DNS endpoint)."""
-    workload_pool: str
-    version: str
-
-
-def cluster_address(
-    project: str, location: str, cluster: str, endpoint: Literal["dns", "ip", "private"]
-) -> ClusterAddress:
-    """Asks the container API where the cluster's API server is.
-
-    Raises RequestError when there is no such cluster or it lacks that endpoint, AccessError without the role.
-    """
+def _described(project: str, location: str, cluster: str) -> tuple[str, Any]:
+    """The cluster's whole name, and what the container API says of it."""
     from google.api_core import exceptions
     from google.cloud import container_v1
 
@@ -189,6 +175,28 @@ def cluster_address(
     except exceptions.ClientError as error:
         raise RequestError(f"{name}: {_said(error)}") from error
 
+    return name, found
+
+
+@dataclass(frozen=True)
+class ClusterAddress:
+    """Where a cluster's API server is, and how to know it."""
+
+    url: str
+    ca_certificate: bytes | None
+    """PEM; None where the certificate comes from a public authority (the DNS endpoint)."""
+    workload_pool: str
+    version: str
+
+
+def cluster_address(
+    project: str, location: str, cluster: str, endpoint: Literal["dns", "ip", "private"]
+) -> ClusterAddress:
+    """Asks the container API where the cluster's API server is.
+
+    Raises RequestError when there is no such cluster or it lacks that endpoint, AccessError without the role.
+    """
+    name, found = _described(project, location, cluster)
     config = found.control_plane_endpoints_config
     hosts = {
         "dns": config.dns_endpoint_config.endpoint,
@@ -205,3 +213,64 @@ def cluster_address(
         workload_pool=found.workload_identity_config.workload_pool or f"{project}.svc.id.goog",
         version=found.current_master_version,
     )
+
+
+@dataclass(frozen=True)
+class NodePool:
+    """A node pool, as far as features look at one."""
+
+    name: str
+    image_streaming: bool
+    disk_images: tuple[str, ...]
+    """Resource paths of the images that its nodes have secondary boot disks of."""
+
+
+@dataclass(frozen=True)
+class ClusterTraits:
+    """What a cluster is, as far as features depend on it."""
+
+    name: str
+    autopilot: bool
+    version: str
+    """Of its control plane: `1.35.3-gke.1389000`."""
+    node_pools: tuple[NodePool, ...] = ()
+
+    def is_at_least(self, version: str) -> bool:
+        return _numbers(self.version) >= _numbers(version)
+
+
+def cluster_traits(project: str, location: str, cluster: str) -> ClusterTraits:
+    """Asks the container API what the cluster is. Raises what cluster_address raises."""
+    name, found = _described(project, location, cluster)
+    pools = [
+        NodePool(pool.name, pool.config.gcfs_config.enabled, tuple(d.disk_image for d in pool.config.secondary_boot_disks))
+        for pool in found.node_pools
+    ]
+    return ClusterTraits(name, found.autopilot.enabled, found.current_master_version, tuple(pools))
+
+
+def _numbers(version: str) -> list[int]:
+    """A GKE version as what it is compared by."""
+    return [int(number) for number in re.findall(r"\d+", version)]
+
+
+def call(service: str, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The answer of one of Google's APIs (`service`, like `logging`) that needs no client library of its own.
+
+    Raises what `_asked` raises: exceptions of google.api_core, by HTTP codes, for a refusal.
+    """
+    from google.api_core import exceptions
+    from google.auth.transport.requests import AuthorizedSession
+
+    host = os.environ.get(API_ENDPOINT) or f"https://{service}.googleapis.com"
+    session = AuthorizedSession(credentials())
+
+    def ask() -> dict[str, Any]:
+        response = session.request(method, f"{host}/{path}", json=body, timeout=_CALL_SECONDS)
+        if not response.ok:
+            raise exceptions.from_http_response(response)
+        found: dict[str, Any] = response.json()
+        return found
+
+    with session:
+        return cast(dict[str, Any], _asked(f"{host}/{path}", ask))

@@ -9,6 +9,11 @@ A module has, as it needs them:
     identity(settings)                   what makes its servers different servers, beyond flags, accelerator and
                                          the objects that are created once: plain JSON
     bindings(settings, principal)        IAM roles on the bucket that it needs
+    without(settings)                    kinds of its generation/ that this deployment does without
+    resolved(settings, image)            fields of the release that follow from what the engine's image is now
+    suits(settings, cluster)             raises RequestError for a cluster (serving/clients/google.py) that it cannot
+                                         run on: before anything is spent
+    prepared(settings, release, cluster) raises RequestError for what has to be there before the server is deployed
     RENAMED                              keys of earlier versions of the settings → what is there in their place
     explain(settings, symptom)           why a pod does not start, where the feature knows more than Kubernetes says
 
@@ -48,8 +53,8 @@ class Binding:
 class Symptom:
     """What is seen of a pod that does not start."""
 
-    kind: Literal["gated", "mount", "out-of-memory", "words"]
-    """gated: not let to the scheduler; mount: a volume's event; out-of-memory: `container` was killed at its limit;
+    kind: Literal["gated", "no-node", "mount", "out-of-memory", "words"]
+    """gated: not let to the scheduler; no-node: the autoscaler's words on why none comes; mount: a volume's event; out-of-memory: `container` was killed at its limit;
     words: what the container runtime or the engine's log said."""
     pod: str
     words: str = ""

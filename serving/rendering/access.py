@@ -77,7 +77,8 @@ def api_key_rules(settings: Settings) -> list[Object]:
 
 def _of_generation(settings: Settings, kind: Kind) -> set[str]:
     chosen = (manifests.BASE, *settings.chosen_features)
-    made = any(item["kind"] == kind.kind for feature in chosen for item in manifests.of(feature, "generation").values())
+    owned = [item for feature in chosen for item in manifests.wanted(settings, feature, "generation").values()]
+    made = any(item["kind"] == kind.kind for item in owned)
     if not made:
         return {"list", "delete"}
     return {"list", "delete", "create"} | (set() if kind.immutable else {"patch"})

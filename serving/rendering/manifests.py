@@ -13,7 +13,9 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from serving import features
 from serving.errors import RequestError
+from serving.settings import Settings
 
 Object = dict[str, Any]
 Scope = Literal["admin", "shared", "generation", "entry", "patch"]
@@ -25,6 +27,14 @@ BASE = "base"
 def of(feature: str, scope: Scope) -> dict[str, Object]:
     """The manifests of a feature (or of BASE) in a scope by their paths below `manifests/`; empty without a folder."""
     return {path: _read(path) for path in _paths(f"{feature}/{scope}")}
+
+
+def wanted(settings: Settings, feature: str, scope: Scope) -> dict[str, Object]:
+    """The same without the kinds that the feature's module says the deployment does `without`."""
+    found = of(feature, scope)
+    ask = None if feature == BASE else getattr(features.module(feature), "without", None)
+    left_out = ask(settings) if ask else set()
+    return {path: item for path, item in found.items() if item.get("kind") not in left_out}
 
 
 @functools.cache
