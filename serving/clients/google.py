@@ -57,14 +57,14 @@ def _without_token(error: Any) -> Interrupted | PipelineError:
 
     # The metadata server's client wraps what the connection met.
     if error.retryable or isinstance(error, TransportError) or isinstance(error.__cause__, TransportError):
-        return Interrupted(f"no token is to be had ({_said(error)})")
+        return Interrupted(f"no token is to be had ({said(error)})")
     return AccessError(
-        f"these Google credentials are not renewed ({_said(error)}). See `gcloud auth application-default login`, or "
+        f"these Google credentials are not renewed ({said(error)}). See `gcloud auth application-default login`, or "
         "the job's service account"
     )
 
 
-def _asked(what: str, ask: Callable[[], Any]) -> Any:
+def asked(what: str, ask: Callable[[], Any]) -> Any:
     """The answer of one of Google's APIs, asked again while it is away or busy. Raises InconclusiveError when it stays
     so, AccessError without a token, and the client's own exceptions for a refusal.
 
@@ -78,20 +78,25 @@ def _asked(what: str, ask: Callable[[], Any]) -> Any:
         try:
             return ask()
         except (exceptions.ServerError, exceptions.TooManyRequests, requests.RequestException) as error:
-            raise Interrupted(f"no answer ({_said(error)})") from error
+            raise Interrupted(f"no answer ({said(error)})") from error
+        except exceptions.Forbidden as error:
+            # Compute Engine says so to who asks too often.
+            if "rateLimitExceeded" in {each.get("reason") for each in error.errors}:
+                raise Interrupted(f"asked too often ({said(error)})") from error
+            raise
         except GoogleAuthError as error:
             raise _without_token(error) from error
 
     return Patience().until_it_works(what, attempt)
 
 
-def _client(client_class: Any) -> Any:
+def client_of(client_class: Any) -> Any:
     endpoint = os.environ.get(API_ENDPOINT)
     options = {"api_endpoint": endpoint} if endpoint else None
     return client_class(credentials=credentials(), transport="rest", client_options=options)
 
 
-def _said(error: Any) -> str:
+def said(error: Any) -> str:
     """What the API said, without the client's wrapping."""
     return str(getattr(error, "message", error))
 
@@ -118,8 +123,8 @@ def _secret_version(name: str) -> Any:
     from google.cloud import secretmanager
 
     try:
-        client = _client(secretmanager.SecretManagerServiceClient)
-        return _asked(f"{name}: Secret Manager", lambda: client.access_secret_version(name=name, retry=None))
+        client = client_of(secretmanager.SecretManagerServiceClient)
+        return asked(f"{name}: Secret Manager", lambda: client.access_secret_version(name=name, retry=None))
     except exceptions.NotFound as error:
         secret_id = name.split("/")[3]
         raise RequestError(
@@ -128,12 +133,12 @@ def _secret_version(name: str) -> Any:
     except (exceptions.Forbidden, exceptions.Unauthorized) as error:
         secret_id = name.split("/")[3]
         raise AccessError(
-            f"{name}: {_said(error)}. Grant the pipeline's service account roles/secretmanager.secretAccessor: `gcloud "
+            f"{name}: {said(error)}. Grant the pipeline's service account roles/secretmanager.secretAccessor: `gcloud "
             f"secrets add-iam-policy-binding {secret_id} --member=serviceAccount:… "
             "--role=roles/secretmanager.secretAccessor`"
         ) from error
     except exceptions.ClientError as error:
-        raise RequestError(f"{name}: {_said(error)}. Enable that version, or name another") from error
+        raise RequestError(f"{name}: {said(error)}. Enable that version, or name another") from error
 
 
 def project_number(project: str) -> str:
@@ -142,18 +147,18 @@ def project_number(project: str) -> str:
     from google.cloud import resourcemanager_v3
 
     try:
-        client = _client(resourcemanager_v3.ProjectsClient)
-        found = _asked(
+        client = client_of(resourcemanager_v3.ProjectsClient)
+        found = asked(
             f"project {project}: Resource Manager",
             lambda: client.get_project(name=f"projects/{project}", retry=None),
         )
     except (exceptions.Forbidden, exceptions.NotFound, exceptions.Unauthorized) as error:
         raise AccessError(
-            f"project {project}: {_said(error)}. Check its id (`gcloud projects list`); the pipeline needs "
+            f"project {project}: {said(error)}. Check its id (`gcloud projects list`); the pipeline needs "
             "roles/browser on it"
         ) from error
     except exceptions.ClientError as error:
-        raise RequestError(f"project {project}: {_said(error)}") from error
+        raise RequestError(f"project {project}: {said(error)}") from error
     return found.name.removeprefix("projects/")
 
 
@@ -164,8 +169,8 @@ def _described(project: str, location: str, cluster: str) -> tuple[str, Any]:
 
     name = f"projects/{project}/locations/{location}/clusters/{cluster}"
     try:
-        client = _client(container_v1.ClusterManagerClient)
-        found = _asked(f"{name}: the container API", lambda: client.get_cluster(name=name, retry=None))
+        client = client_of(container_v1.ClusterManagerClient)
+        found = asked(f"{name}: the container API", lambda: client.get_cluster(name=name, retry=None))
     except exceptions.NotFound as error:
         raise RequestError(
             f"{name} does not exist. See `gcloud container clusters list --project {project}`, or create it: `gcloud "
@@ -173,10 +178,10 @@ def _described(project: str, location: str, cluster: str) -> tuple[str, Any]:
         ) from error
     except (exceptions.Forbidden, exceptions.Unauthorized) as error:
         raise AccessError(
-            f"{name}: {_said(error)}. Grant the pipeline's service account roles/container.clusterViewer on {project}"
+            f"{name}: {said(error)}. Grant the pipeline's service account roles/container.clusterViewer on {project}"
         ) from error
     except exceptions.ClientError as error:
-        raise RequestError(f"{name}: {_said(error)}") from error
+        raise RequestError(f"{name}: {said(error)}") from error
 
     return name, found
 
@@ -264,7 +269,7 @@ def _numbers(version: str) -> list[int]:
 def call(service: str, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
     """The answer of one of Google's APIs (`service`, like `logging`) that needs no client library of its own.
 
-    Raises what `_asked` raises: exceptions of google.api_core, by HTTP codes, for a refusal.
+    Raises what `asked` raises: exceptions of google.api_core, by HTTP codes, for a refusal.
     """
     from google.api_core import exceptions
     from google.auth.transport.requests import AuthorizedSession
@@ -280,4 +285,4 @@ def call(service: str, method: str, path: str, body: dict[str, Any] | None = Non
         return found
 
     with session:
-        return cast(dict[str, Any], _asked(f"{host}/{path}", ask))
+        return cast(dict[str, Any], asked(f"{host}/{path}", ask))
