@@ -52,9 +52,9 @@ def prewarm(image: str, digest: str) -> None:
         google.call("artifactregistry", "POST", f"v1/{resource}:prewarm", {})
     except (exceptions.Forbidden, exceptions.Unauthorized) as error:
         raise AccessError(
-            f"{image} may not be prewarmed: {error.message}. Grant the pipeline's service account {WRITER_ROLE}: "
+            f"{image} may not be prewarmed: {google.said(error)}. Grant the pipeline's service account {WRITER_ROLE}: "
             f"`gcloud artifacts repositories add-iam-policy-binding {place.repository} --location={place.location} "
             f"--project={place.project} --member=serviceAccount:… --role={WRITER_ROLE}`"
         ) from error
     except exceptions.ClientError as error:
-        raise RequestError(f"{image} cannot be prewarmed: {error.message}") from error
+        raise RequestError(f"{image} cannot be prewarmed: {google.said(error)}") from error

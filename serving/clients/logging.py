@@ -35,10 +35,10 @@ def entries(project: str, condition: str) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = google.call("logging", "POST", "v2/entries:list", wanted).get("entries", [])
     except (exceptions.Forbidden, exceptions.Unauthorized) as error:
         raise AccessError(
-            f"the logs of {project} may not be read: {error.message}. Grant the pipeline's service account "
+            f"the logs of {project} may not be read: {google.said(error)}. Grant the pipeline's service account "
             f"{VIEWER_ROLE} (logging.logEntries.list): `gcloud projects add-iam-policy-binding {project} "
             f"--member=serviceAccount:… --role={VIEWER_ROLE}`"
         ) from error
     except exceptions.ClientError as error:
-        raise RequestError(f"the logs of {project}: {error.message}") from error
+        raise RequestError(f"the logs of {project}: {google.said(error)}") from error
     return found
