@@ -12,10 +12,13 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from serving.clients.patience import Interrupted, Patience
 from serving.errors import AccessError, PipelineError, RequestError
+
+if TYPE_CHECKING:
+    from serving.settings import Settings
 
 API_ENDPOINT = "GEMMA_PIPELINES_API_ENDPOINT"
 SCOPES = ["https://www.googleapis.com/auth/cloud-platform"]
@@ -244,11 +247,15 @@ class ClusterTraits:
         return _numbers(self.version) >= _numbers(version)
 
 
-def cluster_traits(project: str, location: str, cluster: str) -> ClusterTraits:
-    """Asks the container API what the cluster is. Raises what cluster_address raises."""
-    name, found = _described(project, location, cluster)
+def cluster_traits(settings: Settings) -> ClusterTraits:
+    """Asks the container API what the deployment's cluster is. Raises what cluster_address raises."""
+    name, found = _described(settings.project, settings.location, settings.cluster)
     pools = [
-        NodePool(pool.name, pool.config.gcfs_config.enabled, tuple(d.disk_image for d in pool.config.secondary_boot_disks))
+        NodePool(
+            pool.name,
+            pool.config.gcfs_config.enabled,
+            tuple(disk.disk_image for disk in pool.config.secondary_boot_disks),
+        )
         for pool in found.node_pools
     ]
     return ClusterTraits(name, found.autopilot.enabled, found.current_master_version, tuple(pools))

@@ -7,6 +7,7 @@ Source: https://cloud.google.com/kubernetes-engine/docs/how-to/data-container-im
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
@@ -97,11 +98,10 @@ def node_label(disk_image: str) -> str:
     return f"{_LABEL}{disk_image}"
 
 
-def without(settings: Settings) -> set[str]:
-    """Autopilot asks for a GCPResourceAllowlist, a ComputeClass names the image itself, and a pool of nodes has it."""
-    wanted = {"autopilot": "GCPResourceAllowlist", "compute-class": "ComputeClass"}
-    form = _section(settings).form if has_disk(settings) else ""
-    return set(wanted.values()) - {wanted.get(form, "")}
+def variant(settings: Settings) -> str:
+    """How its nodes come by the image, which is how its manifests differ."""
+    section = _section(settings)
+    return section.form if section.image == "disk" else section.image
 
 
 def values(settings: Settings, release: Release | None) -> dict[str, Any]:
@@ -110,31 +110,27 @@ def values(settings: Settings, release: Release | None) -> dict[str, Any]:
         return {}
     wanted, image = settings.accelerator, release.disk_image
     class_name = names.compute_class(settings, release.generation)
-    selector: dict[str, str] = {}
-    tolerations = []
-    if _has_class(settings):
-        selector = {_CLASS: class_name}
-        tolerations = [{"key": _CLASS, "operator": "Equal", "value": class_name, "effect": "NoSchedule"}]
-    elif has_disk(settings):
-        selector = {node_label(image): f"{_MODE}.{settings.project}"}
-    disk = {"diskImageName": image, "project": settings.project, "mode": _MODE}
+    on_nodes = {node_label(image): f"{_MODE}.{settings.project}"}
+    selectors = {"streaming": {}, "compute-class": {_CLASS: class_name}}
     return {
-        "cache_node_selector": selector,
-        "cache_tolerations": tolerations,
+        "cache_node_selector": selectors.get(variant(settings), on_nodes),
         # Anchored: without the $ it would let every image pass whose name only begins so.
         "disk_image_pattern": f"{_path(settings, image)}$",
         "compute_class": class_name,
+        "class_toleration": {"key": _CLASS, "operator": "Equal", "value": class_name, "effect": "NoSchedule"},
         "compute_class_rule": {
             "gpu": {"type": _type_of_nodes(settings), "count": wanted.count, "driverVersion": "latest"},
             "spot": wanted.spot,
-            "storage": {"secondaryBootDisks": [disk]},
+            "storage": {
+                "secondaryBootDisks": [{"diskImageName": image, "project": settings.project, "mode": _MODE}],
+            },
         },
     }
 
 
 def identity(settings: Settings) -> dict[str, Any]:
-    """Pods that come to their nodes in another way are other pods. (Which image, the release says.)"""
-    return {"image": _section(settings).image, "form": _section(settings).form if has_disk(settings) else ""}
+    """Pods that come to their nodes in another way are other pods. (Which image it is, the release says.)"""
+    return {"variant": variant(settings)}
 
 
 def resolved(settings: Settings, image: str) -> dict[str, Any]:
@@ -150,15 +146,20 @@ def resolved(settings: Settings, image: str) -> dict[str, Any]:
     found = [registry.resolve(name, platform) for name in (image, *section.further_images)]
     return {
         "image_digest": found[0].digest,
-        "disk_image": names.disk_image(settings, section.architecture, section.kms_key, found),
+        "disk_image": names.disk_image_name(
+            settings,
+            (each.name for each in found),
+            architecture=section.architecture,
+            kms_key=section.kms_key,
+        ),
     }
 
 
-def suits(settings: Settings, cluster: ClusterTraits) -> None:
+def suits(settings: Settings, look: Callable[[], ClusterTraits]) -> None:
     """Raises RequestError for a cluster whose nodes cannot have the image in this way, before anything is spent."""
-    form = _section(settings).form
     if not has_disk(settings):
         return
+    form, cluster = _section(settings).form, look()
     if form == "autopilot" and not cluster.autopilot:
         raise RequestError(
             f"{cluster.name} is a Standard cluster, whose pods do not get nodes with a disk by selecting them. Set "
@@ -176,14 +177,14 @@ def suits(settings: Settings, cluster: ClusterTraits) -> None:
         )
 
 
-def prepared(settings: Settings, release: Release, cluster: ClusterTraits) -> None:
+def prepared(settings: Settings, release: Release, look: Callable[[], ClusterTraits]) -> None:
     """Raises RequestError when no node pool has the disk that the pods are to select, with the command that makes one.
 
     There is an image by then, which a node pool cannot be made without.
     """
     if not has_disk(settings) or _section(settings).form != "node-pool":
         return
-    path, wanted = _path(settings, release.disk_image), settings.accelerator
+    cluster, wanted, path = look(), settings.accelerator, _path(settings, release.disk_image)
     having = [pool for pool in cluster.node_pools if any(image.endswith(path) for image in pool.disk_images)]
     spot = " --spot" if wanted.spot else ""
     where = f"--cluster {settings.cluster} --location {settings.location} --project {settings.project}"
@@ -221,10 +222,6 @@ def explain(settings: Settings, symptom: Symptom) -> Explanation | None:
         f"{looked_at[_section(settings).form]}. If those are as they should be, it is capacity: try another "
         "accelerator or location, or wait longer (serving.capacity_timeout)",
     )
-
-
-def _has_class(settings: Settings) -> bool:
-    return has_disk(settings) and _section(settings).form == "compute-class"
 
 
 def _path(settings: Settings, image: str) -> str:

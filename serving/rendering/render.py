@@ -53,7 +53,8 @@ def render(settings: Settings, release: Release) -> Rendered:
         # A container reads its key when it starts: with another version the pods are replaced, in place.
         pods = server["spec"]["template"]["metadata"]
         pods.setdefault("annotations", {})[names.KEY_VERSION] = release.api_key_version
-    _refuse_idle_patches(settings, [*own, *common], [*admin(settings), *entry_objects(settings, release.generation)])
+    others = [*admin(settings), *temporary(settings, release), *entry_objects(settings, release.generation)]
+    _refuse_idle_patches(settings, [*own, *common], others)
     # Replicas are in no object (serving/deployment/replicas.py), and a change of them alone is one to apply.
     digest = digest_of([*common, *own, {"replicas": settings.serving.replicas}])
     for item in own:
@@ -119,6 +120,14 @@ def generation(settings: Settings, release: Release) -> list[Object]:
     return _scope(settings, "generation", _values(settings, release), release.generation)
 
 
+def temporary(settings: Settings, release: Release) -> list[Object]:
+    """What is there while the release's generation is made, and goes when it is, of the run that makes it."""
+    items = _scope(settings, "temporary", _values(settings, release), release.generation)
+    for item in items:
+        item["metadata"]["labels"][names.RUN] = release.run_id
+    return items
+
+
 def entry(settings: Settings, generation: str) -> Object:
     """The one object that says who is live, saying that `generation` is. Promote alone applies it."""
     (item,) = entry_objects(settings, generation)
@@ -149,13 +158,13 @@ def _scope(settings: Settings, scope: Scope, values: dict[str, Any], generation:
     for path, manifest in manifests.of(manifests.BASE, scope).items():
         item = manifests.fill(manifest, values, path)
         for feature in settings.chosen_features:
-            for where, patch in manifests.of(feature, "patch").items():
+            for where, patch in manifests.of(feature, "patch", features.variant(settings, feature)).items():
                 if where.endswith(f"/{_file_name(item['kind'])}"):
                     item = patches.apply(item, manifests.fill(patch, values, where))
         items.append(item)
     for feature in settings.chosen_features:
-        own = manifests.wanted(settings, feature, scope)
-        items += [manifests.fill(item, values, path) for path, item in own.items()]
+        own = manifests.of(feature, scope, features.variant(settings, feature))
+        items += [manifests.fill(manifest, values, path) for path, manifest in own.items()]
     return [patched(settings, _labelled(settings, item, generation)) for item in kinds.in_order(items)]
 
 
