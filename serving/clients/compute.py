@@ -105,7 +105,9 @@ class Operation:
         while self._status() != "DONE":
             left = ends - time.monotonic()
             if left <= 0:
-                raise InconclusiveError(f"{self._what} is not done after {seconds:.0f} s. Compute Engine goes on with it")
+                raise InconclusiveError(
+                    f"{self._what} is not done after {seconds:.0f} s. Compute Engine goes on with it"
+                )
             self._found = self._look(self._found, min(left, _LONGEST_WAIT_SECONDS))
         if self._found.error.errors:
             raise self._failure()
@@ -164,7 +166,9 @@ class Compute:
         return self._global(what, self._client("Images").insert_unary, image_resource=image, request_id=request_id)
 
     def delete_image(self, name: str, request_id: str) -> Operation:
-        return self._global(f"deletion of image {name}", self._client("Images").delete_unary, image=name, request_id=request_id)
+        return self._global(
+            f"deletion of image {name}", self._client("Images").delete_unary, image=name, request_id=request_id
+        )
 
     # -- machines and disks -----------------------------------------------------------------------------------
 
