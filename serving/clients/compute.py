@@ -1,7 +1,7 @@
 """Compute Engine through its own client: images, machines that make them, their disks, and what room there is.
 
-Bodies are Compute Engine's own JSON. Everything that changes something is an operation, which goes on whoever waits, and
-carries the caller's request id: asked again with the same id, it is the same operation.
+Bodies are Compute Engine's own JSON. Whatever changes something is an operation, which goes on whoever waits, and has
+the caller's request id: asked again with the same id, it is the same operation.
 https://cloud.google.com/compute/docs/reference/rest/v1
 """
 
@@ -52,6 +52,7 @@ class Image:
     """An image. `status`: PENDING, READY, FAILED or DELETING."""
 
     name: str
+    id: str
     status: str
     self_link: str
     architecture: str
@@ -105,7 +106,7 @@ class Operation:
         while self._status() != "DONE":
             left = ends - time.monotonic()
             if left <= 0:
-                raise InconclusiveError(f"{self._what} is not done after {seconds:.0f} s. Compute Engine goes on with it")
+                raise InconclusiveError(f"{self._what} goes on, and is not done after {seconds:.0f} s. Run again")
             self._found = self._look(self._found, min(left, _LONGEST_WAIT_SECONDS))
         if self._found.error.errors:
             raise self._failure()
@@ -163,8 +164,9 @@ class Compute:
         image = compute_v1.Image.from_json(json.dumps(body))
         return self._global(what, self._client("Images").insert_unary, image_resource=image, request_id=request_id)
 
-    def delete_image(self, name: str, request_id: str) -> Operation:
-        return self._global(f"deletion of image {name}", self._client("Images").delete_unary, image=name, request_id=request_id)
+    def delete_image(self, image: Image, request_id: str) -> Operation:
+        delete = self._client("Images").delete_unary
+        return self._global(f"deletion of image {image.name}", delete, image=image.name, request_id=request_id)
 
     # -- machines and disks -----------------------------------------------------------------------------------
 
@@ -288,6 +290,7 @@ class Compute:
 def _image(found: Any) -> Image:
     return Image(
         found.name,
+        str(found.id),
         _name(found.status),
         found.self_link,
         _name(found.architecture),
@@ -336,8 +339,8 @@ def _failure(what: str, code: str, words: str, status: int | None) -> PipelineEr
         )
     if status in (401, 403):
         return AccessError(
-            f"{what}: {words}. Grant the pipeline's service account {ROLE} (docs/security.md names each permission); to "
-            "start machines as another service account takes roles/iam.serviceAccountUser on that one"
+            f"{what}: {words}. Grant the pipeline's service account {ROLE} (docs/security.md has the permissions one by "
+            "one), and roles/iam.serviceAccountUser on a service account that a machine is to run as"
         )
     if status and 400 <= status < 500 and status not in (404, 408, 409, 429) and not _PASSES.search(code):
         return RequestError(f"{what}: {words}")

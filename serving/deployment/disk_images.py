@@ -11,7 +11,7 @@ from typing import Any
 
 from serving import names
 from serving.clients import patience, storage
-from serving.clients.compute import Compute, Disk, GoneError, Machine, Operation
+from serving.clients.compute import Compute, Disk, GoneError, Image, Machine, Operation
 from serving.clients.registry import ResolvedImage
 from serving.errors import InconclusiveError, PipelineError
 from serving.log import Say
@@ -19,8 +19,8 @@ from serving.settings import Settings
 
 
 def remember(settings: Settings, disk_image: str, images: Iterable[ResolvedImage]) -> None:
-    """Writes down what is, or is to be, on a disk image: `{"image", "place", "digests", "chain_ids", "layers": [{"image",
-    "chain_id", "digest", "size"}]}`; digests by the images' names, sizes in bytes, packed."""
+    """Writes down what is, or is to be, on a disk image: `{"image", "place", "digests": [NAME@DIGEST], "chain_ids",
+    "layers": [{"image", "chain_id", "digest", "size"}]}`, sizes in bytes, packed."""
     found = list(images)
     layers = {
         chain_id: {"image": image.name, "chain_id": chain_id, "digest": layer.digest, "size": layer.size}
@@ -30,7 +30,7 @@ def remember(settings: Settings, disk_image: str, images: Iterable[ResolvedImage
     value = {
         "image": disk_image,
         "place": names.place(settings),
-        "digests": {image.name: image.digest for image in found},
+        "digests": [image.name for image in found],
         "chain_ids": list(layers),
         "layers": list(layers.values()),
     }
@@ -57,16 +57,21 @@ def collect(settings: Settings, run_id: str, in_use: set[str], say: Say) -> list
         return []
     compute = Compute(settings.project)
     clear(compute, settings, run_id, say)
-    gone = [image.name for image in compute.images(*_label(settings)) if image.name not in in_use]
-    for name in gone:
-        try:
-            compute.delete_image(name, names.request_id(run_id, "delete", name)).wait(patience.left())
-        except GoneError:
-            continue
-        say(f"deleted disk image {name}")
+    gone = [image for image in compute.images(*_label(settings)) if image.name not in in_use]
+    for image in gone:
+        delete_image(compute, image, run_id, say)
     for name in known.keys() - in_use:
         storage.delete(known[name])
-    return gone
+    return [image.name for image in gone]
+
+
+def delete_image(compute: Compute, image: Image, run_id: str, say: Say) -> None:
+    """Deletes a disk image, if it is still there."""
+    try:
+        compute.delete_image(image, names.request_id(run_id, "delete", image.id)).wait(patience.left())
+    except GoneError:
+        return
+    say(f"deleted disk image {image.name}")
 
 
 def clear(compute: Compute, settings: Settings, run_id: str, say: Say, *, own: bool = True) -> None:
