@@ -12,6 +12,8 @@ cluster              name of the cluster, in node names
 project              {"id", "number"}
 storage              {"endpoint": URL of the GCS emulator, "root": its folder,
                      "gcsfuse": true for real mounts (emulated_cloud/real/gcsfuse.py) instead of links to that folder}
+compute              folder of the emulated Compute Engine (google/compute/store.py), which has the disk images
+logs                 file to which LogEntry objects are appended, one JSON line each, for Cloud Logging (google/logging.py)
 private_roots        true: containers have a root and a user of their own (emulated_cloud/real/runtime.py)
 show                 [absolute paths]: folders of this machine that containers with a root of their own see, read-only,
                      beside what this Python needs
@@ -89,6 +91,8 @@ class Config:
     backoff_seconds: float = 5.0
     cluster: str = "gemma"
     storage: Storage | None = None
+    compute: Path | None = None
+    logs: Path | None = None
     private_roots: bool = False
     show: list[Path] = field(default_factory=list)
     images: list[Image] = field(default_factory=list)
@@ -125,6 +129,8 @@ def load(path: Path) -> Config:
                 "storage": Storage(storage["endpoint"].rstrip("/"), Path(storage["root"]), bool(storage.get("gcsfuse")))
                 if storage
                 else None,
+                "compute": Path(given["compute"]) if given.get("compute") else None,
+                "logs": Path(given["logs"]) if given.get("logs") else None,
                 "show": [Path(folder) for folder in given.get("show", [])],
                 "images": [Image(**image) for image in given.get("images", [])],
                 "expose": [
