@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from serving.clients.kubernetes import Cluster
-from serving.deployment import leftovers, record, traffic
+from serving.deployment import disk_images, leftovers, record, traffic
 from serving.log import Say
 from serving.settings import Settings
 from serving.step import opened
@@ -15,7 +15,10 @@ from serving.weights.release import Release
 def run(settings: dict[str, Any], release: dict[str, Any], reasons: list[str]) -> None:
     """Discards the release's generation, then fails the run (SystemExit), as its outcome demands."""
     with opened("discard_generation", settings, release) as step, step.cluster() as cluster:
-        step.outcome.succeeded(discard(cluster, step.settings, step.release, reasons, step.outcome.say))
+        outcome, config = step.outcome, step.settings
+        outcome.succeeded(discard(cluster, config, step.release, reasons, outcome.say))
+        known = record.read(cluster, config)
+        outcome.details["disk_images"] = disk_images.collect_unused(known, config, step.release.run_id, outcome.say)
     raise SystemExit(1)
 
 

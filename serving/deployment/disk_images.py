@@ -13,6 +13,7 @@ from serving import names
 from serving.clients import patience, storage
 from serving.clients.compute import Compute, Disk, GoneError, Image, Machine, Operation
 from serving.clients.registry import ResolvedImage
+from serving.deployment.record import Record
 from serving.errors import InconclusiveError, PipelineError
 from serving.log import Say
 from serving.settings import Settings
@@ -72,6 +73,13 @@ def delete_image(compute: Compute, image: Image, run_id: str, say: Say) -> None:
     except GoneError:
         return
     say(f"deleted disk image {image.name}")
+
+
+def collect_unused(known: Record, settings: Settings, run_id: str, say: Say) -> list[str]:
+    """The same for all that no generation of the record starts nodes with; nothing while it does not know of one."""
+    if known.of_unknown_origin:
+        return []
+    return collect(settings, run_id, known.disk_images_in_use, say)
 
 
 def clear(compute: Compute, settings: Settings, run_id: str, say: Say, *, own: bool = True) -> None:
