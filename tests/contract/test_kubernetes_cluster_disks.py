@@ -158,16 +158,15 @@ def test_layers_that_a_test_takes_away_are_not_found(kube: Kube, cluster: Cluste
     assert f"({count - 2}/{count} layers), by image streaming" in said(cluster)[-1][1]
 
 
-@pytest.mark.parametrize(("status", "why"), [("PENDING", "is not ready"), ("", "cannot be found")])
-def test_without_the_image_no_node_comes(kube: Kube, cluster: Cluster, image: dict, status: str, why: str) -> None:
-    name = f"unready{len(status)}"
-    if status:
-        bake(cluster, name, None, status)
-    allow(kube, name, f"projects/{PROJECT['id']}/global/images/{name}$")
-    start(kube, "reader", image["reference"], nodeSelector={f"{LABEL}{name}": MODE})
-    words = kube.wait_event("reader", "FailedScaleUp")
-    assert f"projects/{PROJECT['id']}/global/images/{name}'. The referenced image resource {why}" in words
-    kube.core.delete_namespaced_pod("reader", kube.namespace, grace_period_seconds=0)
+def test_without_the_image_no_node_comes(kube: Kube, cluster: Cluster, image: dict) -> None:
+    for name, status, why in (("pending", "PENDING", "is not ready"), ("absent", "", "cannot be found")):
+        if status:
+            bake(cluster, name, None, status)
+        allow(kube, name, f"projects/{PROJECT['id']}/global/images/{name}$")
+        start(kube, name, image["reference"], nodeSelector={f"{LABEL}{name}": MODE})
+        words = kube.wait_event(name, "FailedScaleUp")
+        assert f"projects/{PROJECT['id']}/global/images/{name}'. The referenced image resource {why}" in words
+        kube.core.delete_namespaced_pod(name, kube.namespace, grace_period_seconds=0)
 
 
 def test_a_pattern_lets_through_what_it_matches_and_no_more(kube: Kube, cluster: Cluster, image: dict) -> None:
