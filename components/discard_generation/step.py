@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from serving.clients.kubernetes import Cluster
-from serving.deployment import leftovers, record, traffic
+from serving.deployment import disk_images, leftovers, record, traffic
+from serving.errors import PipelineError
 from serving.log import Say
 from serving.settings import Settings
 from serving.step import opened
@@ -33,5 +34,9 @@ def discard(cluster: Cluster, settings: Settings, release: Release, reasons: lis
         say(f"the record is full: it forgets the oldest rejections ({', '.join(forgotten)}), which may be tried again")
     traffic.rest(cluster, settings, release.generation)
     leftovers.remove_generation(cluster, settings, release.generation, say)
+    try:
+        disk_images.collect(settings, known, release.run_id, say)
+    except PipelineError as error:
+        say(f"could not take its disk image away ({error}); the next collection does")
     serving = f"; {known.live} serves on" if known.live else ""
     return f"{release.generation} is rejected and will not be tried again without --retry{serving}"
