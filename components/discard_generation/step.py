@@ -17,7 +17,16 @@ def run(settings: dict[str, Any], release: dict[str, Any], reasons: list[str]) -
     """Discards the release's generation, then fails the run (SystemExit), as its outcome demands."""
     with opened("discard_generation", settings, release) as step, step.cluster() as cluster:
         step.outcome.succeeded(discard(cluster, step.settings, step.release, reasons, step.outcome.say))
+        take_disk_image_away(cluster, step.settings, step.release, step.outcome.say)
     raise SystemExit(1)
+
+
+def take_disk_image_away(cluster: Cluster, settings: Settings, release: Release, say: Say) -> None:
+    """Deletes the disk image of the generation, unless another starts from it."""
+    try:
+        disk_images.collect(settings, record.read(cluster, settings), release.run_id, say)
+    except PipelineError as error:
+        say(f"could not take its disk image away ({error}); the next collection does")
 
 
 def discard(cluster: Cluster, settings: Settings, release: Release, reasons: list[str], say: Say) -> str:
@@ -34,9 +43,5 @@ def discard(cluster: Cluster, settings: Settings, release: Release, reasons: lis
         say(f"the record is full: it forgets the oldest rejections ({', '.join(forgotten)}), which may be tried again")
     traffic.rest(cluster, settings, release.generation)
     leftovers.remove_generation(cluster, settings, release.generation, say)
-    try:
-        disk_images.collect(settings, known, release.run_id, say)
-    except PipelineError as error:
-        say(f"could not take its disk image away ({error}); the next collection does")
     serving = f"; {known.live} serves on" if known.live else ""
     return f"{release.generation} is rejected and will not be tried again without --retry{serving}"
