@@ -1,4 +1,5 @@
-"""The step that keeps a deployment from growing: old generations go, and weights and disk images that nobody uses."""
+"""The step that keeps a deployment from growing: old generations go, and weights and disk images that nobody uses any
+more."""
 
 from __future__ import annotations
 
@@ -30,11 +31,11 @@ def run(settings: dict[str, Any], release: dict[str, Any]) -> None:
             gone = collect_generations(cluster, step.settings, outcome.say)
             freed = collect_weights(cluster, step.settings, outcome.say)
             known = record.read(cluster, step.settings)
-            images = disk_images.collect_unused(known, step.settings, step.release.run_id, outcome.say)
+            images = disk_images.collect(step.settings, known, step.release.run_id, outcome.say)
         outcome.details.update(generations=gone, weights=freed, disk_images=images)
         if gone or freed or images:
-            more = f", {len(images)} disk images" if images else ""
-            outcome.succeeded(f"deleted {len(gone)} generations, {len(freed)} sets of weights{more}")
+            also = f", and {len(images)} disk images" if images else ""
+            outcome.succeeded(f"deleted {len(gone)} generations and {len(freed)} sets of weights{also}")
         else:
             outcome.skipped("nothing to collect")
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from serving.clients.kubernetes import Cluster
 from serving.deployment import disk_images, leftovers, record, traffic
+from serving.errors import PipelineError
 from serving.log import Say
 from serving.settings import Settings
 from serving.step import opened
@@ -15,11 +16,17 @@ from serving.weights.release import Release
 def run(settings: dict[str, Any], release: dict[str, Any], reasons: list[str]) -> None:
     """Discards the release's generation, then fails the run (SystemExit), as its outcome demands."""
     with opened("discard_generation", settings, release) as step, step.cluster() as cluster:
-        outcome, config = step.outcome, step.settings
-        outcome.succeeded(discard(cluster, config, step.release, reasons, outcome.say))
-        known = record.read(cluster, config)
-        outcome.details["disk_images"] = disk_images.collect_unused(known, config, step.release.run_id, outcome.say)
+        step.outcome.succeeded(discard(cluster, step.settings, step.release, reasons, step.outcome.say))
+        take_disk_image_away(cluster, step.settings, step.release, step.outcome.say)
     raise SystemExit(1)
+
+
+def take_disk_image_away(cluster: Cluster, settings: Settings, release: Release, say: Say) -> None:
+    """Deletes the disk image of the generation, unless another starts from it."""
+    try:
+        disk_images.collect(settings, record.read(cluster, settings), release.run_id, say)
+    except PipelineError as error:
+        say(f"could not take its disk image away ({error}); the next collection does")
 
 
 def discard(cluster: Cluster, settings: Settings, release: Release, reasons: list[str], say: Say) -> str:

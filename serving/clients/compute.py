@@ -339,8 +339,8 @@ def _failure(what: str, code: str, words: str, status: int | None) -> PipelineEr
         )
     if status in (401, 403):
         return AccessError(
-            f"{what}: {words}. Grant the pipeline's service account {ROLE} (docs/security.md has the permissions one by "
-            "one), and roles/iam.serviceAccountUser on a service account that a machine is to run as"
+            f"{what}: {words}. Grant the pipeline's service account {ROLE} (docs/security.md has the permissions one "
+            "by one), and roles/iam.serviceAccountUser on a service account that a machine is to run as"
         )
     if status and 400 <= status < 500 and status not in (404, 408, 409, 429) and not _PASSES.search(code):
         return RequestError(f"{what}: {words}")

@@ -48,13 +48,12 @@ def remembered(settings: Settings) -> dict[str, str]:
     return found
 
 
-def collect(settings: Settings, run_id: str, in_use: set[str], say: Say) -> list[str]:
-    """Deletes the deployment's disk images but for those `in_use`, and all that baking left. Returns the images' names.
-
-    The caller is the run `run_id`, which holds the Lease and bakes nothing any more.
+def collect(settings: Settings, generations: Record, run_id: str, say: Say) -> list[str]:
+    """Deletes the deployment's disk images that no generation in the cluster starts from, and all that baking left.
+    Returns the images' names. The caller is the run `run_id`, which holds the Lease and bakes nothing any more.
     """
-    known = remembered(settings)
-    if not known:
+    known, in_use = remembered(settings), generations.disk_images_in_use
+    if not known or generations.of_unknown_origin:
         return []
     compute = Compute(settings.project)
     clear(compute, settings, run_id, say)
@@ -66,6 +65,12 @@ def collect(settings: Settings, run_id: str, in_use: set[str], say: Say) -> list
     return [image.name for image in gone]
 
 
+def sweep(settings: Settings, run_id: str, say: Say) -> None:
+    """Takes away all that baking left, whatever features the deployment has now. The caller is as above."""
+    if remembered(settings):
+        clear(Compute(settings.project), settings, run_id, say)
+
+
 def delete_image(compute: Compute, image: Image, run_id: str, say: Say) -> None:
     """Deletes a disk image, if it is still there."""
     try:
@@ -73,13 +78,6 @@ def delete_image(compute: Compute, image: Image, run_id: str, say: Say) -> None:
     except GoneError:
         return
     say(f"deleted disk image {image.name}")
-
-
-def collect_unused(known: Record, settings: Settings, run_id: str, say: Say) -> list[str]:
-    """The same for all that no generation of the record starts nodes with; nothing while it does not know of one."""
-    if known.of_unknown_origin:
-        return []
-    return collect(settings, run_id, known.disk_images_in_use, say)
 
 
 def clear(compute: Compute, settings: Settings, run_id: str, say: Say, *, own: bool = True) -> None:
