@@ -27,7 +27,6 @@ from serving.clients.kubernetes import kinds
 from serving.rendering import access, render
 from serving.scenarios import find
 from serving.settings import Settings
-
 from tests.unit.deployment import RELEASE
 
 from .kube import kubectl
