@@ -13,7 +13,7 @@ project              {"id", "number"}
 storage              {"endpoint": URL of the GCS emulator, "root": its folder,
                      "gcsfuse": true for real mounts (emulated_cloud/real/gcsfuse.py) instead of links to that folder}
 compute              folder of the emulated Compute Engine (google/compute/store.py), which has the disk images
-logs                 file to which LogEntry objects are appended, one JSON line each, for Cloud Logging (google/logging.py)
+logs                 file to which LogEntry objects are appended, a line each, for Cloud Logging (google/logging.py)
 private_roots        true: containers have a root and a user of their own (emulated_cloud/real/runtime.py)
 show                 [absolute paths]: folders of this machine that containers with a root of their own see, read-only,
                      beside what this Python needs
