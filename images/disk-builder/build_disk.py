@@ -9,6 +9,7 @@ metadata item `gemma-pipelines-bake`, one JSON object:
     heartbeat_seconds   how often it says that it lives (default 10)
     checksums           a third column in snapshots.metadata (default true)
     attempts            tries of a request without a byte further (default 6)
+    patience            seconds that a disk is waited for which is not there yet, or is somebody's still (default 30)
     images              [{name, registry, repository, digest, auth: "anonymous" | "google"}]
 
 It says on stdout, which Compute Engine shows on serial port 1:
@@ -101,6 +102,9 @@ class Teller:
         self.started = time.monotonic()
         self.due = self.started
         self.look: Callable[[], tuple[int, str]] = lambda: (0, "starting")
+
+    def every(self, seconds: float) -> None:
+        self.interval, self.due = seconds, min(self.due, time.monotonic() + seconds)
 
     def stage(self, percent: int, words: str) -> None:
         self.look = lambda: (percent, words)
@@ -929,17 +933,18 @@ def command(teller: Teller, *argv: str) -> None:
             raise BakeError(f"{' '.join(argv)} ended with {code}: {'; '.join(said[-5:])}")
 
 
-def wait_for_disk(device: str, teller: Teller) -> None:
+def wait_for_disk(device: str, patience: float, teller: Teller) -> None:
     """Until it is there and nobody else has it: what a killed run had mounted goes a moment after its processes."""
-    for _ in range(60):
+    end = time.monotonic() + patience
+    while True:
         try:
             os.close(os.open(device, os.O_RDWR | os.O_EXCL))
         except OSError as error:
-            problem = error
-            teller.pause(0.5)
+            if time.monotonic() > end:
+                raise BakeError(f"{device}: {error.strerror}") from error
         else:
             return
-    raise BakeError(f"{device}: {problem.strerror}")
+        teller.pause(0.2)
 
 
 def apart() -> None:
@@ -958,7 +963,7 @@ def build(config: dict[str, Any], teller: Teller) -> str:
     images = [read_image(image, config.get("attempts", 6), layers, teller) for image in config["images"]]
 
     device = config["device"]
-    wait_for_disk(device, teller)
+    wait_for_disk(device, config.get("patience", 30), teller)
     teller.stage(1, "making the file system")
     options = "lazy_itable_init=0,lazy_journal_init=0,discard"
     command(teller, "mkfs.ext4", "-q", "-F", "-m", "0", "-E", options, device)
@@ -999,7 +1004,7 @@ def main() -> int:
     try:
         teller.beat()
         config = read_config(teller)
-        teller.interval = config.get("heartbeat_seconds", 10)
+        teller.every(config.get("heartbeat_seconds", 10))
         apart()
         found = build(config, teller)
     except BakeError as error:

@@ -76,7 +76,8 @@ class Disk:
         subprocess.run(["losetup", "--detach", self.device], check=True)
 
     def item(self, *images: dict[str, Any], **options: Any) -> dict[str, Any]:
-        return {"device": self.device, "images": list(images), "attempts": 2, "heartbeat_seconds": 1, **options}
+        usual = {"device": self.device, "images": list(images), "attempts": 2, "heartbeat_seconds": 1}
+        return {**usual, **options}
 
     @contextmanager
     def baking(self, *images: dict[str, Any], token: str = "", **options: Any) -> Iterator[subprocess.Popen[str]]:
@@ -95,6 +96,8 @@ class Disk:
                 with contextlib.suppress(ProcessLookupError):
                     process.kill()
                 process.wait()
+                if process.stdout:
+                    process.stdout.close()
 
     def bake(self, *images: dict[str, Any], token: str = "", **options: Any) -> str:
         """What the script says, whole."""
