@@ -205,7 +205,7 @@ class Baking:
             try:
                 machine = self._started_in(zone, wanted)
             except StockOutError as error:
-                self._say(f"{error} Trying the next zone")
+                self._say(f"{error}. Trying the next zone")
                 continue
             self._say(f"machine {machine.name} ({kind}, a disk of {wanted.disk_gb} GB) started in {zone}")
             return machine

@@ -317,11 +317,12 @@ def _errors(what: str) -> Iterator[None]:
 
 def _failure(what: str, code: str, words: str, status: int | None) -> PipelineError:
     """Our error for why Compute Engine did not do something: `code` is its own word, `status` the HTTP status."""
+    words = words.rstrip(".") or code
     if _STOCK_OUT.search(code) or _STOCK_OUT.search(words):
         return StockOutError(f"{what}: {words}")
     if _QUOTA.search(code):
         return QuotaError(
-            f"{what}: {words} Ask for more at https://console.cloud.google.com/iam-admin/quotas, or free what nobody "
+            f"{what}: {words}. Ask for more at https://console.cloud.google.com/iam-admin/quotas, or free what nobody "
             "needs"
         )
     if status in (401, 403):
@@ -331,4 +332,4 @@ def _failure(what: str, code: str, words: str, status: int | None) -> PipelineEr
         )
     if status and 400 <= status < 500 and status not in (404, 408, 409, 429) and not _PASSES.search(code):
         return RequestError(f"{what}: {words}")
-    return InconclusiveError(f"{what}: {words or code}. Run again")
+    return InconclusiveError(f"{what}: {words}. Run again")

@@ -180,7 +180,7 @@ def new_site(tmp_path: Path, there: Registry, monkeypatch: pytest.MonkeyPatch) -
     for each in started:
         each.stop()
     errors = tmp_path / "google.log"
-    assert not errors.exists() or errors.read_text() == ""
+    assert not errors.exists() or errors.read_text() == "", errors.read_text()
 
 
 @pytest.fixture

@@ -161,7 +161,7 @@ def test_a_machine_that_is_never_made_goes_when_it_is(site: Site):
 
 
 def test_a_machine_that_is_gone_is_told_of(site: Site):
-    site.script(site.outcome("POST", MACHINES, expires=0.3, machine={"output": WORKS[:2]}))
+    site.script(site.outcome("POST", MACHINES, expires=2, machine={"output": WORKS[:2]}))
     with pytest.raises(InconclusiveError, match="is gone before it was done"):
         site.bake()
     assert site.consumed() == [1]
