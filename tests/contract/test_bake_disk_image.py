@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,13 +24,17 @@ from tests.contract.bake_site import (
     WORKS,
     ZONES,
     Site,
-    new_site,
+    emulators,
     settings,
     site,
+    site_of,
+    started,
     there,
+    until,
 )
+from tests.contract.registry_service import Registry
 
-__all__ = ["new_site", "site", "there"]
+__all__ = ["emulators", "site", "there"]
 
 STOCK_OUT = {"code": "ZONE_RESOURCE_POOL_EXHAUSTED"}
 NAME = re.compile("gp-[0-9a-f]{16}")
@@ -51,7 +54,7 @@ def test_an_image_is_baked_once_and_nothing_else_is_left(site: Site):
     made = site.image(name)
     assert (made["architecture"], made["diskSizeGb"], made["family"]) == ("X86_64", "10", "gemma-pipelines-gemma")
     assert made["storageLocations"] == ["us-central1"]
-    assert made["labels"].items() >= names.compute_labels(settings(), "run-1", name).items()
+    assert made["labels"].items() >= names.compute_labels(settings(), f"run-1-{site.test}", name).items()
 
     before = site.writes()
     assert site.bake(run_id="run-2") is False
@@ -108,22 +111,25 @@ def test_the_settings_own_zones_are_the_only_ones(site: Site):
     ],
 )
 def test_a_quota_without_room_ends_it_before_anything_is_made(
-    new_site: Callable[..., Site], quotas: dict[str, float], words: str
+    tmp_path: Path, there: Registry, monkeypatch: pytest.MonkeyPatch, quotas: dict[str, float], words: str
 ):
-    site = new_site(quotas=quotas)
+    emulators = started(tmp_path, quotas=quotas)
+    site = site_of(emulators, there, monkeypatch)
     with pytest.raises(QuotaError, match=words) as raised:
         site.bake()
     assert raised.value.final
     assert site.writes() == []
+    emulators.stop()
 
 
 def test_a_quota_that_runs_out_meanwhile_ends_it_too(site: Site):
     error = {"code": "QUOTA_EXCEEDED", "message": "Quota 'N2_CPUS' exceeded.  Limit: 8.0 in region us-central1."}
     site.script(site.outcome("POST", MACHINES, error=error))
+    before = len(site.writes())
     with pytest.raises(QuotaError, match="Quota 'N2_CPUS' exceeded"):
         site.bake()
     assert site.consumed() == [1]
-    assert [each for each in site.writes() if each.endswith("/instances")] == [
+    assert [each for each in site.writes()[before:] if each.endswith("/instances")] == [
         f"POST /compute/v1/projects/{PROJECT}/zones/{ZONES[0]}/instances"
     ], "another zone of the region would not help"
     assert site.there() == {}
@@ -213,13 +219,6 @@ def test_an_image_that_is_being_made_is_waited_for(site: Site):
     assert image_there(site)
 
 
-def until(found: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 30
-    while not found():
-        assert time.monotonic() < deadline, "it did not come"
-        time.sleep(0.02)
-
-
 @pytest.mark.parametrize("path", ["/instances", "/stop", "/images", "/instances/gp-[0-9a-f]+"])
 def test_an_answer_that_is_lost_is_the_same_operation_again(site: Site, path: str):
     site.script({"action": "unanswered", "method": "POST|DELETE", "path": rf"{path}\?"})
@@ -252,7 +251,7 @@ def test_what_dead_runs_left_goes_and_what_is_others_stays(site: Site):
     assert len(left) == 6, "two machines with two disks each"
     assert site.bake()
     there = site.there()
-    theirs = site.release(others).disk_image
+    theirs = site.release(others, "run-0").disk_image
     assert {name for name in there if theirs in name} == {name for name in left if theirs in name}
     assert len(there) == 4
 
