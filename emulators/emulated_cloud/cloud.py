@@ -409,6 +409,10 @@ class Cloud:
             },
             "compute": str(self.compute_folder),
             "logs": str(self.logs_file),
+            "registry": self._url["registry"],
+            "node_pools": [
+                {"name": pool["name"], "disk_images": pool.get("disk_images", [])} for pool in self.node_pools
+            ],
             "project": {"id": self.project, "number": "123456789012"},
             "images": [*self.images, *default_images(self.real)],
             "pods": str(self.folder / "tmp" / "pods"),
@@ -427,7 +431,7 @@ class Cloud:
         """What the cluster's own machine changes for GKE's parts: addresses, mounts, ports that cross."""
         from emulated_cloud.real import namespace as network
 
-        for name in ("storage", "hub"):
+        for name in ("storage", "hub", "registry"):
             namespace.reach(int(self._url[name].rpartition(":")[2]))
         exposed = []
         for entry in self.expose:

@@ -20,7 +20,7 @@ from google.oauth2.credentials import Credentials
 from components.bake_disk_image import bodies
 from components.bake_disk_image.step import Baking, Pace
 from serving import names
-from serving.clients import google
+from serving.clients import google, registry
 from serving.clients.compute import Compute
 from serving.settings import Settings, validated
 from serving.weights.release import Release
@@ -37,7 +37,7 @@ DONE = f"GP-BAKE done {'ab' * 32}"
 WORKS = ["GP-BAKE heartbeat 0", "GP-BAKE progress 40 layer 1 of 2", "GP-BAKE progress 90 layer 2 of 2", DONE]
 """What a machine says when all goes well."""
 PACE = Pace(look=0.02, start=20.0, silence=20.0)
-IMPATIENT = Pace(look=0.02, start=0.5, silence=0.5)
+IMPATIENT = Pace(look=0.02, start=1.5, silence=1.5)
 PLACEHOLDER = "#!/usr/bin/python3\nprint('this emulator does not run it')\n"
 
 MACHINES = f"projects/{PROJECT}/zones/[^/]+/instances$"
@@ -67,16 +67,17 @@ class Site:
     folder: Path
     registry: Registry
     url: str
+    digest: str
+    """Of the engine image's manifest."""
     said: list[str] = field(default_factory=list)
 
     def release(self, config: Settings, run_id: str = "run-1") -> Release:
         """The release of what the registry has."""
-        image = f"docker.io/vllm/vllm-openai@{self.digest}"
+        reference = registry.parse(config.engine.image or "")
+        image = f"{reference.host}/{reference.repository}@{self.digest}"
         section = config.section("secondary-boot-disk")
         name = names.disk_image_name(config, [image], architecture=section.architecture, kms_key=section.kms_key)
         return RELEASE.model_copy(update={"run_id": run_id, "image_digest": self.digest, "disk_image": name})
-
-    digest: str = ""
 
     def baking(self, config: Settings | None = None, run_id: str = "run-1", pace: Pace = PACE) -> Baking:
         config = config or settings()
@@ -114,7 +115,7 @@ class Site:
     def writes(self) -> list[str]:
         """What was asked of Compute Engine that changes something, `METHOD path`."""
         log = requests.get(f"{self.url}/_emulator/requests", timeout=30).json()
-        made = (f"{each['method']} {each['path']}" for each in log if each["method"] != "GET")
+        made = (f"{each['method']} {each['path'].partition('?')[0]}" for each in log if each["method"] != "GET")
         return [each for each in made if "/compute/v1/" in each and not each.endswith("/wait")]
 
     # -- what is to go wrong ----------------------------------------------------------------------------------
@@ -163,9 +164,7 @@ def new_site(tmp_path: Path, there: Registry, monkeypatch: pytest.MonkeyPatch) -
         started.append(process.start("emulated_cloud.storage", *bucket, log=tmp_path / "storage.log"))
         monkeypatch.setenv(google.API_ENDPOINT, started[0].url)
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", started[1].url)
-        site = Site(tmp_path, there, started[0].url)
-        site.digest = there.put_image("v0.33.0", TAR, b"second")["digest"]
-        return site
+        return Site(tmp_path, there, started[0].url, there.put_image("v0.33.0", TAR, b"second")["digest"])
 
     monkeypatch.setattr(google, "credentials", lambda: Credentials(TOKEN))
     monkeypatch.setattr(bodies, "script", lambda: PLACEHOLDER)

@@ -14,6 +14,7 @@ from tests.contract.registry_service import OCI, TAR, Registry, digest_of, there
 
 __all__ = ["there"]
 
+
 @pytest.mark.parametrize(
     ("image", "read"),
     [
