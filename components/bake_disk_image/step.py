@@ -99,13 +99,16 @@ class Baking:
 
     @contextmanager
     def _nothing_left(self) -> Iterator[None]:
-        """However the block ends: no machine and no disk stays, nor an image that failed."""
+        """However the block ends: no machine and no disk stays, nor an image that is not whole."""
 
         def clear() -> None:
-            disk_images.clear(self._compute, self._settings, self._run_id, self._say)
-            image = self._compute.image(self._name)
-            if image and image.status == "FAILED":
-                disk_images.delete_image(self._compute, image, self._run_id, self._say)
+            try:
+                # First: its making reads the disk.
+                image = self._compute.image(self._name)
+                if image and image.status in ("PENDING", "FAILED"):
+                    disk_images.delete_image(self._compute, image, self._run_id, self._say)
+            finally:
+                disk_images.clear(self._compute, self._settings, self._run_id, self._say)
 
         try:
             yield

@@ -95,6 +95,15 @@ def test_no_zone_with_a_machine_is_inconclusive(site: Site):
     assert site.there() == {}
 
 
+def test_a_run_that_is_tried_again_asks_anew(site: Site):
+    site.script(*(site.outcome("POST", f"zones/{zone}/instances$", error=STOCK_OUT) for zone in ZONES))
+    with pytest.raises(InconclusiveError):
+        site.bake()
+    site.script()
+    assert site.bake(), "the zones have machines again, and the request is not the one that failed"
+    assert image_there(site)
+
+
 def test_the_settings_own_zones_are_the_only_ones(site: Site):
     site.script(site.outcome("POST", f"zones/{ZONES[2]}/instances$", error=STOCK_OUT))
     with pytest.raises(InconclusiveError, match=re.escape(f"({ZONES[2]})")):
