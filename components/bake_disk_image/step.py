@@ -55,8 +55,7 @@ def run(settings: dict[str, Any], release: dict[str, Any]) -> None:
     with opened("bake_disk_image", settings, release) as step:
         outcome, config, target = step.outcome, step.settings, step.release
         if not secondary_boot_disk.has_disk(config):
-            artifact_registry.prewarm(engine.engine_image(config), target.image_digest)
-            outcome.succeeded("asked Artifact Registry to keep the engine's image warm")
+            outcome.succeeded(prewarm(config, target))
             return
         outcome.details["disk_image"] = target.disk_image
         with step.cluster():
@@ -65,6 +64,14 @@ def run(settings: dict[str, Any], release: dict[str, Any]) -> None:
             outcome.succeeded(f"baked {target.disk_image}")
         else:
             outcome.skipped(f"{target.disk_image} is there")
+
+
+def prewarm(settings: Settings, release: Release) -> str:
+    """Has the engine's image kept warm for nodes that stream it. Returns what became of that."""
+    section, region = settings.section("secondary-boot-disk"), "-".join(settings.location.split("-")[:2])
+    image, digest = engine.engine_image(settings), release.image_digest
+    until = artifact_registry.prewarm(image, digest, region, section.architecture, section.retention_days)
+    return f"Artifact Registry keeps {image} warm in {region}{f' until {until}' if until else ''}"
 
 
 class Baking:

@@ -26,7 +26,6 @@ The configuration is a JSON file (config.py checks it):
      "logs": "/state/logging.jsonl",
      "denied": ["projects/my-project/secrets/hf-token"]}
 
-`dns_endpoint`, `node_pools`, `clusters`, `secrets`, `compute`, `logs` and `denied` may be left out; `autopilot` is true by
-default. `state` is ENABLED, DISABLED or DESTROYED. What lies at or below a name in `denied` answers 403.
-`state` is ENABLED, DISABLED or DESTROYED. What lies at or below a name in `denied` answers 403.
+`dns_endpoint`, `node_pools`, `clusters`, `secrets`, `compute`, `logs` and `denied` may be left out; `autopilot` is true
+by default. `state` is ENABLED, DISABLED or DESTROYED. What lies at or below a name in `denied` answers 403.
 """
