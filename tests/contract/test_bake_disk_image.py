@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import subprocess
 import tarfile
@@ -237,6 +238,17 @@ def test_an_image_that_is_being_made_is_waited_for(site: Site):
 @pytest.mark.parametrize("path", ["/instances", "/stop", "/images", "/instances/gp-[0-9a-f]+"])
 def test_an_answer_that_is_lost_is_the_same_operation_again(site: Site, path: str):
     site.script({"action": "unanswered", "method": "POST|DELETE", "path": rf"{path}\?"})
+    assert site.bake()
+    assert site.consumed() == [1]
+    assert image_there(site)
+
+
+@pytest.mark.parametrize(("method", "path"), [("POST", "/images"), ("DELETE", "/instances/gp-[0-9a-f]+")])
+def test_what_is_busy_is_waited_for(site: Site, method: str, path: str):
+    error = {"message": "The resource is not ready", "domain": "global", "reason": "resourceNotReady"}
+    body = json.dumps({"error": {"code": 400, "message": error["message"], "errors": [error]}})
+    busy = {"action": "status", "status": 400, "body": body, "headers": {"Content-Type": "application/json"}}
+    site.script({**busy, "method": method, "path": rf"{path}\?"})
     assert site.bake()
     assert site.consumed() == [1]
     assert image_there(site)
