@@ -55,7 +55,9 @@ def run(settings: dict[str, Any], release: dict[str, Any]) -> None:
     with opened("bake_disk_image", settings, release) as step:
         outcome, config, target = step.outcome, step.settings, step.release
         if not secondary_boot_disk.has_disk(config):
-            artifact_registry.prewarm(engine.engine_image(config), target.image_digest)
+            section, region = config.section("secondary-boot-disk"), room.cluster_region(config.location)
+            image, seconds = engine.engine_image(config), in_seconds(section.timeout)
+            artifact_registry.prewarm(image, target.image_digest, region, seconds)
             outcome.succeeded("asked Artifact Registry to keep the engine's image warm")
             return
         outcome.details["disk_image"] = target.disk_image

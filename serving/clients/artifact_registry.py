@@ -1,18 +1,19 @@
 """Artifact Registry: keeping an image warm for nodes that stream it.
 
-Prewarming is in the API since April 2026 and in no client library. What it answers is not documented but for its
-success, so nothing is read from it.
+Prewarming is in the API since April 2026 (projects.locations.repositories.prewarmArtifact) and in no client library.
 """
 
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import dataclass
 from urllib.parse import quote
 
 from serving.clients import google
-from serving.errors import AccessError, RequestError
+from serving.errors import AccessError, InconclusiveError, RequestError
 
+_LOOK_SECONDS = 5.0
 WRITER_ROLE = "roles/artifactregistry.writer"
 """The role that the call is said to need."""
 
@@ -40,16 +41,23 @@ def parse(image: str) -> Place:
     return Place(*found.groups()[:4])
 
 
-def prewarm(image: str, digest: str) -> None:
-    """Asks that the image be ready for streaming. Raises AccessError without the role, RequestError for an image that
-    is not there, InconclusiveError while nobody answers."""
+def prewarm(image: str, digest: str, region: str, seconds: float) -> None:
+    """Returns when the image is ready for nodes of the region to stream. Raises AccessError without the role,
+    RequestError for an image that is not there, InconclusiveError while nobody answers, or when it is not ready in so
+    many seconds."""
     from google.api_core import exceptions
 
     place = parse(image)
-    name = f"projects/{place.project}/locations/{place.location}/repositories/{place.repository}"
-    resource = f"{name}/dockerImages/{quote(f'{place.path}@{digest}', safe='')}"
+    repository = f"projects/{place.project}/locations/{place.location}/repositories/{place.repository}"
+    version = f"{repository}/packages/{quote(place.path, safe='')}/versions/{digest}"
+    wanted, ends = {"version": version, "streamLocation": region}, time.monotonic() + seconds
     try:
-        google.call("artifactregistry", "POST", f"v1/{resource}:prewarm", {})
+        operation = google.call("artifactregistry", "POST", f"v1/{repository}:prewarmArtifact", wanted)
+        while not operation.get("done"):
+            if time.monotonic() > ends:
+                raise InconclusiveError(f"{image} is not ready for streaming after {seconds:.0f} s. Run again")
+            time.sleep(_LOOK_SECONDS)
+            operation = google.call("artifactregistry", "GET", f"v1/{operation['name']}")
     except (exceptions.Forbidden, exceptions.Unauthorized) as error:
         raise AccessError(
             f"{image} may not be prewarmed: {google.said(error)}. Grant the pipeline's service account {WRITER_ROLE}: "
@@ -58,3 +66,5 @@ def prewarm(image: str, digest: str) -> None:
         ) from error
     except exceptions.ClientError as error:
         raise RequestError(f"{image} cannot be prewarmed: {google.said(error)}") from error
+    if "error" in operation:
+        raise InconclusiveError(f"{image} could not be prewarmed: {operation['error'].get('message')}. Run again")
