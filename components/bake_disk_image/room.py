@@ -28,11 +28,6 @@ def disk_type(machine_type: str) -> str:
     return "hyperdisk-balanced" if _HYPERDISK_ALONE.match(machine_type) else "pd-ssd"
 
 
-def cluster_region(location: str) -> str:
-    """The region of a cluster's location, which is a region or a zone."""
-    return location if location.count("-") == 1 else region_of(location)
-
-
 def region_of(zone: str) -> str:
     return zone.rpartition("-")[0]
 
@@ -42,7 +37,7 @@ def zones(compute: Compute, section: Section, location: str, disk_gb: int) -> li
 
     Raises QuotaError where none has.
     """
-    region = cluster_region(location)
+    region = location if location.count("-") == 1 else region_of(location)
     there, rooms = compute.region(region)
     candidates = section.zones or there
     known = {region: rooms}
