@@ -89,8 +89,8 @@ class Baking:
         Nothing else stays in Compute Engine, whatever happens. Raises QuotaError, RequestError or AccessError for what
         a person has to change, InconclusiveError for the rest: how an image is baked says nothing about a release.
         """
-        disk_images.clear(self._compute, self._settings, self._run_id, self._say, own=False)
         with self._nothing_left():
+            disk_images.clear(self._compute, self._settings, self._run_id, self._say, own=False)
             there = self._settled()
             if there and there.status == "READY":
                 if storage.stat(names.disk_image_record(self._settings, self._name)) is None:
@@ -106,13 +106,16 @@ class Baking:
 
     @contextmanager
     def _nothing_left(self) -> Iterator[None]:
-        """However the block ends: no machine and no disk stays, nor an image that failed."""
+        """However the block ends: no machine and no disk stays, nor an image that is not whole."""
 
         def clear() -> None:
-            disk_images.clear(self._compute, self._settings, self._run_id, self._say)
-            image = self._compute.image(self._name)
-            if image and image.status == "FAILED":
-                disk_images.delete_image(self._compute, image, self._run_id, self._say)
+            try:
+                # First: its making reads the disk.
+                image = self._compute.image(self._name)
+                if image and image.status in ("PENDING", "FAILED"):
+                    disk_images.delete_image(self._compute, image, self._run_id, self._say)
+            finally:
+                disk_images.clear(self._compute, self._settings, self._run_id, self._say)
 
         try:
             yield
