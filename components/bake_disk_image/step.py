@@ -89,8 +89,8 @@ class Baking:
         Nothing else stays in Compute Engine, whatever happens. Raises QuotaError, RequestError or AccessError for what
         a person has to change, InconclusiveError for the rest: how an image is baked says nothing about a release.
         """
-        disk_images.clear(self._compute, self._settings, self._run_id, self._say, own=False)
         with self._nothing_left():
+            disk_images.clear(self._compute, self._settings, self._run_id, self._say, own=False)
             there = self._settled()
             if there and there.status == "READY":
                 if storage.stat(names.disk_image_record(self._settings, self._name)) is None:

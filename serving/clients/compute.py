@@ -137,17 +137,19 @@ def carry_out(
     `send` begins it, given a request id. What an attempt before has begun is waited for; where that failed, or what it
     made is gone again, it is begun anew. Raises what Operation.wait raises.
     """
+    failure: PipelineError | None = None
     for attempt in range(_ATTEMPTS):
         operation = _begun(send, names.request_id(*parts, str(attempt)))
         try:
             operation.wait(seconds)
-        except PipelineError:
-            if operation.was_over:
-                continue
-            raise
+        except PipelineError as error:
+            if not operation.was_over:
+                raise
+            failure = error
+            continue
         if value := found():
             return value
-    raise InconclusiveError(f"{operation.what} has no effect, however often it is asked for. Run again")
+    raise failure or InconclusiveError(f"{operation.what} has no effect, however often it is asked for. Run again")
 
 
 def _begun(send: Callable[[str], Operation], request_id: str) -> Operation:

@@ -243,11 +243,18 @@ def test_an_answer_that_is_lost_is_the_same_operation_again(site: Site, path: st
     assert image_there(site)
 
 
-@pytest.mark.parametrize(("method", "path"), [("POST", "/images"), ("DELETE", "/instances/gp-[0-9a-f]+")])
-def test_what_is_busy_is_waited_for(site: Site, method: str, path: str):
-    error = {"message": "The resource is not ready", "domain": "global", "reason": "resourceNotReady"}
-    body = json.dumps({"error": {"code": 400, "message": error["message"], "errors": [error]}})
-    busy = {"action": "status", "status": 400, "body": body, "headers": {"Content-Type": "application/json"}}
+@pytest.mark.parametrize(
+    ("method", "path", "status", "reason"),
+    [
+        ("POST", "/images", 400, "resourceNotReady"),
+        ("DELETE", "/instances/gp-[0-9a-f]+", 400, "resourceNotReady"),
+        ("POST", "/instances", 403, "rateLimitExceeded"),
+    ],
+)
+def test_what_is_busy_is_waited_for(site: Site, method: str, path: str, status: int, reason: str):
+    error = {"message": "not now", "domain": "global", "reason": reason}
+    body = json.dumps({"error": {"code": status, "message": error["message"], "errors": [error]}})
+    busy = {"action": "status", "status": status, "body": body, "headers": {"Content-Type": "application/json"}}
     site.script({**busy, "method": method, "path": rf"{path}\?"})
     assert site.bake()
     assert site.consumed() == [1]
