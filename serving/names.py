@@ -104,9 +104,9 @@ def run(job: str) -> str:
     return _legal(job)
 
 
-def job(step: str, run_id: str) -> str:
-    """Names the Job that a step has in a run: `<step>-<run>`, made legal likewise."""
-    return _legal(f"{step}-{run_id}")
+def job(step: str, run_id: str, part: str = "") -> str:
+    """Names the Job that a step has in a run: `<step>-<run>`, made legal likewise. `part` tells several apart."""
+    return _legal("-".join(filter(None, (step, part, run_id))))
 
 
 def _legal(text: str) -> str:
