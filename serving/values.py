@@ -201,6 +201,7 @@ Project = Annotated[
     ),
 ]
 Location = Annotated[str, AfterValidator(_matching(r"[a-z]+-[a-z]+\d+(-[a-z])?", "a region or zone, like us-central1"))]
+Zone = Annotated[str, AfterValidator(_matching(r"[a-z]+-[a-z]+\d+-[a-z]", "a zone, like us-central1-a"))]
 Model = Annotated[
     str, AfterValidator(_matching(r"\w[\w.-]*/\w[\w.-]*", "a model of the hub, like google/gemma-3-4b-it", longest=200))
 ]

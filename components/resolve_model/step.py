@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from components.resolve_model.decision import Situation, decide
-from serving import catalog, names, sizing
+from serving import catalog, features, names, sizing
 from serving.clients import google, hub, kubernetes, storage
 from serving.clients.bucket_source import Folder
 from serving.clients.digest import ServedFile
@@ -44,6 +44,8 @@ class Found:
     """What it needs; None for an architecture that nobody has measured."""
     assistant_bytes: int = 0
     """Weights of the assistant."""
+    weights_bytes: int = 0
+    """All that is served."""
     warnings: tuple[str, ...] = ()
 
 
@@ -142,7 +144,8 @@ def look_up(settings: Settings) -> Found:
     commits = {part.repository.role: part.commit for part in parts}
     weights = {part.repository.role: part.chosen.shards + part.chosen.pickles for part in parts}
     head = weighing.head_of(parts[0].source)
-    return _found(settings, repositories.weights_key(parts), commits, configs, weights, head)
+    found = _found(settings, repositories.weights_key(parts), commits, configs, weights, head)
+    return replace(found, weights_bytes=sum(file.size for file in repositories.Together(parts).files()))
 
 
 def in_bucket(settings: Settings) -> Found | None:
@@ -160,7 +163,8 @@ def in_bucket(settings: Settings) -> Found | None:
             commits = {each.role: each.revision for each in wanted}
             weights = {each.role: _weights_below(each.folder, known) for each in wanted}
             head = weighing.head_of(Folder(weights_uri, known.weights_key, there))
-            return _found(settings, known.weights_key, commits, configs, weights, head)
+            found = _found(settings, known.weights_key, commits, configs, weights, head)
+            return replace(found, weights_bytes=sum(file.size for file in known.files))
     return None
 
 
@@ -260,9 +264,34 @@ def name_release(settings: Settings, run_id: str, found: Found, *, live: str, ke
         live=live,
         api_key_version=key_version,
         architecture=found.architecture,
+        weights_bytes=found.weights_bytes,
+        zones=zones(settings),
         sizing=size(settings, found),
     )
     return release.model_copy(update={"generation": generation.name(settings, release)})
+
+
+def zones(settings: Settings) -> list[str]:
+    """Where the release has to be, for features to which it matters: in the zones that the settings name, else in all
+    that the cluster's nodes may be in. Raises RequestError where replicas are to be spread and there is one."""
+    asked = [named for _, named in features.answers(settings, "zones")]
+    if not asked:
+        return []
+    named = sorted({zone for some in asked for zone in some})
+    there = google.cluster_address(settings.project, settings.location, settings.cluster, settings.endpoint).zones
+    if absent := set(named) - set(there):
+        raise RequestError(
+            f"the cluster {settings.cluster} has no nodes in {', '.join(sorted(absent))}, only in {', '.join(there)}. "
+            "Change the zones in the settings, or the cluster's: `gcloud container clusters update "
+            f"{settings.cluster} --node-locations=…`"
+        )
+    found = named or list(there)
+    if settings.serving.replicas > 1 and len(found) < 2:
+        raise RequestError(
+            f"{settings.serving.replicas} replicas are to be spread over zones, and the cluster {settings.cluster} has "
+            f"nodes in {', '.join(found)} alone. Set serving.replicas: 1, or give the cluster more node locations"
+        )
+    return found
 
 
 def look_around(cluster: Cluster, settings: Settings, release: Release, known: Record) -> Situation:

@@ -161,6 +161,9 @@ class ClusterAddress:
     """PEM; None where the certificate comes from a public authority (the DNS endpoint)."""
     workload_pool: str
     version: str
+    zones: tuple[str, ...] = ()
+    """Those that its nodes may be in."""
+    autopilot: bool = False
 
 
 def cluster_address(
@@ -204,4 +207,6 @@ def cluster_address(
         ca_certificate=certificate or None,
         workload_pool=found.workload_identity_config.workload_pool or f"{project}.svc.id.goog",
         version=found.current_master_version,
+        zones=tuple(sorted({*found.locations, *(zone for pool in found.node_pools for zone in pool.locations)})),
+        autopilot=found.autopilot.enabled,
     )

@@ -18,6 +18,7 @@ from typing import Any
 
 from serving import names
 from serving.clients.kubernetes import Cluster, ConflictError, Object, Subject
+from serving.deployment import objects
 from serving.errors import InconclusiveError, PipelineError, RequestError, ToldToEnd
 from serving.log import Say
 from serving.rendering import patches, render
@@ -242,7 +243,11 @@ def _create_or_take_over(cluster: Cluster, body: Object, say: Say) -> Object:
             return there
         if there:
             cluster.delete(there)
-            _wait_until_gone(cluster, there, give_up)
+            if not objects.is_gone(cluster, there, give_up):
+                raise InconclusiveError(
+                    f"Job {namespace}/{name} is being deleted and does not go. See `kubectl -n {namespace} get job "
+                    f"{name} -o yaml` (its finalizers), then run again"
+                )
         try:
             return cluster.create(body)
         except ConflictError:
@@ -259,20 +264,6 @@ def _delete_by_name(cluster: Cluster, body: Object, say: Say) -> None:
             cluster.delete(there)
     except PipelineError as error:
         say(f"could not delete Job {namespace}/{name} ({error}); the next run will")
-
-
-def _wait_until_gone(cluster: Cluster, job: Object, deadline: float) -> None:
-    name, namespace, uid = (job["metadata"][key] for key in ("name", "namespace", "uid"))
-    with cluster.follow(Subject("Job", namespace, fields=f"metadata.name={name}")) as changes:
-        for change in changes.until(deadline):
-            there = cluster.get("Job", name, namespace) if change is None else None
-            gone = change and change[0] == "DELETED" and change[1]["metadata"]["uid"] == uid
-            if gone or (change is None and (there is None or there["metadata"]["uid"] != uid)):
-                return
-    raise InconclusiveError(
-        f"Job {namespace}/{name} is being deleted and does not go. See `kubectl -n {namespace} get job {name} -o yaml` "
-        "(its finalizers), then run again"
-    )
 
 
 def _ends(cluster: Cluster, watches: list[_Watch], timeout: float) -> list[dict[str, Any] | PipelineError]:

@@ -29,6 +29,7 @@ KUBERNETES = ("1.33", "1.35")
 
 RENDERED: dict[str, dict[str, Any]] = {
     **{scenario.name: {"scenario": scenario.name} for scenario in SCENARIOS},
+    "hyperdisk-ml-populator": {"scenario": "hyperdisk-ml", "hyperdisk_ml": {"method": "populator"}},
     "gcs-fuse-manual-volume": {"gcs_fuse": {"profile": "manual"}},
     "gcs-fuse-gemma-4": {
         "model": "google/gemma-4-31B-it",
@@ -76,7 +77,7 @@ RENDERED: dict[str, dict[str, Any]] = {
     },
 }
 
-CUSTOM = {"PodMonitoring"}
+CUSTOM = {"PodMonitoring", "ComputeClass", "GCPDataSource"}
 """Kinds whose schema is not Kubernetes' own."""
 
 each_case = pytest.mark.parametrize("case", RENDERED)
@@ -100,6 +101,8 @@ def release_of(config: Settings) -> Release:
         weights_uri=f"gs://demo-bucket/models/{config.model}/0123456789abcdef",
         generation="g0123456789",
         max_lora_rank=rank,
+        weights_bytes=20_000_000_000,
+        zones=["us-central1-a", "us-central1-b"] if "hyperdisk-ml" in config.chosen_features else [],
         sizing=sizing.judged(sizing.of_catalog(config.model), config.wish(rank)),
     )
 
