@@ -23,6 +23,8 @@ out."""
 RELEASE = "gemma-pipelines/release"
 """Annotation of a generation's Deployment: where it came from, JSON, `{"model", "commit", "weights_key",
 "weights_uri"}`. The record says it too, but a record may be lost."""
+VERIFIED = "gemma-pipelines/verified"
+"""Annotation of a generation's claim: that its volume was read back, JSON, `{"volume", "zones", "at", "run"}`."""
 KEY_VERSION = "gemma-pipelines/api-key"
 """Annotation of a generation's pods: the Secret Manager version that their API key is."""
 CANARY = "gemma-pipelines/canary"

@@ -44,9 +44,9 @@ class Found:
     """What it needs; None for an architecture that nobody has measured."""
     assistant_bytes: int = 0
     """Weights of the assistant."""
-    weights_bytes: int = 0
-    """All that is served."""
     warnings: tuple[str, ...] = ()
+    weights_bytes: int = 0
+    """Of all files that are served."""
 
 
 def run(

@@ -141,10 +141,11 @@ def bindings(settings: Settings, principal: Principal) -> list[Binding]:
 
 def rights(settings: Settings) -> dict[str, set[str]]:
     """hydrate_volume waits for claim and snapshot, and writes on the claim what it has verified; verify_placement looks
-    at volume and nodes."""
+    at the volume, and at nodes and what is attached to them."""
     found = {
         "PersistentVolumeClaim": {"get", "list", "watch", "patch"},
         "PersistentVolume": {"get"},
+        "VolumeAttachment": {"get"},
         "Node": {"get"},
     }
     if _section(settings).method == "snapshot":
