@@ -1,8 +1,8 @@
 """A whole small cloud in one folder: every emulator, started together, wired to each other, ended together.
 
 `Cloud(folder, …)` is what a laptop run and the test fixtures use. `environment` points the customary variables of the
-unchanged client libraries at it; `kubeconfig` is for kubectl. What must outlive it lies in `folder` (buckets, the
-cluster's objects); what must not lies in `folder/tmp`.
+unchanged client libraries at it; `kubeconfig` is for kubectl. What must outlive it lies in `folder` (buckets, disks,
+the cluster's objects); what must not lies in `folder/tmp`.
 """
 
 from __future__ import annotations
@@ -351,6 +351,7 @@ class Cloud:
                 "root": str(self._buckets),
                 "gcsfuse": "gcsfuse" in self.real,
             },
+            "disks": str(self.folder.absolute() / "disks"),
             "project": {"id": self.project, "number": "123456789012"},
             "images": [*self.images, *default_images(self.real)],
             "pods": str(self.folder / "tmp" / "pods"),

@@ -12,6 +12,8 @@ cluster              name of the cluster, in node names
 project              {"id", "number"}
 storage              {"endpoint": URL of the GCS emulator, "root": its folder,
                      "gcsfuse": true for real mounts (emulated_cloud/real/gcsfuse.py) instead of links to that folder}
+disks                folder of Compute Engine's disks (gke/disks.py), which outlive the cluster
+disk_faults          what goes wrong with them (gke/disk_faults.py); read again each time
 private_roots        true: containers have a root and a user of their own (emulated_cloud/real/runtime.py)
 show                 [absolute paths]: folders of this machine that containers with a root of their own see, read-only,
                      beside what this Python needs
@@ -89,6 +91,7 @@ class Config:
     backoff_seconds: float = 5.0
     cluster: str = "gemma"
     storage: Storage | None = None
+    disks: Path | None = None
     private_roots: bool = False
     show: list[Path] = field(default_factory=list)
     images: list[Image] = field(default_factory=list)
@@ -114,7 +117,8 @@ def load(path: Path) -> Config:
     """Raises ConfigError."""
     try:
         given: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        given.pop("decline", None)
+        for read_again in ("decline", "disk_faults"):
+            given.pop(read_again, None)
         storage = given.get("storage")
         return Config(
             **{
@@ -125,6 +129,7 @@ def load(path: Path) -> Config:
                 "storage": Storage(storage["endpoint"].rstrip("/"), Path(storage["root"]), bool(storage.get("gcsfuse")))
                 if storage
                 else None,
+                "disks": Path(given["disks"]).absolute() if given.get("disks") else None,
                 "show": [Path(folder) for folder in given.get("show", [])],
                 "images": [Image(**image) for image in given.get("images", [])],
                 "expose": [
