@@ -232,11 +232,11 @@ REPLICA_SETS = _named("replicasets", "apps")
 JOBS = _named("jobs", "batch")
 DISRUPTION_BUDGETS = _named("poddisruptionbudgets", "policy")
 
-# Custom resources that GKE installs (crds/).
-SNAPSHOTS = Resource("volumesnapshots", "VolumeSnapshot", "snapshot.storage.k8s.io")
-SNAPSHOT_CONTENTS = Resource(
-    "volumesnapshotcontents", "VolumeSnapshotContent", "snapshot.storage.k8s.io", namespaced=False
-)
-SNAPSHOT_CLASSES = Resource("volumesnapshotclasses", "VolumeSnapshotClass", "snapshot.storage.k8s.io", namespaced=False)
+# Custom kinds that GKE installs, whose definitions are in crds/.
+ALLOWLISTS = Resource("gcpresourceallowlists", "GCPResourceAllowlist", "node.gke.io", "v1", namespaced=False)
+COMPUTE_CLASSES = Resource("computeclasses", "ComputeClass", "cloud.google.com", "v1", namespaced=False)
 DATA_SOURCES = Resource("gcpdatasources", "GCPDataSource", "datalayer.gke.io")
-COMPUTE_CLASSES = Resource("computeclasses", "ComputeClass", "cloud.google.com", namespaced=False)
+_SNAPSHOTS = "snapshot.storage.k8s.io"
+SNAPSHOTS = Resource("volumesnapshots", "VolumeSnapshot", _SNAPSHOTS)
+SNAPSHOT_CONTENTS = Resource("volumesnapshotcontents", "VolumeSnapshotContent", _SNAPSHOTS, namespaced=False)
+SNAPSHOT_CLASSES = Resource("volumesnapshotclasses", "VolumeSnapshotClass", _SNAPSHOTS, namespaced=False)

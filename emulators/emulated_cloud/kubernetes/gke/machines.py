@@ -76,6 +76,10 @@ def _machine_types() -> list[MachineType]:
 
 
 MACHINE_TYPES = _machine_types()
+DEFAULT_FAMILIES = {"e2", "n2"}
+"""Machines without accelerators that a pod gets which asks for none in particular."""
+BUILT_IN_CLASSES = {"Accelerator", "Balanced", "Performance", "Scale-Out"}
+"""Compute classes that every Autopilot cluster has; others are ComputeClass objects."""
 
 _HYPERDISK_ML = {"a2", "a3", "a4", "a4x", "c3", "c3d", "c4", "c4a", "c4d", "g2", "g4", "n4", "n4a", "n4d"} | {
     "ct5e",
@@ -105,10 +109,18 @@ def attaches(machine: str, disk: str) -> bool:
 
 
 def node_template(
-    machine: MachineType, zone: str, cluster: str, project: str, spot: bool, driver: str, name: str = ""
+    machine: MachineType,
+    zone: str,
+    cluster: str,
+    project: str,
+    spot: bool,
+    driver: str,
+    name: str = "",
+    compute_class: str = "",
 ) -> Object:
-    """The Node that a machine of this type becomes; without a name, the template that the autoscaler simulates."""
-    pool = pool_name(machine, spot, driver)
+    """The Node that a machine of this type becomes; without a name, the template that the autoscaler simulates.
+    `compute_class` is one that every Autopilot cluster has."""
+    pool = pool_name(machine, spot, driver, compute_class)
     region = zone.rsplit("-", 1)[0]
     labels = {
         "beta.kubernetes.io/arch": "amd64",
@@ -145,6 +157,9 @@ def node_template(
     if spot:
         labels[SPOT_LABEL] = "true"
         taints.append(SPOT_TAINT)
+    if compute_class:
+        labels[COMPUTE_CLASS] = compute_class
+        taints.append(class_taint(compute_class))
     meta: Object = {"name": name or f"template-{machine.name}", "labels": labels}
     # Its volumes are attached by the control plane.
     meta["annotations"] = {"volumes.kubernetes.io/controller-managed-attach-detach": "true"}
@@ -171,9 +186,18 @@ def accelerator_of(pod: Object) -> str | None:
     return GPU if ACCELERATOR_LABEL in selector else TPU if TPU_LABEL in selector else None
 
 
-def pool_name(machine: MachineType, spot: bool, driver: str) -> str:
+def compute_class_of(pod: Object) -> str:
+    """The compute class that a pod selects; empty when it selects none."""
+    return str((pod["spec"].get("nodeSelector") or {}).get(COMPUTE_CLASS, ""))
+
+
+def class_taint(compute_class: str) -> dict[str, str]:
+    return {"key": COMPUTE_CLASS, "value": compute_class, "effect": "NoSchedule"}
+
+
+def pool_name(machine: MachineType, spot: bool, driver: str, compute_class: str = "") -> str:
     """The name that node auto-provisioning gives a pool of such machines."""
-    digest = hashlib.sha256(f"{machine.name}{spot}{driver}".encode()).hexdigest()[:8]
+    digest = hashlib.sha256(f"{machine.name}{spot}{driver}{compute_class}".encode()).hexdigest()[:8]
     return f"nap-{machine.name}-{'spot-' if spot else ''}{digest}"
 
 

@@ -335,8 +335,8 @@ class PersistentDiskDriver:
         """(zone, name)."""
         found = _HANDLE.fullmatch(handle)
         if not found:
-            words = f"failed to get id components. Expected projects/{{project}}/zones/{{zone}}/disks/{{name}}. Got: {handle}"
-            raise CsiError("NotFound", f"volume ID is invalid: {words}")
+            words = "failed to get id components. Expected projects/{project}/zones/{zone}/disks/{name}"
+            raise CsiError("NotFound", f"volume ID is invalid: {words}. Got: {handle}")
         return found[2], found[3]
 
     def _machine(self, node: str) -> tuple[str, str]:
