@@ -7,6 +7,7 @@ runs beside the chain, and what needs it says `.after()`.
 
 from typing import Any
 
+from components.bake_disk_image.component import bake_disk_image
 from kfp import dsl
 
 from components.collect_garbage.component import collect_garbage
@@ -18,9 +19,12 @@ from components.hydrate_volume.component import hydrate_volume
 from components.promote_generation.component import promote_generation
 from components.resolve_model.component import resolve_model
 from components.validate_server.component import validate_server
+from components.verify_image_cache.component import verify_image_cache
 from components.verify_placement.component import verify_placement
 from components.write_report.component import write_report
 from serving.scenarios import Scenario
+
+DISK = "secondary-boot-disk"
 
 
 def refresh(scenario: Scenario, compiled: dict[str, Any]) -> Any:
@@ -61,7 +65,11 @@ def refresh(scenario: Scenario, compiled: dict[str, Any]) -> Any:
                 if "hyperdisk-ml" in compiled["features"]:
                     judged = _retried(hydrate_volume(**found, **_verdict(judged)), "Hydrate the volume")
                 judged = _retried(deploy_server(**found, **_verdict(judged)), "Deploy the server")
+                if DISK in compiled["features"]:
+                    judged.after(_retried(bake_disk_image(**found), "Bake the disk image").after(access))
                 judged = _retried(validate_server(**found, **_verdict(judged)), "Validate the server")
+                if DISK in compiled["features"]:
+                    judged = _retried(verify_image_cache(**found, **_verdict(judged)), "Verify the image cache")
                 if "hyperdisk-ml" in compiled["features"]:
                     judged = _retried(verify_placement(**found, **_verdict(judged)), "Verify the placement")
                 with dsl.If(judged.outputs["passed"] == True, name="it-passed"):  # noqa: E712

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,13 +23,16 @@ SETTINGS = "gemma-pipelines/settings"
 out."""
 RELEASE = "gemma-pipelines/release"
 """Annotation of a generation's Deployment: where it came from, JSON, `{"model", "commit", "weights_key",
-"weights_uri"}`. The record says it too, but a record may be lost."""
+"weights_uri", "disk_image"}` (the last where there is one). The record says it too, but a record may be lost."""
 VERIFIED = "gemma-pipelines/verified"
 """Annotation of a generation's claim: that its volume was read back, JSON, `{"volume", "zones", "at", "run"}`."""
 KEY_VERSION = "gemma-pipelines/api-key"
 """Annotation of a generation's pods: the Secret Manager version that their API key is."""
 CANARY = "gemma-pipelines/canary"
 """Annotation of an HTTPRoute that serves two generations: JSON, `{"live", "candidate", "step", "since", "run"}`."""
+
+DISK_LAYOUT = 1
+"""Version of how layers lie on a disk image: one that is laid out otherwise is another."""
 
 LABELS = (DEPLOYMENT, GENERATION, NAMESPACE)
 """By which the project finds its objects again."""
@@ -55,6 +59,12 @@ def cluster_wide(settings: Settings, generation: str) -> str:
     No part holds a dot, so no two deployments come to one name; at most 63 + 1 + 40 + 1 + 11 characters.
     """
     return f"{settings.namespace}.{settings.name}.{generation}"
+
+
+def compute_class(settings: Settings, generation: str) -> str:
+    """Names a generation's ComputeClass: it is a label's value too, for which `cluster_wide` is too long."""
+    digest = hashlib.sha256(cluster_wide(settings, generation).encode()).hexdigest()[:8]
+    return f"{server(generation)}-{digest}"
 
 
 def record(settings: Settings) -> str:
@@ -89,6 +99,21 @@ def weights_in_use(settings: Settings) -> str:
 def all_weights_in_use(settings: Settings) -> str:
     """Where the deployments with weights in this bucket name them: a `gs://` prefix."""
     return f"gs://{settings.bucket}/deployments/"
+
+
+def disk_image_name(settings: Settings, images: Iterable[str], *, architecture: str, kms_key: str = "") -> str:
+    """Names the disk image that holds these images (REGISTRY/REPOSITORY@DIGEST) unpacked: at most 39 characters, since
+    a node's label carries it.
+
+    Of all that makes it another disk, and of the deployment's place, so that no two deployments own one.
+    """
+    parts = [place(settings), f"layout={DISK_LAYOUT}", architecture, kms_key, *sorted(set(images))]
+    return f"gp-{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:16]}"
+
+
+def disk_image_record(settings: Settings, disk_image: str) -> str:
+    """The object that remembers what is on a disk image: a `gs://` URI."""
+    return f"gs://{settings.bucket}/disk-images/{disk_image}.json"
 
 
 API_KEY = "key"

@@ -216,6 +216,43 @@ ServiceAccount = Annotated[
         )
     ),
 ]
+_COMPUTE = r"(https://[-.a-z]+\.googleapis\.com/compute/v1/)?"
+Network = Annotated[
+    str,
+    AfterValidator(
+        _nothing_or(
+            _matching(
+                _COMPUTE + r"projects/[^/\s]+/global/networks/[-a-z0-9]+",
+                "a network, like projects/PROJECT/global/networks/NAME",
+            )
+        )
+    ),
+]
+Subnetwork = Annotated[
+    str,
+    AfterValidator(
+        _nothing_or(
+            _matching(
+                _COMPUTE + r"projects/[^/\s]+/regions/[-a-z0-9]+/subnetworks/[-a-z0-9]+",
+                "a subnetwork, like projects/PROJECT/regions/REGION/subnetworks/NAME",
+            )
+        )
+    ),
+]
+KmsKey = Annotated[
+    str,
+    AfterValidator(
+        _nothing_or(
+            _matching(
+                r"projects/[^/\s]+/locations/[^/\s]+/keyRings/[^/\s]+/cryptoKeys/[^/\s]+",
+                "a Cloud KMS key, like projects/P/locations/L/keyRings/R/cryptoKeys/K",
+            )
+        )
+    ),
+]
+NetworkTag = Annotated[
+    str, AfterValidator(_matching(r"[a-z]([-a-z0-9]*[a-z0-9])?", "a network tag, like bake", longest=63))
+]
 _image = _matching(
     r"[a-z0-9][-.a-z0-9]*(:\d+)?(/[a-z0-9][-._a-z0-9]*)*(:[\w][-.\w]{0,127})?(@sha256:[0-9a-f]{64})?",
     "an image's name, like us-docker.pkg.dev/PROJECT/REPOSITORY/IMAGE:TAG or …@sha256:…",

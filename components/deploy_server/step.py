@@ -9,6 +9,7 @@ from typing import Any
 from components.deploy_server import words
 from components.deploy_server.diagnosis import Diagnosis, Patience, Problem
 from serving import features, names
+from serving.clients import google
 from serving.clients.kubernetes import Cluster, Object, Subject
 from serving.deployment import objects, replicas
 from serving.errors import InconclusiveError, PipelineError, ReleaseError, RequestError
@@ -58,6 +59,7 @@ def deploy(
     if there and current and settled and replicas.rolled_out(there):
         outcome.skipped(f"{name} is there and ready")
         return
+    features.demand(settings, "prepared", release, functools.partial(google.cluster_traits, settings))
     for item in [*rendered.shared, *rendered.generation]:
         objects.put(cluster, item, outcome.say)
     if not settled:

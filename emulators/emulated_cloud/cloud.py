@@ -1,8 +1,8 @@
 """A whole small cloud in one folder: every emulator, started together, wired to each other, ended together.
 
 `Cloud(folder, …)` is what a laptop run and the test fixtures use. `environment` points the customary variables of the
-unchanged client libraries at it; `kubeconfig` is for kubectl. What must outlive it lies in `folder` (buckets, the
-cluster's objects); what must not lies in `folder/tmp`.
+unchanged client libraries at it; `kubeconfig` is for kubectl. What must outlive it lies in `folder` (buckets, disks,
+the cluster's objects); what must not lies in `folder/tmp`.
 """
 
 from __future__ import annotations
@@ -62,6 +62,8 @@ class Cloud:
     identity of whoever uses `environment`; `endpoints` are variables that it has beside the customary ones, for
     programs of the caller's own: `{"MY_API_ENDPOINT": "google"}`.
 
+    `autopilot`: what kind of cluster it is; `node_pools` are those that somebody made, as google/config.py has them.
+
     `real` names the parts that are real (real/). Then the cluster is a machine of its own: a private network
     and private mounts, in which containers have roots and users of their own; what is outside reaches the API server
     and what `expose` lists. `objects` are files of what is in a real control plane from the start: the roles that the
@@ -78,6 +80,8 @@ class Cloud:
     gated: Sequence[str] = ()
     secrets: dict[str, str] = field(default_factory=dict)
     images: Sequence[dict[str, Any]] = ()
+    autopilot: bool = True
+    node_pools: Sequence[dict[str, Any]] = ()
     accelerators: dict[str, int] = field(default_factory=lambda: dict(ACCELERATORS))
     expose: list[dict[str, Any]] = field(default_factory=list)
     scale_up_seconds: float = 0.3
@@ -324,7 +328,8 @@ class Cloud:
             "endpoint": self._url["apiserver"].removeprefix("https://"),
             "ca_certificate": self._certificate.read_text(encoding="ascii"),
             "version": "1.35.3-gke.1389000",
-            "autopilot": True,
+            "autopilot": self.autopilot,
+            "node_pools": list(self.node_pools),
         }
 
     def _start_google(self, tokens: dict[str, str], clusters: list[dict[str, Any]]) -> None:
@@ -351,6 +356,7 @@ class Cloud:
                 "root": str(self._buckets),
                 "gcsfuse": "gcsfuse" in self.real,
             },
+            "disks": str(self.folder.absolute() / "disks"),
             "project": {"id": self.project, "number": "123456789012"},
             "images": [*self.images, *default_images(self.real)],
             "pods": str(self.folder / "tmp" / "pods"),

@@ -14,6 +14,11 @@ A module has, as it needs them:
     variant(settings)                    the folder in its scopes that such a deployment has beside their own manifests
     check(settings)                      raises RequestError for settings that it cannot serve
     zones(settings)                      that the release is to know the zones: those that the settings name
+    resolved(settings, image)            fields of the release that follow from what the engine's image is now
+    suits(settings, look)                raises RequestError for a cluster that it cannot run on, before anything is
+                                         spent; `look` asks what the cluster is (serving/clients/google.py)
+    prepared(settings, release, look)    raises RequestError for what the cluster lacks when the server is to be
+                                         deployed, and a person has to make
     RENAMED                              keys of earlier versions of the settings → what is there in their place
     explain(settings, symptom)           why a pod does not start, where the feature knows more than Kubernetes says
 
@@ -53,9 +58,9 @@ class Binding:
 class Symptom:
     """What is seen of a pod that does not start."""
 
-    kind: Literal["gated", "mount", "out-of-memory", "words"]
-    """gated: not let to the scheduler; mount: a volume's event; out-of-memory: `container` was killed at its limit;
-    words: what the container runtime or the engine's log said."""
+    kind: Literal["gated", "no-node", "mount", "out-of-memory", "words"]
+    """gated: not let to the scheduler; no-node: the autoscaler's words on why none comes; mount: a volume's event;
+    out-of-memory: `container` was killed at its limit; words: what the container runtime or the engine's log said."""
     pod: str
     words: str = ""
     container: str = ""
@@ -105,6 +110,12 @@ def answers(settings: Settings, question: str, *arguments: Any) -> Iterator[tupl
     for feature in settings.chosen_features:
         if function := getattr(module(feature), question, None):
             yield feature, function(settings, *arguments)
+
+
+def demand(settings: Settings, question: str, *arguments: Any) -> None:
+    """Asks the features something that they answer by raising, or not."""
+    for _ in answers(settings, question, *arguments):
+        pass
 
 
 def explain(settings: Settings, symptom: Symptom) -> Explanation | None:

@@ -23,6 +23,8 @@ APP = "app.kubernetes.io/name"
 _OF_OTHERS_TOO = ("Namespace", "ServiceAccount", "ComputeClass")
 """What other deployments may use too, unless a generation has it: no deployment's label is on it."""
 
+_ORIGIN = {"model", "commit", "weights_key", "weights_uri", "disk_image"}
+"""What a generation's Deployment says of its release (serving/deployment/record.py: Known)."""
 STOP_DELAY_SECONDS = 10
 """How long a pod that goes still serves: load balancers need that long to hear of it."""
 _TEARDOWN_SECONDS = 20
@@ -60,7 +62,7 @@ def render(settings: Settings, release: Release) -> Rendered:
     server["metadata"].setdefault("annotations", {}).update(
         {
             names.SETTINGS: digest,
-            names.RELEASE: release.model_dump_json(include={"model", "commit", "weights_key", "weights_uri"}),
+            names.RELEASE: release.model_dump_json(include=_ORIGIN, exclude_defaults=True),
         }
     )
     return Rendered(shared=common, generation=own, digest=digest)
@@ -273,7 +275,7 @@ def _generation_values(settings: Settings, release: Release) -> dict[str, Any]:
         "cluster_wide_name": names.cluster_wide(settings, release.generation),
         "bucket": settings.bucket,
         "min_available": max(1, serving.replicas - 1),
-        "image": engine.engine_image(settings),
+        "image": engine.pod_image(settings, release),
         "engine_flags": engine.engine_flags(settings, release),
         "port_text": str(names.PORT),
         "api_key": [{"name": "VLLM_API_KEY", "valueFrom": {"secretKeyRef": secret}}]
