@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import uuid
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,12 @@ KEY_VERSION = "gemma-pipelines/api-key"
 CANARY = "gemma-pipelines/canary"
 """Annotation of an HTTPRoute that serves two generations: JSON, `{"live", "candidate", "step", "since", "run"}`."""
 
+PLACE = "gemma-pipelines-place"
+"""Label in Compute Engine: digest of the deployment's place, on everything of one deployment."""
+RUN_OF_COMPUTE = "gemma-pipelines-run"
+"""The same as RUN in Compute Engine."""
+BAKE = "gemma-pipelines-bake"
+"""Label in Compute Engine: the disk image that something was made for."""
 DISK_LAYOUT = 1
 """Version of how layers lie on a disk image: one that is laid out otherwise is another."""
 
@@ -111,9 +118,34 @@ def disk_image_name(settings: Settings, images: Iterable[str], *, architecture: 
     return f"gp-{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:16]}"
 
 
+def compute_labels(settings: Settings, run_id: str, disk_image: str) -> dict[str, str]:
+    """The labels of what a run makes in Compute Engine, by which a later one finds it. (Keys there have no slash.)"""
+    return {
+        PLACE: place_label(settings),
+        "gemma-pipelines-deployment": settings.name,
+        RUN_OF_COMPUTE: run_id,
+        BAKE: disk_image,
+    }
+
+
+def place_label(settings: Settings) -> str:
+    """The deployment's place as a label's value."""
+    return hashlib.sha256(place(settings).encode()).hexdigest()[:32]
+
+
+def request_id(*parts: str) -> str:
+    """The id of a request to Compute Engine: asked again with the same id, it is the same request."""
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, "/".join(("gemma-gke-pipelines", *parts))))
+
+
 def disk_image_record(settings: Settings, disk_image: str) -> str:
     """The object that remembers what is on a disk image: a `gs://` URI."""
-    return f"gs://{settings.bucket}/disk-images/{disk_image}.json"
+    return f"{disk_image_records(settings)}{disk_image}.json"
+
+
+def disk_image_records(settings: Settings) -> str:
+    """Where deployments with weights in this bucket remember their disk images: a `gs://` prefix."""
+    return f"gs://{settings.bucket}/disk-images/"
 
 
 API_KEY = "key"

@@ -1,4 +1,4 @@
-"""What the emulator is told: a project, who its caller is, clusters and secrets."""
+"""What the emulator is told: a project, who its caller is, clusters, secrets, zones of machines, logs."""
 
 from __future__ import annotations
 
@@ -46,6 +46,22 @@ class SecretVersion:
 
 
 @dataclass(frozen=True)
+class ComputeConfig:
+    """Compute Engine of one region: `folder` keeps what there is, `run_scripts` and `script_output` say what machines
+    do (compute/machine.py)."""
+
+    folder: Path
+    zones: list[str]
+    quotas: dict[str, float] = field(default_factory=dict)
+    run_scripts: bool = True
+    script_output: list[str] = field(default_factory=list)
+
+    @property
+    def region(self) -> str:
+        return self.zones[0].rpartition("-")[0]
+
+
+@dataclass(frozen=True)
 class Config:
     project_id: str
     project_number: str
@@ -54,6 +70,8 @@ class Config:
     clusters: list[Cluster] = field(default_factory=list)
     secrets: dict[str, dict[str, SecretVersion]] = field(default_factory=dict)
     denied: list[str] = field(default_factory=list)
+    compute: ComputeConfig | None = None
+    logs: str = ""
 
     @classmethod
     def load(cls, file: Path) -> Config:
@@ -72,6 +90,8 @@ class Config:
                     for name, versions in given.pop("secrets", {}).items()
                 },
                 denied=given.pop("denied", []),
+                compute=_compute(given.pop("compute", None)),
+                logs=given.pop("logs", ""),
             )
         except KeyError as error:
             raise BadConfig(f"{error} is missing") from error
@@ -91,6 +111,15 @@ class Config:
 
 def _cluster(given: dict[str, Any]) -> Cluster:
     return Cluster(**{**given, "node_pools": [NodePool(**pool) for pool in given.get("node_pools", [])]})
+
+
+def _compute(given: dict[str, Any] | None) -> ComputeConfig | None:
+    if given is None:
+        return None
+    compute = ComputeConfig(**{**given, "folder": Path(given["folder"])})
+    if len({zone.rpartition("-")[0] for zone in compute.zones}) != 1:
+        raise BadConfig("compute: the zones are those of one region")
+    return compute
 
 
 def _version(given: Any) -> SecretVersion:

@@ -14,13 +14,13 @@ storage              {"endpoint": URL of the GCS emulator, "root": its folder,
                      "gcsfuse": true for real mounts (emulated_cloud/real/gcsfuse.py) instead of links to that folder}
 disks                folder of Compute Engine's disks (gke/disks.py), which outlive the cluster
 disk_faults          what goes wrong with them (gke/disk_faults.py); read again each time
+compute              folder of the emulated Compute Engine (google/compute/store.py), which has the disk images
+logs                 file to which LogEntry objects are appended, one JSON line each, for Cloud Logging (google/logging.py)
 private_roots        true: containers have a root and a user of their own (emulated_cloud/real/runtime.py)
 show                 [absolute paths]: folders of this machine that containers with a root of their own see, read-only,
                      beside what this Python needs
 node_pools           [{"name", "disk_images": ["projects/P/global/images/NAME"]}]: pools that somebody made, with disks
-compute              folder of the emulated Compute Engine, whose images nodes have secondary boot disks of
 registry             URL of the registry that says what pulled images are made of
-logs                 file of Cloud Logging's entries, to which nodes add theirs
 uncached_layers      that many layers of each image a node does not find on its disk. Read again at each pull
 images               [{"match": regex on the whole image name, "argv0": {"vllm": ["/venv/bin/python", "-m", "x"]},
                      "entrypoint": […] for a container without a command, "env": {…}}]; the first match counts;
