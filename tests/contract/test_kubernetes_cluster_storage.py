@@ -33,7 +33,9 @@ class Storage:
         self.classes = client.StorageV1Api(kube.raw)
         self.custom = client.CustomObjectsApi(kube.raw)
 
-    def storage_class(self, name: str, mode: str = "Immediate", zones: list[str] | None = None, **parameters: str) -> str:
+    def storage_class(
+        self, name: str, mode: str = "Immediate", zones: list[str] | None = None, **parameters: str
+    ) -> str:
         body: dict[str, Any] = {
             "metadata": {"name": self.own(name), "labels": {"test": self.kube.namespace}},
             "provisioner": DRIVER,
