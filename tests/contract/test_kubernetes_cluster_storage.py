@@ -80,7 +80,18 @@ class Storage:
         self.core.delete_namespaced_persistent_volume_claim(name, self.kube.namespace)
 
     def gone(self, volume: str) -> None:
-        wait_for(lambda: not exists(lambda: self.core.read_persistent_volume(volume)))
+        def left() -> Any:
+            return self.core.read_persistent_volume(volume), self.attachments(volume), self.events_of(volume)
+
+        wait_for(lambda: not exists(lambda: self.core.read_persistent_volume(volume)), what=left)
+
+    def attachments(self, volume: str) -> list[Any]:
+        items = self.classes.list_volume_attachment().items
+        return [each for each in items if each.spec.source.persistent_volume_name == volume]
+
+    def events_of(self, volume: str) -> list[str]:
+        items = self.core.list_namespaced_event("default", field_selector=f"involvedObject.name={volume}").items
+        return [event.message for event in items]
 
     def run(self, name: str, code: str, claim: str, read_only: bool = False, **spec: Any) -> str:
         """A pod with a claim at /data, to its end: what it printed."""
@@ -286,6 +297,7 @@ def test_a_machine_that_cannot_have_the_disk_says_so(storage: Storage) -> None:
     [status] = storage.kube.pod("reader").status.container_statuses
     assert status.state.waiting.reason == "ContainerCreating"
     storage.kube.core.delete_namespaced_pod("reader", storage.kube.namespace)
+    wait_for(lambda: not storage.attachments(volume))
     storage.delete_claim("model")
     storage.gone(volume)
 
