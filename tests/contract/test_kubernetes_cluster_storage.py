@@ -1,6 +1,6 @@
 """Volumes of Compute Engine's disks: made, attached, snapshotted, restored in several zones, taken away.
 
-kubernetes_cluster.py says how to run this against a real control plane; there the snapshot controller is the real one too.
+kubernetes_cluster.py says how to run this against a real control plane: the snapshot controller is the real one there.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from kubernetes import client
 
-from tests.contract.kubernetes_cluster import ZONES, Cluster, Kube, cluster, exists, kube, pod_manifest, wait_for
+from tests.contract.kubernetes_cluster import ZONES, Kube, cluster, exists, kube, pod_manifest, wait_for
 
 __all__ = ["cluster", "kube"]
 
@@ -80,7 +80,18 @@ class Storage:
         self.core.delete_namespaced_persistent_volume_claim(name, self.kube.namespace)
 
     def gone(self, volume: str) -> None:
-        wait_for(lambda: not exists(lambda: self.core.read_persistent_volume(volume)))
+        def left() -> Any:
+            return self.core.read_persistent_volume(volume), self.attachments(volume), self.events_of(volume)
+
+        wait_for(lambda: not exists(lambda: self.core.read_persistent_volume(volume)), what=left)
+
+    def attachments(self, volume: str) -> list[Any]:
+        items = self.classes.list_volume_attachment().items
+        return [each for each in items if each.spec.source.persistent_volume_name == volume]
+
+    def events_of(self, volume: str) -> list[str]:
+        items = self.core.list_namespaced_event("default", field_selector=f"involvedObject.name={volume}").items
+        return [event.message for event in items]
 
     def run(self, name: str, code: str, claim: str, read_only: bool = False, **spec: Any) -> str:
         """A pod with a claim at /data, to its end: what it printed."""
@@ -91,8 +102,7 @@ class Storage:
     def start(self, name: str, code: str, claim: str, read_only: bool = False, **spec: Any) -> None:
         volume = {"name": "data", "persistentVolumeClaim": {"claimName": claim, "readOnly": read_only}}
         container = {"volumeMounts": [{"name": "data", "mountPath": "/data"}]}
-        command = ["python", "-c", code.replace("{}", "/data")]
-        # The first argument is a path, which is rewritten; the code's own are read from it.
+        # The last argument is a path, which is rewritten where roots are shared.
         command = ["python", "-c", "import sys; exec(sys.argv[1].replace('{}', sys.argv[2]))", code, "/data"]
         spec.setdefault("nodeSelector", C3)
         body = pod_manifest(name, command, volumes=[volume], container=container, **spec)
@@ -218,3 +228,294 @@ def test_nothing_is_written_to_a_volume_for_reading(storage: Storage) -> None:
     storage.kube.core.delete_namespaced_pod("writer", storage.kube.namespace)
     storage.delete_claim("model")
     storage.gone(volume.metadata.name)
+
+
+def refused(storage: Storage, name: str, words: str, **claim: Any) -> None:
+    storage.claim(name, **claim)
+    found = storage.kube.wait_event(name, "ProvisioningFailed", words)
+    assert found.startswith(f'failed to provision volume with StorageClass "{claim["storage_class"]}": ')
+    storage.delete_claim(name)
+
+
+def test_what_the_driver_does_not_make_it_refuses_in_its_words(storage: Storage) -> None:
+    ml = storage.multi_zone(ZONES)
+    small = "Disk size cannot be smaller than 4 GB for disk type hyperdisk-ml., badRequest"
+    refused(storage, "small", small, storage_class=ml, mode="ReadOnlyMany", size="1Gi")
+    source = {"apiGroup": "snapshot.storage.k8s.io", "kind": "VolumeSnapshot", "name": "none"}
+    words = "error getting handle for DataSource Type VolumeSnapshot by Name none: error getting snapshot none from api"
+    refused(storage, "absent", words, storage_class=ml, mode="ReadOnlyMany", dataSource=source)
+    storage.claim("first", ml, "ReadOnlyMany")
+    storage.bound("first")
+    clone = {"kind": "PersistentVolumeClaim", "name": "first"}
+    words = '"enable-multi-zone-provisioning" parameter does not support volume cloning'
+    refused(storage, "clone", words, storage_class=ml, mode="ReadOnlyMany", dataSource=clone)
+    balanced = storage.storage_class("reading", type="hyperdisk-balanced")
+    words = "VolumeContentSource must be provided when AccessMode is set to read only"
+    refused(storage, "reading", words, storage_class=balanced, mode="ReadOnlyMany")
+    odd = storage.storage_class("odd", **{"type": "hyperdisk-ml", "provisioned-througput-on-create": "400Mi"})
+    refused(storage, "odd", 'parameters contains invalid option "provisioned-througput-on-create"', storage_class=odd)
+    both = storage.storage_class("both", **{"type": "hyperdisk-balanced", "enable-multi-zone-provisioning": "true"})
+    refused(storage, "both", "parameter with unsupported disk type: hyperdisk-balanced", storage_class=both)
+    storage.delete_claim("first")
+
+
+def test_a_disk_has_the_throughput_that_its_size_demands(storage: Storage) -> None:
+    storage.claim("large", storage.multi_zone(ZONES[:1], "400Mi"), "ReadOnlyMany", size="10Ti")
+    volume = storage.bound("large")
+    assert storage.disk(volume, ZONES[0])["throughput"] == int(0.12 * 10 * 1024)
+    assert not storage.folder(volume, ZONES[1]).exists(), "the class allows one zone"
+    storage.delete_claim("large")
+    storage.gone(volume.metadata.name)
+
+
+def test_a_zone_without_capacity_fails_the_volume_and_keeps_the_other_zones_disk(storage: Storage) -> None:
+    storage.kube.cluster.configure(disk_faults={"exhausted": [ZONES[1]]})
+    storage.claim("model", storage.multi_zone(ZONES), "ReadOnlyMany")
+    words = storage.kube.wait_event("model", "ProvisioningFailed", "ZONE_RESOURCE_POOL_EXHAUSTED")
+    assert "rpc error: code = Unavailable desc = Failed to create multi-zone disk: " in words
+    assert f"The zone 'projects/demo-project/zones/{ZONES[1]}' does not have enough resources" in words
+    name = f"pvc-{storage.read_claim('model').metadata.uid}"
+    folder = storage.kube.cluster.folder / "disks" / name
+    assert [path.name for path in folder.glob("*.json")] == [f"{ZONES[0]}.json"]
+    assert storage.kube.cluster.consumed()["exhausted"][ZONES[1]] >= 1
+    storage.kube.cluster.configure(disk_faults={})
+    storage.bound("model")
+    storage.delete_claim("model")
+    storage.gone(name)
+
+
+def test_a_machine_that_cannot_have_the_disk_says_so(storage: Storage) -> None:
+    storage.claim("model", storage.multi_zone(ZONES), "ReadOnlyMany")
+    volume = storage.bound("model").metadata.name
+    n2 = {"cloud.google.com/machine-family": "n2"}
+    storage.start("reader", READ, "model", True, nodeSelector=n2)
+    words = storage.kube.wait_event("reader", "FailedAttachVolume", "is not a compatible disk type")
+    assert words.startswith(
+        f'AttachVolume.Attach failed for volume "{volume}" : rpc error: code = InvalidArgument desc = '
+    )
+    assert "'hyperdisk-ml' is not a compatible disk type with the machine type n2-standard-2" in words
+    [status] = storage.kube.pod("reader").status.container_statuses
+    assert status.state.waiting.reason == "ContainerCreating"
+    storage.kube.core.delete_namespaced_pod("reader", storage.kube.namespace)
+    wait_for(lambda: not storage.attachments(volume))
+    storage.delete_claim("model")
+    storage.gone(volume)
+
+
+def test_a_snapshot_that_never_becomes_ready_restores_nothing(storage: Storage) -> None:
+    storage.claim("fresh", storage.storage_class("b", type="hyperdisk-balanced"))
+    storage.bound("fresh")
+    storage.kube.cluster.configure(disk_faults={"never_ready": True})
+    storage.snapshot("taken", "fresh", storage.snapshot_class())
+    assert storage.kube.wait_event("taken", "SnapshotCreated")
+    assert storage.read_snapshot("taken")["status"]["readyToUse"] is False
+    assert "snapshot.storage.kubernetes.io/pvc-as-source-protection" in storage.read_claim("fresh").metadata.finalizers
+    source = {"apiGroup": "snapshot.storage.k8s.io", "kind": "VolumeSnapshot", "name": "taken"}
+    ml = storage.multi_zone(ZONES)
+    refused(storage, "m", "snapshot taken is not Ready", storage_class=ml, mode="ReadOnlyMany", dataSource=source)
+    assert storage.kube.cluster.consumed()["never_ready"][""] >= 1
+    storage.kube.cluster.configure(disk_faults={})
+    storage.ready("taken")
+    storage.delete_snapshot("taken")
+    wait_for(lambda: not storage.contents())
+    storage.delete_claim("fresh")
+    wait_for(lambda: not exists(lambda: storage.read_claim("fresh")))
+
+
+def test_a_claim_that_is_not_bound_is_not_snapshotted(storage: Storage) -> None:
+    storage.snapshot("taken", "absent", storage.snapshot_class())
+    words = storage.kube.wait_event("taken", "SnapshotContentCreationFailed")
+    assert words.startswith("Failed to create snapshot content with error ")
+    assert storage.read_snapshot("taken")["status"]["error"]["message"] == words
+    storage.delete_snapshot("taken")
+
+
+def test_an_image_that_somebody_else_made_is_a_snapshot_too(storage: Storage) -> None:
+    """The road of an image that was baked: content and snapshot are written by hand."""
+    storage.claim("fresh", storage.storage_class("b", type="hyperdisk-balanced"))
+    storage.bound("fresh")
+    snapshot_class = storage.snapshot_class()
+    storage.snapshot("taken", "fresh", snapshot_class)
+    storage.ready("taken")
+    [content] = storage.contents()
+    handle = content["status"]["snapshotHandle"]
+    name = storage.own("given")
+    reference = {"namespace": storage.kube.namespace, "name": "given"}
+    spec = {"deletionPolicy": "Retain", "driver": DRIVER, "source": {"snapshotHandle": handle}}
+    body = {
+        "apiVersion": "snapshot.storage.k8s.io/v1",
+        "kind": "VolumeSnapshotContent",
+        "metadata": {"name": name},
+        "spec": {**spec, "volumeSnapshotRef": reference},
+    }
+    storage.custom.create_cluster_custom_object(*SNAPSHOTS, "volumesnapshotcontents", body)
+    body = {
+        "apiVersion": "snapshot.storage.k8s.io/v1",
+        "kind": "VolumeSnapshot",
+        "metadata": {"name": "given"},
+        "spec": {"source": {"volumeSnapshotContentName": name}},
+    }
+    storage.custom.create_namespaced_custom_object(*SNAPSHOTS, storage.kube.namespace, "volumesnapshots", body)
+    assert storage.ready("given")["restoreSize"] == "4Gi"
+    storage.delete_snapshot("given")
+    storage.custom.delete_cluster_custom_object(*SNAPSHOTS, "volumesnapshotcontents", name)
+    wait_for(lambda: [each["metadata"]["name"] for each in storage.contents()] == [content["metadata"]["name"]])
+    storage.delete_snapshot("taken")
+    storage.delete_claim("fresh")
+
+
+# -- the populator ------------------------------------------------------------------------------------------------
+
+CLASS = "gcs-to-hdml-compute-class"
+FINALIZER = "gkevolumepopulator/populate-target-protection"
+
+
+@pytest.fixture
+def compute_class(storage: Storage) -> Iterator[None]:
+    body = {
+        "apiVersion": "cloud.google.com/v1",
+        "kind": "ComputeClass",
+        "metadata": {"name": CLASS},
+        "spec": {"priorities": [{"machineFamily": "c3"}], "nodePoolAutoCreation": {"enabled": True}},
+    }
+    storage.custom.create_cluster_custom_object("cloud.google.com", "v1", "computeclasses", body)
+    yield
+    storage.custom.delete_cluster_custom_object("cloud.google.com", "v1", "computeclasses", CLASS)
+
+
+def populated(storage: Storage, zones: list[str]) -> str:
+    """A claim `model` of what lies in the bucket below models/; its temporary claim's name."""
+    storage.kube.cluster.upload("models/weights", b"weights" * 1000)
+    storage.kube.cluster.grant(storage.kube.namespace, "default")
+    source = {
+        "apiVersion": "datalayer.gke.io/v1",
+        "kind": "GCPDataSource",
+        "metadata": {"name": "model"},
+        "spec": {"cloudStorage": {"uri": "gs://weights/models/", "serviceAccountName": "default"}},
+    }
+    where = ("datalayer.gke.io", "v1", storage.kube.namespace, "gcpdatasources")
+    storage.custom.create_namespaced_custom_object(*where, source)
+    reference = {"apiGroup": "datalayer.gke.io", "kind": "GCPDataSource", "name": "model"}
+    storage.claim("model", storage.multi_zone(zones), "ReadOnlyMany", dataSourceRef=reference)
+    return f"prime-{storage.read_claim('model').metadata.uid}"
+
+
+def delete_source(storage: Storage) -> None:
+    where = ("datalayer.gke.io", "v1", storage.kube.namespace, "gcpdatasources", "model")
+    storage.custom.delete_namespaced_custom_object(*where)
+
+
+def test_the_populator_fills_a_disk_in_each_zone_and_says_how_far_it_is(storage: Storage, compute_class: None) -> None:
+    kube = storage.kube
+    prime = populated(storage, ZONES)
+    volume = storage.bound("model")
+    kube.wait_event("model", "PopulatorFinished", "Populator finished")
+    uid = storage.read_claim("model").metadata.uid
+    told = kube.events("model")
+    for_claim = f"populateCompleteFn: For PVC model in namespace {kube.namespace}, "
+    job = f"job with request ID populator-job-{uid}"
+    expected = [
+        (
+            "Warning",
+            "ProvisioningFailed",
+            'Error saving claim: Operation cannot be fulfilled on persistentvolumeclaims "',
+        ),
+        ("Normal", "Provisioning", f'External provisioner is provisioning volume for claim "{kube.namespace}/model"'),
+        ("Normal", "Provisioning", "Assuming an external populator will provision the volume"),
+        *(
+            ("Normal", "PopulateOperationStartSuccess", f"populateFn: Populate operation started for zone {zone}")
+            for zone in ZONES
+        ),
+        *(
+            ("Normal", "TransferInProgress", f"{for_claim}transfer {job} in zone {zone} waiting for pod to get created")
+            for zone in ZONES
+        ),
+        *(
+            ("Normal", "TransferJobCompleted", f"{for_claim}{job} for zone {zone} completed successfully")
+            for zone in ZONES
+        ),
+        ("Normal", "TransferJobCompleted", f"{for_claim}transfer job for all zones have completed successfully"),
+        ("Normal", "PopulateOperationFinished", "Populate operation finished"),
+        ("Normal", "PopulatorFinished", "Populator finished"),
+    ]
+    missing = [event for event in expected if not any(event[:2] == each[:2] and event[2] in each[2] for each in told)]
+    assert missing == [], told
+    order = [reason for _, reason, _ in told if reason.startswith(("Populat", "TransferJob"))]
+    assert order[0] == "PopulateOperationStartSuccess"
+    assert order[-1] == "PopulatorFinished"
+    wait_for(lambda: FINALIZER not in storage.read_claim("model").metadata.finalizers)
+    wait_for(
+        lambda: (
+            not exists(
+                lambda: storage.core.read_namespaced_persistent_volume_claim(prime, "gke-managed-volumepopulator")
+            )
+        )
+    )
+    assert volume.spec.claim_ref.uid == uid
+    for zone in ZONES:
+        assert (storage.folder(volume, zone) / "weights").read_bytes() == b"weights" * 1000
+    assert storage.disk(volume, ZONES[0])["access_mode"] == "READ_WRITE_SINGLE", "until it is attached for reading"
+    selector = {**C3, "topology.kubernetes.io/zone": ZONES[0]}
+    assert storage.run("reader", READ, "model", True, nodeSelector=selector) == "True\n"
+    assert storage.disk(volume, ZONES[0])["access_mode"] == "READ_ONLY_MANY"
+    kube.core.delete_namespaced_pod("reader", kube.namespace)
+    storage.delete_claim("model")
+    storage.gone(volume.metadata.name)
+    delete_source(storage)
+
+
+def test_a_zone_that_cannot_be_filled_is_tried_for_ever(storage: Storage, compute_class: None) -> None:
+    cluster = storage.kube.cluster
+    cluster.configure(disk_faults={"populate": {ZONES[1]: "no machine"}})
+    populated(storage, ZONES)
+    words = storage.kube.wait_event("model", "PopulateOperationFailed")
+    assert f"in zone {ZONES[1]} failed: no machine" in words
+    wait_for(lambda: cluster.consumed()["populate"][ZONES[1]] >= 2)
+    assert storage.read_claim("model").status.phase == "Pending"
+    cluster.configure(disk_faults={})
+    volume = storage.bound("model")
+    storage.kube.wait_event("model", "PopulatorFinished")
+    storage.delete_claim("model")
+    storage.gone(volume.metadata.name)
+    delete_source(storage)
+
+
+def test_a_claim_outlives_its_source_that_was_deleted_first(storage: Storage) -> None:
+    """Without the ComputeClass the transfer's pods stay pending; whoever takes away the source then is stuck."""
+    prime = populated(storage, ZONES)
+    storage.kube.wait_event("model", "TransferInProgress", "Phase: Pending")
+    delete_source(storage)
+    storage.delete_claim("model")
+    storage.kube.wait_event("model", "PopulatorDataSourceNotFound")
+    wait_for(lambda: storage.read_claim("model").metadata.finalizers == [FINALIZER])
+    patch = {"metadata": {"finalizers": None}}
+    storage.core.patch_namespaced_persistent_volume_claim("model", storage.kube.namespace, patch)
+    wait_for(lambda: not exists(lambda: storage.read_claim("model")))
+    space = "gke-managed-volumepopulator"
+    volume = storage.core.read_namespaced_persistent_volume_claim(prime, space).spec.volume_name
+    storage.core.delete_namespaced_persistent_volume_claim(prime, space)
+    storage.gone(volume)
+
+
+def test_a_claim_that_is_deleted_midway_takes_everything_with_it(storage: Storage) -> None:
+    prime = populated(storage, ZONES)
+    storage.kube.wait_event("model", "TransferInProgress", "Phase: Pending")
+    space = "gke-managed-volumepopulator"
+    volume = storage.core.read_namespaced_persistent_volume_claim(prime, space).spec.volume_name
+    storage.delete_claim("model")
+    wait_for(lambda: not exists(lambda: storage.read_claim("model")))
+    storage.gone(volume)
+    delete_source(storage)
+
+
+def test_one_zones_copy_may_be_wrong(storage: Storage, compute_class: None) -> None:
+    storage.kube.cluster.configure(disk_faults={"corrupt": [ZONES[1]]})
+    populated(storage, ZONES)
+    volume = storage.bound("model")
+    right, wrong = ((storage.folder(volume, zone) / "weights").read_bytes() for zone in ZONES)
+    assert right == b"weights" * 1000
+    assert sum(one != other for one, other in zip(right, wrong, strict=True)) == 1
+    assert storage.kube.cluster.consumed()["corrupt"] == {ZONES[1]: 1}
+    storage.delete_claim("model")
+    storage.gone(volume.metadata.name)
+    delete_source(storage)

@@ -65,6 +65,7 @@ class Populator:
         self._volumes = informers.of(VOLUMES)
         self._classes = informers.of(STORAGE_CLASSES)
         self._sources = informers.of(DATA_SOURCES)
+        informers.of(COMPUTE_CLASSES)
         self._events = EventRecorder(client, "gkevolumepopulator-populator")
         self._binder_events = EventRecorder(client, "persistentvolume-controller")
         self._transfers: dict[str, _Transfer] = {}
@@ -177,7 +178,7 @@ class Populator:
                 words = f"populateFn: Populate operation started for zone {zone}"
                 self._event(claim, "Normal", "PopulateOperationStartSuccess", words)
                 self._progress(claim, f"{job} in zone {zone} waiting for pod to get created")
-        running = await self._has_compute_class()
+        running = COMPUTE_CLASS in self._informers.of(COMPUTE_CLASSES).items
         for zone in zones:
             if zone in state.done:
                 continue
@@ -221,15 +222,6 @@ class Populator:
             await asyncio.to_thread(self._disks.fill, name, zone, objects, path, done[0] if done else "")
         except OSError as error:
             raise TransferError(str(error)) from error
-
-    async def _has_compute_class(self) -> bool:
-        try:
-            await self._client.get(COMPUTE_CLASSES, COMPUTE_CLASS)
-        except ApiError as error:
-            if error.status != 404:
-                raise
-            return False
-        return True
 
     # -- the end --------------------------------------------------------------------------------------------
 

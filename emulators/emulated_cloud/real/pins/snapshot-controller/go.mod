@@ -1,4 +1,5 @@
-module emulated-cloud/snapshot-controller
+// A module of its own: it is built of another Kubernetes than the control plane is.
+module emulators.real/snapshot-controller
 
 go 1.26.0
 
