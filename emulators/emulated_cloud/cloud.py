@@ -116,7 +116,8 @@ class Cloud:
             self._start_together(
                 lambda: self._start_storage(tokens), self._start_hub, lambda: self._start_control_plane(tokens)
             )
-            self._start_together(lambda: self._start_google(tokens, self._described_region()), self._start_gke)
+            self._start_google(tokens, self._described_region())
+            self._start_gke()
         except BaseException:
             self.stop()
             raise
@@ -393,7 +394,10 @@ class Cloud:
             "compute": str(self.compute_folder),
             "logs": str(self.logs_file),
             "project": {"id": self.project, "number": "123456789012"},
-            "images": [*self.images, *default_images(self.real)],
+            "images": [
+                {**image, "env": {**self._in_a_pod, **image.get("env", {})}}
+                for image in (*self.images, *default_images(self.real))
+            ],
             "pods": str(self.folder / "tmp" / "pods"),
             "expose": self.expose,
         }
@@ -406,11 +410,17 @@ class Cloud:
             "gke", "emulated_cloud.kubernetes.gke", "--kubeconfig", kubeconfig, "--config", str(path)
         )
 
+    @property
+    def _in_a_pod(self) -> dict[str, str]:
+        """What stands for names that a pod of GKE resolves: Cloud Storage, and the node's metadata server."""
+        of_clients = ("STORAGE_EMULATOR_HOST", "GCE_METADATA_HOST", "GCE_METADATA_IP")
+        return {name: value for name, value in self.environment.items() if name in of_clients}
+
     def _cluster_network(self, namespace: Namespace) -> dict[str, Any]:
         """What the cluster's own machine changes for GKE's parts: addresses, mounts, ports that cross."""
         from emulated_cloud.real import namespace as network
 
-        for name in ("storage", "hub"):
+        for name in ("storage", "hub", "google"):
             namespace.reach(int(self._url[name].rpartition(":")[2]))
         exposed = []
         for entry in self.expose:
