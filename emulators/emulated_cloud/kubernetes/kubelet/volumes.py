@@ -48,6 +48,7 @@ class VolumeManager:
         self._attachments.on_change(lambda _old, _new: self._attachment_changed.set())
         self._attached: dict[str, dict[str, set[str]]] = {}
         """The volumes that a node has attached and its pods use: node, volume, uids of pods."""
+        self._reporting = asyncio.Lock()
         self._in_use: dict[tuple[str, str, str], tuple[str, set[str]]] = {}
 
     async def mount(self, pod: Object, volume: Object, folder: Path) -> None:
@@ -222,12 +223,14 @@ class VolumeManager:
             await self._report_in_use(node)
 
     async def _report_in_use(self, node: str) -> None:
-        status = {"volumesInUse": sorted(self._attached.get(node, {}))}
-        try:
-            await self._client.patch(NODES, node, "", {"status": status}, "strategic", "status")
-        except ApiError as error:
-            if error.status != 404:
-                raise
+        # One after another: the last word must be the newest.
+        async with self._reporting:
+            status = {"volumesInUse": sorted(self._attached.get(node, {}))}
+            try:
+                await self._client.patch(NODES, node, "", {"status": status}, "strategic", "status")
+            except ApiError as error:
+                if error.status != 404:
+                    raise
 
     async def _publish_inline(self, pod: Object, csi: Object, folder: Path) -> None:
         attributes = csi.get("volumeAttributes") or {}
