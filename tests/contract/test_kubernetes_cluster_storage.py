@@ -297,7 +297,10 @@ def test_a_machine_that_cannot_have_the_disk_says_so(storage: Storage) -> None:
     [status] = storage.kube.pod("reader").status.container_statuses
     assert status.state.waiting.reason == "ContainerCreating"
     storage.kube.core.delete_namespaced_pod("reader", storage.kube.namespace)
-    wait_for(lambda: not storage.attachments(volume))
+    wait_for(
+        lambda: not storage.attachments(volume),
+        what=lambda: [(n.metadata.name, n.status.volumes_in_use) for n in storage.core.list_node().items],
+    )
     storage.delete_claim("model")
     storage.gone(volume)
 

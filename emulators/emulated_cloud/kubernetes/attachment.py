@@ -15,6 +15,12 @@ def attachment_name(volume: Object, node: str) -> str:
     return f"csi-{hashlib.sha256(text.encode()).hexdigest()}"
 
 
+def unique_name(volume: Object) -> str:
+    """A CSI volume as a node's status names it (`volumesInUse`, `volumesAttached`)."""
+    csi = volume["spec"]["csi"]
+    return f"kubernetes.io/csi/{csi['driver']}^{csi['volumeHandle']}"
+
+
 def needs_attachment(volume: Object, informers: Informers) -> bool:
     """Whether a volume's driver is to attach it to the node first: so it is unless its CSIDriver says otherwise."""
     csi = volume["spec"].get("csi")

@@ -6,11 +6,11 @@ attachment (CSIDriver `attachRequired: false`) are not of its business.
 
 from __future__ import annotations
 
-from emulated_cloud.kubernetes.attachment import attachment_name, needs_attachment
+from emulated_cloud.kubernetes.attachment import attachment_name, needs_attachment, unique_name
 from emulated_cloud.kubernetes.client import ApiError, Client, Informers, Object
 from emulated_cloud.kubernetes.events import EventRecorder
 from emulated_cloud.kubernetes.pods import is_finished
-from emulated_cloud.kubernetes.resources import CLAIMS, CSI_DRIVERS, PODS, VOLUME_ATTACHMENTS, VOLUMES
+from emulated_cloud.kubernetes.resources import CLAIMS, CSI_DRIVERS, NODES, PODS, VOLUME_ATTACHMENTS, VOLUMES
 from emulated_cloud.kubernetes.workqueue import WorkQueue
 
 
@@ -21,10 +21,11 @@ class AttachmentController:
         self._pods = informers.of(PODS)
         self._volumes = informers.of(VOLUMES)
         self._claims = informers.of(CLAIMS)
+        self._nodes = informers.of(NODES)
         self._events = EventRecorder(client, "attachdetach-controller")
         self._told: set[tuple[str, str, str]] = set()
         self.queue = WorkQueue("attach/detach", self._reconcile)
-        for resource in (PODS, CLAIMS, VOLUMES, CSI_DRIVERS):
+        for resource in (PODS, CLAIMS, VOLUMES, CSI_DRIVERS, NODES):
             informers.of(resource).on_change(lambda _old, _new: self.queue.add("all"))
         self._attachments.on_change(self._attachment_changed)
 
@@ -35,10 +36,14 @@ class AttachmentController:
 
     async def _reconcile(self, _: str) -> None:
         # What is not seen yet is not unwanted.
-        await self._informers.synced(PODS, CLAIMS, VOLUMES, VOLUME_ATTACHMENTS, CSI_DRIVERS)
+        await self._informers.synced(PODS, CLAIMS, VOLUMES, VOLUME_ATTACHMENTS, CSI_DRIVERS, NODES)
         wanted = self._wanted()
         for name, attachment in list(self._attachments.items.items()):
-            if name not in wanted and not attachment["metadata"].get("deletionTimestamp"):
+            if (
+                name not in wanted
+                and not attachment["metadata"].get("deletionTimestamp")
+                and not self._is_used(attachment)
+            ):
                 answer = await self._client.delete(VOLUME_ATTACHMENTS, name, uid=attachment["metadata"]["uid"])
                 if answer and answer.get("kind") == VOLUME_ATTACHMENTS.kind:
                     self._attachments.observe(answer)
@@ -57,6 +62,13 @@ class AttachmentController:
                     raise
             else:
                 self._attachments.observe(made)
+
+    def _is_used(self, attachment: Object) -> bool:
+        """Whether the kubelet has not taken the volume down yet."""
+        node = self._nodes.items.get(attachment["spec"]["nodeName"]) or {}
+        volume = self._volumes.items.get(attachment["spec"]["source"].get("persistentVolumeName", ""))
+        in_use = (node.get("status") or {}).get("volumesInUse") or []
+        return volume is not None and "csi" in volume["spec"] and unique_name(volume) in in_use
 
     def _wanted(self) -> dict[str, tuple[Object, Object]]:
         """A pod and a volume for each attachment that there is to be."""

@@ -89,6 +89,8 @@ class NodeKeeper:
             "capacity": node["status"].get("capacity"),
             "allocatable": node["status"].get("allocatable"),
             "conditions": _conditions(),
+            # Whoever uses one mounts it again.
+            "volumesInUse": [],
             "addresses": [
                 {"type": "InternalIP", "address": self._address},
                 {"type": "Hostname", "address": name},

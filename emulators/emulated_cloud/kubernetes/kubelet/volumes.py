@@ -10,7 +10,7 @@ import base64
 import shutil
 from pathlib import Path
 
-from emulated_cloud.kubernetes.attachment import attachment_name, needs_attachment
+from emulated_cloud.kubernetes.attachment import attachment_name, needs_attachment, unique_name
 from emulated_cloud.kubernetes.client import ApiError, Client, Informers, Object
 from emulated_cloud.kubernetes.kubelet.csi import CsiError, NodeDriver, PublishRequest
 from emulated_cloud.kubernetes.kubelet.fields import FieldError, field_value, resource_value
@@ -18,6 +18,7 @@ from emulated_cloud.kubernetes.resources import (
     CLAIMS,
     CONFIG_MAPS,
     CSI_DRIVERS,
+    NODES,
     SECRETS,
     SERVICE_ACCOUNTS,
     VOLUME_ATTACHMENTS,
@@ -45,6 +46,9 @@ class VolumeManager:
         informers.of(CSI_DRIVERS)
         self._attachment_changed = asyncio.Event()
         self._attachments.on_change(lambda _old, _new: self._attachment_changed.set())
+        self._attached: dict[str, dict[str, set[str]]] = {}
+        """The volumes that a node has attached and its pods use: node, volume, uids of pods."""
+        self._reporting = asyncio.Lock()
         self._in_use: dict[tuple[str, str, str], tuple[str, set[str]]] = {}
 
     async def mount(self, pod: Object, volume: Object, folder: Path) -> None:
@@ -74,6 +78,14 @@ class VolumeManager:
         except (CsiError, FieldError, LookupError) as error:
             raise VolumeError(name, str(error.args[0] if isinstance(error, LookupError) else error)) from error
 
+    async def release(self, pod: Object, folder: Path) -> None:
+        """Takes down what is attached for a pod that will not run again, though it is kept for its logs."""
+        for volume in pod["spec"].get("volumes") or []:
+            found = self._volume_of(pod, volume["persistentVolumeClaim"]) if "persistentVolumeClaim" in volume else None
+            if found and needs_attachment(found, self._informers):
+                await self._driver(found["spec"]["csi"]["driver"]).unpublish(folder / volume["name"])
+        await self._report_unused(pod)
+
     async def unmount(self, pod: Object, folder: Path) -> None:
         """Takes all volumes of a pod down; what was mounted elsewhere stays whole."""
         uid = pod["metadata"]["uid"]
@@ -82,6 +94,7 @@ class VolumeManager:
             if not users:
                 del self._in_use[key]
         if not folder.exists():
+            await self._report_unused(pod)
             return
         drivers = {volume["name"]: self._drivers_of(pod, volume) for volume in pod["spec"].get("volumes") or []}
         for entry in folder.iterdir():
@@ -90,6 +103,7 @@ class VolumeManager:
                     await driver.unpublish(entry)
             elif entry.is_dir():
                 shutil.rmtree(entry, ignore_errors=True)
+        await self._report_unused(pod)
 
     # -- contents -------------------------------------------------------------------------------------------
 
@@ -164,7 +178,7 @@ class VolumeManager:
         if csi is None:
             raise VolumeError(name, "only CSI volumes are to be had on this node")
         if needs_attachment(volume, self._informers):
-            await self._wait_for_attachment(attachment_name(volume, pod["spec"]["nodeName"]))
+            await self._wait_for_attachment(pod, volume)
         volume = self._one_a_handle(pod, volume)
         csi = volume["spec"]["csi"]
         request = PublishRequest(
@@ -183,11 +197,40 @@ class VolumeManager:
             words = str(error.args[0])
             raise VolumeError(name, words) from error
 
-    async def _wait_for_attachment(self, name: str) -> None:
-        """For as long as it takes: what goes wrong with it is told by the controller that attaches."""
+    async def _wait_for_attachment(self, pod: Object, volume: Object) -> None:
+        """For as long as it takes: what goes wrong with it is told by the controller that attaches. It is told first
+        that the volume is in use: it does not detach one that is."""
+        node = pod["spec"]["nodeName"]
+        users = self._attached.setdefault(node, {}).setdefault(unique_name(volume), set())
+        if pod["metadata"]["uid"] not in users:
+            users.add(pod["metadata"]["uid"])
+            await self._report_in_use(node)
+        name = attachment_name(volume, node)
         while not ((self._attachments.items.get(name) or {}).get("status") or {}).get("attached"):
             self._attachment_changed.clear()
             await self._attachment_changed.wait()
+
+    async def _report_unused(self, pod: Object) -> None:
+        """What the pod was the last to use may be detached."""
+        node = pod["spec"]["nodeName"]
+        volumes = self._attached.get(node, {})
+        left = [name for name, users in volumes.items() if users == {pod["metadata"]["uid"]}]
+        for users in volumes.values():
+            users.discard(pod["metadata"]["uid"])
+        for name in left:
+            del volumes[name]
+        if left:
+            await self._report_in_use(node)
+
+    async def _report_in_use(self, node: str) -> None:
+        # One after another: the last word must be the newest.
+        async with self._reporting:
+            status = {"volumesInUse": sorted(self._attached.get(node, {}))}
+            try:
+                await self._client.patch(NODES, node, "", {"status": status}, "strategic", "status")
+            except ApiError as error:
+                if error.status != 404:
+                    raise
 
     async def _publish_inline(self, pod: Object, csi: Object, folder: Path) -> None:
         attributes = csi.get("volumeAttributes") or {}
