@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,9 @@ FOLDER = "/volume"
 """Where a Job finds the volume."""
 TWO_CORES = {"cpu": "2", "memory": "512Mi"}
 """What hashing at a disk's speed needs: on Autopilot a request is a limit too."""
-_SAY_EVERY_SECONDS = 30
+_SAY_EVERY_SECONDS, _SAY_CHANGES_AFTER_SECONDS = 30, 2
+_HARMLESS = "the object has been modified"
+"""Of a write that lost a race: whoever it was tries again at once."""
 _CLAIM = "PersistentVolumeClaim"
 
 
@@ -136,13 +139,13 @@ class Hydration:
 
     def waited(self, subjects: Sequence[Subject], seconds: float, words: Callable[[], str]) -> Iterator[Any]:
         """Every change of the subjects, and None now and then, for so long; meanwhile says how it stands."""
-        said, said_at = "", 0.0
+        said, said_at = "", -math.inf
         started = time.monotonic()
         with self.cluster.follow(*subjects) as changes:
             for change in changes.until(started + seconds):
                 yield change
                 now = time.monotonic()
-                if words() != said or now - said_at >= _SAY_EVERY_SECONDS:
+                if now - said_at >= (_SAY_EVERY_SECONDS if words() == said else _SAY_CHANGES_AFTER_SECONDS):
                     said, said_at = words(), now
                     self.say(f"{said} ({now - started:.0f} s)")
 
@@ -185,7 +188,7 @@ def wait_until_bound(
             claim = item
         elif item and item["kind"] == "Event" and (item.get("involvedObject") or {}).get("uid") == uid:
             hear(item)
-            if item.get("type") == "Warning":
+            if item.get("type") == "Warning" and _HARMLESS not in item.get("message", ""):
                 warning = item.get("message", "")
                 if "code = InvalidArgument" in warning:
                     raise RequestError(

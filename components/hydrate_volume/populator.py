@@ -11,16 +11,26 @@ import time
 
 from components.hydrate_volume.hydration import Hydration, wait_until_bound
 from serving.clients.kubernetes import Object
+from serving.errors import RequestError
 
+COMPUTE_CLASS = "gcs-to-hdml-compute-class"
 _QUIET_SECONDS = 300
 """A transfer tells of itself once a minute: of a volume that is bound and silent for so long, the last word was told
 more than an hour ago, when the cluster still knew it. What is on it, the reading says."""
 _ALL_ZONES = "all zones"
+_STAGE = re.compile(r"(waiting for|still active|failed: |Populate operation started).*")
+"""What an event says of a transfer, after whose it is."""
 
 
 def fill(hydration: Hydration, *, quiet_seconds: float = _QUIET_SECONDS) -> Object:
     """Fills the generation's volume, and returns its claim. Raises InconclusiveError that names the zones whose
-    transfer does not end in time."""
+    transfer does not end in time, RequestError where the populator can have no machines."""
+    if hydration.cluster.get("ComputeClass", COMPUTE_CLASS) is None:
+        raise RequestError(
+            f"the cluster has no ComputeClass {COMPUTE_CLASS}, by which GKE's populator finds machines for its "
+            "transfers. An administrator makes it: `gemma-pipelines render "
+            f"{hydration.settings.scenario} -f FILE --access | kubectl apply --server-side -f -`"
+        )
     transfers = _Transfers(hydration.release.zones, quiet_seconds)
     return wait_until_bound(
         hydration,
@@ -56,7 +66,7 @@ class _Transfers:
         else:
             for zone in self._named(message):
                 if zone in self._said:
-                    self._said[zone] = message
+                    self._said[zone] = stage[0] if (stage := _STAGE.search(message)) else message
 
     @property
     def finished(self) -> bool:

@@ -68,8 +68,8 @@ class Cloud:
 
     `real` names the parts that are real (real/). Then the cluster is a machine of its own: a private network
     and private mounts, in which containers have roots and users of their own; what is outside reaches the API server
-    and what `expose` lists. `objects` are files of what is in a real control plane from the start: the roles that the
-    pipeline's identity has, since nobody else gives it any. `show` are folders of this machine that containers see,
+    and what `expose` lists. `objects` are files of what an administrator applied before: the roles that the pipeline's
+    identity has, say, which a real control plane enforces. `show` are folders of this machine that containers see,
     read-only, beside what this Python needs. `say` hears what takes long.
     """
 
@@ -309,7 +309,7 @@ class Cloud:
             *("--data", str(self._cluster_folder)),
             *("--tokens", str(self.folder / "tmp" / "cluster-tokens.csv")),
             *("--port", str(self._namespace.publish() if self._namespace else 0)),
-            *(argument for path in (self.objects if real else ()) for argument in ("--objects", str(path))),
+            *(argument for path in self.objects for argument in ("--objects", str(path))),
             *self._request_log("apiserver"),
         )
         for user in ("controllers", "gke"):

@@ -76,7 +76,7 @@ def up(
         images=[{"match": re.escape(component_image(settings)), "argv0": {"python": [sys.executable]}}],
         endpoints={API_ENDPOINT: "google"},
         real=real,
-        # As an administrator does it before the first run on GKE; the emulated API server enforces no roles.
+        # As an administrator does it before the first run on GKE. (The emulated API server enforces no roles.)
         objects=[access],
         show=SHOWN,
         expose=[

@@ -149,8 +149,8 @@ def rights(settings: Settings) -> dict[str, set[str]]:
         "Node": {"get"},
     }
     if _section(settings).method == "snapshot":
-        found["VolumeSnapshot"] = {"get", "list", "watch"}
-    return found
+        return {**found, "VolumeSnapshot": {"get", "list", "watch"}}
+    return {**found, "ComputeClass": {"get"}}
 
 
 def explain(settings: Settings, symptom: Symptom) -> Explanation | None:
