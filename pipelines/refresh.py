@@ -7,9 +7,9 @@ runs beside the chain, and what needs it says `.after()`.
 
 from typing import Any
 
-from components.bake_disk_image.component import bake_disk_image
 from kfp import dsl
 
+from components.bake_disk_image.component import bake_disk_image
 from components.collect_garbage.component import collect_garbage
 from components.deploy_server.component import deploy_server
 from components.discard_generation.component import discard_generation

@@ -144,7 +144,7 @@ def wait_for_lines(
         if len(newest) == len(nodes) or time.monotonic() + pause > deadline:
             return newest
         if not told:
-            say(f"waiting for {len(nodes) - len(newest)} of {len(nodes)} nodes to say in Cloud Logging what they found")
+            say(f"waiting for {_nodes(len(nodes) - len(newest))} to say in Cloud Logging what was found")
             told = True
         time.sleep(pause)
 
@@ -217,11 +217,15 @@ def _summary(said: dict[str, Cached], silent: list[str], pulls: dict[str, str]) 
     if said:
         least = min(said.values(), key=lambda line: line.disk + line.streamed)
         parts.append(
-            f"{len(said)} nodes found {least.disk} of {least.layers} layers on their disk"
+            f"{_nodes(len(said))} found {least.disk} of {least.layers} layers on their disk"
             f"{f' and could stream {least.streamed}' if least.streamed else ''}"
         )
     if silent:
-        parts.append(f"{len(silent)} nodes said nothing in Cloud Logging")
+        parts.append(f"{_nodes(len(silent))} said nothing in Cloud Logging")
     if pulls:
         parts.append(f"pulled in {', '.join(sorted(set(pulls.values())))}")
     return "; ".join(parts)
+
+
+def _nodes(count: int) -> str:
+    return f"{count} node{'' if count == 1 else 's'}"

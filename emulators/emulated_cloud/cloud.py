@@ -2,7 +2,7 @@
 
 `Cloud(folder, …)` is what a laptop run and the test fixtures use. `environment` points the customary variables of the
 unchanged client libraries at it; `kubeconfig` is for kubectl. What must outlive it lies in `folder` (buckets, the
-cluster's objects, disks and images of Compute Engine); what must not lies in `folder/tmp`.
+cluster's objects, disks and images of Compute Engine, container images); what must not lies in `folder/tmp`.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ class Cloud:
     identity of whoever uses `environment`; `endpoints` are variables that it has beside the customary ones, for
     programs of the caller's own: `{"MY_API_ENDPOINT": "google"}`. Startup scripts of machines run unless
     `run_startup_scripts` is false, or this user is not root: then `startup_output` is what they print. `quotas` are
-    limits of Compute Engine that differ from google/compute/catalog.py.
+    limits of Compute Engine that differ from google/compute/catalog.py. The registry has every image but those that
+    `absent_images` match, and shows those that `private_images` match to the service account alone.
 
     `autopilot`: what kind of cluster it is; `node_pools` are those that somebody made, as google/config.py has them.
 
@@ -92,6 +93,8 @@ class Cloud:
     run_startup_scripts: bool = True
     startup_output: Sequence[str] = ()
     quotas: Mapping[str, float] = field(default_factory=dict)
+    private_images: Sequence[str] = ()
+    absent_images: Sequence[str] = ()
     real: Collection[str] = ()
     objects: Sequence[Path] = ()
     show: Sequence[Path] = ()
@@ -114,7 +117,10 @@ class Cloud:
             if self.real:
                 self._start_namespace()
             self._start_together(
-                lambda: self._start_storage(tokens), self._start_hub, lambda: self._start_control_plane(tokens)
+                lambda: self._start_storage(tokens),
+                self._start_hub,
+                self._start_registry,
+                lambda: self._start_control_plane(tokens),
             )
             self._start_google(tokens, self._described_region())
             self._start_gke()
@@ -181,7 +187,7 @@ class Cloud:
         }
 
     def url(self, emulator: str) -> str:
-        """Address of `hub`, `storage`, `google` or `apiserver`."""
+        """Address of `hub`, `registry`, `storage`, `google` or `apiserver`."""
         return self._url[emulator]
 
     def bucket_folder(self, name: str) -> Path:
@@ -267,6 +273,7 @@ class Cloud:
     def _write_secrets(self, tmp: Path, tokens: dict[str, str]) -> None:
         """Token files, readable by their owner alone, for as long as this Cloud lives."""
         _private(tmp / "storage-tokens.json", json.dumps({tokens["pipeline"]: self.service_account}))
+        _private(tmp / "registry-token", tokens["pipeline"])
         granted = {self.secrets["hf-token"]: {"user": "reader", "granted": list(self.gated)}} if self.secrets else {}
         _private(tmp / "hub-tokens.json", json.dumps(granted))
         users = {
@@ -298,6 +305,17 @@ class Cloud:
             *(argument for name, path in self.repositories.items() for argument in ("--repo", f"{name}={path}")),
             *(argument for name in self.gated for argument in ("--gated", name)),
             *self._request_log("hub"),
+        )
+
+    def _start_registry(self) -> None:
+        self._start(
+            "registry",
+            "emulated_cloud.registry",
+            *("--root", str(self.folder.absolute() / "registry")),
+            *("--token", str(self.folder / "tmp" / "registry-token")),
+            *(argument for pattern in self.private_images for argument in ("--private", pattern)),
+            *(argument for pattern in self.absent_images for argument in ("--absent", pattern)),
+            *self._request_log("registry"),
         )
 
     def _start_control_plane(self, tokens: dict[str, str]) -> None:
@@ -393,6 +411,10 @@ class Cloud:
             "disks": str(self.folder.absolute() / "disks"),
             "compute": str(self.compute_folder),
             "logs": str(self.logs_file),
+            "registry": self._url["registry"],
+            "node_pools": [
+                {"name": pool["name"], "disk_images": pool.get("disk_images", [])} for pool in self.node_pools
+            ],
             "project": {"id": self.project, "number": "123456789012"},
             "images": [
                 {**image, "env": {**self._in_a_pod, **image.get("env", {})}}
@@ -420,7 +442,7 @@ class Cloud:
         """What the cluster's own machine changes for GKE's parts: addresses, mounts, ports that cross."""
         from emulated_cloud.real import namespace as network
 
-        for name in ("storage", "hub", "google"):
+        for name in ("storage", "hub", "registry", "google"):
             namespace.reach(int(self._url[name].rpartition(":")[2]))
         exposed = []
         for entry in self.expose:

@@ -131,31 +131,25 @@ class Compute:
 
     def image(self, name: str) -> Image | None:
         """None when there is no such image."""
-        with _errors(f"image {name}"):
-            try:
-                return _image(self._ask(f"image {name}", self._client("Images").get, image=name))
-            except GoneError:
-                return None
+        try:
+            return _image(self._ask(f"image {name}", self._client("Images").get, image=name))
+        except GoneError:
+            return None
 
     def newest_of_family(self, family: str, project: str) -> Image:
         """The image that a family stands for now. Raises RequestError for a family that is none."""
         what = f"image family {family} of {project}"
-        with _errors(what):
-            try:
-                request = {"project": project, "family": family}
-                return _image(google.asked(what, lambda: self._client("Images").get_from_family(request, retry=None)))
-            except GoneError as error:
-                raise RequestError(
-                    f"{what} does not exist. See `gcloud compute images list --project {project}`, and set "
-                    "secondary_boot_disk.boot_image_family"
-                ) from error
+        try:
+            return _image(self._ask(what, self._client("Images").get_from_family, project=project, family=family))
+        except GoneError as error:
+            raise RequestError(
+                f"{what} does not exist. See `gcloud compute images list --project {project}`, and set "
+                "secondary_boot_disk.boot_image_family"
+            ) from error
 
     def images(self, label: str, value: str) -> list[Image]:
         """The project's images with a label."""
-        with _errors(f"images of {self.project}"):
-            request = {"project": self.project, "filter": f"labels.{label}={value}"}
-            ask = lambda: list(self._client("Images").list(request, retry=None))  # noqa: E731
-            return [_image(found) for found in google.asked(f"images of {self.project}", ask)]
+        return [_image(found) for found in self._all(self._client("Images").list, "images", label, value)]
 
     def make_image(self, body: dict[str, Any], request_id: str) -> Operation:
         from google.cloud import compute_v1
@@ -172,7 +166,7 @@ class Compute:
 
     def machines(self, label: str, value: str) -> list[Machine]:
         """The project's machines with a label, in all zones."""
-        found = self._everywhere(self._client("Instances"), "machines", label, value)
+        found = self._all(self._client("Instances").aggregated_list, "machines", label, value)
         return [
             Machine(each.name, _last(each.zone), str(each.id), _name(each.status), dict(each.labels))
             for _, scope in found
@@ -181,7 +175,7 @@ class Compute:
 
     def disks(self, label: str, value: str) -> list[Disk]:
         """The project's disks with a label, in all zones."""
-        found = self._everywhere(self._client("Disks"), "disks", label, value)
+        found = self._all(self._client("Disks").aggregated_list, "disks", label, value)
         return [
             Disk(each.name, _last(each.zone), str(each.id), dict(each.labels), bool(each.users))
             for _, scope in found
@@ -216,51 +210,44 @@ class Compute:
         """What the machine has said on its first serial port since `start`, and where to go on. Raises GoneError when
         the machine is not there, InconclusiveError when it does not run."""
         what = f"serial port of machine {machine.name} in {machine.zone}"
-        with _errors(what):
-            found = self._ask(
-                what,
-                self._client("Instances").get_serial_port_output,
-                zone=machine.zone,
-                instance=machine.name,
-                port=1,
-                start=start,
-            )
+        read = self._client("Instances").get_serial_port_output
+        found = self._ask(what, read, zone=machine.zone, instance=machine.name, port=1, start=start)
         return found.contents, int(found.next_)
 
     # -- room -------------------------------------------------------------------------------------------------
 
     def region(self, name: str) -> tuple[list[str], dict[str, Room]]:
         """A region's zones, and what is left of its quotas by their metrics."""
-        with _errors(f"region {name} of {self.project}"):
-            found = self._ask(f"region {name} of {self.project}", self._client("Regions").get, region=name)
+        found = self._ask(f"region {name} of {self.project}", self._client("Regions").get, region=name)
         return sorted(map(_last, found.zones)), _rooms(found.quotas)
 
     def project_quotas(self) -> dict[str, Room]:
         """What is left of the whole project's quotas, by their metrics."""
-        with _errors(f"project {self.project}"):
-            return _rooms(self._ask(f"project {self.project}", self._client("Projects").get).quotas)
+        return _rooms(self._ask(f"project {self.project}", self._client("Projects").get).quotas)
 
     # -- asking -----------------------------------------------------------------------------------------------
 
     def _ask(self, what: str, call: Callable[..., Any], **fields: Any) -> Any:
         request = {"project": self.project, **fields}
-        return google.asked(what, lambda: call(request, retry=None, timeout=_CALL_SECONDS))
-
-    def _everywhere(self, client: Any, kinds: str, label: str, value: str) -> list[Any]:
-        what = f"{kinds} of {self.project}"
-        request = {"project": self.project, "filter": f"labels.{label}={value}"}
         with _errors(what):
-            found: list[Any] = google.asked(what, lambda: list(client.aggregated_list(request, retry=None)))
-        return found
+            return google.asked(what, lambda: call(request, retry=None, timeout=_CALL_SECONDS))
+
+    def _all(self, call: Callable[..., Any], kinds: str, label: str, value: str) -> list[Any]:
+        """All that a list has of what has the label, page by page."""
+        return list(
+            self._ask(
+                f"{kinds} of {self.project}",
+                lambda request, **options: list(call(request, **options)),
+                filter=f"labels.{label}={value}",
+            )
+        )
 
     def _zonal(self, what: str, call: Callable[..., Any], zone: str, **fields: Any) -> Operation:
-        with _errors(what):
-            found = self._ask(what, call, zone=zone, **fields)
+        found = self._ask(what, call, zone=zone, **fields)
         return Operation(what, found, functools.partial(self._looked_at, what, "ZoneOperations", zone=zone))
 
     def _global(self, what: str, call: Callable[..., Any], **fields: Any) -> Operation:
-        with _errors(what):
-            found = self._ask(what, call, **fields)
+        found = self._ask(what, call, **fields)
         return Operation(what, found, functools.partial(self._looked_at, what, "GlobalOperations"))
 
     def _looked_at(self, what: str, service: str, operation: Any, seconds: float, **where: str) -> Any:
@@ -339,8 +326,8 @@ def _failure(what: str, code: str, words: str, status: int | None) -> PipelineEr
         )
     if status in (401, 403):
         return AccessError(
-            f"{what}: {words}. Grant the pipeline's service account {ROLE} (docs/security.md has the permissions one by "
-            "one), and roles/iam.serviceAccountUser on a service account that a machine is to run as"
+            f"{what}: {words}. Grant the pipeline's service account {ROLE} (docs/security.md has the permissions one "
+            "by one), and roles/iam.serviceAccountUser on a service account that a machine is to run as"
         )
     if status and 400 <= status < 500 and status not in (404, 408, 409, 429) and not _PASSES.search(code):
         return RequestError(f"{what}: {words}")

@@ -98,7 +98,7 @@ def client_of(client_class: Any) -> Any:
 
 def said(error: Any) -> str:
     """What the API said, without the client's wrapping."""
-    return str(getattr(error, "message", error))
+    return re.sub(r"^[A-Z]+ https?://\S+: ", "", str(getattr(error, "message", error)))
 
 
 def secret(name: str) -> str:

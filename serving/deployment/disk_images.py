@@ -13,6 +13,7 @@ from serving import names
 from serving.clients import patience, storage
 from serving.clients.compute import Compute, Disk, GoneError, Image, Machine, Operation
 from serving.clients.registry import ResolvedImage
+from serving.deployment.record import Record
 from serving.errors import InconclusiveError, PipelineError
 from serving.log import Say
 from serving.settings import Settings
@@ -47,13 +48,12 @@ def remembered(settings: Settings) -> dict[str, str]:
     return found
 
 
-def collect(settings: Settings, run_id: str, in_use: set[str], say: Say) -> list[str]:
-    """Deletes the deployment's disk images but for those `in_use`, and all that baking left. Returns the images' names.
-
-    The caller is the run `run_id`, which holds the Lease and bakes nothing any more.
+def collect(settings: Settings, generations: Record, run_id: str, say: Say) -> list[str]:
+    """Deletes the deployment's disk images that no generation in the cluster starts from, and all that baking left.
+    Returns the images' names. The caller is the run `run_id`, which holds the Lease and bakes nothing any more.
     """
-    known = remembered(settings)
-    if not known:
+    known, in_use = remembered(settings), generations.disk_images_in_use
+    if not known or generations.of_unknown_origin:
         return []
     compute = Compute(settings.project)
     clear(compute, settings, run_id, say)
@@ -63,6 +63,12 @@ def collect(settings: Settings, run_id: str, in_use: set[str], say: Say) -> list
     for name in known.keys() - in_use:
         storage.delete(known[name])
     return [image.name for image in gone]
+
+
+def sweep(settings: Settings, run_id: str, say: Say) -> None:
+    """Takes away all that baking left, whatever features the deployment has now. The caller is as above."""
+    if remembered(settings):
+        clear(Compute(settings.project), settings, run_id, say)
 
 
 def delete_image(compute: Compute, image: Image, run_id: str, say: Say) -> None:

@@ -94,7 +94,7 @@ def test_nodes_that_found_all_of_it_pass_and_the_pull_is_told(logs):
     made = logs([entry("node-1", 27)])
     reasons, outcome = verify(MemoryCluster(pod("node-1"), pulled("vllm-1")))
     assert reasons == []
-    assert outcome.message == "1 nodes found 27 of 27 layers on their disk; pulled in 13.3s"
+    assert outcome.message == "1 node found 27 of 27 layers on their disk; pulled in 13.3s"
     assert outcome.details["pulls"] == {"node-1": "13.3s"}
     assert outcome.details["nodes"][0]["disk"] == 27
     ((project, condition),) = made.asked
@@ -181,7 +181,7 @@ def test_streamed_layers_count_where_streaming_is_what_is_asked_for(logs):
     logs([])
     reasons, outcome = verify(MemoryCluster(pod("node-1"), pulled("vllm-1")), streaming, release)
     assert reasons == []
-    assert outcome.message == "1 nodes said nothing in Cloud Logging; pulled in 13.3s"
+    assert outcome.message == "1 node said nothing in Cloud Logging; pulled in 13.3s"
 
 
 @pytest.mark.parametrize(

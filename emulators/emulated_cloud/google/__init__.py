@@ -23,6 +23,6 @@ The configuration is a JSON file (config.py checks it):
      "secrets": {"hf-token": {"1": "value", "2": {"value": "other", "state": "DISABLED"}}},
      "denied": ["projects/my-project/secrets/hf-token"]}
 
-`dns_endpoint`, `node_pools`, `clusters`, `secrets` and `denied` may be left out; `autopilot` is true by default. `state` is
-ENABLED, DISABLED or DESTROYED. What lies at or below a name in `denied` answers 403.
+`dns_endpoint`, `node_pools`, `clusters`, `secrets` and `denied` may be left out; `autopilot` is true by default.
+`state` is ENABLED, DISABLED or DESTROYED. What lies at or below a name in `denied` answers 403.
 """

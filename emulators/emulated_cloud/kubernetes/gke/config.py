@@ -15,7 +15,7 @@ storage              {"endpoint": URL of the GCS emulator, "root": its folder,
 disks                folder of Compute Engine's disks (gke/disks.py), which outlive the cluster
 disk_faults          what goes wrong with them (gke/disk_faults.py); read again each time
 compute              folder of the emulated Compute Engine (google/compute/store.py), which has the disk images
-logs                 file to which LogEntry objects are appended, one JSON line each, for Cloud Logging (google/logging.py)
+logs                 file to which LogEntry objects are appended, a line each, for Cloud Logging (google/logging.py)
 private_roots        true: containers have a root and a user of their own (emulated_cloud/real/runtime.py)
 show                 [absolute paths]: folders of this machine that containers with a root of their own see, read-only,
                      beside what this Python needs
