@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from serving.errors import RequestError
 
 COLUMNS: dict[str, tuple[str, ...]] = {
-    "weights": ("gcs-fuse",),
+    "weights": ("gcs-fuse", "hyperdisk-ml"),
     "accelerator": ("gpu",),
     "entry": ("service",),
-    "image": (),
+    "image": ("secondary-boot-disk",),
     "scaling": (),
 }
 """Column → its features, in the order in which features are rendered."""
@@ -46,10 +46,27 @@ class Scenario:
 
 SCENARIOS = (
     Scenario(
+        "02",
+        "secondary-boot-disk",
+        "the engine's image on a disk that nodes start with",
+        weights="gcs-fuse",
+        accelerator="gpu",
+        entry="service",
+        image="secondary-boot-disk",
+    ),
+    Scenario(
         "03",
         "gcs-fuse",
         "weights in a bucket, mounted into the server with GCS FUSE",
         weights="gcs-fuse",
+        accelerator="gpu",
+        entry="service",
+    ),
+    Scenario(
+        "04",
+        "hyperdisk-ml",
+        "weights on a Hyperdisk ML volume, a read-only copy of it in every zone",
+        weights="hyperdisk-ml",
         accelerator="gpu",
         entry="service",
     ),

@@ -29,9 +29,11 @@ def run(settings: dict[str, Any], release: dict[str, Any]) -> None:
         with step.cluster() as cluster:
             gone = collect_generations(cluster, step.settings, outcome.say)
             freed = collect_weights(cluster, step.settings, outcome.say)
-        outcome.details.update(generations=gone, weights=freed)
-        if gone or freed:
-            outcome.succeeded(f"deleted {len(gone)} generations and {len(freed)} sets of weights")
+            hanging = leftovers.hanging(cluster, step.settings)
+        outcome.details.update(generations=gone, weights=freed, hanging=hanging)
+        if gone or freed or hanging:
+            words = f"deleted {len(gone)} generations and {len(freed)} sets of weights"
+            outcome.succeeded("; ".join([words, *hanging]))
         else:
             outcome.skipped("nothing to collect")
 

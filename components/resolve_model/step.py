@@ -1,18 +1,18 @@
 """The step that finds out what is asked for, by reading alone, and whether there is anything to do.
 
-It reads the hub's listing and config.json, the record, the live objects and the manifest. It writes its outcome, and
-nothing else: a run that changes nothing is seen to have changed nothing.
+It reads the hub's listing and config.json, the record, the live objects and the manifest, and for a feature the
+registry. It writes its outcome, and nothing else: a run that changes nothing is seen to have changed nothing.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from components.resolve_model.decision import Situation, decide
-from serving import catalog, names, sizing
+from serving import catalog, features, names, sizing
 from serving.clients import google, hub, kubernetes, storage
 from serving.clients.bucket_source import Folder
 from serving.clients.digest import ServedFile
@@ -45,6 +45,8 @@ class Found:
     assistant_bytes: int = 0
     """Weights of the assistant."""
     warnings: tuple[str, ...] = ()
+    weights_bytes: int = 0
+    """Of all files that are served."""
 
 
 def run(
@@ -79,6 +81,9 @@ def run(
         )
         asked = settings.source or f"{settings.model} {settings.revision}"
         outcome.say(f"{asked} is {found.commit}, generation {release.generation}")
+        if release.image_digest:
+            outcome.details.update(image_digest=release.image_digest, disk_image=release.disk_image)
+            outcome.say(f"{engine.engine_image(settings)} is {release.image_digest}{_on(release.disk_image)}")
         situation = look_around(cluster, settings, release, known)
         digest = render.render(settings, release).digest
         decision = decide(settings, release, known, situation, digest)
@@ -104,6 +109,10 @@ def check_compiled(settings: Settings, compiled: dict[str, Any]) -> None:
             f"ask for {_deployed(wanted.name, features)}. Compile it for them: `gemma-pipelines compile {wanted.name} "
             "-f FILE`"
         )
+
+
+def _on(disk_image: str) -> str:
+    return f", to be on the disk image {disk_image}" if disk_image else ""
 
 
 def _deployed(scenario: str, features: Iterable[str]) -> str:
@@ -142,7 +151,8 @@ def look_up(settings: Settings) -> Found:
     commits = {part.repository.role: part.commit for part in parts}
     weights = {part.repository.role: part.chosen.shards + part.chosen.pickles for part in parts}
     head = weighing.head_of(parts[0].source)
-    return _found(settings, repositories.weights_key(parts), commits, configs, weights, head)
+    found = _found(settings, repositories.weights_key(parts), commits, configs, weights, head)
+    return replace(found, weights_bytes=sum(file.size for file in repositories.Together(parts).files()))
 
 
 def in_bucket(settings: Settings) -> Found | None:
@@ -160,7 +170,8 @@ def in_bucket(settings: Settings) -> Found | None:
             commits = {each.role: each.revision for each in wanted}
             weights = {each.role: _weights_below(each.folder, known) for each in wanted}
             head = weighing.head_of(Folder(weights_uri, known.weights_key, there))
-            return _found(settings, known.weights_key, commits, configs, weights, head)
+            found = _found(settings, known.weights_key, commits, configs, weights, head)
+            return replace(found, weights_bytes=sum(file.size for file in known.files))
     return None
 
 
@@ -246,6 +257,14 @@ def size(settings: Settings, found: Found) -> Sizing:
     return sizing.judged(found.model, wish) if found.model else sizing.unknown(settings.model, wish)
 
 
+def engine_of(settings: Settings) -> dict[str, Any]:
+    """What the features find out about the engine's image, as fields of the release."""
+    found: dict[str, Any] = {}
+    for _, fields in features.answers(settings, "resolved", engine.engine_image(settings)):
+        found |= fields
+    return found
+
+
 def name_release(settings: Settings, run_id: str, found: Found, *, live: str, key_version: str = "") -> Release:
     """The release, with the generation that it makes under these settings."""
     release = Release(
@@ -260,9 +279,35 @@ def name_release(settings: Settings, run_id: str, found: Found, *, live: str, ke
         live=live,
         api_key_version=key_version,
         architecture=found.architecture,
+        weights_bytes=found.weights_bytes,
+        zones=zones(settings),
         sizing=size(settings, found),
+        **engine_of(settings),
     )
     return release.model_copy(update={"generation": generation.name(settings, release)})
+
+
+def zones(settings: Settings) -> list[str]:
+    """Where the release has to be, for features to which it matters: in the zones that the settings name, else in all
+    that the cluster's nodes may be in. Raises RequestError where replicas are to be spread and there is one."""
+    asked = [named for _, named in features.answers(settings, "zones")]
+    if not asked:
+        return []
+    named = sorted({zone for some in asked for zone in some})
+    there = google.cluster_address(settings.project, settings.location, settings.cluster, settings.endpoint).zones
+    if absent := set(named) - set(there):
+        raise RequestError(
+            f"the cluster {settings.cluster} has no nodes in {', '.join(sorted(absent))}, only in {', '.join(there)}. "
+            "Change the zones in the settings, or the cluster's: `gcloud container clusters update "
+            f"{settings.cluster} --node-locations=…`"
+        )
+    found = named or list(there)
+    if settings.serving.replicas > 1 and len(found) < 2:
+        raise RequestError(
+            f"{settings.serving.replicas} replicas are to be spread over zones, and the cluster {settings.cluster} has "
+            f"nodes in {', '.join(found)} alone. Set serving.replicas: 1, or give the cluster more node locations"
+        )
+    return found
 
 
 def look_around(cluster: Cluster, settings: Settings, release: Release, known: Record) -> Situation:

@@ -2,7 +2,7 @@
 
 `Cloud(folder, …)` is what a laptop run and the test fixtures use. `environment` points the customary variables of the
 unchanged client libraries at it; `kubeconfig` is for kubectl. What must outlive it lies in `folder` (buckets, the
-cluster's objects); what must not lies in `folder/tmp`.
+cluster's objects, disks and images of Compute Engine); what must not lies in `folder/tmp`.
 """
 
 from __future__ import annotations
@@ -60,7 +60,11 @@ class Cloud:
     caller's own container images, as kubernetes/gke/config.py describes; default_images() has the rest. `expose` lists
     Services that get a loopback port: `{"namespace", "service", "port", "address", "file"}`. `service_account` is the
     identity of whoever uses `environment`; `endpoints` are variables that it has beside the customary ones, for
-    programs of the caller's own: `{"MY_API_ENDPOINT": "google"}`.
+    programs of the caller's own: `{"MY_API_ENDPOINT": "google"}`. Startup scripts of machines run unless
+    `run_startup_scripts` is false, or this user is not root: then `startup_output` is what they print. `quotas` are
+    limits of Compute Engine that differ from google/compute/catalog.py.
+
+    `autopilot`: what kind of cluster it is; `node_pools` are those that somebody made, as google/config.py has them.
 
     `real` names the parts that are real (real/). Then the cluster is a machine of its own: a private network
     and private mounts, in which containers have roots and users of their own; what is outside reaches the API server
@@ -78,11 +82,16 @@ class Cloud:
     gated: Sequence[str] = ()
     secrets: dict[str, str] = field(default_factory=dict)
     images: Sequence[dict[str, Any]] = ()
+    autopilot: bool = True
+    node_pools: Sequence[dict[str, Any]] = ()
     accelerators: dict[str, int] = field(default_factory=lambda: dict(ACCELERATORS))
     expose: list[dict[str, Any]] = field(default_factory=list)
     scale_up_seconds: float = 0.3
     service_account: str = "pipeline@demo-project.iam.gserviceaccount.com"
     endpoints: Mapping[str, str] = field(default_factory=dict)
+    run_startup_scripts: bool = True
+    startup_output: Sequence[str] = ()
+    quotas: Mapping[str, float] = field(default_factory=dict)
     real: Collection[str] = ()
     objects: Sequence[Path] = ()
     show: Sequence[Path] = ()
@@ -107,7 +116,7 @@ class Cloud:
             self._start_together(
                 lambda: self._start_storage(tokens), self._start_hub, lambda: self._start_control_plane(tokens)
             )
-            self._start_together(lambda: self._start_google(tokens, [self._described_cluster()]), self._start_gke)
+            self._start_together(lambda: self._start_google(tokens, self._described_region()), self._start_gke)
         except BaseException:
             self.stop()
             raise
@@ -117,7 +126,7 @@ class Cloud:
         """Cloud Storage alone, and the metadata server that gives its clients a token, up while the block runs."""
         tokens = self._prepare()
         try:
-            self._start_together(lambda: self._start_storage(tokens), lambda: self._start_google(tokens, []))
+            self._start_together(lambda: self._start_storage(tokens), lambda: self._start_google(tokens, {}))
             yield
         finally:
             self.stop()
@@ -177,6 +186,16 @@ class Cloud:
     def bucket_folder(self, name: str) -> Path:
         """The folder in which a bucket's objects lie under their names, whether anything serves them or not."""
         return self._buckets / name / "objects"
+
+    @property
+    def compute_folder(self) -> Path:
+        """The folder in which disks and images of Compute Engine lie (google/compute/store.py)."""
+        return self.folder.absolute() / "compute"
+
+    @property
+    def logs_file(self) -> Path:
+        """The file of all entries of Cloud Logging, a JSON line each; whoever writes an entry appends one."""
+        return self.folder.absolute() / "tmp" / "logging.jsonl"
 
     def requests(self, emulator: str) -> list[dict[str, Any]]:
         """What an emulator was asked so far, since this Cloud began (emulated_cloud/http.py: request log)."""
@@ -324,18 +343,37 @@ class Cloud:
             "endpoint": self._url["apiserver"].removeprefix("https://"),
             "ca_certificate": self._certificate.read_text(encoding="ascii"),
             "version": "1.35.3-gke.1389000",
-            "autopilot": True,
+            "autopilot": self.autopilot,
+            "node_pools": list(self.node_pools),
         }
 
-    def _start_google(self, tokens: dict[str, str], clusters: list[dict[str, Any]]) -> None:
+    @property
+    def _region(self) -> str:
+        return self.location[:-2] if self.location[-2] == "-" else self.location
+
+    def _described_region(self) -> dict[str, Any]:
+        """What there is beside secrets and tokens: the cluster, Compute Engine, what is logged."""
+        return {
+            "clusters": [self._described_cluster()],
+            "compute": {
+                "folder": str(self.compute_folder),
+                "zones": [f"{self._region}-{zone}" for zone in "abc"],
+                "quotas": dict(self.quotas),
+                "run_scripts": self.run_startup_scripts,
+                "script_output": list(self.startup_output),
+            },
+            "logs": str(self.logs_file),
+        }
+
+    def _start_google(self, tokens: dict[str, str], described: dict[str, Any]) -> None:
         config = {
             "project": {"id": self.project, "number": "123456789012"},
             # As GKE's metadata server names a federated identity. For a service account's own name, google.auth would
             # ask Google itself where it may be used from.
             "service_account": f"{self.project}.svc.id.goog",
             "token": tokens["pipeline"],
-            "clusters": clusters,
             "secrets": {name: {"1": value} for name, value in self.secrets.items()},
+            **described,
         }
         path = self.folder / "tmp" / "google.json"
         _private(path, json.dumps(config))
@@ -351,6 +389,9 @@ class Cloud:
                 "root": str(self._buckets),
                 "gcsfuse": "gcsfuse" in self.real,
             },
+            "disks": str(self.folder.absolute() / "disks"),
+            "compute": str(self.compute_folder),
+            "logs": str(self.logs_file),
             "project": {"id": self.project, "number": "123456789012"},
             "images": [*self.images, *default_images(self.real)],
             "pods": str(self.folder / "tmp" / "pods"),

@@ -11,7 +11,7 @@ import threading
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-Action = Literal["status", "reset", "stall", "truncate", "corrupt", "unanswered", "slow"]
+Action = Literal["status", "reset", "stall", "truncate", "corrupt", "unanswered", "slow", "outcome"]
 
 
 @dataclass
@@ -23,6 +23,9 @@ class Fault:
     that is being moved (the answer's of a GET, else the request's): `reset` and `truncate` drop the connection (RST,
     FIN), `stall` goes silent for `seconds`, `corrupt` flips one byte. `slow` is a network far away: the answer begins
     `seconds` later, and a file in it comes at `bytes_per_second`.
+
+    All these are about an exchange. `outcome` is about what the service does after its answer, beside any other fault:
+    what can be said in `outcome` is that service's (google/compute/__init__.py).
     """
 
     action: Action
@@ -35,6 +38,7 @@ class Fault:
     seconds: float = 3600.0
     bytes_per_second: float = 0.0
     """0: as fast as it can."""
+    outcome: dict[str, Any] = field(default_factory=dict)
     times: int = 1
     taken: int = 0
     """Requests that it is waiting to happen to, or has happened to."""
@@ -55,18 +59,32 @@ class Faults:
     def __init__(self) -> None:
         self._faults: list[Fault] = []
         self._lock = threading.Lock()
+        self._replaced = threading.Condition(self._lock)
 
     def script(self, faults: list[dict[str, Any]]) -> None:
         """Replaces what was scripted. Raises TypeError for a key that a fault does not have."""
         made = [Fault(**fault) for fault in faults]
-        with self._lock:
+        with self._replaced:
             self._faults = made
+            self._replaced.notify_all()
 
     def take(self, method: str, path: str) -> Fault | None:
         """The first fault that matches, for this request alone; None when all is to go well."""
+        return self._take(method, path, of_the_outcome=False)
+
+    def take_outcome(self, method: str, path: str) -> Fault | None:
+        """The first that says what comes of this request after its answer."""
+        return self._take(method, path, of_the_outcome=True)
+
+    def wait_until_replaced(self, fault: Fault) -> None:
+        """Returns when another script has taken the place of the one that the fault is in."""
+        with self._replaced:
+            self._replaced.wait_for(lambda: all(fault is not each for each in self._faults))
+
+    def _take(self, method: str, path: str, of_the_outcome: bool) -> Fault | None:
         with self._lock:
             for fault in self._faults:
-                if fault.matches(method, path):
+                if (fault.action == "outcome") is of_the_outcome and fault.matches(method, path):
                     fault.taken += 1
                     return fault
         return None

@@ -17,10 +17,12 @@ The configuration is a JSON file (config.py checks it):
      "token": "the access token that the metadata server gives, and that all other APIs want",
      "clusters": [{"name": "main", "location": "us-central1", "endpoint": "127.0.0.1:6443",
                    "ca_certificate": "-----BEGIN CERTIFICATE-----…", "version": "1.35.1-gke.1396000",
-                   "autopilot": true, "dns_endpoint": "gke-….gke.goog"}],
+                   "autopilot": true, "dns_endpoint": "gke-….gke.goog",
+                   "node_pools": [{"name": "l4", "disk_images": ["projects/my-project/global/images/vllm"],
+                                   "image_streaming": true, "machine_type": "g2-standard-8"}]}],
      "secrets": {"hf-token": {"1": "value", "2": {"value": "other", "state": "DISABLED"}}},
      "denied": ["projects/my-project/secrets/hf-token"]}
 
-`dns_endpoint`, `clusters`, `secrets` and `denied` may be left out; `autopilot` is true by default. `state` is
+`dns_endpoint`, `node_pools`, `clusters`, `secrets` and `denied` may be left out; `autopilot` is true by default. `state` is
 ENABLED, DISABLED or DESTROYED. What lies at or below a name in `denied` answers 403.
 """

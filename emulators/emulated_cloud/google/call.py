@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from emulated_cloud.google.config import Config
@@ -11,7 +11,8 @@ from emulated_cloud.google.config import Config
 
 @dataclass(frozen=True)
 class Call:
-    """A request: `path` split and unquoted, without the version; `verb` is what follows a colon at its end."""
+    """A request: `path` split and unquoted, without the version; `verb` is what follows a colon at its end, `body` the
+    JSON object that came with it."""
 
     method: str
     version: str
@@ -19,6 +20,7 @@ class Call:
     verb: str
     query: dict[str, str]
     config: Config
+    body: dict[str, Any] = field(default_factory=dict)
 
     @property
     def resource(self) -> str:

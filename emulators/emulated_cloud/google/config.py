@@ -1,4 +1,4 @@
-"""What the emulator is told: a project, who its caller is, clusters and secrets."""
+"""What the emulator is told: a project, who its caller is, clusters, secrets, zones of machines, logs."""
 
 from __future__ import annotations
 
@@ -15,6 +15,17 @@ class BadConfig(Exception):
 
 
 @dataclass(frozen=True)
+class NodePool:
+    """A node pool that somebody made, beside the default one: `disk_images` are paths of the images that its nodes have
+    secondary boot disks of."""
+
+    name: str
+    disk_images: list[str] = field(default_factory=list)
+    image_streaming: bool = True
+    machine_type: str = "g2-standard-8"
+
+
+@dataclass(frozen=True)
 class Cluster:
     """A GKE cluster: `endpoint` is where its API server answers, `ca_certificate` PEM text."""
 
@@ -25,12 +36,29 @@ class Cluster:
     version: str
     autopilot: bool = True
     dns_endpoint: str = ""
+    node_pools: list[NodePool] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class SecretVersion:
     value: str
     state: str = "ENABLED"
+
+
+@dataclass(frozen=True)
+class ComputeConfig:
+    """Compute Engine of one region: `folder` keeps what there is, `run_scripts` and `script_output` say what machines
+    do (compute/machine.py)."""
+
+    folder: Path
+    zones: list[str]
+    quotas: dict[str, float] = field(default_factory=dict)
+    run_scripts: bool = True
+    script_output: list[str] = field(default_factory=list)
+
+    @property
+    def region(self) -> str:
+        return self.zones[0].rpartition("-")[0]
 
 
 @dataclass(frozen=True)
@@ -42,6 +70,8 @@ class Config:
     clusters: list[Cluster] = field(default_factory=list)
     secrets: dict[str, dict[str, SecretVersion]] = field(default_factory=dict)
     denied: list[str] = field(default_factory=list)
+    compute: ComputeConfig | None = None
+    logs: str = ""
 
     @classmethod
     def load(cls, file: Path) -> Config:
@@ -54,12 +84,14 @@ class Config:
                 project_number=str(project["number"]),
                 service_account=given.pop("service_account"),
                 token=given.pop("token"),
-                clusters=[Cluster(**cluster) for cluster in given.pop("clusters", [])],
+                clusters=[_cluster(cluster) for cluster in given.pop("clusters", [])],
                 secrets={
                     name: {number: _version(version) for number, version in versions.items()}
                     for name, versions in given.pop("secrets", {}).items()
                 },
                 denied=given.pop("denied", []),
+                compute=_compute(given.pop("compute", None)),
+                logs=given.pop("logs", ""),
             )
         except KeyError as error:
             raise BadConfig(f"{error} is missing") from error
@@ -75,6 +107,19 @@ class Config:
 
     def is_denied(self, resource: str) -> bool:
         return any(resource == name or resource.startswith(f"{name}/") for name in self.denied)
+
+
+def _cluster(given: dict[str, Any]) -> Cluster:
+    return Cluster(**{**given, "node_pools": [NodePool(**pool) for pool in given.get("node_pools", [])]})
+
+
+def _compute(given: dict[str, Any] | None) -> ComputeConfig | None:
+    if given is None:
+        return None
+    compute = ComputeConfig(**{**given, "folder": Path(given["folder"])})
+    if len({zone.rpartition("-")[0] for zone in compute.zones}) != 1:
+        raise BadConfig("compute: the zones are those of one region")
+    return compute
 
 
 def _version(given: Any) -> SecretVersion:

@@ -15,18 +15,21 @@ from emulated_cloud.google.config import Config
 SCOPES = ["https://www.googleapis.com/auth/cloud-platform"]
 TOKEN_SECONDS = 3599
 
+HEADERS = {"Metadata-Flavor": "Google", "Server": "Metadata Server for VM"}
+
 # (status, content type, body)
 Reply = tuple[int, str, str]
 
 
-def answer(config: Config, path: str, query: dict[str, str], flavor: str | None) -> Reply:
-    """The answer to a request for `/` or below `/computeMetadata/v1/`; `flavor` is its Metadata-Flavor header."""
+def answer(machine: dict[str, Any], path: str, query: dict[str, str], flavor: str | None) -> Reply:
+    """The answer to a request for `/` or below `/computeMetadata/v1/` on the machine that the tree is of; `flavor` is
+    its Metadata-Flavor header."""
     if path == "/":
         return _text("computeMetadata/\n")
     if flavor != "Google":
         return 403, "text/html; charset=UTF-8", "Missing Metadata-Flavor:Google header."
     below = path.removeprefix("/computeMetadata/v1").strip("/")
-    value: Any = tree(config)
+    value: Any = machine
     for segment in below.split("/") if below else []:
         if not isinstance(value, dict) or segment not in value:
             return 404, "text/html; charset=UTF-8", "The requested URL was not found on this server."
@@ -40,15 +43,18 @@ def answer(config: Config, path: str, query: dict[str, str], flavor: str | None)
     return _text("\n".join(value) if isinstance(value, list) else value)
 
 
-def tree(config: Config) -> dict[str, Any]:
+def tree(config: Config, service_account: str | None = None) -> dict[str, Any]:
+    """What there is to know on a machine that runs as `service_account`, the caller's own unless said otherwise; as
+    none with ""."""
+    email = config.service_account if service_account is None else service_account
     account = {
         "aliases": ["default"],
-        "email": config.service_account,
+        "email": email,
         "scopes": SCOPES,
         "token": {"access_token": config.token, "expires_in": TOKEN_SECONDS, "token_type": "Bearer"},
     }
     return {
-        "instance": {"service-accounts": {"default": account, config.service_account: account}},
+        "instance": {"service-accounts": {"default": account, email: account} if email else {}},
         "project": {"numeric-project-id": config.project_number, "project-id": config.project_id},
         "universe": {"universe-domain": "googleapis.com"},
     }

@@ -5,16 +5,19 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from emulated_cloud.google import container, resourcemanager, secretmanager
+from emulated_cloud.google import container, logging, resourcemanager, secretmanager
 from emulated_cloud.google.call import Api, Call
 from emulated_cloud.google.config import Config
-from emulated_cloud.google.errors import no_such_method
+from emulated_cloud.google.errors import no_such_method, refusal
+from emulated_cloud.http import Handler
 
 APIS: tuple[Api, ...] = (
     container.answer,  # /v1/projects/…/locations/…/{clusters,serverConfig}
     secretmanager.answer,  # /v1/projects/…/secrets/…
     resourcemanager.answer,  # /v3/projects/…, /v1/projects/…
+    logging.answer,  # /v2/entries:list
 )
+"""Those that remember nothing. Compute Engine does (server.py): /compute/v1/projects/…"""
 
 
 def is_metadata(path: str) -> bool:
@@ -22,18 +25,31 @@ def is_metadata(path: str) -> bool:
     return path == "/" or path.startswith("/computeMetadata/")
 
 
-def call_of(method: str, segments: list[str], query: dict[str, str], config: Config) -> Call:
-    """Raises HttpError 404 for a path that is no API's."""
-    version, *path = segments
-    if not re.fullmatch(r"v\d\w*", version) or not path:
+def call_of(request: Handler, config: Config) -> Call:
+    """Raises HttpError 404 for a path that is no API's, 400 for a body that is no JSON object."""
+    version, *path = request.segments()
+    if version == "compute" and path:
+        # The one API that says its name in its paths.
+        version = f"compute/{path.pop(0)}"
+    if not re.fullmatch(r"(compute/)?v\d\w*", version) or not path:
         raise no_such_method()
     path[-1], _, verb = path[-1].partition(":")
-    return Call(method, version, path, verb, query, config)
+    return Call(request.command, version, path, verb, request.query, config, _body(request))
 
 
-def answer(call: Call) -> dict[str, Any]:
+def _body(request: Handler) -> dict[str, Any]:
+    try:
+        body = request.read_json()
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        raise refusal("INVALID_ARGUMENT", "Invalid JSON payload received.")
+    return body
+
+
+def answer(call: Call, apis: tuple[Api, ...]) -> dict[str, Any]:
     """The answer of the API that the path belongs to. Raises HttpError."""
-    for api in APIS:
+    for api in apis:
         if (found := api(call)) is not None:
             return found
     raise no_such_method()

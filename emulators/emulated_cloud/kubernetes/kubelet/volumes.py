@@ -5,14 +5,25 @@ PODS/<pod uid>/volumes/<volume name>
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import shutil
 from pathlib import Path
 
+from emulated_cloud.kubernetes.attachment import attachment_name, needs_attachment
 from emulated_cloud.kubernetes.client import ApiError, Client, Informers, Object
 from emulated_cloud.kubernetes.kubelet.csi import CsiError, NodeDriver, PublishRequest
 from emulated_cloud.kubernetes.kubelet.fields import FieldError, field_value, resource_value
-from emulated_cloud.kubernetes.resources import CLAIMS, CONFIG_MAPS, SECRETS, SERVICE_ACCOUNTS, VOLUMES, Resource
+from emulated_cloud.kubernetes.resources import (
+    CLAIMS,
+    CONFIG_MAPS,
+    CSI_DRIVERS,
+    SECRETS,
+    SERVICE_ACCOUNTS,
+    VOLUME_ATTACHMENTS,
+    VOLUMES,
+    Resource,
+)
 
 # Set by the API server's default; a real kubelet refreshes the token long before.
 TOKEN_SECONDS = 3607
@@ -27,9 +38,13 @@ class VolumeError(Exception):
 
 class VolumeManager:
     def __init__(self, client: Client, informers: Informers, drivers: dict[str, NodeDriver]):
-        self._client, self._drivers = client, drivers
+        self._client, self._informers, self._drivers = client, informers, drivers
         self._claims = informers.of(CLAIMS)
         self._volumes = informers.of(VOLUMES)
+        self._attachments = informers.of(VOLUME_ATTACHMENTS)
+        informers.of(CSI_DRIVERS)
+        self._attachment_changed = asyncio.Event()
+        self._attachments.on_change(lambda _old, _new: self._attachment_changed.set())
         self._in_use: dict[tuple[str, str, str], tuple[str, set[str]]] = {}
 
     async def mount(self, pod: Object, volume: Object, folder: Path) -> None:
@@ -68,10 +83,11 @@ class VolumeManager:
                 del self._in_use[key]
         if not folder.exists():
             return
-        drivers = {volume["name"]: self._driver_of(pod, volume) for volume in pod["spec"].get("volumes") or []}
+        drivers = {volume["name"]: self._drivers_of(pod, volume) for volume in pod["spec"].get("volumes") or []}
         for entry in folder.iterdir():
-            if driver := drivers.get(entry.name):
-                await driver.unpublish(entry)
+            if found := drivers.get(entry.name):
+                for driver in found:
+                    await driver.unpublish(entry)
             elif entry.is_dir():
                 shutil.rmtree(entry, ignore_errors=True)
 
@@ -147,6 +163,8 @@ class VolumeManager:
         csi = volume["spec"].get("csi")
         if csi is None:
             raise VolumeError(name, "only CSI volumes are to be had on this node")
+        if needs_attachment(volume, self._informers):
+            await self._wait_for_attachment(attachment_name(volume, pod["spec"]["nodeName"]))
         volume = self._one_a_handle(pod, volume)
         csi = volume["spec"]["csi"]
         request = PublishRequest(
@@ -164,6 +182,12 @@ class VolumeManager:
         except (CsiError, LookupError) as error:
             words = str(error.args[0])
             raise VolumeError(name, words) from error
+
+    async def _wait_for_attachment(self, name: str) -> None:
+        """For as long as it takes: what goes wrong with it is told by the controller that attaches."""
+        while not ((self._attachments.items.get(name) or {}).get("status") or {}).get("attached"):
+            self._attachment_changed.clear()
+            await self._attachment_changed.wait()
 
     async def _publish_inline(self, pod: Object, csi: Object, folder: Path) -> None:
         attributes = csi.get("volumeAttributes") or {}
@@ -190,15 +214,18 @@ class VolumeManager:
         users.add(pod["metadata"]["uid"])
         return self._volumes.items.get(name, volume)
 
-    def _driver_of(self, pod: Object, volume: Object) -> NodeDriver | None:
+    def _drivers_of(self, pod: Object, volume: Object) -> list[NodeDriver]:
+        """The drivers that may have published a volume; none for what is the kubelet's own."""
+        name = ""
         if "csi" in volume:
-            return self._drivers.get(volume["csi"]["driver"])
-        if "persistentVolumeClaim" in volume:
-            # The claim may have gone; every driver removes just what it made.
+            name = volume["csi"]["driver"]
+        elif "persistentVolumeClaim" in volume:
             found = self._volume_of(pod, volume["persistentVolumeClaim"])
-            name = found["spec"]["csi"]["driver"] if found and "csi" in found["spec"] else None
-            return self._drivers.get(name or "", next(iter(self._drivers.values()), None))
-        return None
+            name = found["spec"]["csi"]["driver"] if found and "csi" in found["spec"] else ""
+        else:
+            return []
+        # The claim may have gone; every driver removes just what it made.
+        return [self._drivers[name]] if name in self._drivers else list(self._drivers.values())
 
 
 def _items(content: dict[str, bytes], source: Object, missing: str) -> dict[str, bytes]:

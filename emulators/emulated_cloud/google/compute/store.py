@@ -1,0 +1,72 @@
+"""What there is, in a folder: a resource is a JSON file at its path below the project, and a disk's or an image's bytes
+are a sparse file beside it.
+
+    zones/us-central1-a/disks/builder.json         as the API shows it
+    zones/us-central1-a/disks/builder.raw          as a machine sees it
+    global/images/nodes-1.json, global/images/nodes-1.raw
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+class Store:
+    """The resources below a folder, by their paths (`zones/us-central1-a/disks/builder`)."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._resources = {
+            str(file.relative_to(folder))[: -len(".json")]: json.loads(file.read_bytes())
+            for pattern in ("zones/*/*/*.json", "global/*/*.json")
+            for file in folder.glob(pattern)
+        }
+
+    def get(self, path: str) -> dict[str, Any] | None:
+        return self._resources.get(path)
+
+    def put(self, path: str, resource: dict[str, Any]) -> None:
+        self._resources[path] = resource
+        file = self.folder / f"{path}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_suffix(".part")
+        part.write_text(json.dumps(resource, indent=2), encoding="utf-8")
+        part.replace(file)
+
+    def change(self, path: str, **fields: Any) -> None:
+        """Sets fields of a resource that is there."""
+        self.put(path, {**self._resources[path], **fields})
+
+    def remove(self, path: str) -> None:
+        self._resources.pop(path, None)
+        (self.folder / f"{path}.json").unlink(missing_ok=True)
+        self.data(path).unlink(missing_ok=True)
+
+    def of_kind(self, kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        """All of a kind (`disks`, `images`, `instances`) wherever they are, by path."""
+        for path in sorted(self._resources):
+            if path.split("/")[-2] == kind:
+                yield path, self._resources[path]
+
+    # -- bytes ----------------------------------------------------------------------------------------------
+
+    def data(self, path: str) -> Path:
+        return self.folder / f"{path}.raw"
+
+    def make_data(self, path: str, size_gb: int, source: str = "") -> None:
+        """A disk's or an image's bytes: zeros, or those of `source`."""
+        file = self.data(path)
+        part = file.with_suffix(".raw-part")
+        if source and self.data(source).exists():
+            command = ["cp", "--sparse=always", "--reflink=auto", str(self.data(source)), str(part)]
+            subprocess.run(command, check=True, capture_output=True)
+        else:
+            part.touch()
+        os.truncate(part, max(size_gb << 30, part.stat().st_size))
+        part.replace(file)
