@@ -10,7 +10,7 @@ from serving import names
 from serving.clients import storage
 from serving.clients.kubernetes import Cluster
 from serving.clients.storage import PreconditionError, StoredObject
-from serving.deployment import leftovers, record
+from serving.deployment import caches, leftovers, record
 from serving.log import Say
 from serving.settings import Settings
 from serving.step import opened
@@ -29,11 +29,13 @@ def run(settings: dict[str, Any], release: dict[str, Any]) -> None:
         with step.cluster() as cluster:
             gone = collect_generations(cluster, step.settings, outcome.say)
             freed = collect_weights(cluster, step.settings, outcome.say)
+            disabled = caches.leave(step.settings, outcome.say)
             hanging = leftovers.hanging(cluster, step.settings)
-        outcome.details.update(generations=gone, weights=freed, hanging=hanging)
-        if gone or freed or hanging:
+        outcome.details.update(generations=gone, weights=freed, caches=disabled, hanging=hanging)
+        if gone or freed or disabled or hanging:
             words = f"deleted {len(gone)} generations and {len(freed)} sets of weights"
-            outcome.succeeded("; ".join([words, *hanging]))
+            ended = [f"disabled the Rapid Cache in {', '.join(disabled)}"] if disabled else []
+            outcome.succeeded("; ".join([words, *ended, *hanging]))
         else:
             outcome.skipped("nothing to collect")
 

@@ -38,15 +38,16 @@ class Operations:
         undo: Callable[[], None],
     ) -> dict[str, Any]:
         """Begins one whose result `work` returns; `undo` is called when it is to fail. Returns the operation."""
-        name = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        operation_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        name = f"projects/_/buckets/{bucket}/operations/{operation_id}"
         operation = {
             "kind": "storage#operation",
-            "name": f"projects/_/buckets/{bucket}/operations/{name}",
-            "selfLink": f"{call.base_url}/storage/v1/b/{bucket}/operations/{name}",
+            "name": name,
+            "selfLink": f"{call.base_url}/storage/v1/b/{bucket}/operations/{operation_id}",
             "metadata": {"commonMetadata": {"createTime": now(), "type": "create"}, **metadata},
             "done": False,
         }
-        self._operations[operation["name"]] = operation
+        self._operations[name] = operation
         fault = self._faults.take_outcome(call.method, "/storage/v1/" + "/".join(call.path))
         threading.Thread(target=self._run, args=(operation, fault, work, undo), daemon=True).start()
         return dict(operation)
