@@ -39,10 +39,13 @@ lock: .venv/installed ## Pin every dependency again, from setup.cfg
 	@$(BIN)/pip install --quiet --constraint constraints.txt uv
 	@UV=$(BIN)/uv images/components/lock.sh
 
-bench: bench-transfer bench-load ## Every benchmark; figures go to build/bench/
+bench: bench-transfer bench-hydrate bench-load ## Every benchmark; figures go to build/bench/
 
 bench-transfer: .venv/installed ## Hub to bucket: ours, what a user would write, the machine's limit
 	@$(BIN)/python -m tests.bench.transfer --docs docs/transfer.md
+
+bench-hydrate: .venv/installed ## Bucket to disk: ours, what a user would write, cp and sha256
+	@$(BIN)/python -m tests.bench.hydrate --docs docs/volumes.md
 
 bench-load: .venv/installed ## How many tokens a second the load generator keeps up with
 	@$(BIN)/python -m tests.bench.load
@@ -58,4 +61,4 @@ clean: ## Remove what the tasks made
 	@touch $@
 	@echo "the command: $(CURDIR)/$(BIN)/gemma-pipelines (. $(BIN)/activate puts it on PATH)" >&2
 
-.PHONY: help demo test test-unit real test-real lint format golden lock bench bench-transfer bench-load clean
+.PHONY: help demo test test-unit real test-real lint format golden lock bench bench-transfer bench-hydrate bench-load clean

@@ -148,6 +148,16 @@ def disk_image_records(settings: Settings) -> str:
     return f"gs://{settings.bucket}/disk-images/"
 
 
+def cache_record(settings: Settings, zone: str) -> str:
+    """The object that remembers who made the bucket's cache in a zone, and who needs it: a `gs://` URI."""
+    return f"{cache_records(settings)}{zone}.json"
+
+
+def cache_records(settings: Settings) -> str:
+    """Where deployments with weights in this bucket remember its caches: a `gs://` prefix."""
+    return f"gs://{settings.bucket}/caches/"
+
+
 API_KEY = "key"
 """The entry of the Secret that holds the server's API key."""
 

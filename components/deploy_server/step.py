@@ -6,7 +6,7 @@ import functools
 import time
 from typing import Any
 
-from components.deploy_server import words
+from components.deploy_server import warming, words
 from components.deploy_server.diagnosis import Diagnosis, Patience, Problem
 from serving import features, names
 from serving.clients import google
@@ -53,6 +53,7 @@ def deploy(
     name = names.server(release.generation)
     there = cluster.get("Deployment", name, settings.namespace)
     _refuse_another_deployments(there, settings)
+    warming.warm(cluster, settings, release, outcome)
     outcome.details |= {"generation": release.generation, "deployment": name}
     current = (there or {}).get("metadata", {}).get("annotations", {}).get(names.SETTINGS) == rendered.digest
     settled = there is not None and replicas.settled(settings, there)

@@ -11,10 +11,8 @@ from pathlib import Path, PurePosixPath
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from serving.clients import storage
-from serving.clients.patience import DEFAULT, Interrupted, Patience
-from serving.clients.storage import PreconditionError
-from serving.errors import AccessError, InconclusiveError, PipelineError, RequestError
+from serving.clients.patience import DEFAULT
+from serving.errors import InconclusiveError, PipelineError, RequestError
 from serving.progress import Passed
 from serving.values import in_seconds
 from serving.weights import manifest
@@ -47,33 +45,11 @@ class Plan(BaseModel):
 def manifest_of(plan: Plan) -> tuple[Manifest, bytes]:
     """The manifest of the weights, read and as it is stored. Raises RequestError when there is none, or it names what
     no folder can hold, InconclusiveError when this pod may not read it."""
-    uri, pieces = manifest.uri(plan.weights_uri), list[bytes]()
-
-    def attempt() -> None:
-        pieces.clear()
-        try:
-            storage.read_through(uri, None, pieces.append)
-        except AccessError as error:
-            # A binding that is new counts at some readers at once and at others after minutes.
-            raise Interrupted(
-                f"this pod may not read it: {getattr(error.__cause__, 'message', error)}. Its service account needs "
-                f"{storage.READER_ROLE} on the bucket, which ensure_access binds (with `access: check` an "
-                "administrator does)"
-            ) from error
-
-    try:
-        Patience().until_it_works(uri, attempt)
-    except PreconditionError as error:
-        raise RequestError(f"no complete weights at {plan.weights_uri}: there is no {manifest.NAME}") from error
-    text = b"".join(pieces)
-    try:
-        known = Manifest.model_validate_json(text)
-    except ValueError as error:
-        raise RequestError(f"{uri} is damaged: it is no manifest of ours") from error
+    known, text = manifest.read_through(plan.weights_uri)
     for file in known.files:
         path = PurePosixPath(file.path)
         if str(path) != file.path or path.is_absolute() or ".." in path.parts or path.name.endswith(PART):
-            raise RequestError(f"{uri} names {file.path!r}, which is no file of weights")
+            raise RequestError(f"{manifest.uri(plan.weights_uri)} names {file.path!r}, which is no file of weights")
     return known, text
 
 

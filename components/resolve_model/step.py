@@ -17,7 +17,7 @@ from serving.clients import google, hub, kubernetes, storage
 from serving.clients.bucket_source import Folder
 from serving.clients.digest import ServedFile
 from serving.clients.kubernetes import Cluster
-from serving.deployment import lease, leftovers, record, replicas, traffic
+from serving.deployment import caches, lease, leftovers, record, replicas, traffic
 from serving.deployment.record import Record
 from serving.errors import PipelineError, ReleaseError, RequestError
 from serving.rendering import engine, generation, render
@@ -331,6 +331,7 @@ def look_around(cluster: Cluster, settings: Settings, release: Release, known: R
         key_version=(pods.get("annotations") or {}).get(names.KEY_VERSION, ""),
         leftovers=tuple(f"{item['kind']}/{item['metadata']['name']}" for item in left),
         dead_holder=lease.holder(held) if held and dead else "",
+        caches=caches.amiss(settings, release),
         damage=tuple(damage(release.weights_uri)),
     )
 

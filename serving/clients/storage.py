@@ -337,6 +337,29 @@ def _open(wire: Wire, uri: str, generation: int | None, position: int) -> HTTPRe
         raise from_http_status(answer.status, said)
 
 
+def call(bucket: str, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The answer of what GCS's JSON API has below a bucket, and its client no method for. Done twice, it is to be the
+    same.
+
+    Raises google.api_core's NotFound and Conflict (to be looked at), else what everything here raises.
+    """
+    from google.api_core import exceptions
+
+    uri = f"gs://{bucket}"
+    connection = client()._connection  # The client's own way to the API, with its credentials; it offers no other.
+    request = functools.partial(connection.api_request, method, f"/b/{quote(bucket, safe='')}/{path}", data=body)
+    with _errors(uri, role=POLICY_ROLE):
+        try:
+            found: dict[str, Any] = _retry(uri)(request)()
+        except (exceptions.NotFound, exceptions.Conflict) as error:
+            if _bucket_is_missing(error):
+                raise
+            refused = error
+        else:
+            return found
+    raise refused
+
+
 # -- the bucket's IAM policy --------------------------------------------------------------------------------
 
 
