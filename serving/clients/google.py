@@ -195,9 +195,6 @@ class ClusterAddress:
     """PEM; None where the certificate comes from a public authority (the DNS endpoint)."""
     workload_pool: str
     version: str
-    zones: tuple[str, ...] = ()
-    """Those that its nodes may be in."""
-    autopilot: bool = False
 
 
 def cluster_address(
@@ -223,8 +220,6 @@ def cluster_address(
         ca_certificate=certificate or None,
         workload_pool=found.workload_identity_config.workload_pool or f"{project}.svc.id.goog",
         version=found.current_master_version,
-        zones=tuple(sorted({*found.locations, *(zone for pool in found.node_pools for zone in pool.locations)})),
-        autopilot=found.autopilot.enabled,
     )
 
 
@@ -247,6 +242,8 @@ class ClusterTraits:
     version: str
     """Of its control plane: `1.35.3-gke.1389000`."""
     node_pools: tuple[NodePool, ...] = ()
+    zones: tuple[str, ...] = ()
+    """Those that its nodes may be in."""
 
     def is_at_least(self, version: str) -> bool:
         return _numbers(self.version) >= _numbers(version)
@@ -263,7 +260,8 @@ def cluster_traits(settings: Settings) -> ClusterTraits:
         )
         for pool in found.node_pools
     ]
-    return ClusterTraits(name, found.autopilot.enabled, found.current_master_version, tuple(pools))
+    zones = sorted({*found.locations, *(zone for pool in found.node_pools for zone in pool.locations)})
+    return ClusterTraits(name, found.autopilot.enabled, found.current_master_version, tuple(pools), tuple(zones))
 
 
 def _numbers(version: str) -> list[int]:
