@@ -97,8 +97,8 @@ def suits(settings: Settings, look: Callable[[], ClusterTraits]) -> None:
     if _section(settings).method == "populator" and not (cluster := look()).is_at_least(_POPULATOR_SINCE):
         raise RequestError(
             f"{cluster.name} is GKE {cluster.version}; its populator needs {_POPULATOR_SINCE}. Set "
-            f"hyperdisk_ml.method: snapshot, or upgrade it: `gcloud container clusters upgrade {settings.cluster} --master --location "
-            f"{settings.location}`"
+            f"hyperdisk_ml.method: snapshot, or upgrade it: `gcloud container clusters upgrade {settings.cluster} "
+            f"--master --location {settings.location}`"
         )
 
 
