@@ -194,11 +194,15 @@ def test_a_cluster_older_than_the_populator_is_refused():
     ("words", "error"),
     [
         (
-            'AttachVolume.Attach failed for volume "pvc-1" : rpc error: code = InvalidArgument desc = googleapi: Error '
-            "400: hyperdisk-ml disk type cannot be used by n2-standard-8 machine type., badRequest",
+            "rpc error: code = InvalidArgument desc = 'hyperdisk-ml' is not a compatible disk type with the machine "
+            "type n2-standard-8, please review the GCP online documentation for available persistent disk options",
             RequestError,
         ),
-        ("rpc error: code = Internal desc = the maximum number of persistent disks is attached", InconclusiveError),
+        (
+            "rpc error: code = ResourceExhausted desc = Failed to Attach: failed when waiting for zonal op: Exceeded "
+            "limit 'maximum_persistent_disks' on resource 'node-1'. Limit: 128.0",
+            InconclusiveError,
+        ),
     ],
 )
 def test_why_a_pod_does_not_get_its_volume_is_told(words: str, error: type[Exception]):
