@@ -310,7 +310,6 @@ class _Watch:
             return
         try:
             self.end = self._after(*change) if change else None
-            self._check_volume()
             has_node = self._pod is not None and self._pod["spec"].get("nodeName")
             if self.end is None and not has_node and time.monotonic() - self._started_at > self._capacity:
                 self.end = InconclusiveError(f"{self._what} got no node: {self._state()}")
@@ -378,6 +377,8 @@ class _Watch:
             self._wait_for(f"leave to be made ({message})")
         elif reason in _WITHOUT_A_VOLUME:
             self._no_volume[about.get("uid", "")] = message
+            if self._pod:
+                self._check_start(self._pod)
 
     def _wait_for(self, what: str) -> None:
         if what and what != self._waits_for:
@@ -396,13 +397,11 @@ class _Watch:
             )
         if reason in _CANNOT_START:
             raise RequestError(f"{self._what} cannot start, {reason}: {message}")
-        unscheduled = _condition(pod, "PodScheduled", "False")
-        self._wait_for(f"a node ({unscheduled.get('message', '')})" if unscheduled else "")
-
-    def _check_volume(self) -> None:
-        """Notes why a pod that has its node does not start."""
-        if self._pod and not self._started() and (why := self._no_volume.get(self._pod["metadata"].get("uid", ""))):
-            self._wait_for(f"its volume ({why})")
+        no_volume = self._no_volume.get(pod["metadata"]["uid"])
+        if unscheduled := _condition(pod, "PodScheduled", "False"):
+            self._wait_for(f"a node ({unscheduled.get('message', '')})")
+        else:
+            self._wait_for(f"its volume ({no_volume})" if no_volume and not self._started() else "")
 
     def _state(self) -> str:
         """How far the pod is, for an error."""
