@@ -47,10 +47,13 @@ lock: .venv/installed ## Pin every dependency again, from setup.cfg
 	@$(BIN)/pip install --quiet --constraint constraints.txt uv
 	@UV=$(BIN)/uv images/components/lock.sh
 
-bench: bench-transfer bench-load bench-bake ## Every benchmark; figures go to build/bench/
+bench: bench-transfer bench-hydrate bench-bake bench-load ## Every benchmark; figures go to build/bench/
 
 bench-transfer: .venv/installed ## Hub to bucket: ours, what a user would write, the machine's limit
 	@$(BIN)/python -m tests.bench.transfer --docs docs/transfer.md
+
+bench-hydrate: .venv/installed ## Bucket to disk: ours, what a user would write, cp and sha256
+	@$(BIN)/python -m tests.bench.hydrate --docs docs/volumes.md
 
 bench-load: .venv/installed ## How many tokens a second the load generator keeps up with
 	@$(BIN)/python -m tests.bench.load
@@ -69,4 +72,4 @@ clean: ## Remove what the tasks made
 	@touch $@
 	@echo "the command: $(CURDIR)/$(BIN)/gemma-pipelines (. $(BIN)/activate puts it on PATH)" >&2
 
-.PHONY: help demo test test-unit real test-real test-system system-packages lint format golden lock bench bench-transfer bench-load bench-bake clean
+.PHONY: help demo test test-unit real test-real test-system system-packages lint format golden lock bench bench-transfer bench-hydrate bench-bake bench-load clean

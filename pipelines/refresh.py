@@ -15,10 +15,12 @@ from components.deploy_server.component import deploy_server
 from components.discard_generation.component import discard_generation
 from components.download_weights.component import download_weights
 from components.ensure_access.component import ensure_access
+from components.hydrate_volume.component import hydrate_volume
 from components.promote_generation.component import promote_generation
 from components.resolve_model.component import resolve_model
 from components.validate_server.component import validate_server
 from components.verify_image_cache.component import verify_image_cache
+from components.verify_placement.component import verify_placement
 from components.write_report.component import write_report
 from serving.scenarios import Scenario
 
@@ -59,13 +61,17 @@ def refresh(scenario: Scenario, compiled: dict[str, Any]) -> Any:
             found = {"settings": resolved.outputs["merged"], "release": resolved.outputs["release"]}
             with dsl.If(resolved.outputs["Output"] == True, name="there-is-something-to-do"):  # noqa: E712
                 access = _retried(ensure_access(**found), "Ensure access")
-                weights = _retried(download_weights(**found), "Download the weights").after(access)
-                deploying = _retried(deploy_server(**found, **_verdict(weights)), "Deploy the server")
+                judged = _retried(download_weights(**found), "Download the weights").after(access)
+                if "hyperdisk-ml" in compiled["features"]:
+                    judged = _retried(hydrate_volume(**found, **_verdict(judged)), "Hydrate the volume")
+                judged = _retried(deploy_server(**found, **_verdict(judged)), "Deploy the server")
                 if DISK in compiled["features"]:
-                    deploying.after(_retried(bake_disk_image(**found), "Bake the disk image").after(access))
-                judged = _retried(validate_server(**found, **_verdict(deploying)), "Validate the server")
+                    judged.after(_retried(bake_disk_image(**found), "Bake the disk image").after(access))
+                judged = _retried(validate_server(**found, **_verdict(judged)), "Validate the server")
                 if DISK in compiled["features"]:
                     judged = _retried(verify_image_cache(**found, **_verdict(judged)), "Verify the image cache")
+                if "hyperdisk-ml" in compiled["features"]:
+                    judged = _retried(verify_placement(**found, **_verdict(judged)), "Verify the placement")
                 with dsl.If(judged.outputs["passed"] == True, name="it-passed"):  # noqa: E712
                     promoted = _retried(promote_generation(**found), "Promote")
                     _retried(collect_garbage(**found), "Collect garbage").after(promoted)

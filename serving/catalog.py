@@ -74,6 +74,22 @@ def node_selector(accelerator: str) -> dict[str, str]:
     return dict(_catalog()["accelerators"][accelerator]["node_selector"])
 
 
+def machine_family(accelerator: str) -> str:
+    """The machine family that has the accelerator."""
+    family: str = _catalog()["accelerators"][accelerator]["machine_family"]
+    return family
+
+
+def attaching_hyperdisk_ml() -> list[str]:
+    """The machine families that attach a Hyperdisk ML volume."""
+    return list(_catalog()["hyperdisk_ml"]["machine_families"])
+
+
+def hydrating_hyperdisk_ml() -> list[str]:
+    """The machine families that can copy to such a volume, and read it, in a Job."""
+    return list(_catalog()["hyperdisk_ml"]["of_jobs"])
+
+
 def model(name: str) -> dict[str, Any]:
     """What the catalog has of a model: `config`, `weights`, `host`. Raises RequestError for another, with the closest
     that it knows."""

@@ -25,6 +25,8 @@ out."""
 RELEASE = "gemma-pipelines/release"
 """Annotation of a generation's Deployment: where it came from, JSON, `{"model", "commit", "weights_key",
 "weights_uri", "disk_image"}` (the last where there is one). The record says it too, but a record may be lost."""
+VERIFIED = "gemma-pipelines/verified"
+"""Annotation of a generation's claim: that its volume was read back, JSON, `{"volume", "zones", "at", "run"}`."""
 KEY_VERSION = "gemma-pipelines/api-key"
 """Annotation of a generation's pods: the Secret Manager version that their API key is."""
 CANARY = "gemma-pipelines/canary"
@@ -146,6 +148,16 @@ def disk_image_records(settings: Settings) -> str:
     return f"gs://{settings.bucket}/disk-images/"
 
 
+def cache_record(settings: Settings, zone: str) -> str:
+    """The object that remembers who made the bucket's cache in a zone, and who needs it: a `gs://` URI."""
+    return f"{cache_records(settings)}{zone}.json"
+
+
+def cache_records(settings: Settings) -> str:
+    """Where deployments with weights in this bucket remember its caches: a `gs://` prefix."""
+    return f"gs://{settings.bucket}/caches/"
+
+
 API_KEY = "key"
 """The entry of the Secret that holds the server's API key."""
 
@@ -161,9 +173,9 @@ def run(job: str) -> str:
     return _legal(job)
 
 
-def job(step: str, run_id: str) -> str:
-    """Names the Job that a step has in a run: `<step>-<run>`, made legal likewise."""
-    return _legal(f"{step}-{run_id}")
+def job(step: str, run_id: str, part: str = "") -> str:
+    """Names the Job that a step has in a run: `<step>-<run>`, made legal likewise. `part` tells several apart."""
+    return _legal("-".join(filter(None, (step, part, run_id))))
 
 
 def _legal(text: str) -> str:

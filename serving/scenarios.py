@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from serving.errors import RequestError
 
 COLUMNS: dict[str, tuple[str, ...]] = {
-    "weights": ("gcs-fuse",),
+    "weights": ("gcs-fuse", "hyperdisk-ml"),
     "accelerator": ("gpu",),
     "entry": ("service",),
     "image": ("secondary-boot-disk",),
@@ -59,6 +59,14 @@ SCENARIOS = (
         "gcs-fuse",
         "weights in a bucket, mounted into the server with GCS FUSE",
         weights="gcs-fuse",
+        accelerator="gpu",
+        entry="service",
+    ),
+    Scenario(
+        "04",
+        "hyperdisk-ml",
+        "weights on a Hyperdisk ML volume, a read-only copy of it in every zone",
+        weights="hyperdisk-ml",
         accelerator="gpu",
         entry="service",
     ),

@@ -11,7 +11,7 @@ from serving import names
 from serving.clients import storage
 from serving.clients.kubernetes import Cluster
 from serving.clients.storage import PreconditionError, StoredObject
-from serving.deployment import disk_images, leftovers, record
+from serving.deployment import caches, disk_images, leftovers, record
 from serving.log import Say
 from serving.settings import Settings
 from serving.step import opened
@@ -32,10 +32,14 @@ def run(settings: dict[str, Any], release: dict[str, Any]) -> None:
             freed = collect_weights(cluster, step.settings, outcome.say)
             known = record.read(cluster, step.settings)
             images = disk_images.collect(step.settings, known, step.release.run_id, outcome.say)
-        outcome.details.update(generations=gone, weights=freed, disk_images=images)
-        if gone or freed or images:
+            disabled = caches.leave(step.settings, outcome.say)
+            hanging = leftovers.hanging(cluster, step.settings)
+        outcome.details.update(generations=gone, weights=freed, disk_images=images, caches=disabled, hanging=hanging)
+        if gone or freed or images or disabled or hanging:
             also = f", and {len(images)} disk images" if images else ""
-            outcome.succeeded(f"deleted {len(gone)} generations and {len(freed)} sets of weights{also}")
+            words = f"deleted {len(gone)} generations and {len(freed)} sets of weights{also}"
+            ended = [f"disabled the Rapid Cache in {', '.join(disabled)}"] if disabled else []
+            outcome.succeeded("; ".join([words, *ended, *hanging]))
         else:
             outcome.skipped("nothing to collect")
 

@@ -6,15 +6,14 @@ import functools
 import time
 from typing import Any
 
-from components.deploy_server import words
+from components.deploy_server import warming, words
 from components.deploy_server.diagnosis import Diagnosis, Patience, Problem
 from serving import features, names
 from serving.clients import google
-from serving.clients.kubernetes import ApiError, Cluster, ConflictError, Object, Subject, kinds
-from serving.deployment import replicas
+from serving.clients.kubernetes import Cluster, Object, Subject
+from serving.deployment import objects, replicas
 from serving.errors import InconclusiveError, PipelineError, ReleaseError, RequestError
 from serving.features import Explanation, Symptom
-from serving.log import Say
 from serving.outcome import Outcome
 from serving.rendering import render
 from serving.settings import Settings, in_seconds
@@ -54,6 +53,7 @@ def deploy(
     name = names.server(release.generation)
     there = cluster.get("Deployment", name, settings.namespace)
     _refuse_another_deployments(there, settings)
+    warming.warm(cluster, settings, release, outcome)
     outcome.details |= {"generation": release.generation, "deployment": name}
     current = (there or {}).get("metadata", {}).get("annotations", {}).get(names.SETTINGS) == rendered.digest
     settled = there is not None and replicas.settled(settings, there)
@@ -62,7 +62,7 @@ def deploy(
         return
     features.demand(settings, "prepared", release, functools.partial(google.cluster_traits, settings))
     for item in [*rendered.shared, *rendered.generation]:
-        _apply(cluster, item, outcome.say)
+        objects.put(cluster, item, outcome.say)
     if not settled:
         replicas.scale(cluster, settings, release.generation, settings.serving.replicas)
     seconds = wait_until_ready(cluster, settings, name, outcome, patience or patience_of(settings))
@@ -134,47 +134,6 @@ def _explained(cluster: Cluster, settings: Settings, problem: Problem, outcome: 
         return error(message)
     outcome.details["log"] = words.lines(log)[-60:]
     return error(f"{message}: {said}. The run's report has the end of its log")
-
-
-def _apply(cluster: Cluster, item: Object, say: Say) -> None:
-    what = f"{item['kind']}/{item['metadata']['name']}"
-    if item["kind"] == "PodMonitoring" and not cluster.serves(item["kind"]):
-        say(f"left out {what}: the cluster has no managed Prometheus")
-        return
-    try:
-        if not kinds.find(item["kind"]).immutable:
-            cluster.apply(item)
-        elif not _create(cluster, item):
-            say(f"{what} is there")
-            return
-    except ApiError as error:
-        raise RequestError(
-            f"the cluster refuses {what}: {error}. `patches`, `labels` and `annotations` in the settings can meet its "
-            "rules"
-        ) from error
-    say(f"applied {what}")
-
-
-def _create(cluster: Cluster, item: Object) -> bool:
-    """Makes an object that is never changed. Returns False when it is there: its name says that it is the same one.
-
-    Raises InconclusiveError for one that is on its way out.
-    """
-    name, namespace = item["metadata"]["name"], item["metadata"].get("namespace")
-    try:
-        cluster.create(item)
-    except ConflictError as error:
-        there = next(iter(cluster.list(item["kind"], namespace, fields=f"metadata.name={name}")), None)
-        if there and (there.get("status") or {}).get("phase") in ("Released", "Failed"):
-            # A volume whose claim is gone: it never binds again.
-            cluster.delete(there)
-        elif there and not there["metadata"].get("deletionTimestamp"):
-            return False
-        raise InconclusiveError(
-            f"{item['kind']}/{name} of an earlier attempt is being deleted. Run again; if it stays, see what holds it: "
-            f"`kubectl get {item['kind'].lower()} {name}{f' -n {namespace}' if namespace else ''} -o yaml` (finalizers)"
-        ) from error
-    return True
 
 
 def _refuse_another_deployments(there: Object | None, settings: Settings) -> None:

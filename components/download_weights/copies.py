@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from components.download_weights import progress
 from components.download_weights.sessions import Sessions
 from components.download_weights.transfer import SMALL, content_type, holds
+from serving import progress
 from serving.clients import storage
 from serving.clients.digest import ServedFile
 from serving.clients.storage import PreconditionError, StoredObject

@@ -6,10 +6,10 @@ import re
 import time
 from typing import Any
 
-from components.download_weights import copies, inspection, progress
+from components.download_weights import copies, inspection
 from components.download_weights.sessions import Sessions
 from components.download_weights.transfer import Limits, Transfer
-from serving import names
+from serving import names, progress
 from serving.clients import storage
 from serving.clients.storage import PreconditionError, StoredObject
 from serving.errors import InconclusiveError, ReleaseError

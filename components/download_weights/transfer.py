@@ -15,8 +15,8 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from components.download_weights import progress
 from components.download_weights.sessions import Sessions
+from serving import progress
 from serving.clients import digest, storage
 from serving.clients.digest import Digest, ServedFile
 from serving.clients.patience import Interrupted, Patience, Stopped

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import queue
-import threading
-import time
+import functools
 from dataclasses import dataclass
 
-from components.download_weights import progress
+from serving import progress
 from serving.clients import storage
 from serving.clients.digest import Digest, ServedFile
 from serving.clients.storage import PreconditionError
@@ -49,7 +47,14 @@ def verify(weights_uri: str, *, read: bool = False, say: Say | None = None, repo
     differences = _of_another_key(known, weights_uri) + manifest.differences(known, there)
     if read:
         sound = [file for file in known.files if not manifest.wrong(file, there.get(file.path))]
-        differences += _Reading(weights_uri, sound).run(say or (lambda _: None), report_seconds)
+        found = progress.of_files(
+            sound,
+            functools.partial(_read_again, weights_uri),
+            threads=THREADS,
+            say=say or (lambda _: None),
+            report_seconds=report_seconds,
+        )
+        differences += filter(None, found)
     differences += manifest.strays(known, there)
     return Verdict(weights_uri, len(known.files), sum(file.size for file in known.files), differences)
 
@@ -70,63 +75,18 @@ def _nearby(weights_uri: str) -> str:
     return f"Nothing below {parent} is complete; a run of the pipeline goes on with what is there"
 
 
-class _Reading:
-    """Reads files of a bucket again. Its threads are daemons: one that waits for a silent server holds up no Ctrl-C."""
+def _read_again(weights_uri: str, file: File, passed: progress.Passed) -> str:
+    """In what the bytes are not what the manifest says; empty when they are."""
+    digest = Digest(ServedFile(file.path, file.size, sha256=file.sha256))
 
-    def __init__(self, weights_uri: str, files: list[File]):
-        self._weights_uri, self._files = weights_uri, files
-        self._todo: queue.SimpleQueue[File] = queue.SimpleQueue()
-        self._done: queue.SimpleQueue[str | Exception] = queue.SimpleQueue()
-        self._read = [0] * THREADS
-        """Bytes, by thread."""
+    def take(piece: bytes) -> None:
+        digest.update(piece)
+        passed(len(piece))
 
-    def run(self, say: Say, report_seconds: float) -> list[str]:
-        """What differs, a line each. Raises what stood in the way."""
-        started = reported = time.monotonic()
-        total, found, done = sum(file.size for file in self._files), [], 0
-        for file in sorted(self._files, key=lambda file: -file.size):
-            self._todo.put(file)
-        for number in range(THREADS):
-            threading.Thread(target=self._work, args=(number,), daemon=True).start()
-        while done < len(self._files):
-            try:
-                result = self._done.get(timeout=report_seconds)
-            except queue.Empty:
-                pass
-            else:
-                if isinstance(result, Exception):
-                    raise result
-                done += 1
-                found += [result] if result else []
-            if time.monotonic() - reported >= report_seconds:
-                reported, read = time.monotonic(), sum(self._read)
-                say(progress.line(done, len(self._files), read, total, read, reported - started))
-        return found
-
-    def _work(self, number: int) -> None:
-        while True:
-            try:
-                file = self._todo.get_nowait()
-            except queue.Empty:
-                return
-            try:
-                self._done.put(self._difference(number, file))
-            except Exception as error:  # noqa: BLE001 (it is raised again where it can be told)
-                self._done.put(error)
-                return
-
-    def _difference(self, number: int, file: File) -> str:
-        """In what the bytes are not what the manifest says; empty when they are."""
-        digest = Digest(ServedFile(file.path, file.size, sha256=file.sha256))
-
-        def take(piece: bytes) -> None:
-            digest.update(piece)
-            self._read[number] += len(piece)
-
-        try:
-            storage.read_through(f"{self._weights_uri}/{file.path}", file.generation, take)
-        except PreconditionError:
-            return f"{file.path} changed while it was read"
-        if digest.is_right():
-            return ""
-        return f"{file.path} reads otherwise: sha256 {digest.sha256} instead of {file.sha256}"
+    try:
+        storage.read_through(f"{weights_uri}/{file.path}", file.generation, take)
+    except PreconditionError:
+        return f"{file.path} changed while it was read"
+    if digest.is_right():
+        return ""
+    return f"{file.path} reads otherwise: sha256 {digest.sha256} instead of {file.sha256}"

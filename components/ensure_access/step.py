@@ -8,7 +8,7 @@ from typing import Any
 from serving import features, names
 from serving.clients import google, kubernetes, storage
 from serving.clients.kubernetes import Cluster, ConflictError, Object
-from serving.deployment import leftovers, record
+from serving.deployment import caches, leftovers, record
 from serving.deployment.record import Record
 from serving.errors import AccessError, RequestError
 from serving.features import Binding
@@ -32,6 +32,8 @@ def run(settings: dict[str, Any], release: dict[str, Any]) -> None:
             if config.engine.api_key_secret:
                 changed += ensure_api_key(cluster, config, target)
             changed += ensure_bindings(config, bindings(config), outcome.say)
+            # They take minutes to be made, in which the weights come; deploy_server waits for them.
+            changed += caches.ensure(config, outcome.say)
         outcome.details["changed"] = changed
         if changed:
             outcome.succeeded(f"changed: {', '.join(changed)}")

@@ -39,6 +39,8 @@ class Situation:
     """What dead runs left, as Kind/name."""
     dead_holder: str = ""
     """A run that holds the Lease although it has run out."""
+    caches: str = ""
+    """In what the bucket's caches are not as the settings want them."""
     damage: tuple[str, ...] = ()
     """In what the weights in the bucket are not what their manifest says; why there is none."""
 
@@ -111,6 +113,8 @@ def _wrong(settings: Settings, release: Release, situation: Situation, digest: s
         return f"its weights in the bucket are damaged: {'; '.join(situation.damage[:3])}"
     if situation.missing:
         return "; ".join(situation.missing)
+    if situation.caches:
+        return situation.caches
     if situation.leftovers:
         more = f" and {len(situation.leftovers) - 3} more" if len(situation.leftovers) > 3 else ""
         return f"a dead run left {', '.join(situation.leftovers[:3])}{more}"

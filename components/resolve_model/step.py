@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from components.resolve_model.decision import Situation, decide
@@ -17,7 +17,7 @@ from serving.clients import google, hub, kubernetes, storage
 from serving.clients.bucket_source import Folder
 from serving.clients.digest import ServedFile
 from serving.clients.kubernetes import Cluster
-from serving.deployment import lease, leftovers, record, replicas, traffic
+from serving.deployment import caches, lease, leftovers, record, replicas, traffic
 from serving.deployment.record import Record
 from serving.errors import PipelineError, ReleaseError, RequestError
 from serving.rendering import engine, generation, render
@@ -45,6 +45,8 @@ class Found:
     assistant_bytes: int = 0
     """Weights of the assistant."""
     warnings: tuple[str, ...] = ()
+    weights_bytes: int = 0
+    """Of all files that are served."""
 
 
 def run(
@@ -149,7 +151,8 @@ def look_up(settings: Settings) -> Found:
     commits = {part.repository.role: part.commit for part in parts}
     weights = {part.repository.role: part.chosen.shards + part.chosen.pickles for part in parts}
     head = weighing.head_of(parts[0].source)
-    return _found(settings, repositories.weights_key(parts), commits, configs, weights, head)
+    found = _found(settings, repositories.weights_key(parts), commits, configs, weights, head)
+    return replace(found, weights_bytes=sum(file.size for file in repositories.Together(parts).files()))
 
 
 def in_bucket(settings: Settings) -> Found | None:
@@ -167,7 +170,8 @@ def in_bucket(settings: Settings) -> Found | None:
             commits = {each.role: each.revision for each in wanted}
             weights = {each.role: _weights_below(each.folder, known) for each in wanted}
             head = weighing.head_of(Folder(weights_uri, known.weights_key, there))
-            return _found(settings, known.weights_key, commits, configs, weights, head)
+            found = _found(settings, known.weights_key, commits, configs, weights, head)
+            return replace(found, weights_bytes=sum(file.size for file in known.files))
     return None
 
 
@@ -275,10 +279,35 @@ def name_release(settings: Settings, run_id: str, found: Found, *, live: str, ke
         live=live,
         api_key_version=key_version,
         architecture=found.architecture,
+        weights_bytes=found.weights_bytes,
+        zones=zones(settings),
         sizing=size(settings, found),
         **engine_of(settings),
     )
     return release.model_copy(update={"generation": generation.name(settings, release)})
+
+
+def zones(settings: Settings) -> list[str]:
+    """Where the release has to be, for features to which it matters: in the zones that the settings name, else in all
+    that the cluster's nodes may be in. Raises RequestError where replicas are to be spread and there is one."""
+    asked = [named for _, named in features.answers(settings, "zones")]
+    if not asked:
+        return []
+    named = sorted({zone for some in asked for zone in some})
+    there = google.cluster_traits(settings).zones
+    if absent := set(named) - set(there):
+        raise RequestError(
+            f"the cluster {settings.cluster} has no nodes in {', '.join(sorted(absent))}, only in {', '.join(there)}. "
+            "Change the zones in the settings, or the cluster's: `gcloud container clusters update "
+            f"{settings.cluster} --node-locations=…`"
+        )
+    found = named or list(there)
+    if settings.serving.replicas > 1 and len(found) < 2:
+        raise RequestError(
+            f"{settings.serving.replicas} replicas are to be spread over zones, and the cluster {settings.cluster} has "
+            f"nodes in {', '.join(found)} alone. Set serving.replicas: 1, or give the cluster more node locations"
+        )
+    return found
 
 
 def look_around(cluster: Cluster, settings: Settings, release: Release, known: Record) -> Situation:
@@ -305,6 +334,7 @@ def look_around(cluster: Cluster, settings: Settings, release: Release, known: R
         else (),
         leftovers=tuple(f"{item['kind']}/{item['metadata']['name']}" for item in left),
         dead_holder=lease.holder(held) if held and dead else "",
+        caches=caches.amiss(settings, release),
         damage=tuple(damage(release.weights_uri)),
     )
 

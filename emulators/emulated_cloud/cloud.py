@@ -69,8 +69,8 @@ class Cloud:
 
     `real` names the parts that are real (real/). Then the cluster is a machine of its own: a private network
     and private mounts, in which containers have roots and users of their own; what is outside reaches the API server
-    and what `expose` lists. `objects` are files of what is in a real control plane from the start: the roles that the
-    pipeline's identity has, since nobody else gives it any. `show` are folders of this machine that containers see,
+    and what `expose` lists. `objects` are files of what an administrator applied before: the roles that the pipeline's
+    identity has, say, which a real control plane enforces. `show` are folders of this machine that containers see,
     read-only, beside what this Python needs. `say` hears what takes long.
     """
 
@@ -122,7 +122,8 @@ class Cloud:
                 self._start_registry,
                 lambda: self._start_control_plane(tokens),
             )
-            self._start_together(lambda: self._start_google(tokens, self._described_region()), self._start_gke)
+            self._start_google(tokens, self._described_region())
+            self._start_gke()
         except BaseException:
             self.stop()
             raise
@@ -326,7 +327,7 @@ class Cloud:
             *("--data", str(self._cluster_folder)),
             *("--tokens", str(self.folder / "tmp" / "cluster-tokens.csv")),
             *("--port", str(self._namespace.publish() if self._namespace else 0)),
-            *(argument for path in (self.objects if real else ()) for argument in ("--objects", str(path))),
+            *(argument for path in self.objects for argument in ("--objects", str(path))),
             *self._request_log("apiserver"),
         )
         for user in ("controllers", "gke"):
@@ -407,6 +408,7 @@ class Cloud:
                 "root": str(self._buckets),
                 "gcsfuse": "gcsfuse" in self.real,
             },
+            "disks": str(self.folder.absolute() / "disks"),
             "compute": str(self.compute_folder),
             "logs": str(self.logs_file),
             "registry": self._url["registry"],
@@ -414,7 +416,10 @@ class Cloud:
                 {"name": pool["name"], "disk_images": pool.get("disk_images", [])} for pool in self.node_pools
             ],
             "project": {"id": self.project, "number": "123456789012"},
-            "images": [*self.images, *default_images(self.real)],
+            "images": [
+                {**image, "env": {**self._in_a_pod, **image.get("env", {})}}
+                for image in (*self.images, *default_images(self.real))
+            ],
             "pods": str(self.folder / "tmp" / "pods"),
             "expose": self.expose,
         }
@@ -427,11 +432,17 @@ class Cloud:
             "gke", "emulated_cloud.kubernetes.gke", "--kubeconfig", kubeconfig, "--config", str(path)
         )
 
+    @property
+    def _in_a_pod(self) -> dict[str, str]:
+        """What stands for names that a pod of GKE resolves: Cloud Storage, and the node's metadata server."""
+        of_clients = ("STORAGE_EMULATOR_HOST", "GCE_METADATA_HOST", "GCE_METADATA_IP")
+        return {name: value for name, value in self.environment.items() if name in of_clients}
+
     def _cluster_network(self, namespace: Namespace) -> dict[str, Any]:
         """What the cluster's own machine changes for GKE's parts: addresses, mounts, ports that cross."""
         from emulated_cloud.real import namespace as network
 
-        for name in ("storage", "hub", "registry"):
+        for name in ("storage", "hub", "registry", "google"):
             namespace.reach(int(self._url[name].rpartition(":")[2]))
         exposed = []
         for entry in self.expose:

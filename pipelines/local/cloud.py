@@ -85,7 +85,7 @@ def up(
         autopilot=_is_autopilot(settings),
         startup_output=_BAKED,
         real=real,
-        # As an administrator does it before the first run on GKE; the emulated API server enforces no roles.
+        # As an administrator does it before the first run on GKE. (The emulated API server enforces no roles.)
         objects=[access],
         show=SHOWN,
         expose=[

@@ -242,6 +242,8 @@ class ClusterTraits:
     version: str
     """Of its control plane: `1.35.3-gke.1389000`."""
     node_pools: tuple[NodePool, ...] = ()
+    zones: tuple[str, ...] = ()
+    """Those that its nodes may be in."""
 
     def is_at_least(self, version: str) -> bool:
         return _numbers(self.version) >= _numbers(version)
@@ -258,7 +260,8 @@ def cluster_traits(settings: Settings) -> ClusterTraits:
         )
         for pool in found.node_pools
     ]
-    return ClusterTraits(name, found.autopilot.enabled, found.current_master_version, tuple(pools))
+    zones = sorted({*found.locations, *(zone for pool in found.node_pools for zone in pool.locations)})
+    return ClusterTraits(name, found.autopilot.enabled, found.current_master_version, tuple(pools), tuple(zones))
 
 
 def _numbers(version: str) -> list[int]:

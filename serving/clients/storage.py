@@ -17,9 +17,10 @@ from typing import Any
 from urllib.parse import quote
 
 from serving.clients.patience import Interrupted, Patience
-from serving.clients.wire import Wire, pieces, retry_after
+from serving.clients.wire import PIECE, Wire, pieces, retry_after
 from serving.errors import AccessError, InconclusiveError, PipelineError, RequestError
 
+_ENDPOINT = "https://storage.googleapis.com"
 OBJECTS_ROLE = "roles/storage.objectUser"
 READER_ROLE = "roles/storage.objectViewer"
 POLICY_ROLE = "roles/storage.admin"
@@ -264,23 +265,22 @@ def open_upload(uri: str, size: int, *, content_type: str, metadata: dict[str, s
         )
 
 
-def locate(uri: str, generation: int) -> tuple[str, dict[str, str]]:
-    """Where the bytes of an object at a generation are, and the headers to ask for them with.
+def locate(uri: str, generation: int | None) -> tuple[str, dict[str, str]]:
+    """Where the bytes of an object are, at a generation or (None) as it is now, and the headers to ask for them with.
 
     https://cloud.google.com/storage/docs/json_api#encoding: the name is one segment of the path.
     """
     from google.auth.exceptions import GoogleAuthError
 
     bucket, name = parse_uri(uri)
-    api = client()
-    url = f"{api.api_endpoint}/download/storage/v1/b/{quote(bucket, safe='')}/o/{quote(name, safe='')}"
+    emulator = _emulator()
+    url = f"{emulator or _ENDPOINT}/download/storage/v1/b/{quote(bucket, safe='')}/o/{quote(name, safe='')}"
     headers: dict[str, str] = {}
     try:
-        credentials = api._credentials  # Those that the client itself asks with; it offers no other way to them.
-        credentials.before_request(_auth_request(), "GET", url, headers)
+        _credentials(emulator).before_request(_auth_request(), "GET", url, headers)
     except GoogleAuthError as error:
         raise Interrupted(f"no token for GCS ({type(error).__name__})") from error
-    return f"{url}?alt=media&generation={generation}", headers
+    return f"{url}?alt=media" + (f"&generation={generation}" if generation else ""), headers
 
 
 @functools.cache
@@ -290,10 +290,12 @@ def _auth_request() -> Any:
     return Request()
 
 
-def read_through(uri: str, generation: int, sink: Callable[[bytes], object]) -> None:
-    """Gives an object's bytes to `sink`, a mebibyte at a time, over as many connections as it takes.
+def read_through(uri: str, generation: int | None, sink: Callable[[bytes], object], piece: int = PIECE) -> None:
+    """Gives an object's bytes to `sink`, `piece` at a time, over as many connections as it takes. All of them are of
+    one generation: the one that is given, else (None) the one that there is now.
 
-    Raises PreconditionError when it is another by now.
+    Raises PreconditionError when there is no such object, or it is another by now. It needs the credentials, and not
+    the client, which weighs more than all the rest of a small process.
     """
     wire, wait, position, size = Wire(), Patience(), 0, -1
     try:
@@ -303,9 +305,10 @@ def read_through(uri: str, generation: int, sink: Callable[[bytes], object]) -> 
                 if answer.length is None:
                     raise Interrupted("GCS does not say how much it sends")
                 size = position + answer.length
-                for piece in pieces(wire, answer, size - position):
-                    sink(piece)
-                    position += len(piece)
+                generation = generation or int(answer.headers["X-Goog-Generation"])
+                for data in pieces(wire, answer, size - position, piece):
+                    sink(data)
+                    position += len(data)
                     wait.progress()
             except Interrupted as error:
                 wire.close()
@@ -314,10 +317,8 @@ def read_through(uri: str, generation: int, sink: Callable[[bytes], object]) -> 
         wire.close()
 
 
-def _open(wire: Wire, uri: str, generation: int, position: int) -> HTTPResponse:
+def _open(wire: Wire, uri: str, generation: int | None, position: int) -> HTTPResponse:
     """An object's bytes from a position on, as they are stored. Raises Interrupted for what may heal."""
-    from google.api_core.exceptions import from_http_status
-
     url, headers = locate(uri, generation)
     if position:
         headers["Range"] = f"bytes={position}-"
@@ -330,8 +331,33 @@ def _open(wire: Wire, uri: str, generation: int, position: int) -> HTTPResponse:
         raise Interrupted(f"GCS answered {answer.status}", retry_after(answer.headers))
     if answer.status == 404 and "bucket does not exist" not in said:
         raise PreconditionError(f"{uri} was deleted or written again since it was listed")
+    from google.api_core.exceptions import from_http_status  # Weighs something, too.
+
     with _errors(uri):
         raise from_http_status(answer.status, said)
+
+
+def call(bucket: str, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The answer of what GCS's JSON API has below a bucket, and its client no method for. Done twice, it is to be the
+    same.
+
+    Raises google.api_core's NotFound and Conflict (to be looked at), else what everything here raises.
+    """
+    from google.api_core import exceptions
+
+    uri = f"gs://{bucket}"
+    connection = client()._connection  # The client's own way to the API, with its credentials; it offers no other.
+    request = functools.partial(connection.api_request, method, f"/b/{quote(bucket, safe='')}/{path}", data=body)
+    with _errors(uri, role=POLICY_ROLE):
+        try:
+            found: dict[str, Any] = _retry(uri)(request)()
+        except (exceptions.NotFound, exceptions.Conflict) as error:
+            if _bucket_is_missing(error):
+                raise
+            refused = error
+        else:
+            return found
+    raise refused
 
 
 # -- the bucket's IAM policy --------------------------------------------------------------------------------
@@ -389,22 +415,31 @@ def grant(uri: str, role: str) -> str:
 
 def client() -> Any:
     """The storage client. Raises AccessError when this machine has no Google credentials."""
-    return _client(os.environ.get("STORAGE_EMULATOR_HOST", ""))
+    return _client(_emulator())
+
+
+def _emulator() -> str:
+    """The address of another implementation of GCS, where the library's own variable names one."""
+    return os.environ.get("STORAGE_EMULATOR_HOST", "")
 
 
 @functools.lru_cache(maxsize=1)
-def _client(_endpoint: str) -> Any:
+def _client(emulator: str) -> Any:
     """One client a process (and address): its connections are kept."""
-    from google.auth.exceptions import DefaultCredentialsError
     from google.cloud.storage import Client
+
+    # No call here needs a project: buckets have one name in the world.
+    return Client(project=None, credentials=_credentials(emulator))
+
+
+@functools.lru_cache(maxsize=1)
+def _credentials(emulator: str) -> Any:
+    """What GCS is asked with: as the library has it, nothing where an emulator is named."""
+    from google.auth.credentials import AnonymousCredentials
 
     from serving.clients import google
 
-    try:
-        # No call here needs a project: buckets have one name in the world.
-        return Client(project=None)
-    except DefaultCredentialsError as error:
-        raise AccessError(google.NO_CREDENTIALS) from error
+    return AnonymousCredentials() if emulator else google.credentials()
 
 
 def _blob(uri: str) -> Any:

@@ -11,14 +11,17 @@ import json
 import math
 import time
 from collections import deque
+from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import Any
 
 from serving import names
 from serving.clients.kubernetes import Cluster, ConflictError, Object, Subject
+from serving.deployment import objects
 from serving.errors import InconclusiveError, PipelineError, RequestError, ToldToEnd
 from serving.log import Say
-from serving.rendering import render
+from serving.rendering import patches, render
 from serving.settings import Settings
 
 CONTAINER = "step"
@@ -33,6 +36,7 @@ _GRACE_SECONDS = 60
 _TAIL = 40
 """Lines that are read back. The result may be 300 KB: the kubelet's files hold it in pieces of 16 KiB, and a log's tail
 counts the pieces."""
+_WITHOUT_A_VOLUME = ("FailedMount", "FailedAttachVolume")
 _CANNOT_START = {
     "ImagePullBackOff": "image",
     "ErrImageNeverPull": "image",
@@ -41,6 +45,18 @@ _CANNOT_START = {
     "CreateContainerError": "configuration",
 }
 """Reasons of a waiting container that do not go away by waiting. (A first ErrImagePull may.)"""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one Job does: `python ARGS…`."""
+
+    args: list[str]
+    """No secret is in them."""
+    part: str = ""
+    """Tells the Jobs of one step apart: a zone, say."""
+    pod: Object = field(default_factory=dict)
+    """What its pod needs beyond other Jobs' pods: a strategic merge patch of the pod's spec."""
 
 
 def run_job(
@@ -56,36 +72,85 @@ def run_job(
     say: Say,
     env: list[Object] | None = None,
     resources: dict[str, str] | None = None,
+    capacity: float = math.inf,
+    pod: Object | None = None,
 ) -> dict[str, Any]:
-    """Runs `python ARGS…` in a Job and returns the JSON object on its log's last line.
-
-    A Job of the same step and run that is there already is taken over: the step was retried. `args` hold no secret;
-    `env` are Kubernetes EnvVars, which may refer to one. `timeout`: seconds, waiting for a node included; `resources`:
-    what the pod requests.
+    """Runs one Job and returns the JSON object on its log's last line. The arguments are those of `run_jobs`.
 
     Raises RequestError when the pod can never start (its image, its configuration), InconclusiveError for everything
     else that ends it without a result: a crash (with the log's last lines), eviction, preemption, a lost node, time.
-    When this step is told to end, so is the Job.
     """
-    body = manifest(
+    (end,) = run_jobs(
+        cluster,
         settings,
+        [Work(args, pod=pod or {})],
         step=step,
         run_id=run_id,
         generation=generation,
-        args=args,
         image=image,
         timeout=timeout,
-        env=env or [],
-        resources=resources or SMALL,
+        say=say,
+        env=env,
+        resources=resources,
+        capacity=capacity,
     )
+    if isinstance(end, PipelineError):
+        raise end
+    return end
+
+
+def run_jobs(
+    cluster: Cluster,
+    settings: Settings,
+    works: Sequence[Work],
+    *,
+    step: str,
+    run_id: str,
+    generation: str,
+    image: str,
+    timeout: float,
+    say: Say,
+    env: list[Object] | None = None,
+    resources: dict[str, str] | None = None,
+    capacity: float = math.inf,
+) -> list[dict[str, Any] | PipelineError]:
+    """Runs a Job for each work, all at once, to the end of the last. Returns of each the JSON object on its log's last
+    line, or the error that `run_job` raises.
+
+    A Job of the same step, part and run that is there already is taken over: the step was retried. `env` are Kubernetes
+    EnvVars, which may refer to a secret. `timeout`: seconds, waiting for a node included; `capacity`: seconds that the
+    pod may wait for one; `resources`: what the pod requests. When this step is told to end, so are the Jobs.
+    """
+    bodies = [
+        manifest(
+            settings,
+            step=step,
+            run_id=run_id,
+            generation=generation,
+            args=work.args,
+            image=image,
+            timeout=timeout,
+            env=env or [],
+            resources=resources or SMALL,
+            part=work.part,
+            pod=work.pod,
+        )
+        for work in works
+    ]
     try:
-        job = _create_or_take_over(cluster, body, say)
-        result = _Watch(cluster, job, say).until_finished(timeout + _GRACE_SECONDS)
+        watches = [
+            _Watch(cluster, _create_or_take_over(cluster, body, say), _saying(say, work.part), capacity)
+            for work, body in zip(works, bodies, strict=True)
+        ]
+        return _ends(cluster, watches, timeout + _GRACE_SECONDS)
     except ToldToEnd:
-        _delete_by_name(cluster, body, say)
+        for body in bodies:
+            _delete_by_name(cluster, body, say)
         raise
-    cluster.delete(job)
-    return result
+
+
+def _saying(say: Say, part: str) -> Say:
+    return (lambda line: say(f"{part}: {line}")) if part else say
 
 
 def manifest(
@@ -99,9 +164,11 @@ def manifest(
     timeout: float,
     env: list[Object],
     resources: dict[str, str],
+    part: str = "",
+    pod: Object | None = None,
 ) -> Object:
     """The Job. Its pod carries neither the deployment's label nor the generation's: Services and budgets select by
-    those, and it is not a server. The settings' patches for kind Job are merged in."""
+    those, and it is not a server. The settings' patches for kind Job are merged in, after `pod`."""
     labels = {
         **settings.labels,
         "app.kubernetes.io/managed-by": "gemma-gke-pipelines",
@@ -112,7 +179,7 @@ def manifest(
         "apiVersion": "batch/v1",
         "kind": "Job",
         "metadata": {
-            "name": names.job(step, run_id),
+            "name": names.job(step, run_id, part),
             "namespace": settings.namespace,
             "labels": {**labels, names.DEPLOYMENT: settings.name, names.GENERATION: generation},
             "annotations": dict(settings.annotations),
@@ -163,7 +230,7 @@ def manifest(
             },
         },
     }
-    return render.patched(settings, body)
+    return render.patched(settings, patches.apply(body, {"spec": {"template": {"spec": pod or {}}}}))
 
 
 def _create_or_take_over(cluster: Cluster, body: Object, say: Say) -> Object:
@@ -177,7 +244,11 @@ def _create_or_take_over(cluster: Cluster, body: Object, say: Say) -> Object:
             return there
         if there:
             cluster.delete(there)
-            _wait_until_gone(cluster, there, give_up)
+            if not objects.is_gone(cluster, there, give_up):
+                raise InconclusiveError(
+                    f"Job {namespace}/{name} is being deleted and does not go. See `kubectl -n {namespace} get job "
+                    f"{name} -o yaml` (its finalizers), then run again"
+                )
         try:
             return cluster.create(body)
         except ConflictError:
@@ -196,67 +267,88 @@ def _delete_by_name(cluster: Cluster, body: Object, say: Say) -> None:
         say(f"could not delete Job {namespace}/{name} ({error}); the next run will")
 
 
-def _wait_until_gone(cluster: Cluster, job: Object, deadline: float) -> None:
-    name, namespace, uid = (job["metadata"][key] for key in ("name", "namespace", "uid"))
-    with cluster.follow(Subject("Job", namespace, fields=f"metadata.name={name}")) as changes:
-        for change in changes.until(deadline):
-            there = cluster.get("Job", name, namespace) if change is None else None
-            gone = change and change[0] == "DELETED" and change[1]["metadata"]["uid"] == uid
-            if gone or (change is None and (there is None or there["metadata"]["uid"] != uid)):
-                return
-    raise InconclusiveError(
-        f"Job {namespace}/{name} is being deleted and does not go. See `kubectl -n {namespace} get job {name} -o yaml` "
-        "(its finalizers), then run again"
-    )
+def _ends(cluster: Cluster, watches: list[_Watch], timeout: float) -> list[dict[str, Any] | PipelineError]:
+    """How each Job ended, all of them followed at once."""
+    namespace = watches[0].namespace
+    subjects = [Subject("Event", namespace), *(subject for watch in watches for subject in watch.subjects)]
+    with ExitStack() as logs, cluster.follow(*subjects) as changes:
+        for watch in watches:
+            logs.enter_context(watch.log)
+        for change in changes.until(time.monotonic() + timeout):
+            for watch in watches:
+                watch.look(change)
+            if all(watch.end is not None for watch in watches):
+                break
+    return [watch.end if watch.end is not None else watch.unended() for watch in watches]
 
 
 class _Watch:
     """One Job and its pod, followed to the end."""
 
-    def __init__(self, cluster: Cluster, job: Object, say: Say):
-        self._cluster, self._say = cluster, say
-        self._name, self._namespace, self._uid = (job["metadata"][key] for key in ("name", "namespace", "uid"))
+    def __init__(self, cluster: Cluster, job: Object, say: Say, capacity: float):
+        self._cluster, self._job, self._say, self._capacity = cluster, job, say, capacity
+        self._name, self.namespace, self._uid = (job["metadata"][key] for key in ("name", "namespace", "uid"))
         self._pods = f"batch.kubernetes.io/job-name={self._name}"
         self._pod: Object | None = None
         self._said: deque[str] = deque(maxlen=_TAIL)
         self._waits_for = ""
-
-    def until_finished(self, timeout: float) -> dict[str, Any]:
-        subjects = (
-            Subject("Job", self._namespace, fields=f"metadata.name={self._name}"),
-            Subject("Pod", self._namespace, labels=self._pods),
-            Subject("Event", self._namespace, fields=f"involvedObject.name={self._name}"),
+        self._no_volume: dict[str, str] = {}
+        """Pod, by uid → why it has no volume yet."""
+        self._started_at = time.monotonic()
+        self.log = ExitStack()
+        """What follows the pod's log."""
+        self.end: dict[str, Any] | PipelineError | None = None
+        """The Job's result, or why it has none."""
+        self.subjects = (
+            Subject("Job", self.namespace, fields=f"metadata.name={self._name}"),
+            Subject("Pod", self.namespace, labels=self._pods),
         )
-        deadline = time.monotonic() + timeout
-        with ExitStack() as log, self._cluster.follow(*subjects) as changes:
-            for change in changes.until(deadline):
-                if change is None:
-                    continue
-                event, item = change
-                if item["kind"] == "Event":
-                    self._hear(item)
-                elif item["kind"] == "Pod" and self._owns(item):
-                    follow_log = not self._started()
-                    self._pod = item
-                    self._check_start(item)
-                    if follow_log and self._started():
-                        name = item["metadata"]["name"]
-                        log.enter_context(self._cluster.log_followed(name, self._namespace, self._take))
-                elif item["metadata"]["uid"] == self._uid:
-                    ended = _condition(item, "Complete") or _condition(item, "Failed")
-                    if event == "DELETED":
-                        raise InconclusiveError(f"{self._what} was deleted by somebody else while it ran. Run again")
-                    if ended:
-                        log.close()
-                        self._look_again()
-                        if ended["type"] == "Complete":
-                            return self._result()
-                        raise self._failure(ended)
-        raise InconclusiveError(f"{self._what} has not ended: {self._state()}")
+
+    def look(self, change: tuple[str, Object] | None) -> None:
+        """At a change, which may be another Job's, or at the clock."""
+        if self.end is not None:
+            return
+        try:
+            self.end = self._after(*change) if change else None
+            has_node = self._pod is not None and self._pod["spec"].get("nodeName")
+            if self.end is None and not has_node and time.monotonic() - self._started_at > self._capacity:
+                self.end = InconclusiveError(f"{self._what} got no node: {self._state()}")
+                self._cluster.delete(self._job)
+        except PipelineError as error:
+            self.end = error
+
+    def unended(self) -> PipelineError:
+        """Of a Job that has not ended in time."""
+        return InconclusiveError(f"{self._what} has not ended: {self._state()}")
+
+    def _after(self, event: str, item: Object) -> dict[str, Any] | None:
+        """The Job's result, once a change says that it has ended well."""
+        if item["kind"] == "Event":
+            self._hear(item)
+        elif item["kind"] == "Pod" and self._owns(item):
+            follow_log = not self._started()
+            self._pod = item
+            self._check_start(item)
+            if follow_log and self._started():
+                name = item["metadata"]["name"]
+                self.log.enter_context(self._cluster.log_followed(name, self.namespace, self._take))
+        elif item["metadata"]["uid"] == self._uid:
+            ended = _condition(item, "Complete") or _condition(item, "Failed")
+            if event == "DELETED":
+                raise InconclusiveError(f"{self._what} was deleted by somebody else while it ran. Run again")
+            if ended:
+                self.log.close()
+                self._look_again()
+                if ended["type"] == "Complete":
+                    result = self._result()
+                    self._cluster.delete(self._job)
+                    return result
+                raise self._failure(ended)
+        return None
 
     @property
     def _what(self) -> str:
-        return f"Job {self._namespace}/{self._name}"
+        return f"Job {self.namespace}/{self._name}"
 
     def _owns(self, pod: Object) -> bool:
         owners = pod["metadata"].get("ownerReferences") or []
@@ -267,7 +359,7 @@ class _Watch:
 
     def _look_again(self) -> None:
         """The pod as it is now: the Job's last change may have come before its pod's."""
-        for pod in self._cluster.list("Pod", self._namespace, labels=self._pods):
+        for pod in self._cluster.list("Pod", self.namespace, labels=self._pods):
             if self._owns(pod):
                 self._pod = pod
                 self._check_start(pod)
@@ -278,9 +370,15 @@ class _Watch:
             self._say(line)
 
     def _hear(self, event: Object) -> None:
-        """Of a pod that may not be made, for want of quota or by a policy, events alone tell."""
-        if event["involvedObject"].get("uid") == self._uid and event.get("reason") == "FailedCreate":
-            self._wait_for(f"leave to be made ({event.get('message')})")
+        """Of a pod that may not be made, for want of quota or by a policy, and of one without its volume, events alone
+        tell."""
+        about, reason, message = event["involvedObject"], event.get("reason"), event.get("message", "")
+        if about.get("uid") == self._uid and reason == "FailedCreate":
+            self._wait_for(f"leave to be made ({message})")
+        elif reason in _WITHOUT_A_VOLUME:
+            self._no_volume[about.get("uid", "")] = message
+            if self._pod:
+                self._check_start(self._pod)
 
     def _wait_for(self, what: str) -> None:
         if what and what != self._waits_for:
@@ -299,15 +397,18 @@ class _Watch:
             )
         if reason in _CANNOT_START:
             raise RequestError(f"{self._what} cannot start, {reason}: {message}")
-        unscheduled = _condition(pod, "PodScheduled", "False")
-        self._wait_for(f"a node ({unscheduled.get('message', '')})" if unscheduled else "")
+        no_volume = self._no_volume.get(pod["metadata"]["uid"])
+        if unscheduled := _condition(pod, "PodScheduled", "False"):
+            self._wait_for(f"a node ({unscheduled.get('message', '')})")
+        else:
+            self._wait_for(f"its volume ({no_volume})" if no_volume and not self._started() else "")
 
     def _state(self) -> str:
         """How far the pod is, for an error."""
         if self._waits_for:
             return f"its pod still waits for {self._waits_for}"
         if self._pod is None:
-            return f"it has no pod; see `kubectl -n {self._namespace} describe job {self._name}`"
+            return f"it has no pod; see `kubectl -n {self.namespace} describe job {self._name}`"
         return f"its pod is {self._pod['status'].get('phase', 'Pending')}{self._last_lines()}"
 
     def _result(self) -> dict[str, Any]:
@@ -347,7 +448,7 @@ class _Watch:
         pod = self._pod
         text = ""
         if pod:
-            text = self._cluster.log(pod["metadata"]["name"], self._namespace, tail=_TAIL)
+            text = self._cluster.log(pod["metadata"]["name"], self.namespace, tail=_TAIL)
             text = text or "\n".join(self._said) or (_state(pod).get("terminated") or {}).get("message", "")
         # Not splitlines(): a line of a log ends in \n, and a result may hold U+2028.
         return [line for line in text.split("\n") if line.strip()]

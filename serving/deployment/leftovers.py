@@ -6,13 +6,22 @@ it. Everything else with the deployment's label is left over from a run that die
 
 from __future__ import annotations
 
+import datetime
+import time
+
 from serving import names
 from serving.clients.kubernetes import ApiError, Cluster, Object
 from serving.deployment import replicas
 from serving.deployment.record import Record
 from serving.log import Say
-from serving.rendering import access
+from serving.rendering import access, render
 from serving.settings import Settings
+from serving.weights.release import Release
+
+_CLAIM = "PersistentVolumeClaim"
+_FILLS_A_CLAIM = "GCPDataSource"
+_GOES_SECONDS = 240
+"""How long a claim may take to go: as long as a pod that still uses it."""
 
 
 def find(cluster: Cluster, settings: Settings, record: Record, run_id: str, generation: str = "") -> list[Object]:
@@ -76,6 +85,13 @@ def remove_generation(cluster: Cluster, settings: Settings, generation: str, say
     return _delete(cluster, [o for o in _owned(cluster, settings) if _label(o, names.GENERATION) == generation], say)
 
 
+def remove_temporary(cluster: Cluster, settings: Settings, release: Release, say: Say) -> list[str]:
+    """Takes away what was needed only while the release's generation was made."""
+    wanted = {(item["kind"], item["metadata"]["name"]) for item in render.temporary(settings, release)}
+    there = _owned(cluster, settings) if wanted else []
+    return _delete(cluster, [item for item in there if (item["kind"], item["metadata"]["name"]) in wanted], say)
+
+
 def _owned(cluster: Cluster, settings: Settings) -> list[Object]:
     """Everything of the deployment that carries a generation's label, of whatever features, in the order in which it is
     taken away: a server first, so that its pods let go of the volume, the claim before the volume that it binds."""
@@ -99,10 +115,45 @@ def _list(cluster: Cluster, kind: str, namespace: str | None, labels: str) -> li
 def _delete(cluster: Cluster, items: list[Object], say: Say) -> list[str]:
     deleted = []
     for item in items:
-        if cluster.delete(item):
-            deleted.append(f"{item['kind']}/{item['metadata']['name']}")
-            say(f"deleted {deleted[-1]}")
+        what = f"{item['kind']}/{item['metadata']['name']}"
+        if item["kind"] == _FILLS_A_CLAIM and _has_claim(cluster, item):
+            say(f"{what} stays until the {_CLAIM} that is filled from it is gone; the next run takes it away")
+        elif cluster.delete(item):
+            deleted.append(what)
+            say(f"deleted {what}")
     return deleted
+
+
+def _has_claim(cluster: Cluster, source: Object) -> bool:
+    """Whether the claim that is filled from this source is still there, after it had time to go: without its source it
+    would never go. (It is listed again and again: of what another feature made, to list and to delete is our right.)"""
+    name, namespace = source["metadata"]["name"], source["metadata"]["namespace"]
+    give_up = time.monotonic() + _GOES_SECONDS
+    while cluster.list(_CLAIM, namespace, fields=f"metadata.name={name}"):
+        if time.monotonic() > give_up:
+            return True
+        time.sleep(1)
+    return False
+
+
+def hanging(cluster: Cluster, settings: Settings) -> list[str]:
+    """The deployment's claims that have been going for long and do not go, each in words that say what helps. Their
+    disks are paid for."""
+    now = datetime.datetime.now(datetime.UTC)
+    found = []
+    for claim in cluster.list(_CLAIM, settings.namespace, labels=names.selector(settings)):
+        name, since = claim["metadata"]["name"], claim["metadata"].get("deletionTimestamp")
+        if since and (now - datetime.datetime.fromisoformat(since)).total_seconds() > _GOES_SECONDS:
+            found.append(
+                f"{_CLAIM}/{name} is being deleted since {since} and does not go ({_finalizers(claim)}). See which pod "
+                f"uses it, `kubectl -n {settings.namespace} describe pvc {name}`; where none does, `kubectl -n "
+                f'{settings.namespace} patch pvc {name} --type=merge -p \'{{"metadata":{{"finalizers":null}}}}\'`'
+            )
+    return found
+
+
+def _finalizers(item: Object) -> str:
+    return ", ".join(item["metadata"].get("finalizers") or ["no finalizer"])
 
 
 def _label(item: Object, label: str) -> str:

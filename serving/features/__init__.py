@@ -13,6 +13,7 @@ A module has, as it needs them:
                                          deleting those that it owns: verbs
     variant(settings)                    the folder in its scopes that such a deployment has beside their own manifests
     check(settings)                      raises RequestError for settings that it cannot serve
+    caching(settings)                    the Rapid Cache that the bucket is to have for it (Caching), or None
     zones(settings)                      that the release is to know the zones: those that the settings name
     resolved(settings, image)            fields of the release that follow from what the engine's image is now
     suits(settings, look)                raises RequestError for a cluster that it cannot run on, before anything is
@@ -54,6 +55,18 @@ class Binding:
     member: str
     make_role: str = ""
     """The command that makes the role, where it is not one of Google's own."""
+
+
+@dataclass(frozen=True)
+class Caching:
+    """Rapid Cache of the deployment's bucket."""
+
+    zones: list[str]
+    """Where; empty for every zone of the cluster."""
+    ttl_seconds: float
+    """How long what nobody reads is kept."""
+    timeout_seconds: float
+    """How long it may take to make a cache, or to read weights into it."""
 
 
 @dataclass(frozen=True)

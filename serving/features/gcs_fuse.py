@@ -8,8 +8,11 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import Field, field_validator
+
 from serving.errors import AccessError, InconclusiveError, RequestError
-from serving.features import Binding, Explanation, Principal, Symptom
+from serving.features import Binding, Caching, Explanation, Principal, Symptom
+from serving.values import Duration, Zone, in_seconds
 from serving.values import Section as BaseSection
 
 if TYPE_CHECKING:
@@ -52,6 +55,54 @@ class Section(BaseSection):
     profile: Literal["serving", "manual"] = "serving"
     """serving: GKE's StorageClass gcsfusecsi-serving, which tunes itself (GKE 1.35.1-gke.1616000 or newer); manual:
     mount options for older clusters."""
+    rapid_cache: bool = False
+    """Keep weights in Rapid Cache (once Anywhere Cache) in the serving zones: made where it is missing, read into
+    before a new generation's pods start, disabled when no deployment needs it any more. What lies in it is paid for.
+    With profile manual alone: serving makes caches of its own."""
+    rapid_cache_zones: list[Zone] = Field([])
+    """The zones that get one: those with the accelerator. Empty takes all zones of the cluster."""
+    rapid_cache_ttl: Duration = "24h"
+    """How long a cache keeps what nobody reads, 1h to 168h: pods that start later than that read the bucket again."""
+    rapid_cache_timeout: Duration = "1h"
+    """How long it may take to make a cache, and then to read the weights into it. The wait for a machine is
+    serving.capacity_timeout."""
+
+    @field_validator("rapid_cache_ttl")
+    @classmethod
+    def _as_long_as_caches_keep(cls, ttl: str) -> str:
+        seconds = in_seconds(ttl)
+        if not 3600 <= seconds <= 7 * 86400 or seconds != int(seconds):
+            raise ValueError(f"a cache keeps what nobody reads for 1h to 168h, not for {ttl}")
+        return ttl
+
+
+def check(settings: Settings) -> None:
+    """Raises RequestError for caches that the profile makes itself, and for zones elsewhere."""
+    section = _section(settings)
+    if not section.rapid_cache:
+        return
+    if section.profile == "serving":
+        raise RequestError(
+            "gcs_fuse.rapid_cache: the profile serving makes caches of its own, in all zones. Set gcs_fuse.profile: "
+            "manual, or leave rapid_cache out"
+        )
+    region = "-".join(settings.location.split("-")[:2])
+    if elsewhere := [zone for zone in section.rapid_cache_zones if not zone.startswith(f"{region}-")]:
+        raise RequestError(
+            f"gcs_fuse.rapid_cache_zones: {', '.join(elsewhere)} is not where the cluster is ({settings.location})"
+        )
+
+
+def caching(settings: Settings) -> Caching | None:
+    """The caches that the settings ask for."""
+    section = _section(settings)
+    if not section.rapid_cache:
+        return None
+    return Caching(
+        sorted(set(section.rapid_cache_zones)),
+        in_seconds(section.rapid_cache_ttl),
+        in_seconds(section.rapid_cache_timeout),
+    )
 
 
 def values(settings: Settings, release: Release | None) -> dict[str, Any]:

@@ -20,8 +20,8 @@ from serving.values import in_seconds
 from serving.weights.release import Release
 
 APP = "app.kubernetes.io/name"
-_OF_THE_NAMESPACE = ("Namespace", "ServiceAccount")
-"""What other deployments of the namespace may use too: no deployment's label is on it."""
+_OF_OTHERS_TOO = ("Namespace", "ServiceAccount", "ComputeClass")
+"""What other deployments may use too, unless a generation has it: no deployment's label is on it."""
 
 _ORIGIN = {"model", "commit", "weights_key", "weights_uri", "disk_image"}
 """What a generation's Deployment says of its release (serving/deployment/record.py: Known)."""
@@ -175,7 +175,7 @@ def _file_name(kind: str) -> str:
 
 def _labelled(settings: Settings, item: Object, generation: str) -> Object:
     labels = {**settings.labels, "app.kubernetes.io/managed-by": "gemma-gke-pipelines"}
-    if item["kind"] not in _OF_THE_NAMESPACE:
+    if generation or item["kind"] not in _OF_OTHERS_TOO:
         labels |= {APP: "vllm", names.DEPLOYMENT: settings.name}
         if not kinds.find(item["kind"]).namespaced:
             labels[names.NAMESPACE] = settings.namespace

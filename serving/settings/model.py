@@ -263,6 +263,15 @@ class Settings(_FeatureSections):
             raise ValueError(str(error)) from error
         return self
 
+    @model_validator(mode="after")
+    def _features_can_serve_it(self) -> Settings:
+        try:
+            for _ in features.answers(self, "check"):
+                pass
+        except RequestError as error:
+            raise ValueError(str(error)) from error
+        return self
+
     def model_post_init(self, _context: Any) -> None:
         if not self.pipeline_root:
             object.__setattr__(self, "pipeline_root", f"gs://{self.bucket}/pipelines")

@@ -13,8 +13,9 @@ from collections.abc import Iterable
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from serving.clients import storage
-from serving.clients.storage import StoredObject
-from serving.errors import RequestError
+from serving.clients.patience import Interrupted, Patience
+from serving.clients.storage import PreconditionError, StoredObject
+from serving.errors import AccessError, RequestError
 
 NAME = "_MANIFEST.json"
 
@@ -67,6 +68,37 @@ def read(weights_uri: str) -> tuple[Manifest | None, int]:
         raise RequestError(
             f"{uri(weights_uri)} is not a manifest of ours. If nobody needs it: `gcloud storage rm {uri(weights_uri)}`"
         ) from error
+
+
+def read_through(weights_uri: str) -> tuple[Manifest, bytes]:
+    """The manifest, read and as it is stored, for a pod: with little memory, and with patience while the bucket is not
+    open to its service account yet.
+
+    Raises RequestError when there is none, InconclusiveError when it stays closed.
+    """
+    address, pieces = uri(weights_uri), list[bytes]()
+
+    def attempt() -> None:
+        pieces.clear()
+        try:
+            storage.read_through(address, None, pieces.append)
+        except AccessError as error:
+            # A binding that is new counts for some requests at once and for others after minutes.
+            raise Interrupted(
+                f"this pod may not read it: {getattr(error.__cause__, 'message', error)}. Its service account needs "
+                f"{storage.READER_ROLE} on the bucket, which ensure_access binds (with `access: check` an "
+                "administrator does)"
+            ) from error
+
+    try:
+        Patience().until_it_works(address, attempt)
+    except PreconditionError as error:
+        raise RequestError(f"no complete weights at {weights_uri}: there is no {NAME}") from error
+    text = b"".join(pieces)
+    try:
+        return Manifest.model_validate_json(text), text
+    except ValueError as error:
+        raise RequestError(f"{address} is damaged: it is no manifest of ours") from error
 
 
 def complete_below(folder_uri: str) -> list[str]:

@@ -34,6 +34,10 @@ class Release(BaseModel):
     """The Secret Manager version of the server's API key now: `projects/NUMBER/secrets/S/versions/N`; empty without."""
     architecture: str = ""
     """First entry of config.json's `architectures`."""
+    weights_bytes: int = 0
+    """The sum of the served files' sizes, adapters and assistant included."""
+    zones: list[str] = []
+    """The zones in which what the release is served from has to be; empty where that is not ours to say."""
     image_digest: str = ""
     """`sha256:…` of the manifest by which pods pull the engine's image; empty where they pull it by its name."""
     disk_image: str = ""

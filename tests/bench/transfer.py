@@ -46,7 +46,6 @@ OUT = Path("build/bench/transfer.json")
 IN_MEMORY = "baseline, home in memory"
 CASES = {"ours": "ours", "baseline": "baseline", IN_MEMORY: "baseline", "limit": "limit"}
 """Rows of the comparison, and the contestant of each."""
-MARKS = ("<!-- written by make bench-transfer -->", "<!-- end -->")
 
 
 # -- what is moved ------------------------------------------------------------------------------------------
@@ -266,9 +265,9 @@ def main() -> None:
     }
     OUT.parent.mkdir(parents=True, exist_ok=True)
     OUT.write_text(json.dumps(result, indent=2) + "\n")
-    show(result)
+    show(result, in_words(result), OUT)
     if options.docs and not options.quick:
-        write_table(options.docs, result)
+        write_table(options.docs, result, in_words(result))
     return None
 
 
@@ -280,7 +279,8 @@ def working_folder(needed: int) -> Path:
     return Path(tempfile.gettempdir())
 
 
-def show(result: dict[str, Any]) -> None:
+def show(result: dict[str, Any], words: str, written: Path) -> None:
+    """Prints a benchmark's table, what it says in words, and where it was written."""
     from rich.console import Console
     from rich.table import Table
 
@@ -288,7 +288,7 @@ def show(result: dict[str, Any]) -> None:
     for found in result["rows"]:
         table.add_row(*(str(value) for value in found.values()))
     Console().print(table)
-    print(f"{in_words(result)}. {OUT}")
+    print(f"{words}. {written}")
 
 
 def in_words(result: dict[str, Any]) -> str:
@@ -301,15 +301,15 @@ def in_words(result: dict[str, Any]) -> str:
     )
 
 
-def write_table(page: Path, result: dict[str, Any]) -> None:
-    """Replaces what is between the marks of a page."""
+def write_table(page: Path, result: dict[str, Any], words: str) -> None:
+    """Replaces what is between the marks of a benchmark in a page."""
+    begin, end = f"<!-- written by make bench-{result['benchmark']} -->", "<!-- end -->"
     lines = ["| case | seconds | MB/s | CPU s | peak MB | disk MB |", "|---|--:|--:|--:|--:|--:|"]
     lines += [f"| {' | '.join(str(value) for value in found.values())} |" for found in result["rows"]]
-    words = in_words(result)
-    head = f"`make bench-transfer` on {len(os.sched_getaffinity(0))} cores:"
-    made = "\n".join([MARKS[0], head, "", *lines, "", f"{words[0].upper()}{words[1:]}.", MARKS[1]])
-    before, rest = page.read_text().split(MARKS[0])
-    page.write_text(before + made + rest.partition(MARKS[1])[2])
+    head = f"`make bench-{result['benchmark']}` on {len(os.sched_getaffinity(0))} cores:"
+    made = "\n".join([begin, head, "", *lines, "", f"{words[0].upper()}{words[1:]}.", end])
+    before, rest = page.read_text().split(begin)
+    page.write_text(before + made + rest.partition(end)[2])
 
 
 if __name__ == "__main__":

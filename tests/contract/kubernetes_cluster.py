@@ -75,6 +75,7 @@ class Cluster:
             "crash_backoff_seconds": 0.3,
             "project": PROJECT,
             "storage": {"endpoint": storage.url, "root": str(self.folder / "buckets")},
+            "disks": str(self.folder / "disks"),
             "images": [
                 {
                     "match": r"example\.com/python:1|vllm/python@.*",
@@ -145,8 +146,13 @@ class Cluster:
         return self.folder / f"{name}.log"
 
     def configure(self, **changes: Any) -> None:
-        """Changes the file that the autoscaler reads again at each scale-up."""
+        """Changes what the process reads again each time that it matters."""
         self.config_file.write_text(json.dumps({**json.loads(self.config_file.read_text()), **changes}))
+
+    def consumed(self) -> dict[str, dict[str, int]]:
+        """How often each scripted fault of a disk has happened, by zone."""
+        file = self.config_file.with_name("gke.json.consumed")
+        return json.loads(file.read_text()) if file.exists() else {}
 
     # -- clients --------------------------------------------------------------------------------------------
 

@@ -29,6 +29,7 @@ KUBERNETES = ("1.33", "1.35")
 
 RENDERED: dict[str, dict[str, Any]] = {
     **{scenario.name: {"scenario": scenario.name} for scenario in SCENARIOS},
+    "hyperdisk-ml-populator": {"scenario": "hyperdisk-ml", "hyperdisk_ml": {"method": "populator"}},
     "secondary-boot-disk-compute-class": {
         "scenario": "secondary-boot-disk",
         "accelerator": {"spot": True},
@@ -85,6 +86,9 @@ CUSTOM = {
     "PodMonitoring": "monitoring.googleapis.com_podmonitorings",
     "GCPResourceAllowlist": "node.gke.io_gcpresourceallowlists",
     "ComputeClass": "cloud.google.com_computeclasses",
+    "GCPDataSource": "datalayer.gke.io_gcpdatasources",
+    "VolumeSnapshot": "snapshot.storage.k8s.io_volumesnapshots",
+    "VolumeSnapshotClass": "snapshot.storage.k8s.io_volumesnapshotclasses",
 }
 """Kinds whose schema is not Kubernetes' own, with the files of their definitions."""
 
@@ -109,6 +113,8 @@ def release_of(config: Settings) -> Release:
         weights_uri=f"gs://demo-bucket/models/{config.model}/0123456789abcdef",
         generation="g0123456789",
         max_lora_rank=rank,
+        weights_bytes=20_000_000_000,
+        zones=["us-central1-a", "us-central1-b"] if "hyperdisk-ml" in config.chosen_features else [],
         image_digest=f"sha256:{'d' * 64}" if "secondary-boot-disk" in config.chosen_features else "",
         disk_image="gp-0123456789abcdef" if "secondary-boot-disk" in config.chosen_features else "",
         sizing=sizing.judged(sizing.of_catalog(config.model), config.wish(rank)),
@@ -117,7 +123,7 @@ def release_of(config: Settings) -> Release:
 
 def documents(case: str) -> list[dict[str, Any]]:
     """All that is ever applied for a case: what an administrator does first (the namespace is in it), what render
-    shows, and the Service that promote writes."""
+    shows, what is there while a generation is made, and the Service that promote writes."""
     return all_objects(config_of(case))
 
 
@@ -126,6 +132,7 @@ def all_objects(config: Settings) -> list[dict[str, Any]]:
     return [
         *render.admin(config),
         *(item for item in shown if item["kind"] != "Namespace"),
+        *render.temporary(config, release_of(config)),
         *render.entry_objects(config, "g0123456789"),
     ]
 

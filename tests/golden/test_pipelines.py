@@ -86,7 +86,12 @@ def test_there_is_no_golden_file_that_nothing_compiles_to():
 @each_scenario
 def test_nothing_is_promoted_without_the_last_verdict(scenario: Scenario, compiled):
     specification = load(compiled[scenario.name])
-    assert verdicts(specification)[:3] == ["download-weights", "deploy-server", "validate-server"]
+    assert [step for step in verdicts(specification) if step in MUTATING | {"hydrate-volume", "validate-server"}] == [
+        "download-weights",
+        *(["hydrate-volume"] if "hyperdisk-ml" in scenario.features else []),
+        "deploy-server",
+        "validate-server",
+    ]
     conditions = conditions_above(specification, "promote-generation")
     assert any(f"{verdicts(specification)[-1]}-passed'] == true" in condition for condition in conditions)
 
@@ -109,7 +114,7 @@ def test_the_disk_is_baked_beside_the_download_and_there_before_the_deploy(compi
 @each_scenario
 def test_nothing_is_done_when_there_is_nothing_to_do(scenario: Scenario, compiled):
     specification = load(compiled[scenario.name])
-    for name in tasks(specification).keys() & MUTATING:
+    for name in tasks(specification).keys() & (MUTATING | {"bake-disk-image", "hydrate-volume"}):
         conditions = conditions_above(specification, name)
         assert any("resolve-model-Output'] == true" in condition for condition in conditions), name
 

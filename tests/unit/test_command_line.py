@@ -43,9 +43,15 @@ from serving.scenarios import COLUMNS, SCENARIOS, all_features
         (["run", "03", "--set", "accelerator.type=nvidia-l40"], "did you mean nvidia-l4?"),
         (["run", "03", "--set", "model=google/gemma-3-12b-it"], "cannot start"),
         (["run", "03", "--set", "serving.exposure=public"], "vLLM's key guards /v1 alone"),
-        (["run", "03", "--real", "vlm"], "no real part 'vlm'; there are: control-plane, gcsfuse, vllm"),
-        (["run", "03", "--real", "gcsfuse,"], "no real part ''; there are: control-plane, gcsfuse, vllm"),
-        (["run", "03", "--real", ""], "no real part ''; there are: control-plane, gcsfuse, vllm"),
+        (
+            ["run", "03", "--real", "vlm"],
+            "no real part 'vlm'; there are: control-plane, snapshot-controller, gcsfuse, vllm",
+        ),
+        (
+            ["run", "03", "--real", "gcsfuse,"],
+            "no real part ''; there are: control-plane, snapshot-controller, gcsfuse, vllm",
+        ),
+        (["run", "03", "--real", ""], "no real part ''; there are: control-plane, snapshot-controller, gcsfuse, vllm"),
         (["run", "03", "--weights", "nowhere"], "--weights nowhere is not a folder"),
         (["run", "03", "--weights", "."], "--weights . has no files: name the folder of a release"),
         (["fits", "nowhere"], "nowhere is no folder, and no model of the hub, which are called ORG/NAME"),

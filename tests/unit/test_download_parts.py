@@ -13,7 +13,7 @@ from typing import Any
 import google_crc32c
 import pytest
 
-from components.download_weights import progress
+from serving import progress
 from serving.clients import digest, patience
 from serving.clients.digest import ServedFile
 from serving.clients.patience import Interrupted, Patience, Stopped

@@ -383,8 +383,9 @@ class Informers:
     def all(self) -> list[Informer]:
         return list(self._informers.values())
 
-    async def synced(self) -> None:
-        for informer in self.all():
+    async def synced(self, *resources: Resource) -> None:
+        """Waits until these have been listed, or all that are watched now."""
+        for informer in [self.of(resource) for resource in resources] or self.all():
             await informer.synced.wait()
 
     async def stop(self) -> None:

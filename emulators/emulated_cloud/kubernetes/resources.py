@@ -225,11 +225,18 @@ CLAIMS = _named("persistentvolumeclaims")
 STORAGE_CLASSES = _named("storageclasses", "storage.k8s.io")
 CRDS = _named("customresourcedefinitions", "apiextensions.k8s.io")
 CSI_DRIVERS = _named("csidrivers", "storage.k8s.io")
+CSI_NODES = _named("csinodes", "storage.k8s.io")
+VOLUME_ATTACHMENTS = _named("volumeattachments", "storage.k8s.io")
 DEPLOYMENTS = _named("deployments", "apps")
 REPLICA_SETS = _named("replicasets", "apps")
 JOBS = _named("jobs", "batch")
 DISRUPTION_BUDGETS = _named("poddisruptionbudgets", "policy")
 
-# Custom kinds of GKE's own, whose definitions are in crds/.
+# Custom kinds that GKE installs, whose definitions are in crds/.
 ALLOWLISTS = Resource("gcpresourceallowlists", "GCPResourceAllowlist", "node.gke.io", "v1", namespaced=False)
 COMPUTE_CLASSES = Resource("computeclasses", "ComputeClass", "cloud.google.com", "v1", namespaced=False)
+DATA_SOURCES = Resource("gcpdatasources", "GCPDataSource", "datalayer.gke.io")
+_SNAPSHOTS = "snapshot.storage.k8s.io"
+SNAPSHOTS = Resource("volumesnapshots", "VolumeSnapshot", _SNAPSHOTS)
+SNAPSHOT_CONTENTS = Resource("volumesnapshotcontents", "VolumeSnapshotContent", _SNAPSHOTS, namespaced=False)
+SNAPSHOT_CLASSES = Resource("volumesnapshotclasses", "VolumeSnapshotClass", _SNAPSHOTS, namespaced=False)

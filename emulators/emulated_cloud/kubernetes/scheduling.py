@@ -101,6 +101,8 @@ class VolumeNeeds:
 
     problem: str = ""
     affinities: list[Object] = field(default_factory=list)
+    topologies: list[Object] = field(default_factory=list)
+    """NodeSelectors of the classes of those that wait: where their volumes may be made."""
     waiting: list[Object] = field(default_factory=list)
 
 
@@ -123,6 +125,7 @@ def volume_needs(pod: Object, informers: Informers) -> VolumeNeeds:
                 needs.affinities.append(required)
         elif waits_for_consumer(claim, informers):
             needs.waiting.append(claim)
+            needs.topologies += _allowed_topologies(claim, informers)
         else:
             needs.problem = "pod has unbound immediate PersistentVolumeClaims"
         if needs.problem:
@@ -141,6 +144,15 @@ def waits_for_consumer(claim: Object, informers: Informers) -> bool:
     return bool(found) and found.get("volumeBindingMode") == "WaitForFirstConsumer"  # type: ignore[union-attr]
 
 
+def _allowed_topologies(claim: Object, informers: Informers) -> list[Object]:
+    found = informers.of(STORAGE_CLASSES).items.get(claim["spec"].get("storageClassName") or "") or {}
+    terms = [
+        {"matchExpressions": [{**rule, "operator": "In"} for rule in term.get("matchLabelExpressions") or []]}
+        for term in found.get("allowedTopologies") or []
+    ]
+    return [{"nodeSelectorTerms": terms}] if terms else []
+
+
 def misfit(pod: Object, state: NodeState, needs: VolumeNeeds, states: list[NodeState]) -> tuple[list[str], bool]:
     """(reasons, whether preempting others could help); no reasons when the pod fits."""
     spec, node = pod["spec"], state.node
@@ -157,6 +169,8 @@ def misfit(pod: Object, state: NodeState, needs: VolumeNeeds, states: list[NodeS
         return short, all(value <= state.allocatable.get(name, 0) for name, value in asked if name != "pods")
     if any(not node_selector_matches(affinity, node) for affinity in needs.affinities):
         return ["node(s) didn't match PersistentVolume's node affinity"], False
+    if any(not node_selector_matches(topology, node) for topology in needs.topologies):
+        return ["node(s) didn't find available persistent volumes to bind"], False
     if reason := _spread(pod, state, states):
         return [reason], True
     if reason := _anti_affinity(pod, state, states):

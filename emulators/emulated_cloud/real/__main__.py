@@ -1,4 +1,5 @@
-"""`python -m emulated_cloud.real build [PART…]` and `status`: the real parts (control-plane, gcsfuse, vllm)."""
+"""`python -m emulated_cloud.real build [PART…]` and `status`: the real parts (control-plane with
+its snapshot-controller, gcsfuse, vllm)."""
 
 from __future__ import annotations
 
@@ -47,7 +48,7 @@ def build_all(names: list[str]) -> int:
 def status() -> int:
     for part in PARTS.values():
         obstacles = "; ".join(part.obstacles())
-        print(f"{part.name:14} {part.state:12} {f'cannot run here: {obstacles}' if obstacles else part.what}")
+        print(f"{part.name:20} {part.state:12} {f'cannot run here: {obstacles}' if obstacles else part.what}")
     return 0
 
 

@@ -21,7 +21,7 @@ from emulated_cloud.real.parts import PINS, Part, RealPartError, cache
 
 # GOTOOLCHAIN, by which an older Go fetches the one that a module needs, came with this version.
 OLDEST_GO = (1, 21)
-DISK_GB = {"control-plane": 6.0, "gcsfuse": 3.0, "vllm": 8.0}
+DISK_GB = {"control-plane": 6.0, "snapshot-controller": 2.0, "gcsfuse": 3.0, "vllm": 8.0}
 """What a first build takes, caches included."""
 LOG_SECONDS, LOG_WIDTH = 10.0, 160
 _GONE = re.compile(
@@ -53,6 +53,10 @@ def _commands(part: str) -> list[_Command]:
     if part == "control-plane":
         kubernetes = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl")
         return [_Command("etcd", "etcd", "go.etcd.io/etcd/server/v3"), *map(_kubernetes, kubernetes)]
+    if part == "snapshot-controller":
+        package = "github.com/kubernetes-csi/external-snapshotter/v8"
+        version = _pinned(part, package)
+        return [_Command(part, part, f"{package}/cmd/{part}", f"-X main.version={version}")]
     package = "github.com/googlecloudplatform/gcsfuse/v3"
     version = _pinned("gcsfuse", package).lstrip("v")
     return [_Command("gcsfuse", "gcsfuse", package, f"-X {package}/common.gcsfuseVersion={version}")]
@@ -167,6 +171,7 @@ def _build_vllm(part: Part, folder: Path, say: Progress) -> None:
 
 _RECIPES: dict[str, Callable[[Part, Path, Progress], None]] = {
     "control-plane": _build_go,
+    "snapshot-controller": _build_go,
     "gcsfuse": _build_go,
     "vllm": _build_vllm,
 }

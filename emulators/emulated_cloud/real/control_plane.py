@@ -1,9 +1,10 @@
 """`python -m emulated_cloud.real.control_plane --data DIR --tokens FILE`: a real control plane as one process.
 
-etcd, kube-apiserver, kube-controller-manager and kube-scheduler, supervised: when one ends, all end, and the log has
-its last words. DIR holds the cluster (`etcd/`), `tls/` (`ca.crt` is what clients trust) and the key of service-account
-tokens, in the places where the emulated API server keeps its own. FILE is kube-apiserver's token file. It runs in the
-cluster's own network (namespace.py), since pods and nodes have addresses there that nobody else has.
+etcd, kube-apiserver, kube-controller-manager, kube-scheduler and the snapshot controller that GKE has in every cluster,
+supervised: when one ends, all end, and the log has its last words. DIR holds the cluster (`etcd/`), `tls/` (`ca.crt` is
+what clients trust) and the key of service-account tokens, in the places where the emulated API server keeps its own.
+FILE is kube-apiserver's token file. It runs in the cluster's own network (namespace.py), since pods and nodes have
+addresses there that nobody else has.
 
 The request log is the API server's audit log (level Metadata), in the form that every emulator writes.
 """
@@ -44,6 +45,7 @@ PERIOD = "2s"
 OWN_USERS = {
     "kube-controller-manager": ("system:kube-controller-manager", ""),
     "kube-scheduler": ("system:kube-scheduler", ""),
+    "snapshot-controller": ("system:snapshot-controller", ""),
     "installer": ("system:installer", "system:masters"),
 }
 """Users of this process itself, beside those of the token file: name, groups."""
@@ -69,7 +71,7 @@ class Component:
 
     def __init__(self, name: str, logs: Path, argv: Iterable[str], stdout: int | None = None):
         self.name, self.log = name, logs / f"{name}.log"
-        binary = PARTS["control-plane"].folder / name
+        binary = PARTS.get(name, PARTS["control-plane"]).folder / name
         with open(self.log, "a", encoding="utf-8") as log:
             self.popen = subprocess.Popen(
                 [str(binary), *argv],
@@ -99,7 +101,7 @@ class Component:
 
 
 class ControlPlane:
-    """All four. `start` returns when the API server is ready and the CRDs are in; `stop` ends the clients first."""
+    """All of them. `start` returns when the API server is ready and the CRDs are in; `stop` ends the clients first."""
 
     def __init__(self, options: argparse.Namespace):
         self.data, self.port = options.data.absolute(), options.port or _free_port()
@@ -122,6 +124,9 @@ class ControlPlane:
         if not self._bare:
             self._start_controllers(key)
         self._install(told)
+        if not self._bare and not told.is_set():
+            # It ends where its definitions are missing.
+            self._start_snapshot_controller()
 
     def _start_controllers(self, key: Path) -> None:
         kubeconfigs = {name: self._kubeconfig(name) for name in ("kube-controller-manager", "kube-scheduler")}
@@ -137,6 +142,17 @@ class ControlPlane:
             f"--pvclaimbinder-sync-period={PERIOD}",
         )
         self._start("kube-scheduler", *common, f"--kubeconfig={kubeconfigs['kube-scheduler']}")
+
+    def _start_snapshot_controller(self) -> None:
+        kubeconfig = self._kubeconfig("snapshot-controller")
+        self._start(
+            "snapshot-controller",
+            f"--kubeconfig={kubeconfig}",
+            "--leader-election=false",
+            # It would look 30 s for what GKE does not have.
+            "--feature-gates=CSIVolumeGroupSnapshot=false",
+            f"--retry-interval-max={PERIOD}",
+        )
 
     def watch(self, told: threading.Event) -> None:
         """Returns when told to end. Raises ControlPlaneError when a component ends before that."""
@@ -241,7 +257,8 @@ class ControlPlane:
 
     def _install(self, told: threading.Event) -> None:
         """GKE's custom resources and roles, then what the caller wants in the cluster from the start."""
-        for path in [*sorted(CRDS.glob("*.yaml")), CONFIG / "gke.yaml", *self._objects]:
+        roles = (CONFIG / "gke.yaml", CONFIG / "snapshot-controller.yaml")
+        for path in [*sorted(CRDS.glob("*.yaml")), *roles, *self._objects]:
             for item in _documents(path):
                 name = item["metadata"]["name"]
                 try:

@@ -27,11 +27,12 @@ class RealPartError(EmulatorFailed):
 
 @dataclass(frozen=True)
 class Part:
-    """`pins` are files or folders below pins/."""
+    """`pins` are files or folders below pins/; `needs` are the parts that run with it, and only with it."""
 
     name: str
     what: str
     pins: tuple[str, ...]
+    needs: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -70,6 +71,12 @@ PARTS = {
             "control-plane",
             "etcd, kube-apiserver, kube-controller-manager, kube-scheduler, kubectl",
             ("control-plane", "etcd"),
+            needs=("snapshot-controller",),
+        ),
+        Part(
+            "snapshot-controller",
+            "the controller of VolumeSnapshots, beside the control plane",
+            ("snapshot-controller",),
         ),
         Part("gcsfuse", "the mount of the GCS FUSE CSI driver", ("gcsfuse",)),
         Part("vllm", "vLLM on the CPU", ("vllm.txt", "vllm-requirements.txt")),
@@ -89,13 +96,16 @@ def interpreters() -> list[Path]:
 
 
 def require(names: Iterable[str], show: Iterable[Path] = ()) -> None:
-    """Raises RealPartError unless all of these parts are built and can run here, and pods can read what `show` names:
-    folders of the machine that every container sees."""
+    """Raises RealPartError unless all of these parts, and what they need, are built and can run here, and pods can read
+    what `show` names: folders of the machine that every container sees."""
     wanted = list(names)
     for name in wanted:
         if name not in PARTS:
             raise RealPartError(f"there is no real part {name!r}; there are: {', '.join(PARTS)}")
-    for part in (PARTS[name] for name in wanted):
+        for part in PARTS.values():
+            if name in part.needs and part.name not in wanted:
+                raise RealPartError(f"the real {name} runs with the real {part.name} alone: name that")
+    for part in (PARTS[name] for name in dict.fromkeys(each for name in wanted for each in (name, *PARTS[name].needs))):
         if not part.is_built:
             raise RealPartError(
                 f"the real {part.name} is {part.state}: python -m emulated_cloud.real build {part.name}"

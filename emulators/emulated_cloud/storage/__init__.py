@@ -1,6 +1,6 @@
 """Google Cloud Storage on a laptop: `python -m emulated_cloud.storage --root DIR [--bucket NAME]…`.
 
-It speaks the JSON API (with media, multipart and resumable uploads, and batches) and the part of the XML API that
+It speaks the JSON API (media, multipart and resumable uploads, caches, batches) and the part of the XML API that
 clients use for multipart uploads and plain objects. routes.py leads from a path to its answer; store.py keeps buckets
 and objects in files, uploads.py what is still being uploaded; resources.py renders them as the API does.
 

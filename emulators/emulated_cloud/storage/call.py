@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from email.message import Message
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from emulated_cloud.storage.errors import GcsError
 from emulated_cloud.storage.preconditions import Preconditions
 from emulated_cloud.storage.store import Store
 from emulated_cloud.storage.uploads import Uploads
+
+if TYPE_CHECKING:
+    from emulated_cloud.storage.operations import Operations
 
 
 @dataclass
@@ -28,6 +31,7 @@ class Call:
     body: Any
     base_url: str
     uploads: Uploads
+    operations: Operations
 
     @property
     def store(self) -> Store:

@@ -1,6 +1,6 @@
 """Path → answer.
 
-/storage/v1/…                 buckets.py, objects.py     JSON in and out
+/storage/v1/…                 buckets.py, objects.py     JSON in and out; caches.py, operations.py
 /storage/v1/…?alt=media       media.py                   an object's bytes (also below /download)
 /upload/storage/v1/…          media.py                   uploads
 /batch/storage/v1             batch.py                   many of the first kind
@@ -15,9 +15,10 @@ from functools import partial
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from emulated_cloud.http import Handler
-from emulated_cloud.storage import batch, buckets, media, objects, xml_api
+from emulated_cloud.storage import batch, buckets, caches, media, objects, operations, xml_api
 from emulated_cloud.storage.call import Answer, Call, parse_json
 from emulated_cloud.storage.errors import GcsError
+from emulated_cloud.storage.operations import Operations
 from emulated_cloud.storage.uploads import Uploads
 
 _PREFIX = re.compile(r"/(?P<kind>upload/|download/)?storage/v1/")
@@ -28,13 +29,13 @@ def is_xml(path: str) -> bool:
     return _PREFIX.match(path) is None and not path.startswith("/batch/storage/v1")
 
 
-def answer(request: Handler, uploads: Uploads) -> None:
+def answer(request: Handler, uploads: Uploads, running: Operations) -> None:
     """Raises GcsError, HttpError."""
     prefix = _PREFIX.match(request.url_path)
     if is_xml(request.url_path):
         xml(request, uploads)
     elif prefix is None:
-        batch.answer(request, partial(json_request, uploads, request.origin))
+        batch.answer(request, partial(json_request, uploads, running, request.origin))
     else:
         path = [unquote(segment) for segment in request.url_path[prefix.end() :].split("/")]
         reads_media = request.query.get("alt") == "media" and request.command in ("GET", "HEAD")
@@ -48,11 +49,14 @@ def answer(request: Handler, uploads: Uploads) -> None:
             case _:
                 method = "GET" if request.command == "HEAD" else request.command
                 uri = request.path.removeprefix("/download")
-                answered = json_request(uploads, request.origin, method, uri, request.headers, request.read_body())
+                body = request.read_body()
+                answered = json_request(uploads, running, request.origin, method, uri, request.headers, body)
                 request.send(answered.status, answered.body if answered.body is not None else b"")
 
 
-def json_request(uploads: Uploads, base_url: str, method: str, uri: str, headers: Message, body: bytes) -> Answer:
+def json_request(
+    uploads: Uploads, running: Operations, base_url: str, method: str, uri: str, headers: Message, body: bytes
+) -> Answer:
     """Answers a request of the JSON API, alone or one of a batch. Raises GcsError."""
     parts = urlsplit(uri)
     prefix = _PREFIX.match(parts.path)
@@ -60,7 +64,7 @@ def json_request(uploads: Uploads, base_url: str, method: str, uri: str, headers
         raise GcsError(404, "notFound", "Not Found")
     path = [unquote(segment) for segment in parts.path[prefix.end() :].split("/")]
     query = {key: values[-1] for key, values in parse_qs(parts.query).items()}
-    return json_api(Call(method, path, query, parts.query, headers, parse_json(body), base_url, uploads))
+    return json_api(Call(method, path, query, parts.query, headers, parse_json(body), base_url, uploads, running))
 
 
 def json_api(call: Call) -> Answer:
@@ -85,6 +89,20 @@ def json_api(call: Call) -> Answer:
             return buckets.test_permissions(call, name)
         case "GET", ["b", name, "storageLayout"]:
             return buckets.storage_layout(call, name)
+        case "GET", ["b", name, "anywhereCaches"]:
+            return caches.list_caches(call, name)
+        case "POST", ["b", name, "anywhereCaches"]:
+            return caches.insert_cache(call, name)
+        case "GET", ["b", name, "anywhereCaches", cache]:
+            return caches.get_cache(call, name, cache)
+        case "PATCH", ["b", name, "anywhereCaches", cache]:
+            return caches.update_cache(call, name, cache)
+        case "POST", ["b", name, "anywhereCaches", cache, "disable" | "pause" | "resume" as verb]:
+            return caches.change_state(call, name, cache, verb)
+        case "GET", ["b", name, "operations"]:
+            return operations.list_operations(call, name)
+        case "GET", ["b", name, "operations", operation]:
+            return operations.get_operation(call, name, operation)
         case "GET", ["b", name, "o"]:
             return objects.list_objects(call, name)
         case "GET", ["b", bucket, "o", name]:

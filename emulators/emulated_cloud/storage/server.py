@@ -8,6 +8,7 @@ from pathlib import Path
 from emulated_cloud.http import EmulatorServer, Handler
 from emulated_cloud.storage import routes
 from emulated_cloud.storage.errors import GcsError
+from emulated_cloud.storage.operations import Operations
 from emulated_cloud.storage.store import Store
 from emulated_cloud.storage.uploads import Uploads
 
@@ -24,6 +25,7 @@ class StorageServer(EmulatorServer):
     ):
         self.uploads, self.users = Uploads(store), users or {}
         super().__init__(address, StorageHandler, request_log)
+        self.operations = Operations(self.faults)
 
 
 class StorageHandler(Handler):
@@ -38,7 +40,7 @@ class StorageHandler(Handler):
 
     def route(self, method: str) -> None:
         try:
-            routes.answer(self, self.server.uploads)
+            routes.answer(self, self.server.uploads, self.server.operations)
         except GcsError as error:
             self._drain()
             if error.status == 304:

@@ -94,6 +94,8 @@ class Bucket:
     created: str = ""
     updated: str = ""
     objects: dict[str, StoredObject] = field(default_factory=dict)
+    caches: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Caches of it (caches.py), by their zones."""
 
     @property
     def etag(self) -> str:
@@ -165,6 +167,9 @@ class Store:
     def _load(self, file: Path) -> Bucket:
         with _read(file, f"the bucket, {file.parent}") as record:
             bucket = Bucket(folder=file.parent, **record)
+        for cache in bucket.caches.values():
+            # Its operation ended with the process before.
+            cache |= {"state": "RUNNING"} if cache["state"] == "CREATING" else {}
         self._recover(bucket)
         for metadata in (bucket.folder / "metadata").glob("*.json"):
             with _read(metadata, "it: its object is gone then, and the next writer makes it anew") as record:

@@ -166,7 +166,9 @@ def test_an_interrupted_build_leaves_nothing(calls: Path, tmp_path: Path) -> Non
 
 
 def test_a_part_named_wrong_or_not_built_is_one_clear_error(calls: Path, tmp_path: Path) -> None:
-    with pytest.raises(RealPartError, match="there is no real part 'vlm'; there are: control-plane, gcsfuse, vllm"):
+    with pytest.raises(
+        RealPartError, match="there is no real part 'vlm'; there are: control-plane, snapshot-controller, gcsfuse, vllm"
+    ):
         parts.require(["vlm"])
     with pytest.raises(RealPartError, match=r"the real vllm is not built: python -m emulated_cloud\.real build vllm"):
         Cloud(tmp_path / "cloud", real={"vllm"}).start()

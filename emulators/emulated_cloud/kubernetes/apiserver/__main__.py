@@ -32,6 +32,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder that the cluster is kept in")
     parser.add_argument("--tokens", type=Path, required=True, help='token,user,uid,"group1,group2" a line')
     parser.add_argument("--crds", type=Path, default=CRDS, help="folder of definitions to install at start")
+    parser.add_argument(
+        "--objects", type=Path, action="append", default=[], help="YAML of what somebody applied before"
+    )
     options = parser.parse_args()
     try:
         users = read_token_file(options.tokens)
@@ -42,6 +45,8 @@ def main() -> None:
     store = Store(options.data / "cluster.db")
     storage = Storage(store, Resources())
     cluster.start(storage, options.crds)
+    for path in options.objects:
+        cluster.apply(storage, path)
     tokens = Tokens(users, options.data / "service-account.key", store)
     asyncio.run(_serve(storage, tokens, context, options))
     store.close()

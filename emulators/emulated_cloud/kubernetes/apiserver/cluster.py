@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
-from emulated_cloud.kubernetes.apiserver import custom
+from emulated_cloud.kubernetes.apiserver import custom, patching
 from emulated_cloud.kubernetes.apiserver.resources import Resource
 from emulated_cloud.kubernetes.apiserver.storage import Options, Storage
 
@@ -37,15 +38,33 @@ def start(storage: Storage, definitions: Path) -> None:
             _install(storage, path)
 
 
+def apply(storage: Storage, path: Path) -> None:
+    """Applies the objects of a YAML file, as an administrator does. Raises ApiError, and LookupError for a kind that is
+    not served."""
+    for item in _documents(path):
+        resource = next(
+            (one for one in storage.resources if one.kind == item["kind"] and one.api_version == item["apiVersion"]),
+            None,
+        )
+        if resource is None:
+            raise LookupError(f"{path}: no {item['apiVersion']} {item['kind']} is served")
+        name, namespace = item["metadata"]["name"], item["metadata"].get("namespace", "")
+        body, query = json.dumps(item).encode(), {"fieldManager": "gke", "force": "true"}
+        patching.patch(storage, resource, namespace, name, "", body, patching.APPLY, query, Options("gke"))
+
+
 def _install(storage: Storage, path: Path) -> None:
+    for definition in _documents(path):
+        where = ("apiextensions.k8s.io", "v1", "customresourcedefinitions")
+        definition.pop("status", None)
+        _ensure(storage, where, "", definition)
+
+
+def _documents(path: Path) -> list[Object]:
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    for definition in yaml.load_all(path.read_bytes(), Loader=loader):
-        if definition:
-            where = ("apiextensions.k8s.io", "v1", "customresourcedefinitions")
-            definition.pop("status", None)
-            _ensure(storage, where, "", definition)
+    return [document for document in yaml.load_all(path.read_bytes(), Loader=loader) if document]
 
 
 def _ensure(storage: Storage, where: tuple[str, str, str], namespace: str, item: Object) -> None:

@@ -16,6 +16,8 @@ from emulated_cloud.kubernetes.apiserver.resources import Resource
 Object = dict[str, Any]
 
 RETURNED = {
+    "CSIDriver",
+    "CSINode",
     "PersistentVolume",
     "PersistentVolumeClaim",
     "Pod",
@@ -23,6 +25,8 @@ RETURNED = {
     "ResourceQuota",
     "Service",
     "ServiceAccount",
+    "StorageClass",
+    "VolumeAttachment",
 }
 """Kinds of which a deletion returns the object; of the others a Status, once they are gone."""
 

@@ -7,6 +7,7 @@ import asyncio
 from pathlib import Path
 
 from emulated_cloud.kubernetes.client import Client, Informers
+from emulated_cloud.kubernetes.controllers.attachments import AttachmentController
 from emulated_cloud.kubernetes.controllers.deployment import DeploymentController
 from emulated_cloud.kubernetes.controllers.disruption import DisruptionController
 from emulated_cloud.kubernetes.controllers.endpoints import EndpointsController
@@ -15,6 +16,7 @@ from emulated_cloud.kubernetes.controllers.job import JobController
 from emulated_cloud.kubernetes.controllers.namespace import NamespaceController
 from emulated_cloud.kubernetes.controllers.replicaset import ReplicaSetController
 from emulated_cloud.kubernetes.controllers.scheduler import Scheduler
+from emulated_cloud.kubernetes.controllers.snapshots import SnapshotController
 from emulated_cloud.kubernetes.controllers.volumes import VolumeController
 from emulated_cloud.kubernetes.running import run_until_told
 
@@ -29,6 +31,8 @@ async def start(client: Client, job_backoff_seconds: float) -> None:
         JobController(client, informers, job_backoff_seconds),
         EndpointsController(client, informers),
         VolumeController(client, informers),
+        AttachmentController(client, informers),
+        SnapshotController(client, informers),
         DisruptionController(client, informers),
         Scheduler(client, informers),
         GarbageCollector(client, informers),

@@ -11,13 +11,19 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from emulated_cloud.kubernetes.client import Client, Informers, Object
-from emulated_cloud.kubernetes.gke import addons
+from emulated_cloud.kubernetes.gke import addons, pd
 from emulated_cloud.kubernetes.gke.admission import Admission
+from emulated_cloud.kubernetes.gke.attacher import Attacher
 from emulated_cloud.kubernetes.gke.autoscaler import Autoscaler
 from emulated_cloud.kubernetes.gke.config import Config, ConfigError, load
+from emulated_cloud.kubernetes.gke.disk_faults import DiskFaults
+from emulated_cloud.kubernetes.gke.disks import Disks
 from emulated_cloud.kubernetes.gke.gcsfuse import DRIVER, GcsFuseDriver, LinkMounter, Mounter
 from emulated_cloud.kubernetes.gke.image_cache import ImageCache
 from emulated_cloud.kubernetes.gke.nodes import NodeKeeper
+from emulated_cloud.kubernetes.gke.populator import Populator
+from emulated_cloud.kubernetes.gke.provisioner import Provisioner
+from emulated_cloud.kubernetes.gke.snapshotter import Snapshotter
 from emulated_cloud.kubernetes.kubelet.csi import NodeDriver
 from emulated_cloud.kubernetes.kubelet.environment import service_variables
 from emulated_cloud.kubernetes.kubelet.kubelet import Kubelet
@@ -35,9 +41,11 @@ from emulated_cloud.kubernetes.running import run_until_told
 class Gke:
     """All parts, wired."""
 
-    def __init__(self, client: Client, config: Config):
+    def __init__(self, client: Client, config: Config, mounter: pd.Mounter):
         self._client, self._config = client, config
         self._informers = Informers(client)
+        self._faults = DiskFaults(config.path)
+        self._disks = Disks(config.disks, self._faults) if config.disks else None
         self._services = ServiceTable(self._informers)
         self._nodes = NodeKeeper(client, self._informers, config.node_address)
         cache = ImageCache(self._informers, config)
@@ -47,7 +55,7 @@ class Gke:
             config.pods,
             config.image,
             self._variables_for,
-            self._drivers(),
+            self._drivers(mounter),
             config.pod_network,
             config.node_address,
             config.crash_backoff_seconds,
@@ -55,6 +63,7 @@ class Gke:
             cache.pull,
         )
         self._server = KubeletServer(self._kubelet, config.node_address, config.pods.with_name("kubelet"))
+        self._disk_parts = self._start_disk_parts()
         self._autoscaler = Autoscaler(client, self._informers, config, self._nodes, cache)
         self._admission = Admission(client, self._informers)
         self._expose = Expose(self._informers, self._services, config.expose)
@@ -63,24 +72,54 @@ class Gke:
         self._proxy_address = ""
         self._leases: asyncio.Task[None] | None = None
 
-    def _drivers(self) -> dict[str, NodeDriver]:
+    def _drivers(self, disk_mounter: pd.Mounter) -> dict[str, NodeDriver]:
+        drivers: dict[str, NodeDriver] = {}
+        self._disk_driver: pd.PersistentDiskDriver | None = None
+        if self._disks:
+            self._disk_driver = pd.PersistentDiskDriver(
+                self._config.project, self._disks, self._faults, disk_mounter, self._informers
+            )
+            drivers[pd.DRIVER] = self._disk_driver
         storage = self._config.storage
         if storage is None:
-            return {}
+            return drivers
         mounter: Mounter = LinkMounter(storage.root)
         if storage.gcsfuse:
             from emulated_cloud.real.gcsfuse import GcsFuseMounter
 
             mounter = GcsFuseMounter(storage.endpoint, self._config.pods.with_name("gcsfuse"))
         classes = self._informers.of(STORAGE_CLASSES)
-        return {
-            DRIVER: GcsFuseDriver(
-                storage.endpoint,
-                self._config.project,
-                mounter,
-                lambda name: classes.items.get(name, {}).get("mountOptions") or [],
+        drivers[DRIVER] = GcsFuseDriver(
+            storage.endpoint,
+            self._config.project,
+            mounter,
+            lambda name: classes.items.get(name, {}).get("mountOptions") or [],
+        )
+        return drivers
+
+    def _start_disk_parts(self) -> list[Attacher | Populator | Provisioner | Snapshotter]:
+        """The sidecars of the persistent disk driver, and the populator of its volumes."""
+        if not self._disks or not self._disk_driver:
+            return []
+        own = (self._client, self._informers, self._disk_driver)
+        parts: list[Attacher | Populator | Provisioner | Snapshotter] = [
+            Attacher(*own),
+            Snapshotter(*own),
+            Provisioner(*own, self._config.zones),
+        ]
+        if storage := self._config.storage:
+            parts.append(
+                Populator(
+                    self._client,
+                    self._informers,
+                    self._disks,
+                    self._faults,
+                    self._config.project,
+                    storage.endpoint,
+                    storage.root,
+                )
             )
-        }
+        return parts
 
     def _runtime(self) -> Runtime:
         if not self._config.private_roots:
@@ -107,6 +146,8 @@ class Gke:
         """The pods' processes first, while the rest still serves them."""
         await self._autoscaler.stop()
         await self._admission.queue.stop()
+        for part in self._disk_parts:
+            await part.stop()
         await self._kubelet.stop()
         await self._balancers.stop()
         await self._expose.stop()
@@ -151,9 +192,12 @@ def main() -> None:
     if claimed:
         config = replace(config, pod_network=claimed.pod_network, load_balancer_network=claimed.load_balancer_network)
 
+    # Before there is a second thread, which would stay outside.
+    mounter = pd.mounter()
+
     async def run() -> None:
         async with Client.from_kubeconfig(args.kubeconfig, "gke") as client:
-            gke = Gke(client, config)
+            gke = Gke(client, config, mounter)
             try:
                 await run_until_told(client.server, gke.start())
             finally:

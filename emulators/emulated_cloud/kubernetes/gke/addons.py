@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from emulated_cloud.kubernetes.client import ApiError, Client, Object
+from emulated_cloud.kubernetes.gke import pd
 from emulated_cloud.kubernetes.gke.gcsfuse import DRIVER
+from emulated_cloud.kubernetes.gke.populator import NAMESPACE as POPULATOR_NAMESPACE
 from emulated_cloud.kubernetes.resources import CSI_DRIVERS, NAMESPACES, STORAGE_CLASSES, Resource
 
 MANAGED = {"addonmanager.kubernetes.io/mode": "Reconcile", "k8s-app": "gcp-compute-persistent-disk-csi-driver"}
@@ -26,7 +28,7 @@ def _disk(name: str, kind: str, default: bool = False) -> Object:
         meta["annotations"] = {"storageclass.kubernetes.io/is-default-class": "true"}
     return {
         "metadata": meta,
-        "provisioner": "pd.csi.storage.gke.io",
+        "provisioner": pd.DRIVER,
         "parameters": {"type": kind},
         "allowVolumeExpansion": True,
         "reclaimPolicy": "Delete",
@@ -36,6 +38,7 @@ def _disk(name: str, kind: str, default: bool = False) -> Object:
 
 ADDONS: list[tuple[Resource, Object]] = [
     (NAMESPACES, {"metadata": {"name": "gcs-fuse-csi-driver"}}),
+    (NAMESPACES, {"metadata": {"name": POPULATOR_NAMESPACE}}),
     (
         CSI_DRIVERS,
         {
@@ -45,6 +48,18 @@ ADDONS: list[tuple[Resource, Object]] = [
                 "podInfoOnMount": True,
                 "requiresRepublish": True,
                 "volumeLifecycleModes": ["Persistent", "Ephemeral"],
+                "fsGroupPolicy": "ReadWriteOnceWithFSType",
+            },
+        },
+    ),
+    (
+        CSI_DRIVERS,
+        {
+            "metadata": {"name": pd.DRIVER, "labels": MANAGED},
+            "spec": {
+                "attachRequired": True,
+                "podInfoOnMount": False,
+                "volumeLifecycleModes": ["Persistent"],
                 "fsGroupPolicy": "ReadWriteOnceWithFSType",
             },
         },

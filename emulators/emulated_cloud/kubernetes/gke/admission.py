@@ -1,4 +1,4 @@
-"""What GKE's admission adds to pods: tolerations for the accelerators and the Spot nodes that they ask for.
+"""What GKE's admission adds to pods: tolerations for accelerators, Spot nodes and compute classes that they ask for.
 
 On GKE a webhook does it before the pod is stored. Here it is done right afterwards, through the one change of a
 stored pod's spec that the API allows there (adding tolerations), so that it works with any API server.
@@ -7,7 +7,15 @@ stored pod's spec that the API allows there (adding tolerations), so that it wor
 from __future__ import annotations
 
 from emulated_cloud.kubernetes.client import Client, Informers, Object, key_of, split_key
-from emulated_cloud.kubernetes.gke.machines import GPU_TAINT, SPOT_LABEL, SPOT_TAINT, TPU_TAINT, accelerator_of
+from emulated_cloud.kubernetes.gke.machines import (
+    GPU_TAINT,
+    SPOT_LABEL,
+    SPOT_TAINT,
+    TPU_TAINT,
+    accelerator_of,
+    class_taint,
+    compute_class_of,
+)
 from emulated_cloud.kubernetes.resources import PODS
 from emulated_cloud.kubernetes.selectors import tolerates
 from emulated_cloud.kubernetes.workqueue import WorkQueue
@@ -45,9 +53,11 @@ def missing_tolerations(pod: Object) -> list[Object]:
     wanted = [taint for taint in (GPU_TAINT, TPU_TAINT) if taint["key"] == accelerator]
     if (pod["spec"].get("nodeSelector") or {}).get(SPOT_LABEL) == "true":
         wanted.append(SPOT_TAINT)
+    if compute_class := compute_class_of(pod):
+        wanted.append(class_taint(compute_class))
     return [
         {"key": taint["key"], "operator": "Equal", "value": taint["value"], "effect": taint["effect"]}
-        if taint is SPOT_TAINT
+        if taint not in (GPU_TAINT, TPU_TAINT)
         else {"key": taint["key"], "operator": "Exists", "effect": taint["effect"]}
         for taint in wanted
         if not tolerates(pod["spec"].get("tolerations"), taint)

@@ -23,12 +23,17 @@ from emulated_cloud.kubernetes.gke.config import Config
 from emulated_cloud.kubernetes.gke.image_cache import POOL_LABEL, ImageCache
 from emulated_cloud.kubernetes.gke.machines import (
     ACCELERATOR_LABEL,
+    BUILT_IN_CLASSES,
+    DEFAULT_FAMILIES,
     DRIVER_LABEL,
+    FAMILY_LABEL,
     MACHINE_TYPES,
     SPOT_LABEL,
     TPU_LABEL,
     MachineType,
     accelerator_of,
+    compute_class_of,
+    family_of,
     node_template,
 )
 from emulated_cloud.kubernetes.gke.nodes import NodeKeeper
@@ -137,6 +142,7 @@ class Autoscaler:
             SPOT_LABEL in template["metadata"]["labels"],
             _driver(pod),
             name,
+            _built_in_class(pod),
         )
         self._cache.equip(node, machine, pod)
         upcoming = Upcoming(node, machine, zone)
@@ -166,11 +172,17 @@ class Autoscaler:
         for machine in self._sold():
             if wanted is not None and machine.resource != wanted:
                 continue
-            if wanted is None and machine.resource:
+            if wanted is None and (machine.resource or not _may_be(family_of(machine.name), pod)):
                 continue
             for zone in self._zones_by_load():
                 template = node_template(
-                    machine, zone, self._config.cluster, self._config.project.id, spot, _driver(pod)
+                    machine,
+                    zone,
+                    self._config.cluster,
+                    self._config.project.id,
+                    spot,
+                    _driver(pod),
+                    compute_class=_built_in_class(pod),
                 )
                 self._cache.equip(template, machine, pod)
                 state = NodeState(template)
@@ -254,6 +266,26 @@ class Autoscaler:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.queue.stop()
+
+
+def _built_in_class(pod: Object) -> str:
+    name = compute_class_of(pod)
+    return name if name in BUILT_IN_CLASSES else ""
+
+
+def _may_be(family: str, pod: Object) -> bool:
+    """Whether a pod without accelerators is given such a machine: an ordinary one, or one that it asks for, itself or
+    by a class of its cluster's own."""
+    selector = pod["spec"].get("nodeSelector") or {}
+    if family in DEFAULT_FAMILIES or selector.get(FAMILY_LABEL) == family:
+        return True
+    if compute_class_of(pod) and not _built_in_class(pod):
+        return True
+    affinity = ((pod["spec"].get("affinity") or {}).get("nodeAffinity") or {}).get(
+        "requiredDuringSchedulingIgnoredDuringExecution"
+    ) or {}
+    rules = [rule for term in affinity.get("nodeSelectorTerms") or [] for rule in term.get("matchExpressions") or []]
+    return any(rule["key"] == FAMILY_LABEL and family in (rule.get("values") or []) for rule in rules)
 
 
 def _driver(pod: Object) -> str:

@@ -12,6 +12,8 @@ cluster              name of the cluster, in node names
 project              {"id", "number"}
 storage              {"endpoint": URL of the GCS emulator, "root": its folder,
                      "gcsfuse": true for real mounts (emulated_cloud/real/gcsfuse.py) instead of links to that folder}
+disks                folder of Compute Engine's disks (gke/disks.py), which outlive the cluster
+disk_faults          what goes wrong with them (gke/disk_faults.py); read again each time
 compute              folder of the emulated Compute Engine (google/compute/store.py), which has the disk images
 logs                 file to which LogEntry objects are appended, a line each, for Cloud Logging (google/logging.py)
 private_roots        true: containers have a root and a user of their own (emulated_cloud/real/runtime.py)
@@ -94,6 +96,7 @@ class Config:
     backoff_seconds: float = 5.0
     cluster: str = "gemma"
     storage: Storage | None = None
+    disks: Path | None = None
     node_pools: list[dict[str, Any]] = field(default_factory=list)
     compute: Path | None = None
     registry: str = ""
@@ -133,7 +136,7 @@ def load(path: Path) -> Config:
     """Raises ConfigError."""
     try:
         given: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        for changeable in ("decline", "uncached_layers"):
+        for changeable in ("decline", "disk_faults", "uncached_layers"):
             given.pop(changeable, None)
         storage = given.get("storage")
         return Config(
@@ -145,6 +148,7 @@ def load(path: Path) -> Config:
                 "storage": Storage(storage["endpoint"].rstrip("/"), Path(storage["root"]), bool(storage.get("gcsfuse")))
                 if storage
                 else None,
+                "disks": Path(given["disks"]).absolute() if given.get("disks") else None,
                 "compute": Path(given["compute"]) if given.get("compute") else None,
                 "logs": Path(given["logs"]) if given.get("logs") else None,
                 "show": [Path(folder) for folder in given.get("show", [])],

@@ -14,23 +14,14 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Protocol
-from urllib.parse import quote
-
-import aiohttp
 
 from emulated_cloud.kubernetes.client import Object
 from emulated_cloud.kubernetes.gke.config import Project
+from emulated_cloud.kubernetes.gke.iam import NotReadable, check_reader, principal
 from emulated_cloud.kubernetes.kubelet.csi import CsiError, PublishRequest
 
 DRIVER = "gcsfuse.csi.storage.gke.io"
 ENABLED = "gke-gcsfuse/volumes"
-ROLES_THAT_READ = {
-    "roles/storage.objectViewer",
-    "roles/storage.objectUser",
-    "roles/storage.objectAdmin",
-    "roles/storage.admin",
-    "roles/storage.legacyBucketReader",
-}
 # What the driver and the kernel take besides gcsfuse's own flags.
 _MOUNT_FLAGS = {"ro", "rw", "read_ahead_kb", "max_ratio", "noexec", "nosuid", "nodev"}
 _ATTRIBUTES = {
@@ -135,36 +126,13 @@ class GcsFuseDriver:
         await self._mounter.unmount(target)
 
     async def _check_access(self, pod: Object, bucket: str, words: str) -> None:
-        """The bucket's IAM policy must give the pod's service account a role that reads objects."""
-        timeout = aiohttp.ClientTimeout(total=30)
-        url = f"{self._endpoint}/storage/v1/b/{quote(bucket, safe='')}/iam"
-        try:
-            async with aiohttp.ClientSession(timeout=timeout) as session, session.get(url) as answer:
-                policy = await answer.json(content_type=None) if answer.status == 200 else {}
-                status = answer.status
-        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-            raise CsiError("Internal", f'failed to get GCS bucket "{bucket}": {error}') from error
-        quoted = f'"{bucket}"'
-        if status == 404:
-            raise CsiError("NotFound", words.format(bucket=quoted, why="storage: bucket doesn't exist"))
-        principal = self.principal(pod)
-        allowed = status == 200 and any(
-            binding["role"] in ROLES_THAT_READ and principal in binding.get("members", [])
-            for binding in policy.get("bindings", [])
-        )
-        if not allowed:
-            why = (
-                f"googleapi: Error 403: {principal.removeprefix('principal://iam.googleapis.com/')} does not have "
-                "storage.objects.list access to the Google Cloud Storage bucket. Permission 'storage.objects.list' "
-                "denied on resource (or it may not exist)., forbidden"
-            )
-            raise CsiError("PermissionDenied", words.format(bucket=quoted, why=why))
-
-    def principal(self, pod: Object) -> str:
-        """The pod's service account as IAM names it (Workload Identity Federation for GKE)."""
+        """The pod's service account must be one that may read the bucket."""
         account = pod["spec"].get("serviceAccountName") or "default"
-        pool = f"projects/{self._project.number}/locations/global/workloadIdentityPools/{self._project.id}.svc.id.goog"
-        return f"principal://iam.googleapis.com/{pool}/subject/ns/{pod['metadata']['namespace']}/sa/{account}"
+        who = principal(self._project, pod["metadata"]["namespace"], account)
+        try:
+            await check_reader(self._endpoint, bucket, who)
+        except NotReadable as error:
+            raise CsiError(error.code, words.format(bucket=f'"{bucket}"', why=error)) from error
 
 
 def _boolean(attributes: dict[str, str], name: str) -> bool:

@@ -20,6 +20,9 @@ SPOT_LABEL = "cloud.google.com/gke-spot"
 GPU_TAINT = {"key": GPU, "value": "present", "effect": "NoSchedule"}
 TPU_TAINT = {"key": TPU, "value": "present", "effect": "NoSchedule"}
 SPOT_TAINT = {"key": SPOT_LABEL, "value": "true", "effect": "NoSchedule"}
+FAMILY_LABEL = "cloud.google.com/machine-family"
+COMPUTE_CLASS = "cloud.google.com/compute-class"
+"""Label and taint of the nodes of a compute class."""
 EPHEMERAL_BYTES = 1000 * 2**30
 MAX_PODS = 110
 
@@ -47,7 +50,15 @@ def _machine_types() -> list[MachineType]:
     """All that are known, smallest first within a family."""
     general = [
         MachineType(f"{family}-standard-{cpu}", cpu, cpu * 4)
-        for family, sizes in {"e2": (2, 4, 8, 16, 32), "n2": (2, 4, 8, 16, 32, 48, 64, 80, 96, 128)}.items()
+        for family, sizes in {
+            "e2": (2, 4, 8, 16, 32),
+            "n2": (2, 4, 8, 16, 32, 48, 64, 80, 96, 128),
+            "c3": (4, 8, 22, 44, 88, 176),
+            "c3d": (4, 8, 16, 30, 60, 90, 180, 360),
+            "c4": (2, 4, 8, 16, 24, 32, 48, 96, 144, 192, 288),
+            "c4d": (2, 4, 8, 16, 32, 48, 64, 96, 192, 384),
+            "n4": (2, 4, 8, 16, 32, 48, 64, 80),
+        }.items()
         for cpu in sizes
     ]
     cards = {4: 1, 8: 1, 12: 1, 16: 1, 32: 1, 24: 2, 48: 4, 96: 8}
@@ -65,13 +76,51 @@ def _machine_types() -> list[MachineType]:
 
 
 MACHINE_TYPES = _machine_types()
+DEFAULT_FAMILIES = {"e2", "n2"}
+"""Machines without accelerators that a pod gets which asks for none in particular."""
+BUILT_IN_CLASSES = {"Accelerator", "Balanced", "Performance", "Scale-Out"}
+"""Compute classes that every Autopilot cluster has; others are ComputeClass objects."""
+
+_HYPERDISK_ML = {"a2", "a3", "a4", "a4x", "c3", "c3d", "c4", "c4a", "c4d", "g2", "g4", "n4", "n4a", "n4d"} | {
+    "ct5e",
+    "ct5lp",
+    "ct5p",
+    "ct6e",
+    "tpu7x",
+}
+_DISK_FAMILIES = {
+    "hyperdisk-ml": _HYPERDISK_ML,
+    "hyperdisk-balanced": _HYPERDISK_ML - {"a2", "g2"} | {"h3", "m1", "m2", "m3", "x4", "z3"},
+}
+"""Which machines attach which Hyperdisk: "Machine series support" in Compute Engine's documentation, 2026."""
+_WITHOUT_PERSISTENT_DISK = {"a4", "a4x", "c4", "c4a", "c4d", "g4", "n4", "n4a", "n4d", "tpu7x", "x4"}
+
+
+def family_of(machine: str) -> str:
+    return machine.split("-")[0]
+
+
+def attaches(machine: str, disk: str) -> bool:
+    """Whether a machine type can have a disk of this type."""
+    family = family_of(machine)
+    if disk.startswith("pd-"):
+        return family not in _WITHOUT_PERSISTENT_DISK
+    return family in _DISK_FAMILIES.get(disk, ())
 
 
 def node_template(
-    machine: MachineType, zone: str, cluster: str, project: str, spot: bool, driver: str, name: str = ""
+    machine: MachineType,
+    zone: str,
+    cluster: str,
+    project: str,
+    spot: bool,
+    driver: str,
+    name: str = "",
+    compute_class: str = "",
 ) -> Object:
-    """The Node that a machine of this type becomes; without a name, the template that the autoscaler simulates."""
-    pool = pool_name(machine, spot, driver)
+    """The Node that a machine of this type becomes; without a name, the template that the autoscaler simulates.
+    `compute_class` is one that every Autopilot cluster has."""
+    pool = pool_name(machine, spot, driver, compute_class)
     region = zone.rsplit("-", 1)[0]
     labels = {
         "beta.kubernetes.io/arch": "amd64",
@@ -82,7 +131,7 @@ def node_template(
         "cloud.google.com/gke-nodepool": pool,
         "cloud.google.com/gke-os-distribution": "cos",
         "cloud.google.com/gke-provisioning": "spot" if spot else "standard",
-        "cloud.google.com/machine-family": machine.name.split("-")[0],
+        FAMILY_LABEL: family_of(machine.name),
         "failure-domain.beta.kubernetes.io/region": region,
         "failure-domain.beta.kubernetes.io/zone": zone,
         "iam.gke.io/gke-metadata-server-enabled": "true",
@@ -108,10 +157,16 @@ def node_template(
     if spot:
         labels[SPOT_LABEL] = "true"
         taints.append(SPOT_TAINT)
+    if compute_class:
+        labels[COMPUTE_CLASS] = compute_class
+        taints.append(class_taint(compute_class))
+    meta: Object = {"name": name or f"template-{machine.name}", "labels": labels}
+    # Its volumes are attached by the control plane.
+    meta["annotations"] = {"volumes.kubernetes.io/controller-managed-attach-detach": "true"}
     node: Object = {
         "apiVersion": "v1",
         "kind": "Node",
-        "metadata": {"name": name or f"template-{machine.name}", "labels": labels},
+        "metadata": meta,
         "spec": {"providerID": f"gce://{project}/{zone}/{name}"},
         "status": {"capacity": _capacity(machine), "allocatable": _allocatable(machine)},
     }
@@ -131,9 +186,18 @@ def accelerator_of(pod: Object) -> str | None:
     return GPU if ACCELERATOR_LABEL in selector else TPU if TPU_LABEL in selector else None
 
 
-def pool_name(machine: MachineType, spot: bool, driver: str) -> str:
+def compute_class_of(pod: Object) -> str:
+    """The compute class that a pod selects; empty when it selects none."""
+    return str((pod["spec"].get("nodeSelector") or {}).get(COMPUTE_CLASS, ""))
+
+
+def class_taint(compute_class: str) -> dict[str, str]:
+    return {"key": COMPUTE_CLASS, "value": compute_class, "effect": "NoSchedule"}
+
+
+def pool_name(machine: MachineType, spot: bool, driver: str, compute_class: str = "") -> str:
     """The name that node auto-provisioning gives a pool of such machines."""
-    digest = hashlib.sha256(f"{machine.name}{spot}{driver}".encode()).hexdigest()[:8]
+    digest = hashlib.sha256(f"{machine.name}{spot}{driver}{compute_class}".encode()).hexdigest()[:8]
     return f"nap-{machine.name}-{'spot-' if spot else ''}{digest}"
 
 

@@ -12,7 +12,8 @@ import aiohttp
 
 from emulated_cloud.kubernetes.client import ApiError, Client, Informers, Object, timestamp
 from emulated_cloud.kubernetes.events import EventRecorder
-from emulated_cloud.kubernetes.resources import LEASES, NODES
+from emulated_cloud.kubernetes.gke.pd import ATTACH_LIMIT, DRIVER, ZONE_KEY
+from emulated_cloud.kubernetes.resources import CSI_NODES, LEASES, NODES
 
 LEASE_NAMESPACE = "kube-node-lease"
 LEASE_SECONDS = 40
@@ -31,6 +32,7 @@ class NodeKeeper:
         """Takes over the nodes that an earlier process registered: their kubelet is at this process's port now."""
         for node in list(self._nodes.items.values()):
             await self._report(node)
+            await self._register_driver(node)
             await self._renew(node["metadata"]["name"])
 
     async def register(self, node: Object) -> Object:
@@ -44,9 +46,27 @@ class NodeKeeper:
             made = await self._client.get(NODES, node["metadata"]["name"])
         made = {**made, "status": {**(made.get("status") or {}), **status}}
         await self._renew(node["metadata"]["name"])
+        await self._register_driver(made)
         made = await self._report(made)
         self._events.event(made, "Normal", "NodeReady", f"Node {made['metadata']['name']} status is now: NodeReady")
         return made
+
+    async def _register_driver(self, node: Object) -> None:
+        """Says how many disks the scheduler may count on, as the driver's registrar on the node does."""
+        meta = node["metadata"]
+        driver = {
+            "name": DRIVER,
+            "nodeID": node["spec"]["providerID"].removeprefix("gce://"),
+            "topologyKeys": [ZONE_KEY],
+            "allocatable": {"count": ATTACH_LIMIT},
+        }
+        owner = {"apiVersion": "v1", "kind": "Node", "name": meta["name"], "uid": meta["uid"]}
+        body = {"metadata": {"name": meta["name"], "ownerReferences": [owner]}, "spec": {"drivers": [driver]}}
+        try:
+            await self._client.create(CSI_NODES, body)
+        except ApiError as error:
+            if error.status != 409:
+                raise
 
     async def remove(self, node: Object) -> None:
         await self._client.delete(NODES, node["metadata"]["name"], uid=node["metadata"]["uid"])
@@ -69,6 +89,8 @@ class NodeKeeper:
             "capacity": node["status"].get("capacity"),
             "allocatable": node["status"].get("allocatable"),
             "conditions": _conditions(),
+            # Whoever uses one mounts it again.
+            "volumesInUse": [],
             "addresses": [
                 {"type": "InternalIP", "address": self._address},
                 {"type": "Hostname", "address": name},

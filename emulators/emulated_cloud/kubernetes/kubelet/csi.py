@@ -11,6 +11,7 @@ class CsiError(Exception):
     """A driver's refusal: a gRPC code and its description, as the kubelet's events show them."""
 
     def __init__(self, code: str, description: str):
+        self.code = code
         super().__init__(f"rpc error: code = {code} desc = {description}")
 
 

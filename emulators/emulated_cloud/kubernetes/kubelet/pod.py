@@ -138,6 +138,7 @@ class PodWorker:
             await asyncio.wait([work, ending], return_when=asyncio.FIRST_COMPLETED)
             if not self._ending.is_set():
                 work.result()
+                await self.node.volumes.release(self.pod, self.folder / "volumes")
                 self.changed()
                 await ending
             await self._terminate(work)

@@ -5,14 +5,26 @@ PODS/<pod uid>/volumes/<volume name>
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import shutil
 from pathlib import Path
 
+from emulated_cloud.kubernetes.attachment import attachment_name, needs_attachment, unique_name
 from emulated_cloud.kubernetes.client import ApiError, Client, Informers, Object
 from emulated_cloud.kubernetes.kubelet.csi import CsiError, NodeDriver, PublishRequest
 from emulated_cloud.kubernetes.kubelet.fields import FieldError, field_value, resource_value
-from emulated_cloud.kubernetes.resources import CLAIMS, CONFIG_MAPS, SECRETS, SERVICE_ACCOUNTS, VOLUMES, Resource
+from emulated_cloud.kubernetes.resources import (
+    CLAIMS,
+    CONFIG_MAPS,
+    CSI_DRIVERS,
+    NODES,
+    SECRETS,
+    SERVICE_ACCOUNTS,
+    VOLUME_ATTACHMENTS,
+    VOLUMES,
+    Resource,
+)
 
 # Set by the API server's default; a real kubelet refreshes the token long before.
 TOKEN_SECONDS = 3607
@@ -27,9 +39,16 @@ class VolumeError(Exception):
 
 class VolumeManager:
     def __init__(self, client: Client, informers: Informers, drivers: dict[str, NodeDriver]):
-        self._client, self._drivers = client, drivers
+        self._client, self._informers, self._drivers = client, informers, drivers
         self._claims = informers.of(CLAIMS)
         self._volumes = informers.of(VOLUMES)
+        self._attachments = informers.of(VOLUME_ATTACHMENTS)
+        informers.of(CSI_DRIVERS)
+        self._attachment_changed = asyncio.Event()
+        self._attachments.on_change(lambda _old, _new: self._attachment_changed.set())
+        self._attached: dict[str, dict[str, set[str]]] = {}
+        """The volumes that a node has attached and its pods use: node, volume, uids of pods."""
+        self._reporting = asyncio.Lock()
         self._in_use: dict[tuple[str, str, str], tuple[str, set[str]]] = {}
 
     async def mount(self, pod: Object, volume: Object, folder: Path) -> None:
@@ -59,6 +78,14 @@ class VolumeManager:
         except (CsiError, FieldError, LookupError) as error:
             raise VolumeError(name, str(error.args[0] if isinstance(error, LookupError) else error)) from error
 
+    async def release(self, pod: Object, folder: Path) -> None:
+        """Takes down what is attached for a pod that will not run again, though it is kept for its logs."""
+        for volume in pod["spec"].get("volumes") or []:
+            found = self._volume_of(pod, volume["persistentVolumeClaim"]) if "persistentVolumeClaim" in volume else None
+            if found and needs_attachment(found, self._informers):
+                await self._driver(found["spec"]["csi"]["driver"]).unpublish(folder / volume["name"])
+        await self._report_unused(pod)
+
     async def unmount(self, pod: Object, folder: Path) -> None:
         """Takes all volumes of a pod down; what was mounted elsewhere stays whole."""
         uid = pod["metadata"]["uid"]
@@ -67,13 +94,16 @@ class VolumeManager:
             if not users:
                 del self._in_use[key]
         if not folder.exists():
+            await self._report_unused(pod)
             return
-        drivers = {volume["name"]: self._driver_of(pod, volume) for volume in pod["spec"].get("volumes") or []}
+        drivers = {volume["name"]: self._drivers_of(pod, volume) for volume in pod["spec"].get("volumes") or []}
         for entry in folder.iterdir():
-            if driver := drivers.get(entry.name):
-                await driver.unpublish(entry)
+            if found := drivers.get(entry.name):
+                for driver in found:
+                    await driver.unpublish(entry)
             elif entry.is_dir():
                 shutil.rmtree(entry, ignore_errors=True)
+        await self._report_unused(pod)
 
     # -- contents -------------------------------------------------------------------------------------------
 
@@ -147,6 +177,8 @@ class VolumeManager:
         csi = volume["spec"].get("csi")
         if csi is None:
             raise VolumeError(name, "only CSI volumes are to be had on this node")
+        if needs_attachment(volume, self._informers):
+            await self._wait_for_attachment(pod, volume)
         volume = self._one_a_handle(pod, volume)
         csi = volume["spec"]["csi"]
         request = PublishRequest(
@@ -164,6 +196,41 @@ class VolumeManager:
         except (CsiError, LookupError) as error:
             words = str(error.args[0])
             raise VolumeError(name, words) from error
+
+    async def _wait_for_attachment(self, pod: Object, volume: Object) -> None:
+        """For as long as it takes: what goes wrong with it is told by the controller that attaches. It is told first
+        that the volume is in use: it does not detach one that is."""
+        node = pod["spec"]["nodeName"]
+        users = self._attached.setdefault(node, {}).setdefault(unique_name(volume), set())
+        if pod["metadata"]["uid"] not in users:
+            users.add(pod["metadata"]["uid"])
+            await self._report_in_use(node)
+        name = attachment_name(volume, node)
+        while not ((self._attachments.items.get(name) or {}).get("status") or {}).get("attached"):
+            self._attachment_changed.clear()
+            await self._attachment_changed.wait()
+
+    async def _report_unused(self, pod: Object) -> None:
+        """What the pod was the last to use may be detached."""
+        node = pod["spec"]["nodeName"]
+        volumes = self._attached.get(node, {})
+        left = [name for name, users in volumes.items() if users == {pod["metadata"]["uid"]}]
+        for users in volumes.values():
+            users.discard(pod["metadata"]["uid"])
+        for name in left:
+            del volumes[name]
+        if left:
+            await self._report_in_use(node)
+
+    async def _report_in_use(self, node: str) -> None:
+        # One after another: the last word must be the newest.
+        async with self._reporting:
+            status = {"volumesInUse": sorted(self._attached.get(node, {}))}
+            try:
+                await self._client.patch(NODES, node, "", {"status": status}, "strategic", "status")
+            except ApiError as error:
+                if error.status != 404:
+                    raise
 
     async def _publish_inline(self, pod: Object, csi: Object, folder: Path) -> None:
         attributes = csi.get("volumeAttributes") or {}
@@ -190,15 +257,18 @@ class VolumeManager:
         users.add(pod["metadata"]["uid"])
         return self._volumes.items.get(name, volume)
 
-    def _driver_of(self, pod: Object, volume: Object) -> NodeDriver | None:
+    def _drivers_of(self, pod: Object, volume: Object) -> list[NodeDriver]:
+        """The drivers that may have published a volume; none for what is the kubelet's own."""
+        name = ""
         if "csi" in volume:
-            return self._drivers.get(volume["csi"]["driver"])
-        if "persistentVolumeClaim" in volume:
-            # The claim may have gone; every driver removes just what it made.
+            name = volume["csi"]["driver"]
+        elif "persistentVolumeClaim" in volume:
             found = self._volume_of(pod, volume["persistentVolumeClaim"])
-            name = found["spec"]["csi"]["driver"] if found and "csi" in found["spec"] else None
-            return self._drivers.get(name or "", next(iter(self._drivers.values()), None))
-        return None
+            name = found["spec"]["csi"]["driver"] if found and "csi" in found["spec"] else ""
+        else:
+            return []
+        # The claim may have gone; every driver removes just what it made.
+        return [self._drivers[name]] if name in self._drivers else list(self._drivers.values())
 
 
 def _items(content: dict[str, bytes], source: Object, missing: str) -> dict[str, bytes]:

@@ -1,0 +1,64 @@
+"""Filling a volume by way of a snapshot: the weights are copied to one disk, of which every zone then gets a copy.
+
+A volume of several zones is read-only from its first moment, unless GKE's populator fills it. So the copying is done on
+a balanced disk, in any one zone, by a Job that verifies what it writes; the snapshot is an image, which disks in all
+zones can be made of at once.
+"""
+
+from __future__ import annotations
+
+from components.hydrate_volume.hydration import Hydration, wait_until_bound
+from serving.clients.kubernetes import Object, Subject
+from serving.deployment import objects
+from serving.deployment.job import Work
+from serving.errors import InconclusiveError, PipelineError
+from serving.rendering import render
+
+_SNAPSHOT = "VolumeSnapshot"
+
+
+def fill(hydration: Hydration) -> Object:
+    """Fills the generation's volume, and returns its claim. What an earlier attempt did is not done again."""
+    cluster, namespace = hydration.cluster, hydration.settings.namespace
+    *before, snapshot = render.temporary(hydration.settings, hydration.release)
+    name = snapshot["metadata"]["name"]
+    # It is made when all is copied, and not before.
+    if cluster.get(_SNAPSHOT, name, namespace) is None:
+        for item in before:
+            objects.put(cluster, item, hydration.say)
+        copy(hydration, snapshot["spec"]["source"]["persistentVolumeClaimName"])
+        objects.put(cluster, snapshot, hydration.say)
+    wait_until_ready(hydration, name)
+    return wait_until_bound(hydration, hydration.put_claim(), hydration.seconds, words=lambda: "a disk in every zone")
+
+
+def copy(hydration: Hydration, claim: str) -> None:
+    """Has the weights copied to the claim's disk. Raises what `run_job` raises."""
+    (end,) = hydration.run_jobs("copy", [Work([], "copy", hydration.pod(claim, read_only=False))])
+    if isinstance(end, PipelineError):
+        raise end
+    hydration.say(f"copied {end['files']} files, {end['bytes']} bytes, in {end['seconds']:.0f} s")
+
+
+def wait_until_ready(hydration: Hydration, name: str) -> None:
+    """Waits for the snapshot. Raises InconclusiveError when it is not ready in time, with what its controller says."""
+    namespace, error = hydration.settings.namespace, ""
+
+    def state() -> str:
+        return f"{_SNAPSHOT}/{name} is not ready" + (f": {error}" if error else "")
+
+    subject = Subject(_SNAPSHOT, namespace, fields=f"metadata.name={name}")
+    for change in hydration.waited([subject], hydration.seconds, state):
+        if change is None:
+            continue
+        if change[0] == "DELETED":
+            raise InconclusiveError(f"{_SNAPSHOT}/{name} was deleted by somebody else. Run again")
+        status = change[1].get("status") or {}
+        if status.get("readyToUse"):
+            return
+        # Not an end: the controller tries again.
+        error = (status.get("error") or {}).get("message", "")
+    raise InconclusiveError(
+        f"{state()}, after hyperdisk_ml.timeout ({hydration.section.timeout}). See `kubectl -n {namespace} describe "
+        f"volumesnapshot {name}`, then run again"
+    )
