@@ -36,6 +36,7 @@ _GRACE_SECONDS = 60
 _TAIL = 40
 """Lines that are read back. The result may be 300 KB: the kubelet's files hold it in pieces of 16 KiB, and a log's tail
 counts the pieces."""
+_WITHOUT_A_VOLUME = ("FailedMount", "FailedAttachVolume")
 _CANNOT_START = {
     "ImagePullBackOff": "image",
     "ErrImageNeverPull": "image",
@@ -268,7 +269,8 @@ def _delete_by_name(cluster: Cluster, body: Object, say: Say) -> None:
 
 def _ends(cluster: Cluster, watches: list[_Watch], timeout: float) -> list[dict[str, Any] | PipelineError]:
     """How each Job ended, all of them followed at once."""
-    subjects = [subject for watch in watches for subject in watch.subjects]
+    namespace = watches[0].namespace
+    subjects = [Subject("Event", namespace), *(subject for watch in watches for subject in watch.subjects)]
     with ExitStack() as logs, cluster.follow(*subjects) as changes:
         for watch in watches:
             logs.enter_context(watch.log)
@@ -285,20 +287,21 @@ class _Watch:
 
     def __init__(self, cluster: Cluster, job: Object, say: Say, capacity: float):
         self._cluster, self._job, self._say, self._capacity = cluster, job, say, capacity
-        self._name, self._namespace, self._uid = (job["metadata"][key] for key in ("name", "namespace", "uid"))
+        self._name, self.namespace, self._uid = (job["metadata"][key] for key in ("name", "namespace", "uid"))
         self._pods = f"batch.kubernetes.io/job-name={self._name}"
         self._pod: Object | None = None
         self._said: deque[str] = deque(maxlen=_TAIL)
         self._waits_for = ""
+        self._no_volume: dict[str, str] = {}
+        """Pod, by uid → why it has no volume yet."""
         self._started_at = time.monotonic()
         self.log = ExitStack()
         """What follows the pod's log."""
         self.end: dict[str, Any] | PipelineError | None = None
         """The Job's result, or why it has none."""
         self.subjects = (
-            Subject("Job", self._namespace, fields=f"metadata.name={self._name}"),
-            Subject("Pod", self._namespace, labels=self._pods),
-            Subject("Event", self._namespace, fields=f"involvedObject.name={self._name}"),
+            Subject("Job", self.namespace, fields=f"metadata.name={self._name}"),
+            Subject("Pod", self.namespace, labels=self._pods),
         )
 
     def look(self, change: tuple[str, Object] | None) -> None:
@@ -307,8 +310,9 @@ class _Watch:
             return
         try:
             self.end = self._after(*change) if change else None
-            if self.end is None and self._waits_for and time.monotonic() - self._started_at > self._capacity:
-                self.end = InconclusiveError(f"{self._what} got no pod to run in: {self._state()}")
+            has_node = self._pod is not None and self._pod["spec"].get("nodeName")
+            if self.end is None and not has_node and time.monotonic() - self._started_at > self._capacity:
+                self.end = InconclusiveError(f"{self._what} got no node: {self._state()}")
                 self._cluster.delete(self._job)
         except PipelineError as error:
             self.end = error
@@ -327,7 +331,7 @@ class _Watch:
             self._check_start(item)
             if follow_log and self._started():
                 name = item["metadata"]["name"]
-                self.log.enter_context(self._cluster.log_followed(name, self._namespace, self._take))
+                self.log.enter_context(self._cluster.log_followed(name, self.namespace, self._take))
         elif item["metadata"]["uid"] == self._uid:
             ended = _condition(item, "Complete") or _condition(item, "Failed")
             if event == "DELETED":
@@ -344,7 +348,7 @@ class _Watch:
 
     @property
     def _what(self) -> str:
-        return f"Job {self._namespace}/{self._name}"
+        return f"Job {self.namespace}/{self._name}"
 
     def _owns(self, pod: Object) -> bool:
         owners = pod["metadata"].get("ownerReferences") or []
@@ -355,7 +359,7 @@ class _Watch:
 
     def _look_again(self) -> None:
         """The pod as it is now: the Job's last change may have come before its pod's."""
-        for pod in self._cluster.list("Pod", self._namespace, labels=self._pods):
+        for pod in self._cluster.list("Pod", self.namespace, labels=self._pods):
             if self._owns(pod):
                 self._pod = pod
                 self._check_start(pod)
@@ -366,9 +370,15 @@ class _Watch:
             self._say(line)
 
     def _hear(self, event: Object) -> None:
-        """Of a pod that may not be made, for want of quota or by a policy, events alone tell."""
-        if event["involvedObject"].get("uid") == self._uid and event.get("reason") == "FailedCreate":
-            self._wait_for(f"leave to be made ({event.get('message')})")
+        """Of a pod that may not be made, for want of quota or by a policy, and of one without its volume, events alone
+        tell."""
+        about, reason, message = event["involvedObject"], event.get("reason"), event.get("message", "")
+        if about.get("uid") == self._uid and reason == "FailedCreate":
+            self._wait_for(f"leave to be made ({message})")
+        elif reason in _WITHOUT_A_VOLUME:
+            self._no_volume[about.get("uid", "")] = message
+            if self._pod:
+                self._check_start(self._pod)
 
     def _wait_for(self, what: str) -> None:
         if what and what != self._waits_for:
@@ -387,15 +397,18 @@ class _Watch:
             )
         if reason in _CANNOT_START:
             raise RequestError(f"{self._what} cannot start, {reason}: {message}")
-        unscheduled = _condition(pod, "PodScheduled", "False")
-        self._wait_for(f"a node ({unscheduled.get('message', '')})" if unscheduled else "")
+        no_volume = self._no_volume.get(pod["metadata"]["uid"])
+        if unscheduled := _condition(pod, "PodScheduled", "False"):
+            self._wait_for(f"a node ({unscheduled.get('message', '')})")
+        else:
+            self._wait_for(f"its volume ({no_volume})" if no_volume and not self._started() else "")
 
     def _state(self) -> str:
         """How far the pod is, for an error."""
         if self._waits_for:
             return f"its pod still waits for {self._waits_for}"
         if self._pod is None:
-            return f"it has no pod; see `kubectl -n {self._namespace} describe job {self._name}`"
+            return f"it has no pod; see `kubectl -n {self.namespace} describe job {self._name}`"
         return f"its pod is {self._pod['status'].get('phase', 'Pending')}{self._last_lines()}"
 
     def _result(self) -> dict[str, Any]:
@@ -435,7 +448,7 @@ class _Watch:
         pod = self._pod
         text = ""
         if pod:
-            text = self._cluster.log(pod["metadata"]["name"], self._namespace, tail=_TAIL)
+            text = self._cluster.log(pod["metadata"]["name"], self.namespace, tail=_TAIL)
             text = text or "\n".join(self._said) or (_state(pod).get("terminated") or {}).get("message", "")
         # Not splitlines(): a line of a log ends in \n, and a result may hold U+2028.
         return [line for line in text.split("\n") if line.strip()]

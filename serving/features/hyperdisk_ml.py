@@ -97,8 +97,8 @@ def suits(settings: Settings, look: Callable[[], ClusterTraits]) -> None:
     if _section(settings).method == "populator" and not (cluster := look()).is_at_least(_POPULATOR_SINCE):
         raise RequestError(
             f"{cluster.name} is GKE {cluster.version}; its populator needs {_POPULATOR_SINCE}. Set "
-            f"hyperdisk_ml.method: snapshot, or upgrade it: `gcloud container clusters upgrade {settings.cluster} --master --location "
-            f"{settings.location}`"
+            f"hyperdisk_ml.method: snapshot, or upgrade it: `gcloud container clusters upgrade {settings.cluster} "
+            f"--master --location {settings.location}`"
         )
 
 
@@ -171,14 +171,14 @@ def explain(settings: Settings, symptom: Symptom) -> Explanation | None:
     pod, words = symptom.pod, symptom.words
     if symptom.kind != "mount":
         return None
-    if re.search(r"cannot be used (by|with)|is not supported (by|with|for)|not compatible", words):
+    if re.search(r"not a compatible disk type|cannot be used (by|with)", words):
         return Explanation(
             RequestError,
             f"the machine under {pod} cannot attach a Hyperdisk ML volume: {words}. Those of "
             f"{', '.join(catalog.attaching_hyperdisk_ml())} can; see `patches` and the node pools of the accelerator",
             at_once=True,
         )
-    if re.search(r"maximum number of|exceed\w* .*(attach|disk|volume)|too many (disks|volumes)", words):
+    if re.search(r"maximum_persistent_disks|maximum number of (persistent )?disks", words):
         return Explanation(
             InconclusiveError, f"the node under {pod} has all the disks that it may have: {words}. Run again"
         )

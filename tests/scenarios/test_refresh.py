@@ -24,14 +24,17 @@ def history(site: Site) -> list[str]:
 def steps_of(scenario: Scenario) -> list[str]:
     """The steps of a run that brings something into service, in the order in which they begin here."""
     with_disk = "secondary-boot-disk" in scenario.features
+    on_volume = "hyperdisk-ml" in scenario.features
     return [
         "resolve_model",
         "ensure_access",
         *(["bake_disk_image"] if with_disk else []),
         "download_weights",
+        *(["hydrate_volume"] if on_volume else []),
         "deploy_server",
         "validate_server",
         *(["verify_image_cache"] if with_disk else []),
+        *(["verify_placement"] if on_volume else []),
         "promote_generation",
         "collect_garbage",
         "write_report",

@@ -12,7 +12,7 @@ import kubernetes_validate
 import pytest
 
 from serving import names
-from serving.deployment.job import manifest, run_job
+from serving.deployment.job import Work, manifest, run_job, run_jobs
 from serving.errors import InconclusiveError, PipelineError, RequestError, ToldToEnd
 from serving.settings import Settings
 from tests.unit.cluster import MemoryCluster
@@ -349,3 +349,131 @@ def test_names_fit_into_a_label() -> None:
     assert all(len(name) <= 63 for name in long)
     assert long[0] != long[1]
     assert names.job("validate_server", "Run_1") != names.job("validate-server", "run-1")
+
+
+# -- several at once ----------------------------------------------------------------------------------------
+
+
+class ManyCluster(JobCluster):
+    """Each Job lives as its part does: the result that it logs, or why it fails; None waits for a node for ever."""
+
+    def __init__(self, **parts: str | None):
+        super().__init__()
+        self.parts = parts
+
+    @contextmanager
+    def follow(self, *subjects: Any) -> Iterator[Any]:
+        with MemoryCluster.follow(self, *subjects) as changes:
+            for part, log in self.parts.items():
+                job = self.get("Job", names.job("read", "run-1", part), NAMESPACE)
+                assert job
+                if log is None:
+                    unscheduled = {"type": "PodScheduled", "status": "False", "message": "0/3 nodes are available"}
+                    self.pod(job, conditions=[unscheduled])
+                elif log.startswith("{"):
+                    succeeds(log)(self, job)
+                else:
+                    fails(log=log, terminated={"exitCode": 1})(self, job)
+            yield changes
+
+
+def run_many(cluster: ManyCluster, **changes: Any) -> list[dict[str, Any] | PipelineError]:
+    works = [Work([part], part, {"nodeSelector": {"zone": part}}) for part in cluster.parts]
+    arguments: dict[str, Any] = {
+        "step": "read",
+        "run_id": "run-1",
+        "generation": "g1",
+        "image": "i",
+        "timeout": 5,
+        "say": lambda line: None,
+    }
+    return run_jobs(cluster, SETTINGS, works, **{**arguments, **changes})  # type: ignore[arg-type]
+
+
+def test_several_jobs_run_at_once_and_each_has_an_end_of_its_own() -> None:
+    cluster = ManyCluster(a='{"zone": "a"}', b="Boom: the disk failed", c='{"zone": "c"}')
+    first, second, third = run_many(cluster)
+    assert (first, third) == ({"zone": "a"}, {"zone": "c"})
+    assert isinstance(second, InconclusiveError)
+    assert "Job gemma/read-b-run-1 crashed with exit code 1" in str(second)
+    created = [name for verb, kind, name in cluster.calls if (verb, kind) == ("create", "Job")]
+    assert created == ["read-a-run-1", "read-b-run-1", "read-c-run-1"], "before any has ended"
+    assert cluster.names("Job") == {"read-b-run-1"}, "kept for who wants to look"
+
+
+def test_what_several_jobs_say_is_told_apart() -> None:
+    said: list[str] = []
+    run_many(ManyCluster(a='reading\n{"x": 1}', b='{"x": 2}'), say=said.append)
+    assert said == ["a: reading"]
+
+
+def test_a_pod_without_a_node_is_waited_for_as_long_as_capacity_says_and_then_is_no_job() -> None:
+    cluster = ManyCluster(a=None, b='{"x": 2}')
+    waiting, done = run_many(cluster, capacity=0.2)
+    assert done == {"x": 2}
+    assert isinstance(waiting, InconclusiveError)
+    assert "got no node: its pod still waits for a node (0/3 nodes" in str(waiting)
+    assert cluster.names("Job") == set()
+
+
+def test_a_step_that_is_told_to_end_leaves_none_of_several_jobs() -> None:
+    class Told(ManyCluster):
+        @contextmanager
+        def follow(self, *subjects: Any) -> Iterator[Any]:
+            raise ToldToEnd
+            yield
+
+    cluster = Told(a="{}", b="{}")
+    with pytest.raises(ToldToEnd):
+        run_many(cluster)
+    assert cluster.names("Job") == set()
+
+
+def test_a_pod_without_its_volume_says_why() -> None:
+    said: list[str] = []
+
+    def lives(cluster: JobCluster, job: Object) -> None:
+        cluster.pod(job, conditions=[{"type": "PodScheduled", "status": "True"}])
+        (pod,) = cluster.list("Pod", NAMESPACE)
+        cluster._store(
+            {
+                "apiVersion": "v1",
+                "kind": "Event",
+                "metadata": {"name": "e", "namespace": NAMESPACE},
+                "involvedObject": {"kind": "Pod", "uid": pod["metadata"]["uid"]},
+                "reason": "FailedAttachVolume",
+                "message": "not a compatible disk type",
+            }
+        )
+        cluster.heard.wait(5)
+        cluster.end(job, "Failed", "DeadlineExceeded")
+
+    def say(line: str) -> None:
+        said.append(line)
+        cluster.heard.set()
+
+    cluster = JobCluster(lives)
+    with pytest.raises(InconclusiveError, match=r"still waits for its volume \(not a compatible disk type\)"):
+        run_job(cluster, SETTINGS, **JOB, say=say)  # type: ignore[arg-type]
+    assert said == ["the pod of Job gemma/read-run-1 waits for its volume (not a compatible disk type)"]
+
+
+JOB: dict[str, Any] = {"step": "read", "run_id": "run-1", "generation": "g1", "args": [], "image": "i", "timeout": 5}
+
+
+def test_what_a_jobs_pod_needs_is_merged_into_it_and_keeps_it_safe() -> None:
+    pod = {
+        "nodeSelector": {"zone": "a"},
+        "securityContext": {"fsGroup": 65532},
+        "containers": [{"name": "step", "volumeMounts": [{"name": "weights", "mountPath": "/volume"}]}],
+        "volumes": [{"name": "weights", "persistentVolumeClaim": {"claimName": "c"}}],
+    }
+    job = manifest(SETTINGS, **JOB, env=[], resources={"cpu": "1", "memory": "1Gi"}, part="a", pod=pod)
+    kubernetes_validate.validate(job, "1.35", strict=True)
+    spec = job["spec"]["template"]["spec"]
+    assert job["metadata"]["name"] == "read-a-run-1"
+    assert (spec["securityContext"]["fsGroup"], spec["securityContext"]["runAsNonRoot"]) == (65532, True)
+    assert [volume["name"] for volume in spec["volumes"]] == ["tmp", "weights"]
+    (container,) = spec["containers"]
+    assert [mount["mountPath"] for mount in container["volumeMounts"]] == ["/tmp", "/volume"]
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
