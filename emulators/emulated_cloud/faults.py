@@ -25,7 +25,7 @@ class Fault:
     `seconds` later, and a file in it comes at `bytes_per_second`.
 
     All these are about an exchange. `outcome` is about what the service does after its answer, beside any other fault:
-    what can be said in `outcome` is that service's (google/compute/__init__.py).
+    what can be said in `outcome` is that service's (google/compute/__init__.py, storage/operations.py).
     """
 
     action: Action

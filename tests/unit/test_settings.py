@@ -195,6 +195,12 @@ def test_a_new_version_of_this_tool_rolls_nothing(changes: dict[str, Any], expec
         ({"engine": {"max_model_len": 64}}, "max_model_len: write a number of tokens, 128 or more, or auto, not 64"),
         ({"engine": {"max_model_len": "long"}}, "write a number of tokens, 128 or more, or auto, not 'long'"),
         ({"engine": {"extra_args": ["--language-model-only"]}}, "set engine.text_only"),
+        ({"gcs_fuse": {"rapid_cache": True}}, "gcs_fuse.rapid_cache: the profile serving makes caches of its own"),
+        (
+            {"gcs_fuse": {"profile": "manual", "rapid_cache": True, "rapid_cache_zones": ["us-east1-b"]}},
+            "gcs_fuse.rapid_cache_zones: us-east1-b is not where the cluster is (us-central1)",
+        ),
+        ({"gcs_fuse": {"rapid_cache_ttl": "30m"}}, "a cache keeps what nobody reads for 1h to 168h, not for 30m"),
         ({"accelerator": {"type": "l4"}}, "accelerator.type: l4 is not one of nvidia-l4, "),
         ({"accelerator": {"count": 3}}, "accelerator.count: GKE puts 1, 2, 4, 8 of nvidia-l4 on a node, not 3"),
     ],

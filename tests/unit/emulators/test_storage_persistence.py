@@ -314,3 +314,15 @@ def test_a_real_kill(tmp_path):
             assert stored.generation >= confirmed.get(name, 0)
         store.close()
     assert len(confirmed) == 12
+
+
+# -- caches -------------------------------------------------------------------------------------------------
+
+
+def test_caches_outlive_their_server_and_one_in_the_making_is_made(service):
+    for zone, state in (("us-central1-a", "CREATING"), ("us-central1-b", "DISABLED")):
+        service.bucket.caches[zone] = {"zone": zone, "state": state}
+    service.store.save_bucket(service.bucket)
+    service.restart()
+    states = {zone: cache["state"] for zone, cache in service.bucket.caches.items()}
+    assert states == {"us-central1-a": "RUNNING", "us-central1-b": "DISABLED"}
