@@ -305,6 +305,24 @@ def test_a_machine_that_cannot_have_the_disk_says_so(storage: Storage) -> None:
     storage.gone(volume)
 
 
+def test_a_disk_to_write_to_is_one_nodes(storage: Storage) -> None:
+    kube = storage.kube
+    storage.claim("fresh", storage.storage_class("b", type="hyperdisk-balanced"))
+    volume = storage.bound("fresh").metadata.name
+    storage.start("first", "import time; print('up', flush=True); time.sleep(600)", "fresh")
+    kube.wait_phase("first", "Running")
+    storage.start("second", READ, "fresh", nodeSelector={"cloud.google.com/machine-family": "c3d"})
+    words = f'Multi-Attach error for volume "{volume}" Volume is already used by pod(s) first'
+    assert kube.wait_event("second", "FailedAttachVolume") == words
+    [node] = [node for node in storage.core.list_node().items if node.metadata.name == kube.pod("first").spec.node_name]
+    assert [name.rpartition("/")[2] for name in node.status.volumes_in_use] == [volume]
+    kube.core.delete_namespaced_pod("second", kube.namespace)
+    kube.core.delete_namespaced_pod("first", kube.namespace)
+    wait_for(lambda: not storage.attachments(volume))
+    storage.delete_claim("fresh")
+    storage.gone(volume)
+
+
 def test_a_snapshot_that_never_becomes_ready_restores_nothing(storage: Storage) -> None:
     storage.claim("fresh", storage.storage_class("b", type="hyperdisk-balanced"))
     storage.bound("fresh")
