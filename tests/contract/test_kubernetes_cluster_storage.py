@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -540,3 +541,47 @@ def test_one_zones_copy_may_be_wrong(storage: Storage, compute_class: None) -> N
     storage.delete_claim("model")
     storage.gone(volume.metadata.name)
     delete_source(storage)
+
+
+# -- the process, killed and started again ------------------------------------------------------------------------
+
+
+def kill_gke(kube: Kube) -> None:
+    process = kube.cluster.processes["gke"]
+    process.popen.send_signal(signal.SIGKILL)
+    process.popen.wait(10)
+    process.stop()
+
+
+def test_what_was_begun_is_finished_by_the_next_process(storage: Storage, request: pytest.FixtureRequest) -> None:
+    populated(storage, ZONES)
+    storage.kube.wait_event("model", "TransferInProgress", "Phase: Pending")
+    kill_gke(storage.kube)
+    request.getfixturevalue("compute_class")
+    storage.kube.cluster.start_gke()
+    volume = storage.bound("model")
+    storage.kube.wait_event("model", "PopulatorFinished")
+    for zone in ZONES:
+        assert (storage.folder(volume, zone) / "weights").read_bytes() == b"weights" * 1000
+    storage.delete_claim("model")
+    storage.gone(volume.metadata.name)
+    delete_source(storage)
+
+
+def test_a_pod_finds_its_disk_again_after_its_node_came_back(storage: Storage) -> None:
+    kube = storage.kube
+    storage.claim("fresh", storage.storage_class("b", type="hyperdisk-balanced"))
+    volume = storage.bound("fresh").metadata.name
+    code = "import time; open('{}/log', 'a').write('up\\n'); print(open('{}/log').read(), flush=True); time.sleep(600)"
+    storage.start("writer", code, "fresh", restartPolicy="Always")
+    kube.wait_phase("writer", "Running")
+    wait_for(lambda: kube.log("writer") == "up\n\n")
+    kill_gke(kube)
+    kube.cluster.start_gke()
+    wait_for(lambda: kube.log("writer") == "up\nup\n\n", what=lambda: kube.pod("writer").status)
+    [attachment] = storage.attachments(volume)
+    assert attachment.status.attached
+    kube.core.delete_namespaced_pod("writer", kube.namespace)
+    wait_for(lambda: not storage.attachments(volume))
+    storage.delete_claim("fresh")
+    storage.gone(volume)
