@@ -306,6 +306,29 @@ def test_a_machine_that_cannot_have_the_disk_says_so(storage: Storage) -> None:
     storage.gone(volume)
 
 
+def test_a_pod_goes_where_its_class_may_make_the_volume(storage: Storage) -> None:
+    kube = storage.kube
+    there = storage.storage_class("there", "WaitForFirstConsumer", ZONES[1:], type="hyperdisk-balanced")
+    storage.claim("fresh", there)
+    elsewhere = {**C3, "topology.kubernetes.io/zone": ZONES[0]}
+    storage.start("elsewhere", READ, "fresh", nodeSelector=elsewhere)
+    # Of nodes in the zone that it asks for; of others, that it asks for another.
+    words = "node(s) didn't find available persistent volumes to bind"
+    assert words in kube.wait_event("elsewhere", "NotTriggerScaleUp", words)
+    assert storage.read_claim("fresh").status.phase == "Pending"
+    kube.core.delete_namespaced_pod("elsewhere", kube.namespace)
+    storage.run("writer", WRITE, "fresh")
+    volume = storage.bound("fresh")
+    assert storage.folder(volume, ZONES[1]).is_dir()
+    node = storage.core.read_node(kube.pod("writer").spec.node_name)
+    assert node.metadata.labels["topology.gke.io/zone"] == ZONES[1]
+    [driver] = storage.classes.read_csi_node(node.metadata.name).spec.drivers
+    assert (driver.name, driver.topology_keys, driver.allocatable.count) == (DRIVER, ["topology.gke.io/zone"], 127)
+    kube.core.delete_namespaced_pod("writer", kube.namespace)
+    storage.delete_claim("fresh")
+    storage.gone(volume.metadata.name)
+
+
 def test_a_disk_to_write_to_is_one_nodes(storage: Storage) -> None:
     kube = storage.kube
     storage.claim("fresh", storage.storage_class("b", type="hyperdisk-balanced"))
