@@ -26,6 +26,8 @@ DEVICE = "secondary-disk-image-disk"
 ARCHITECTURES = {"amd64": "X86_64", "arm64": "ARM64"}
 _SCOPE = "https://www.googleapis.com/auth/cloud-platform"
 """What a service account may is said by its roles."""
+_LEAST_SECONDS = 30
+"""No machine's time is shorter."""
 _LONGEST_TEXT = 2048
 """Characters of a description."""
 
@@ -78,7 +80,7 @@ def machine(bake: Bake, zone: str) -> dict[str, Any]:
         "serviceAccounts": [{"email": section.service_account, "scopes": [_SCOPE]}] if section.service_account else [],
         "shieldedInstanceConfig": {"enableSecureBoot": True, "enableVtpm": True, "enableIntegrityMonitoring": True},
         "scheduling": {
-            "maxRunDuration": {"seconds": str(math.ceil(in_seconds(section.timeout)))},
+            "maxRunDuration": {"seconds": str(max(_LEAST_SECONDS, math.ceil(in_seconds(section.timeout))))},
             "instanceTerminationAction": "DELETE",
             "automaticRestart": False,
         },

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from components.bake_disk_image import bodies, room
@@ -18,7 +19,7 @@ from components.bake_disk_image.bodies import Bake
 from components.bake_disk_image.serial import Serial
 from serving import names
 from serving.clients import artifact_registry, registry, storage
-from serving.clients.compute import Compute, GoneError, Image, Machine, StockOutError, TakenError
+from serving.clients.compute import Compute, GoneError, Image, Machine, StockOutError, TakenError, carry_out
 from serving.clients.registry import ResolvedImage
 from serving.deployment import disk_images
 from serving.errors import InconclusiveError, PipelineError, RequestError, ToldToEnd
@@ -33,7 +34,6 @@ from serving.weights.release import Release
 _RUNS = ("PROVISIONING", "STAGING", "RUNNING")
 _PASSES = ("PENDING", "DELETING")
 """What an image is for a while."""
-_TRIES = 5
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,7 @@ def run(settings: dict[str, Any], release: dict[str, Any]) -> None:
     with opened("bake_disk_image", settings, release) as step:
         outcome, config, target = step.outcome, step.settings, step.release
         if not secondary_boot_disk.has_disk(config):
-            artifact_registry.prewarm(engine.engine_image(config), target.image_digest)
-            outcome.succeeded("asked Artifact Registry to keep the engine's image warm")
+            outcome.succeeded(prewarm(config, target))
             return
         outcome.details["disk_image"] = target.disk_image
         with step.cluster():
@@ -65,6 +64,14 @@ def run(settings: dict[str, Any], release: dict[str, Any]) -> None:
             outcome.succeeded(f"baked {target.disk_image}")
         else:
             outcome.skipped(f"{target.disk_image} is there")
+
+
+def prewarm(settings: Settings, release: Release) -> str:
+    """Has the engine's image kept warm for nodes that stream it. Returns what became of that."""
+    section, region = settings.section("secondary-boot-disk"), "-".join(settings.location.split("-")[:2])
+    image, digest = engine.engine_image(settings), release.image_digest
+    until = artifact_registry.prewarm(image, digest, region, section.architecture, section.retention_days)
+    return f"Artifact Registry keeps {image} warm in {region}{f' until {until}' if until else ''}"
 
 
 class Baking:
@@ -182,12 +189,12 @@ class Baking:
             disk_images.clear(self._compute, self._settings, self._run_id, self._say)
             machine = self._started(wanted)
         self._follow(machine, wanted)
-        request = (self._run_id, machine.id)
-        self._compute.stop_machine(machine, names.request_id("stop", *request)).wait(self._pace.start)
+        stop = partial(self._compute.stop_machine, machine)
+        carry_out(stop, self._run_id, "stop", machine.id, seconds=self._pace.start)
         self._say(f"making disk image {self._name} of {wanted.disk_gb} GB")
-        body = bodies.image(wanted, machine.zone)
-        making = self._compute.make_image(body, names.request_id("image", *request))
-        making.wait(max(self._pace.look, self._ends - time.monotonic()))
+        make = partial(self._compute.make_image, bodies.image(wanted, machine.zone))
+        left = max(self._pace.look, self._ends - time.monotonic())
+        carry_out(make, self._run_id, "image", machine.id, seconds=left)
 
     def _machine(self) -> Machine | None:
         """The machine that this run has started, if it runs."""
@@ -205,7 +212,7 @@ class Baking:
             try:
                 machine = self._started_in(zone, wanted)
             except StockOutError as error:
-                self._say(f"{error} Trying the next zone")
+                self._say(f"{error}. Trying the next zone")
                 continue
             self._say(f"machine {machine.name} ({kind}, a disk of {wanted.disk_gb} GB) started in {zone}")
             return machine
@@ -215,20 +222,17 @@ class Baking:
         )
 
     def _started_in(self, zone: str, wanted: Bake) -> Machine:
-        body = bodies.machine(wanted, zone)
-        for attempt in range(_TRIES):
-            request_id = names.request_id("machine", self._run_id, zone, str(attempt))
-            try:
-                self._compute.make_machine(zone, body, request_id).wait(self._pace.start)
-            except TakenError as error:
-                raise RequestError(
-                    f"{error}. Nothing of this deployment is called so: see whose it is (`gcloud compute instances "
-                    f"list --filter=name~{self._name} --project {self._compute.project}`), and delete it"
-                ) from error
-            if machine := self._machine():
-                return machine
-            # It was the request of an attempt before, whose machine is gone again.
-        raise InconclusiveError(f"machine {self._name} in {zone} goes as soon as it is made. Run again")
+        make = partial(self._compute.make_machine, zone, bodies.machine(wanted, zone))
+        try:
+            machine: Machine = carry_out(
+                make, self._run_id, "machine", zone, seconds=self._pace.start, found=self._machine
+            )
+        except TakenError as error:
+            raise RequestError(
+                f"{error}. Nothing of this deployment is called so: see whose it is (`gcloud compute instances list "
+                f"--filter=name~{self._name} --project {self._compute.project}`), and delete it"
+            ) from error
+        return machine
 
     def _follow(self, machine: Machine, wanted: Bake) -> None:
         """Returns when the machine's script has said that the disk is done.

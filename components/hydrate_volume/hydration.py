@@ -126,10 +126,8 @@ class Hydration:
     def _compute_class(self) -> str:
         if self.section.compute_class is not None:
             return self.section.compute_class
-        where = self.settings
         # Autopilot gives a pod the machines of a family in this class alone.
-        found = google.cluster_address(where.project, where.location, where.cluster, where.endpoint)
-        return "Performance" if found.autopilot else ""
+        return "Performance" if google.cluster_traits(self.settings).autopilot else ""
 
     def put_service_account(self) -> None:
         """What deploy_server puts there later, and what reads the bucket here runs as."""

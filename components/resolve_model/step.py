@@ -294,7 +294,7 @@ def zones(settings: Settings) -> list[str]:
     if not asked:
         return []
     named = sorted({zone for some in asked for zone in some})
-    there = google.cluster_address(settings.project, settings.location, settings.cluster, settings.endpoint).zones
+    there = google.cluster_traits(settings).zones
     if absent := set(named) - set(there):
         raise RequestError(
             f"the cluster {settings.cluster} has no nodes in {', '.join(sorted(absent))}, only in {', '.join(there)}. "

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from serving import names
 from serving.clients import google
 from serving.errors import AccessError, InconclusiveError, PipelineError, RequestError
 
@@ -25,6 +26,7 @@ _LONGEST_WAIT_SECONDS = 130.0
 """Compute Engine answers who waits for an operation after two minutes at the latest."""
 _STOCK_OUT = re.compile(r"ZONE_RESOURCE_POOL_EXHAUSTED|STOCKOUT|does not have enough resources available")
 _QUOTA = re.compile(r"quota", re.IGNORECASE)
+_ATTEMPTS = 10
 _PASSES = re.compile(r"resourceNotReady|resourceInUse|RESOURCE_NOT_READY|RESOURCE_IN_USE|operationInProgress")
 """What is refused with 400, and will not be when what is going on has ended."""
 
@@ -94,7 +96,9 @@ class Operation:
     """Something that Compute Engine does, and goes on doing whether or not anybody waits."""
 
     def __init__(self, what: str, found: Any, look: Callable[[Any, float], Any]):
-        self._what, self._found, self._look = what, found, look
+        self.what, self._found, self._look = what, found, look
+        self.was_over = self._status() == "DONE"
+        """It was so when it was asked for: an attempt before has begun it, with the same request id."""
 
     def wait(self, seconds: float) -> None:
         """Returns when it has succeeded.
@@ -106,7 +110,7 @@ class Operation:
         while self._status() != "DONE":
             left = ends - time.monotonic()
             if left <= 0:
-                raise InconclusiveError(f"{self._what} goes on, and is not done after {seconds:.0f} s. Run again")
+                raise InconclusiveError(f"{self.what} goes on, and is not done after {seconds:.0f} s. Run again")
             self._found = self._look(self._found, min(left, _LONGEST_WAIT_SECONDS))
         if self._found.error.errors:
             raise self._failure()
@@ -117,7 +121,28 @@ class Operation:
 
     def _failure(self) -> PipelineError:
         error = self._found.error.errors[0]
-        return _failure(self._what, error.code, error.message, self._found.http_error_status_code)
+        return _failure(self.what, error.code, error.message, self._found.http_error_status_code)
+
+
+def carry_out(
+    send: Callable[[str], Operation], *parts: str, seconds: float, found: Callable[[], Any] = lambda: True
+) -> Any:
+    """Has one thing done, within so many seconds, and returns what is `found` then. `parts` say which thing it is.
+
+    `send` begins it, given a request id. What an attempt before has begun is waited for; where that failed, or what it
+    made is gone again, it is begun anew. Raises what Operation.wait raises.
+    """
+    for attempt in range(_ATTEMPTS):
+        operation = send(names.request_id(*parts, str(attempt)))
+        try:
+            operation.wait(seconds)
+        except PipelineError:
+            if operation.was_over:
+                continue
+            raise
+        if value := found():
+            return value
+    raise InconclusiveError(f"{operation.what} has no effect, however often it is asked for. Run again")
 
 
 class Compute:
@@ -317,11 +342,12 @@ def _errors(what: str) -> Iterator[None]:
 
 def _failure(what: str, code: str, words: str, status: int | None) -> PipelineError:
     """Our error for why Compute Engine did not do something: `code` is its own word, `status` the HTTP status."""
+    words = words.rstrip(".") or code
     if _STOCK_OUT.search(code) or _STOCK_OUT.search(words):
         return StockOutError(f"{what}: {words}")
     if _QUOTA.search(code):
         return QuotaError(
-            f"{what}: {words} Ask for more at https://console.cloud.google.com/iam-admin/quotas, or free what nobody "
+            f"{what}: {words}. Ask for more at https://console.cloud.google.com/iam-admin/quotas, or free what nobody "
             "needs"
         )
     if status in (401, 403):
@@ -331,4 +357,4 @@ def _failure(what: str, code: str, words: str, status: int | None) -> PipelineEr
         )
     if status and 400 <= status < 500 and status not in (404, 408, 409, 429) and not _PASSES.search(code):
         return RequestError(f"{what}: {words}")
-    return InconclusiveError(f"{what}: {words or code}. Run again")
+    return InconclusiveError(f"{what}: {words}. Run again")

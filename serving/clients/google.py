@@ -195,9 +195,6 @@ class ClusterAddress:
     """PEM; None where the certificate comes from a public authority (the DNS endpoint)."""
     workload_pool: str
     version: str
-    zones: tuple[str, ...] = ()
-    """Those that its nodes may be in."""
-    autopilot: bool = False
 
 
 def cluster_address(
@@ -223,8 +220,6 @@ def cluster_address(
         ca_certificate=certificate or None,
         workload_pool=found.workload_identity_config.workload_pool or f"{project}.svc.id.goog",
         version=found.current_master_version,
-        zones=tuple(sorted({*found.locations, *(zone for pool in found.node_pools for zone in pool.locations)})),
-        autopilot=found.autopilot.enabled,
     )
 
 
@@ -247,6 +242,8 @@ class ClusterTraits:
     version: str
     """Of its control plane: `1.35.3-gke.1389000`."""
     node_pools: tuple[NodePool, ...] = ()
+    zones: tuple[str, ...] = ()
+    """Those that its nodes may be in."""
 
     def is_at_least(self, version: str) -> bool:
         return _numbers(self.version) >= _numbers(version)
@@ -263,12 +260,20 @@ def cluster_traits(settings: Settings) -> ClusterTraits:
         )
         for pool in found.node_pools
     ]
-    return ClusterTraits(name, found.autopilot.enabled, found.current_master_version, tuple(pools))
+    zones = sorted({*found.locations, *(zone for pool in found.node_pools for zone in pool.locations)})
+    return ClusterTraits(name, found.autopilot.enabled, found.current_master_version, tuple(pools), tuple(zones))
 
 
 def _numbers(version: str) -> list[int]:
     """A GKE version as what it is compared by."""
     return [int(number) for number in re.findall(r"\d+", version)]
+
+
+def session() -> Any:
+    """A requests session with our credentials."""
+    from google.auth.transport.requests import AuthorizedSession
+
+    return AuthorizedSession(credentials())
 
 
 def call(service: str, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -277,17 +282,15 @@ def call(service: str, method: str, path: str, body: dict[str, Any] | None = Non
     Raises what `asked` raises: exceptions of google.api_core, by HTTP codes, for a refusal.
     """
     from google.api_core import exceptions
-    from google.auth.transport.requests import AuthorizedSession
 
     host = os.environ.get(API_ENDPOINT) or f"https://{service}.googleapis.com"
-    session = AuthorizedSession(credentials())
 
     def ask() -> dict[str, Any]:
-        response = session.request(method, f"{host}/{path}", json=body, timeout=_CALL_SECONDS)
+        response = connection.request(method, f"{host}/{path}", json=body, timeout=_CALL_SECONDS)
         if not response.ok:
             raise exceptions.from_http_response(response)
         found: dict[str, Any] = response.json()
         return found
 
-    with session:
+    with session() as connection:
         return cast(dict[str, Any], asked(f"{host}/{path}", ask))

@@ -60,7 +60,7 @@ def zones(settings: Settings) -> list[str]:
         return []
     if caching.zones:
         return caching.zones
-    return list(google.cluster_address(settings.project, settings.location, settings.cluster, settings.endpoint).zones)
+    return list(google.cluster_traits(settings).zones)
 
 
 def amiss(settings: Settings, release: Release) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
@@ -20,10 +21,12 @@ from serving.values import Duration, LabelValue, Word, Zone
 from serving.values import Section as BaseSection
 
 if TYPE_CHECKING:
+    from serving.clients.google import ClusterTraits
     from serving.settings import Settings
     from serving.weights.release import Release
 
 VIEWER = "roles/storage.objectViewer"
+_POPULATOR_SINCE = "1.33.2-gke.4780000"
 _GIB = 1 << 30
 _SMALLEST_GIB = 4
 _MIB_PER_GIB = 0.12
@@ -86,6 +89,16 @@ def check(settings: Settings) -> None:
         raise RequestError(
             f"hyperdisk_ml.zones: {settings.serving.replicas} replicas are spread over zones, and {wanted[0]} is one. "
             "Name two or more"
+        )
+
+
+def suits(settings: Settings, look: Callable[[], ClusterTraits]) -> None:
+    """Raises RequestError for a cluster without GKE's populator, where that is to fill the volume."""
+    if _section(settings).method == "populator" and not (cluster := look()).is_at_least(_POPULATOR_SINCE):
+        raise RequestError(
+            f"{cluster.name} is GKE {cluster.version}; its populator needs {_POPULATOR_SINCE}. Set "
+            f"hyperdisk_ml.method: snapshot, or upgrade it: `gcloud container clusters upgrade {settings.cluster} "
+            f"--master --location {settings.location}`"
         )
 
 

@@ -161,6 +161,8 @@ def test_an_image_takes_its_time(compute):
     assert compute.images.get(project="demo", image="slow-1").status == "PENDING"
     with pytest.raises(exceptions.BadRequest, match="is not ready"):
         make_disk(compute, "too-early", source_image="global/images/slow-1")
+    with pytest.raises(exceptions.BadRequest, match=r"disks/slow' is already being used by '.*/images/slow-1'"):
+        compute.disks.delete_unary(project="demo", zone=ZONE, disk="slow")
     assert compute.consumed() == [1]
     compute.script()
     compute.do(begun)
@@ -264,6 +266,32 @@ def test_no_capacity_in_a_zone(compute):
     assert not {each for each in compute.there() if "nowhere" in each}
     compute.do(compute.insert("nowhere", ZONES[1]))
     assert compute.consumed() == [1]
+
+
+def test_what_is_deleted_before_it_was_made(compute):
+    """As by whoever cleans up after a run that was killed in the middle of its request."""
+    make_disk(compute, "early")
+    compute.script(("POST", INSTANCES, {"hold": True}), ("POST", "/global/images$", {"hold": True}))
+    begun = [
+        compute.insert("early-bird"),
+        compute.images.insert_unary(project="demo", image_resource=image("early-image", "early")),
+    ]
+    compute.do(compute.instances.delete_unary(project="demo", zone=ZONE, instance="early-bird"))
+    compute.do(compute.images.delete_unary(project="demo", image="early-image"))
+    assert compute.consumed() == [1, 1]
+    compute.script()
+    for operation in begun:
+        compute.do(operation)
+    assert {each for each in compute.there() if "early" in each} == {"disks/early"}
+    assert [file.name for file in compute.folder.rglob("early*.raw")] == ["early.raw"]
+
+
+def test_machines_where_no_script_can_run(new_compute):
+    compute = new_compute(run_scripts=False, script_output=["begun", "all done"])
+    compute.do(compute.insert("quiet", script="#!/bin/sh\necho not me"))
+    said = compute.wait_for_serial("quiet", "Finished running startup scripts.")
+    assert "startup-script: all done\r\n" in said
+    assert "not me" not in said
 
 
 def test_too_much_for_the_quota(new_compute):

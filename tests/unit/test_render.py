@@ -74,8 +74,7 @@ def test_a_filled_manifest_shares_nothing_with_the_next():
     assert second == {"x": [{"a": 1}]}
 
 
-@pytest.mark.parametrize("profile", ["serving", "manual"])
-def test_every_value_is_used_by_some_manifest_and_no_file_lies_where_nobody_looks(profile: str):
+def test_every_value_is_used_by_some_manifest_and_no_file_lies_where_nobody_looks():
     folder = Path(str(importlib.resources.files("manifests")))
     found = {
         path: manifest
@@ -91,8 +90,13 @@ def test_every_value_is_used_by_some_manifest_and_no_file_lies_where_nobody_look
         if "/admin/" not in path
         for name in re.findall(r"\$\{(\w+)\}", json.dumps(manifest))
     }
-    every = [settings(scenario=row.name, gcs_fuse={"profile": profile}) for row in scenarios.SCENARIOS]
-    assert placeholders == {name for config in every for name in render._values(config, RELEASE)}
+    every = [
+        *(settings(scenario=row.name) for row in scenarios.SCENARIOS),
+        settings(gcs_fuse={"profile": "manual"}),
+        settings(scenario="hyperdisk-ml", hyperdisk_ml={"method": "populator"}),
+    ]
+    release = RELEASE.model_copy(update={"zones": ["us-central1-a"]})
+    assert placeholders == {name for config in every for name in render._values(config, release)}
 
 
 # -- the digest ---------------------------------------------------------------------------------------------

@@ -17,7 +17,8 @@ APIS: tuple[Api, ...] = (
     resourcemanager.answer,  # /v3/projects/…, /v1/projects/…
     logging.answer,  # /v2/entries:list
 )
-"""Those that remember nothing. Compute Engine does (server.py): /compute/v1/projects/…"""
+"""Those that remember nothing. Artifact Registry (/v1/projects/…/locations/…/{repositories,operations}/…) and Compute
+Engine (/compute/v1/projects/…) do: server.py."""
 
 
 def is_metadata(path: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from emulated_cloud.google import metadata, routes
+from emulated_cloud.google.artifactregistry import ArtifactRegistry
 from emulated_cloud.google.compute import Compute
 from emulated_cloud.google.config import Config
 from emulated_cloud.google.errors import unauthenticated
@@ -18,7 +19,7 @@ class GoogleServer(EmulatorServer):
         self.config = config
         super().__init__(address, GoogleHandler, request_log)
         self.compute = Compute(config, config.compute, self.faults) if config.compute else None
-        self.apis = (*routes.APIS, *([self.compute.answer] if self.compute else []))
+        self.apis = (*routes.APIS, ArtifactRegistry().answer, *([self.compute.answer] if self.compute else []))
 
     def server_close(self) -> None:
         super().server_close()

@@ -180,14 +180,22 @@ def _disk_asked_for(wanted: dict[str, Any], attached: dict[str, Any]) -> dict[st
 # -- running ------------------------------------------------------------------------------------------------------
 
 
+def _is_to_start(compute: Compute, path: str) -> bool:
+    """Whether nobody has deleted or stopped it before it ran."""
+    instance = compute.store.get(path)
+    return instance is not None and instance["status"] == "PROVISIONING"
+
+
 def _start(compute: Compute, path: str, new_disks: list[str], outcome: dict[str, Any]) -> None:
     with compute.lock:
+        if not _is_to_start(compute, path):
+            return
         compute.check_quotas()
     for disk in new_disks:
         disks.make(compute, disk)
     with compute.lock:
-        if compute.store.get(path) is None or compute.store.get(path)["status"] != "PROVISIONING":  # type: ignore[index]
-            return  # Deleted, or stopped, before it ran.
+        if not _is_to_start(compute, path):
+            return
         compute.store.change(path, status="RUNNING", lastStartTimestamp=resources.now())
         instance = compute.existing(path)
         files = {
