@@ -1,4 +1,4 @@
-"""Every scenario with vLLM too: a first run, an unchanged one, a release under traffic, and one that vLLM refuses."""
+"""Scenario 03 with vLLM too (what other scenarios do differently, no engine sees): a first run, an unchanged one, a release under traffic, and one that vLLM refuses."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ REAL = "control-plane,gcsfuse,vllm"
 
 @pytest.mark.timeout(3600)
 def test_refreshes(parts: None) -> None:
-    passes("test_refresh.py", REAL, "-k", "first_run or second_run or other_weights")
+    passes("test_refresh.py", REAL, "-k", "gcs-fuse and (first_run or second_run or other_weights)")
 
 
 @pytest.mark.timeout(3600)
 def test_a_config_that_does_not_match_fails_in_vllms_own_words(parts: None) -> None:
-    passes("test_broken_releases.py", REAL, "-k", "mismatch")
+    passes("test_broken_releases.py", REAL, "-k", "gcs-fuse and mismatch")
