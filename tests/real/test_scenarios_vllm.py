@@ -1,4 +1,5 @@
-"""Scenario 03 with vLLM too (what other scenarios do differently, no engine sees): a first run, an unchanged one, a release under traffic, and one that vLLM refuses."""
+"""Scenario 03 with vLLM too: a first run, an unchanged one, a release under traffic, and one that vLLM refuses. What
+other scenarios do differently, no engine sees."""
 
 from __future__ import annotations
 
