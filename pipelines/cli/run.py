@@ -31,7 +31,7 @@ def run(
         typer.Option(
             metavar="PART,…",
             help="Real parts instead of emulated ones, built by `make real`: control-plane (admission, roles, "
-            "scheduling), gcsfuse (mount options, what a pod reads), vllm (flags, loading, answers).",
+            "scheduling, snapshots), gcsfuse (mount options, what a pod reads), vllm (flags, loading, answers).",
         ),
     ] = None,
     state: State = None,

@@ -147,7 +147,9 @@ class Cluster:
 
     def configure(self, **changes: Any) -> None:
         """Changes what the process reads again each time that it matters."""
-        self.config_file.write_text(json.dumps({**json.loads(self.config_file.read_text()), **changes}))
+        new = self.config_file.with_name("gke.json.new")
+        new.write_text(json.dumps({**json.loads(self.config_file.read_text()), **changes}))
+        new.replace(self.config_file)
 
     def consumed(self) -> dict[str, dict[str, int]]:
         """How often each scripted fault of a disk has happened, by zone."""

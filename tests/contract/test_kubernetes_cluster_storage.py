@@ -6,7 +6,8 @@ kubernetes_cluster.py says how to run this against a real control plane: the sna
 from __future__ import annotations
 
 import json
-import os
+import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -218,8 +219,8 @@ def test_weights_go_through_a_snapshot_to_a_disk_in_each_zone(storage: Storage) 
 
 
 def test_nothing_is_written_to_a_volume_for_reading(storage: Storage) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("read-only mounts need root; without it the files' modes keep writers out")
+    if subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode:
+        pytest.skip("a read-only mount needs a mount namespace, which this user may not have")
     storage.claim("model", storage.multi_zone(ZONES), "ReadOnlyMany", size="10Gi")
     volume = storage.bound("model")
     code = "import errno\ntry: open('{}/new', 'w')\nexcept OSError as error: print(errno.errorcode[error.errno])"
@@ -302,6 +303,47 @@ def test_a_machine_that_cannot_have_the_disk_says_so(storage: Storage) -> None:
         what=lambda: [(n.metadata.name, n.status.volumes_in_use) for n in storage.core.list_node().items],
     )
     storage.delete_claim("model")
+    storage.gone(volume)
+
+
+def test_a_pod_goes_where_its_class_may_make_the_volume(storage: Storage) -> None:
+    kube = storage.kube
+    there = storage.storage_class("there", "WaitForFirstConsumer", ZONES[1:], type="hyperdisk-balanced")
+    storage.claim("fresh", there)
+    elsewhere = {**C3, "topology.kubernetes.io/zone": ZONES[0]}
+    storage.start("elsewhere", READ, "fresh", nodeSelector=elsewhere)
+    # Of nodes in the zone that it asks for; of others, that it asks for another.
+    words = "node(s) didn't find available persistent volumes to bind"
+    assert words in kube.wait_event("elsewhere", "NotTriggerScaleUp", words)
+    assert storage.read_claim("fresh").status.phase == "Pending"
+    kube.core.delete_namespaced_pod("elsewhere", kube.namespace)
+    storage.run("writer", WRITE, "fresh")
+    volume = storage.bound("fresh")
+    assert storage.folder(volume, ZONES[1]).is_dir()
+    node = storage.core.read_node(kube.pod("writer").spec.node_name)
+    assert node.metadata.labels["topology.gke.io/zone"] == ZONES[1]
+    [driver] = storage.classes.read_csi_node(node.metadata.name).spec.drivers
+    assert (driver.name, driver.topology_keys, driver.allocatable.count) == (DRIVER, ["topology.gke.io/zone"], 127)
+    kube.core.delete_namespaced_pod("writer", kube.namespace)
+    storage.delete_claim("fresh")
+    storage.gone(volume.metadata.name)
+
+
+def test_a_disk_to_write_to_is_one_nodes(storage: Storage) -> None:
+    kube = storage.kube
+    storage.claim("fresh", storage.storage_class("b", type="hyperdisk-balanced"))
+    volume = storage.bound("fresh").metadata.name
+    storage.start("first", "import time; print('up', flush=True); time.sleep(600)", "fresh")
+    kube.wait_phase("first", "Running")
+    storage.start("second", READ, "fresh", nodeSelector={"cloud.google.com/machine-family": "c3d"})
+    words = f'Multi-Attach error for volume "{volume}" Volume is already used by pod(s) first'
+    assert kube.wait_event("second", "FailedAttachVolume") == words
+    [node] = [node for node in storage.core.list_node().items if node.metadata.name == kube.pod("first").spec.node_name]
+    assert [name.rpartition("/")[2] for name in node.status.volumes_in_use] == [volume]
+    kube.core.delete_namespaced_pod("second", kube.namespace)
+    kube.core.delete_namespaced_pod("first", kube.namespace)
+    wait_for(lambda: not storage.attachments(volume))
+    storage.delete_claim("fresh")
     storage.gone(volume)
 
 
@@ -522,3 +564,47 @@ def test_one_zones_copy_may_be_wrong(storage: Storage, compute_class: None) -> N
     storage.delete_claim("model")
     storage.gone(volume.metadata.name)
     delete_source(storage)
+
+
+# -- the process, killed and started again ------------------------------------------------------------------------
+
+
+def kill_gke(kube: Kube) -> None:
+    process = kube.cluster.processes["gke"]
+    process.popen.send_signal(signal.SIGKILL)
+    process.popen.wait(10)
+    process.stop()
+
+
+def test_what_was_begun_is_finished_by_the_next_process(storage: Storage, request: pytest.FixtureRequest) -> None:
+    populated(storage, ZONES)
+    storage.kube.wait_event("model", "TransferInProgress", "Phase: Pending")
+    kill_gke(storage.kube)
+    request.getfixturevalue("compute_class")
+    storage.kube.cluster.start_gke()
+    volume = storage.bound("model")
+    storage.kube.wait_event("model", "PopulatorFinished")
+    for zone in ZONES:
+        assert (storage.folder(volume, zone) / "weights").read_bytes() == b"weights" * 1000
+    storage.delete_claim("model")
+    storage.gone(volume.metadata.name)
+    delete_source(storage)
+
+
+def test_a_pod_finds_its_disk_again_after_its_node_came_back(storage: Storage) -> None:
+    kube = storage.kube
+    storage.claim("fresh", storage.storage_class("b", type="hyperdisk-balanced"))
+    volume = storage.bound("fresh").metadata.name
+    code = "import time; open('{}/log', 'a').write('up\\n'); print(open('{}/log').read(), flush=True); time.sleep(600)"
+    storage.start("writer", code, "fresh", restartPolicy="Always")
+    kube.wait_phase("writer", "Running")
+    wait_for(lambda: kube.log("writer") == "up\n\n")
+    kill_gke(kube)
+    kube.cluster.start_gke()
+    wait_for(lambda: kube.log("writer") == "up\nup\n\n", what=lambda: kube.pod("writer").status)
+    [attachment] = storage.attachments(volume)
+    assert attachment.status.attached
+    kube.core.delete_namespaced_pod("writer", kube.namespace)
+    wait_for(lambda: not storage.attachments(volume))
+    storage.delete_claim("fresh")
+    storage.gone(volume)

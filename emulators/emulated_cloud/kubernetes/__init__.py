@@ -7,5 +7,6 @@
   server they are given.
 
 What these share lies beside them: `resources` is the table of kinds, `client` a client and informers, `quantity`,
-`selectors`, `scheduling` and `pods` what Kubernetes computes everywhere alike, `tls` the servers' certificates.
+`selectors`, `scheduling`, `attachment` and `pods` what Kubernetes computes everywhere alike, `tls` the servers'
+certificates.
 """

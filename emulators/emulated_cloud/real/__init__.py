@@ -3,7 +3,8 @@
 parts          what there is, from which pins, whether it is built and can run here
 building       `python -m emulated_cloud.real build`: builds them into a cache, where they are used
 namespace      a machine of the cluster's own: private network and mounts, with relays to this one
-control_plane  etcd, kube-apiserver, kube-controller-manager and kube-scheduler as one supervised process
+control_plane  etcd, kube-apiserver, kube-controller-manager, kube-scheduler and the snapshot controller as one
+               supervised process
 gcsfuse        mounts for the GCS FUSE CSI driver
 container      a private root for a container's process: volumes at their paths, a user of its own
 engine         `vllm serve` as the CPU build understands it

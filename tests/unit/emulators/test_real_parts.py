@@ -175,6 +175,20 @@ def test_a_part_named_wrong_or_not_built_is_one_clear_error(calls: Path, tmp_pat
     assert not (tmp_path / "cloud" / "tmp").exists()
 
 
+def test_a_part_is_there_with_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = "the real snapshot-controller runs with the real control-plane alone: name that"
+    with pytest.raises(RealPartError, match=words):
+        parts.require(["gcsfuse", "snapshot-controller"])
+    monkeypatch.setattr(parts.Part, "is_built", property(lambda part: part.name != "snapshot-controller"))
+    monkeypatch.setattr(parts.Part, "obstacles", lambda part: [])
+    command = r"python -m emulated_cloud\.real build snapshot-controller"
+    with pytest.raises(RealPartError, match=rf"the real snapshot-controller is (not built|out of date): {command}"):
+        parts.require(["control-plane"])
+    monkeypatch.setattr(parts.Part, "is_built", True)
+    parts.require(["control-plane"])
+    parts.require(PARTS)
+
+
 @pytest.mark.parametrize(
     ("part", "spoil", "words"),
     [

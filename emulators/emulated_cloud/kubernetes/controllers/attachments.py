@@ -100,7 +100,16 @@ class AttachmentController:
         ]
         if not others or modes & {"ReadOnlyMany", "ReadWriteMany"}:
             return False
+        users = [
+            other["metadata"]["name"]
+            for other in self._pods.in_namespace(pod["metadata"]["namespace"])
+            if other["spec"].get("nodeName") in others
+            and not is_finished(other)
+            and any(each["metadata"]["name"] == name for each in self._volumes_of(other))
+        ]
         words = "Volume is already exclusively attached to one node and can't be attached to another"
+        if users:
+            words = f"Volume is already used by pod(s) {', '.join(sorted(users))}"
         self._say(pod, "FailedAttachVolume", f'Multi-Attach error for volume "{name}" {words}', again=False)
         return True
 

@@ -7,6 +7,7 @@ A test that scripts one must also assert that it was consumed: FILE.consumed, be
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ class DiskFaults:
     def __init__(self, config: Path):
         self._config = config
         self._consumed = config.with_name(f"{config.name}.consumed")
+        self._counting = threading.Lock()
 
     def is_scripted(self, fault: str) -> bool:
         return bool(self._scripted(fault))
@@ -34,9 +36,13 @@ class DiskFaults:
             scripted = scripted.get(zone)
         if not scripted:
             return None
-        counts = self.consumed()
-        counts.setdefault(fault, {})[zone] = counts.get(fault, {}).get(zone, 0) + 1
-        self._consumed.write_text(json.dumps(counts), encoding="utf-8")
+        with self._counting:
+            counts = self.consumed()
+            counts.setdefault(fault, {})[zone] = counts.get(fault, {}).get(zone, 0) + 1
+            # Whole or not at all, for whoever reads it meanwhile.
+            new = self._consumed.with_name(f".{self._consumed.name}")
+            new.write_text(json.dumps(counts), encoding="utf-8")
+            new.replace(self._consumed)
         return scripted
 
     def _scripted(self, fault: str) -> Any:

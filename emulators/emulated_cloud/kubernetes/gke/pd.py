@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import errno
 import os
 import re
 import secrets
@@ -110,7 +111,7 @@ class Mounter(Protocol):
 
 
 class LinkMounter:
-    """A link. What may be written is up to the files' modes: root may write all the same."""
+    """A link: who owns the files, or is root, may write to them all the same."""
 
     def mount_read_only(self, source: Path, target: Path) -> None:
         target.symlink_to(source, target_is_directory=True)
@@ -502,7 +503,13 @@ def _give_to_group(folder: Path, group: int) -> None:
             mode = path.lstat().st_mode
             if stat.S_ISLNK(mode):
                 continue
-            os.chown(path, -1, group)
+            try:
+                os.chown(path, -1, group)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                # A rootless namespace knows one group, which all pods have.
+                return
             os.chmod(path, stat.S_IMODE(mode) | (0o2770 if stat.S_ISDIR(mode) else 0o660))
 
 
