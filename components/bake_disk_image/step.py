@@ -41,7 +41,7 @@ class Pace:
     """Seconds."""
 
     look: float = 10.0
-    """Between two looks at what goes on."""
+    """Between two looks at what goes on, in the long run."""
     start: float = 600.0
     """How long Compute Engine may take to begin, or to end, one thing."""
     silence: float = 180.0
@@ -89,8 +89,8 @@ class Baking:
         Nothing else stays in Compute Engine, whatever happens. Raises QuotaError, RequestError or AccessError for what
         a person has to change, InconclusiveError for the rest: how an image is baked says nothing about a release.
         """
-        disk_images.clear(self._compute, self._settings, self._run_id, self._say, own=False)
         with self._nothing_left():
+            disk_images.clear(self._compute, self._settings, self._run_id, self._say, own=False)
             there = self._settled()
             if there and there.status == "READY":
                 if storage.stat(names.disk_image_record(self._settings, self._name)) is None:
@@ -106,13 +106,16 @@ class Baking:
 
     @contextmanager
     def _nothing_left(self) -> Iterator[None]:
-        """However the block ends: no machine and no disk stays, nor an image that failed."""
+        """However the block ends: no machine and no disk stays, nor an image that is not whole."""
 
         def clear() -> None:
-            disk_images.clear(self._compute, self._settings, self._run_id, self._say)
-            image = self._compute.image(self._name)
-            if image and image.status == "FAILED":
-                disk_images.delete_image(self._compute, image, self._run_id, self._say)
+            try:
+                # First: its making reads the disk.
+                image = self._compute.image(self._name)
+                if image and image.status in ("PENDING", "FAILED"):
+                    disk_images.delete_image(self._compute, image, self._run_id, self._say)
+            finally:
+                disk_images.clear(self._compute, self._settings, self._run_id, self._say)
 
         try:
             yield
@@ -240,7 +243,7 @@ class Baking:
         Raises InconclusiveError when the script gives up, when it says nothing for too long, and when the time is up.
         """
         serial, position, heard, told, refusal = Serial(), 0, time.monotonic(), "", ""
-        where = f"machine {machine.name} in {machine.zone}"
+        where, pause = f"machine {machine.name} in {machine.zone}", min(1.0, self._pace.look)
         while True:
             heartbeats = serial.heartbeats
             try:
@@ -274,7 +277,8 @@ class Baking:
                     f"{where} is not done after secondary_boot_disk.timeout ({self._section.timeout}): raise it, or "
                     f"set a machine_type with more processors. Its last lines:\n{serial.tail}"
                 )
-            time.sleep(self._pace.look)
+            time.sleep(pause)
+            pause = min(2 * pause, self._pace.look)  # What is small is done soon.
 
 
 def _why(serial: Serial, disk_gb: int) -> str:

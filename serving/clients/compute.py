@@ -18,6 +18,7 @@ from typing import Any
 
 from serving import names
 from serving.clients import google
+from serving.clients.patience import Interrupted, Patience
 from serving.errors import AccessError, InconclusiveError, PipelineError, RequestError
 
 ROLE = "roles/compute.instanceAdmin.v1"
@@ -27,7 +28,7 @@ _LONGEST_WAIT_SECONDS = 130.0
 _STOCK_OUT = re.compile(r"ZONE_RESOURCE_POOL_EXHAUSTED|STOCKOUT|does not have enough resources available")
 _QUOTA = re.compile(r"quota", re.IGNORECASE)
 _ATTEMPTS = 10
-_PASSES = re.compile(r"resourceNotReady|resourceInUse|RESOURCE_NOT_READY|RESOURCE_IN_USE|operationInProgress")
+_BUSY = re.compile(r"resourceNotReady|resourceInUse|RESOURCE_NOT_READY|RESOURCE_IN_USE|operationInProgress")
 """What is refused with 400, and will not be when what is going on has ended."""
 
 
@@ -43,6 +44,10 @@ class QuotaError(InconclusiveError):
 
 class GoneError(InconclusiveError):
     """What is asked about is not there (any more)."""
+
+
+class BusyError(InconclusiveError):
+    """Something else is going on with it, or somebody uses it."""
 
 
 class TakenError(InconclusiveError):
@@ -132,17 +137,32 @@ def carry_out(
     `send` begins it, given a request id. What an attempt before has begun is waited for; where that failed, or what it
     made is gone again, it is begun anew. Raises what Operation.wait raises.
     """
+    failure: PipelineError | None = None
     for attempt in range(_ATTEMPTS):
-        operation = send(names.request_id(*parts, str(attempt)))
+        operation = _begun(send, names.request_id(*parts, str(attempt)))
         try:
             operation.wait(seconds)
-        except PipelineError:
-            if operation.was_over:
-                continue
-            raise
+        except PipelineError as error:
+            if not operation.was_over:
+                raise
+            failure = error
+            continue
         if value := found():
             return value
-    raise InconclusiveError(f"{operation.what} has no effect, however often it is asked for. Run again")
+    raise failure or InconclusiveError(f"{operation.what} has no effect, however often it is asked for. Run again")
+
+
+def _begun(send: Callable[[str], Operation], request_id: str) -> Operation:
+    """What `send` begins, as soon as nothing else is going on."""
+
+    def attempt() -> Operation:
+        try:
+            return send(request_id)
+        except BusyError as error:
+            raise Interrupted(str(error)) from error
+
+    operation: Operation = Patience().until_it_works("Compute Engine is busy", attempt)
+    return operation
 
 
 class Compute:
@@ -355,6 +375,8 @@ def _failure(what: str, code: str, words: str, status: int | None) -> PipelineEr
             f"{what}: {words}. Grant the pipeline's service account {ROLE} (docs/security.md has the permissions one "
             "by one), and roles/iam.serviceAccountUser on a service account that a machine is to run as"
         )
-    if status and 400 <= status < 500 and status not in (404, 408, 409, 429) and not _PASSES.search(code):
+    if _BUSY.search(code):
+        return BusyError(f"{what}: {words}. Run again")
+    if status and 400 <= status < 500 and status not in (404, 408, 409, 429):
         return RequestError(f"{what}: {words}")
     return InconclusiveError(f"{what}: {words}. Run again")

@@ -32,6 +32,7 @@ from tests.unit.deployment import RELEASE
 
 __all__ = ["there"]
 
+CONFORMANCE = Conformance("compute", "v1")
 PROJECT = "demo-project"
 TOKEN = "a-token-that-nobody-guesses"
 ZONES = [f"us-central1-{letter}" for letter in "abc"]
@@ -231,11 +232,11 @@ def site_of(emulators: Emulators, there: Registry, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", emulators.storage.url)
     monkeypatch.setattr(google, "credentials", lambda: Credentials(TOKEN))
     monkeypatch.setattr(bodies, "script", lambda: PLACEHOLDER)
-    plain, conformance = google.client_of, Conformance("compute", "v1")
+    plain = google.client_of
 
     def watched(kind: Any) -> Any:
         client = plain(kind)
-        conformance.watch(client.transport._session)
+        CONFORMANCE.watch(client.transport._session)
         return client
 
     monkeypatch.setattr(google, "client_of", watched)

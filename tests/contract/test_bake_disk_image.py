@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import io
+import json
 import re
+import subprocess
+import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from emulated_cloud.google.compute import boot
 
+from components.bake_disk_image import bodies
+from components.bake_disk_image.step import Pace
 from serving import names
 from serving.clients import patience, storage
 from serving.clients.compute import QuotaError
@@ -93,6 +100,15 @@ def test_no_zone_with_a_machine_is_inconclusive(site: Site):
         site.bake()
     assert site.consumed() == [1, 1, 1]
     assert site.there() == {}
+
+
+def test_a_run_that_is_tried_again_asks_anew(site: Site):
+    site.script(*(site.outcome("POST", f"zones/{zone}/instances$", error=STOCK_OUT) for zone in ZONES))
+    with pytest.raises(InconclusiveError):
+        site.bake()
+    site.script()
+    assert site.bake(), "the zones have machines again, and the request is not the one that failed"
+    assert image_there(site)
 
 
 def test_the_settings_own_zones_are_the_only_ones(site: Site):
@@ -227,6 +243,24 @@ def test_an_answer_that_is_lost_is_the_same_operation_again(site: Site, path: st
     assert image_there(site)
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "status", "reason"),
+    [
+        ("POST", "/images", 400, "resourceNotReady"),
+        ("DELETE", "/instances/gp-[0-9a-f]+", 400, "resourceNotReady"),
+        ("POST", "/instances", 403, "rateLimitExceeded"),
+    ],
+)
+def test_what_is_busy_is_waited_for(site: Site, method: str, path: str, status: int, reason: str):
+    error = {"message": "not now", "domain": "global", "reason": reason}
+    body = json.dumps({"error": {"code": status, "message": error["message"], "errors": [error]}})
+    busy = {"action": "status", "status": status, "body": body, "headers": {"Content-Type": "application/json"}}
+    site.script({**busy, "method": method, "path": rf"{path}\?"})
+    assert site.bake()
+    assert site.consumed() == [1]
+    assert image_there(site)
+
+
 def test_who_is_away_is_waited_for(site: Site):
     site.script(*({"action": "status", "status": 503, "path": "/compute/v1/", "times": 1} for _ in range(4)))
     assert site.bake()
@@ -310,3 +344,38 @@ def test_an_api_that_stays_away_is_inconclusive(site: Site):
 def test_the_last_word_counts(site: Site):
     site.script(site.outcome("POST", MACHINES, machine={"output": [DONE, "GP-BAKE failed too late"]}))
     assert site.bake()
+
+
+def layer(**files: str) -> bytes:
+    """A layer with files in its root."""
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as archive:
+        for name, text in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(text.encode())
+            archive.addfile(member, io.BytesIO(text.encode()))
+    return content.getvalue()
+
+
+@pytest.mark.skipif(not boot.is_possible(), reason="needs root and loop devices")
+def test_the_script_itself_bakes_what_the_registry_has(
+    tmp_path: Path, there: Registry, monkeypatch: pytest.MonkeyPatch
+):
+    script = bodies.script()
+    emulators = started(tmp_path, run_scripts=True)
+    site = site_of(emulators, there, monkeypatch)
+    monkeypatch.setattr(bodies, "script", lambda: script)
+    site.digest = there.put_image("v0.33.0", layer(greeting="hello"), layer(answer="42"))["digest"]
+    assert site.bake(pace=Pace(look=0.2))
+    name = image_there(site)
+    known = storage.read_json(f"gs://demo-bucket/disk-images/{name}.json")
+    raw = tmp_path / "compute" / "global" / "images" / f"{name}.raw"
+
+    def read(path: str) -> str:
+        return subprocess.run(["debugfs", "-R", f"cat {path}", raw], capture_output=True, check=True, text=True).stdout
+
+    lines = [line.split() for line in read("/snapshots.metadata").splitlines()]
+    assert [line[0] for line in lines] == known["chain_ids"]
+    assert [read(f"/{lines[0][1]}/greeting"), read(f"/{lines[1][1]}/answer")] == ["hello", "42"]
+    assert f"docker.io/vllm/vllm-openai@{site.digest}" in read("/images.metadata")
+    emulators.stop()

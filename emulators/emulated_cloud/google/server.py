@@ -19,7 +19,11 @@ class GoogleServer(EmulatorServer):
         self.config = config
         super().__init__(address, GoogleHandler, request_log)
         self.compute = Compute(config, config.compute, self.faults) if config.compute else None
-        self.apis = (*routes.APIS, ArtifactRegistry().answer, *([self.compute.answer] if self.compute else []))
+        self.apis = (
+            *routes.APIS,
+            ArtifactRegistry(self.faults).answer,
+            *([self.compute.answer] if self.compute else []),
+        )
 
     def server_close(self) -> None:
         super().server_close()

@@ -17,6 +17,7 @@ REGION_QUOTAS = {
     "T2A_CPUS": 72.0,
     "INSTANCES": 720.0,
     "DISKS_TOTAL_GB": 40960.0,
+    "HDB_TOTAL_GB": 8192.0,
     "SSD_TOTAL_GB": 8192.0,
 }
 """What a project may use unless the configuration says otherwise, in all and in a region. Newer machine families have
@@ -72,6 +73,9 @@ def cpu_quota(machine_type: str) -> str:
 
 
 def disk_quota(disk_type: str) -> str:
+    """The quota that a disk's size counts against; empty for the types that no region shows one of."""
+    if disk_type.startswith("hyperdisk-"):
+        return "HDB_TOTAL_GB" if disk_type == "hyperdisk-balanced" else ""
     return "DISKS_TOTAL_GB" if disk_type == "pd-standard" else "SSD_TOTAL_GB"
 
 
