@@ -23,6 +23,7 @@ from emulated_cloud.cloud import Cloud
 from emulated_cloud.hub import models
 
 from pipelines import child, local
+from pipelines.local import state
 from serving import names
 from serving.clients.kubernetes import kinds
 from serving.rendering import access, render
@@ -34,7 +35,7 @@ from .kube import kubectl
 
 SCENARIO = find("03")
 PARTS = ["control-plane", "gcsfuse"]
-EVERY_KIND = {"with-disk": ["secondary-boot-disk"], "on-volume": ["hyperdisk-ml"]}
+EVERY_KIND = {"gemma": ["secondary-boot-disk"], "on-volume": ["hyperdisk-ml"]}
 """Namespace → features of a deployment there: together they make every kind that generations own."""
 API_KEY = "projects/demo-project/secrets/hf-token/versions/latest"
 """A secret that the local cloud has; what is in it does not matter."""
@@ -54,9 +55,7 @@ class Site:
 
     def run(self, settings: Settings) -> dict[str, Any]:
         """A whole pipeline run: its summary."""
-        found = child.execute(
-            find(settings.scenario), settings, self.folder, self.cloud.environment, lambda entry: None
-        )
+        found = child.execute(SCENARIO, settings, self.folder, self.cloud.environment, lambda entry: None)
         return found["summary"]
 
 
@@ -123,6 +122,7 @@ def test_the_runs_of_a_deployment_use_every_right_that_is_granted(site: Site, na
     )
     rejected = site.run(unwanted)
     assert (rejected["status"], rejected["error"]["step"]) == ("failed", "validate_server")
+    state.remember(site.folder, first)
     rolled = subprocess.run(
         [sys.executable, "-m", "pipelines.cli", "rollback", "--state", str(site.folder)],
         env={**os.environ, **site.cloud.environment}, capture_output=True, text=True,
