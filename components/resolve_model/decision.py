@@ -111,10 +111,10 @@ def _wrong(settings: Settings, release: Release, situation: Situation, digest: s
         return f"{situation.ready} of its {situation.replicas} pods are ready with its present settings"
     if situation.damage:
         return f"its weights in the bucket are damaged: {'; '.join(situation.damage[:3])}"
-    if situation.missing:
-        return "; ".join(situation.missing)
     if situation.caches:
         return situation.caches
+    if situation.missing:
+        return "; ".join(situation.missing)
     if situation.leftovers:
         more = f" and {len(situation.leftovers) - 3} more" if len(situation.leftovers) > 3 else ""
         return f"a dead run left {', '.join(situation.leftovers[:3])}{more}"

@@ -10,10 +10,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from emulated_cloud.kubernetes.attachment import needs_attachment, unique_name
 from emulated_cloud.kubernetes.client import Informers, Object
 from emulated_cloud.kubernetes.pods import is_finished
 from emulated_cloud.kubernetes.quantity import parse_quantity
-from emulated_cloud.kubernetes.resources import CLAIMS, STORAGE_CLASSES, VOLUMES
+from emulated_cloud.kubernetes.resources import CLAIMS, CSI_NODES, STORAGE_CLASSES, VOLUMES
 from emulated_cloud.kubernetes.selectors import matches, node_selector_matches, tolerates
 
 UNSCHEDULABLE = {"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule"}
@@ -52,10 +53,12 @@ def _requests(container: Object) -> dict[str, Any]:
 
 @dataclass
 class NodeState:
-    """A node and the pods on it."""
+    """A node and the pods on it; `volumes` are attached for them, `limits` says how many of a driver's may be."""
 
     node: Object
     pods: list[Object] = field(default_factory=list)
+    volumes: set[str] = field(default_factory=set)
+    limits: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         allocatable = self.node["status"].get("allocatable") or {}
@@ -86,20 +89,30 @@ class NodeState:
         return sum(shares) / len(shares) if shares else 0.0
 
 
-def node_states(nodes: Iterable[Object], pods: Iterable[Object]) -> list[NodeState]:
+def node_states(nodes: Iterable[Object], pods: Iterable[Object], informers: Informers | None = None) -> list[NodeState]:
+    """With `informers` the nodes' attached volumes count, too."""
     on: dict[str, list[Object]] = {}
     for pod in pods:
         if pod["spec"].get("nodeName") and not is_finished(pod):
             on.setdefault(pod["spec"]["nodeName"], []).append(pod)
-    return [NodeState(node, on.get(node["metadata"]["name"], [])) for node in nodes]
+    states = [NodeState(node, on.get(node["metadata"]["name"], [])) for node in nodes]
+    if informers is None:
+        return states
+    for state in states:
+        state.volumes = {name for pod in state.pods for name in volume_needs(pod, informers).attached}
+        registered = informers.of(CSI_NODES).items.get(state.name) or {"spec": {"drivers": []}}
+        drivers = registered["spec"]["drivers"]
+        state.limits = {each["name"]: each["allocatable"]["count"] for each in drivers if each.get("allocatable")}
+    return states
 
 
 @dataclass
 class VolumeNeeds:
-    """What a pod's claims ask of a node: a problem that no node solves, the bound volumes' zones, and the claims
-    that wait for a node to be chosen."""
+    """What a pod's claims ask of a node: a problem that no node solves, the bound volumes' zones, those of them that
+    are to be attached, and the claims that wait for a node to be chosen."""
 
     problem: str = ""
+    attached: set[str] = field(default_factory=set)
     affinities: list[Object] = field(default_factory=list)
     topologies: list[Object] = field(default_factory=list)
     """NodeSelectors of the classes of those that wait: where their volumes may be made."""
@@ -121,6 +134,8 @@ def volume_needs(pod: Object, informers: Informers) -> VolumeNeeds:
         elif (claim.get("status") or {}).get("phase") == "Lost":
             needs.problem = f'persistentvolumeclaim "{name}" bound to non-existent persistentvolume'
         elif bound := _bound_volume(claim, informers):
+            if needs_attachment(bound, informers):
+                needs.attached.add(unique_name(bound))
             if required := (bound["spec"].get("nodeAffinity") or {}).get("required"):
                 needs.affinities.append(required)
         elif waits_for_consumer(claim, informers):
@@ -167,6 +182,8 @@ def misfit(pod: Object, state: NodeState, needs: VolumeNeeds, states: list[NodeS
         # Whoever leaves makes no room for what the empty node has not.
         asked = pod_requests(pod).items()
         return short, all(value <= state.allocatable.get(name, 0) for name, value in asked if name != "pods")
+    if _exceeds_volumes(state, needs):
+        return ["node(s) exceed max volume count"], True
     if any(not node_selector_matches(affinity, node) for affinity in needs.affinities):
         return ["node(s) didn't match PersistentVolume's node affinity"], False
     if any(not node_selector_matches(topology, node) for topology in needs.topologies):
@@ -196,6 +213,14 @@ def _insufficient(pod: Object, state: NodeState) -> list[str]:
         for name, value in sorted(pod_requests(pod).items())
         if name != "pods" and value > state.allocatable.get(name, 0) - state.used[name] and value > 0
     ]
+
+
+def _exceeds_volumes(state: NodeState, needs: VolumeNeeds) -> bool:
+    volumes = state.volumes | needs.attached
+    return volumes != state.volumes and any(
+        sum(name.startswith(f"kubernetes.io/csi/{driver}^") for name in volumes) > limit
+        for driver, limit in state.limits.items()
+    )
 
 
 def _spread(pod: Object, state: NodeState, states: list[NodeState]) -> str:

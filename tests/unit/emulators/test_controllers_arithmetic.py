@@ -220,3 +220,25 @@ def test_free_share_is_what_the_least_allocated_node_has_most_of():
     assert state.free_share() == 1
     state.add(_pod({"cpu": "2", "memory": "8Gi"}))
     assert state.free_share() == pytest.approx(0.5)
+
+
+def test_a_node_has_no_more_volumes_than_its_driver_attaches():
+    state = NodeState(_node(), volumes={"kubernetes.io/csi/d^one"}, limits={"d": 2})
+
+    def fits(*volumes):
+        return misfit(_pod(), state, VolumeNeeds(attached={f"kubernetes.io/csi/{name}" for name in volumes}), [state])
+
+    assert fits("d^one", "d^two", "other^three") == ([], True)
+    assert fits("d^two", "d^three") == (["node(s) exceed max volume count"], True)
+    state.limits["d"] = 0
+    assert fits("d^one") == ([], True), "what is attached already costs nothing more"
+
+
+def test_a_volume_waits_for_a_node_where_it_may_be_made():
+    there = [{"matchExpressions": [{"key": "zone", "operator": "In", "values": ["b"]}]}]
+    needs = VolumeNeeds(topologies=[{"nodeSelectorTerms": there}])
+    for zone, expected in (("a", ["node(s) didn't find available persistent volumes to bind"]), ("b", [])):
+        node = _node()
+        node["metadata"]["labels"] = {**(node["metadata"].get("labels") or {}), "zone": zone}
+        state = NodeState(node)
+        assert misfit(_pod(), state, needs, [state])[0] == expected

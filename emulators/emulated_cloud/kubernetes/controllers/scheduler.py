@@ -13,7 +13,7 @@ from emulated_cloud.kubernetes.client import (
     timestamp,
 )
 from emulated_cloud.kubernetes.events import EventRecorder
-from emulated_cloud.kubernetes.resources import CLAIMS, NODES, PODS, STORAGE_CLASSES, VOLUMES
+from emulated_cloud.kubernetes.resources import CLAIMS, CSI_DRIVERS, CSI_NODES, NODES, PODS, STORAGE_CLASSES, VOLUMES
 from emulated_cloud.kubernetes.scheduling import (
     NodeState,
     VolumeNeeds,
@@ -38,7 +38,7 @@ class Scheduler:
         self.queue = WorkQueue("scheduler", self._schedule_all)
         self._pods.on_change(self._pod_changed)
         self._nodes.on_change(self._node_changed)
-        for resource in (CLAIMS, VOLUMES, STORAGE_CLASSES):
+        for resource in (CLAIMS, VOLUMES, STORAGE_CLASSES, CSI_NODES, CSI_DRIVERS):
             informers.of(resource).on_change(lambda _old, _new: self._wake())
 
     def _wake(self) -> None:
@@ -63,6 +63,7 @@ class Scheduler:
         states = node_states(
             (node for node in self._nodes.items.values() if not node["metadata"].get("deletionTimestamp")),
             self._pods.items.values(),
+            self._informers,
         )
         waiting = [pod for pod in self._pods.items.values() if _waits(pod)]
         for pod in sorted(waiting, key=_order):
@@ -79,6 +80,7 @@ class Scheduler:
         if not await self._choose_for_claims(needs, chosen):
             return
         await self._bind(pod, chosen)
+        chosen.volumes |= needs.attached
 
     async def _choose_for_claims(self, needs: VolumeNeeds, chosen: NodeState) -> bool:
         """Tells claims that wait for their first consumer where it goes; the pod follows when they are bound."""

@@ -39,7 +39,7 @@ from emulated_cloud.kubernetes.gke.machines import (
 from emulated_cloud.kubernetes.gke.nodes import NodeKeeper
 from emulated_cloud.kubernetes.pods import is_finished
 from emulated_cloud.kubernetes.quantity import parse_quantity
-from emulated_cloud.kubernetes.resources import ALLOWLISTS, CLAIMS, COMPUTE_CLASSES, NODES, PODS, VOLUMES
+from emulated_cloud.kubernetes.resources import ALLOWLISTS, CLAIMS, COMPUTE_CLASSES, CSI_NODES, NODES, PODS, VOLUMES
 from emulated_cloud.kubernetes.scheduling import NodeState, VolumeNeeds, misfit, node_states, volume_needs
 from emulated_cloud.kubernetes.workqueue import WorkQueue
 
@@ -66,6 +66,7 @@ class Autoscaler:
         self._cache = cache
         self._pods = informers.of(PODS)
         self._nodes = informers.of(NODES)
+        informers.of(CSI_NODES)
         self._events = EventRecorder(client, "cluster-autoscaler")
         self._upcoming: list[Upcoming] = []
         self._backoff: dict[str, float] = {}
@@ -92,7 +93,7 @@ class Autoscaler:
         # A pod that admission has not seen yet will look otherwise in a moment.
         pending = [pod for pod in self._pods.items.values() if _is_unschedulable(pod) and not missing_tolerations(pod)]
         # What the scheduler will place by itself in a moment needs no node.
-        settled = node_states(self._nodes.items.values(), self._pods.items.values())
+        settled = node_states(self._nodes.items.values(), self._pods.items.values(), self._informers)
         settled += [NodeState(upcoming.node) for upcoming in self._upcoming]
         for pod in sorted(pending, key=lambda pod: pod["metadata"]["creationTimestamp"]):
             needs = volume_needs(pod, self._informers)
@@ -105,6 +106,7 @@ class Autoscaler:
                     continue
                 settled.append(home)
             home.add(pod)
+            home.volumes |= needs.attached
         loop = asyncio.get_running_loop()
         waits = [until - loop.time() for until in self._backoff.values() if until > loop.time()]
         return max(0.05, min(waits)) if waits and pending else None

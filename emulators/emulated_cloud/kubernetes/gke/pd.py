@@ -111,7 +111,7 @@ class Mounter(Protocol):
 
 
 class LinkMounter:
-    """A link. What may be written is up to the files' modes: root may write all the same."""
+    """A link: who owns the files, or is root, may write to them all the same."""
 
     def mount_read_only(self, source: Path, target: Path) -> None:
         target.symlink_to(source, target_is_directory=True)
