@@ -41,7 +41,7 @@ class Pace:
     """Seconds."""
 
     look: float = 10.0
-    """Between two looks at what goes on."""
+    """Between two looks at what goes on, in the long run."""
     start: float = 600.0
     """How long Compute Engine may take to begin, or to end, one thing."""
     silence: float = 180.0
@@ -243,7 +243,7 @@ class Baking:
         Raises InconclusiveError when the script gives up, when it says nothing for too long, and when the time is up.
         """
         serial, position, heard, told, refusal = Serial(), 0, time.monotonic(), "", ""
-        where = f"machine {machine.name} in {machine.zone}"
+        where, pause = f"machine {machine.name} in {machine.zone}", min(1.0, self._pace.look)
         while True:
             heartbeats = serial.heartbeats
             try:
@@ -277,7 +277,8 @@ class Baking:
                     f"{where} is not done after secondary_boot_disk.timeout ({self._section.timeout}): raise it, or "
                     f"set a machine_type with more processors. Its last lines:\n{serial.tail}"
                 )
-            time.sleep(self._pace.look)
+            time.sleep(pause)
+            pause = min(2 * pause, self._pace.look)  # What is small is done soon.
 
 
 def _why(serial: Serial, disk_gb: int) -> str:

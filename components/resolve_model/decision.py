@@ -33,6 +33,8 @@ class Situation:
     """What the generation's Deployment was rendered from; empty without a Deployment."""
     key_version: str = ""
     """The version of the API key that the Deployment's pods are to have."""
+    missing: tuple[str, ...] = ()
+    """What the generation needs outside of the cluster and is not there, in words."""
     leftovers: tuple[str, ...] = ()
     """What dead runs left, as Kind/name."""
     dead_holder: str = ""
@@ -107,6 +109,8 @@ def _wrong(settings: Settings, release: Release, situation: Situation, digest: s
         return f"{situation.ready} of its {situation.replicas} pods are ready with its present settings"
     if situation.damage:
         return f"its weights in the bucket are damaged: {'; '.join(situation.damage[:3])}"
+    if situation.missing:
+        return "; ".join(situation.missing)
     if situation.leftovers:
         more = f" and {len(situation.leftovers) - 3} more" if len(situation.leftovers) > 3 else ""
         return f"a dead run left {', '.join(situation.leftovers[:3])}{more}"

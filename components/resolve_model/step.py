@@ -300,6 +300,9 @@ def look_around(cluster: Cluster, settings: Settings, release: Release, known: R
         rolled_out=deployment is not None and replicas.rolled_out(deployment),
         settings_digest=(metadata.get("annotations") or {}).get(names.SETTINGS, ""),
         key_version=(pods.get("annotations") or {}).get(names.KEY_VERSION, ""),
+        missing=tuple(words for _, words in features.answers(settings, "missing", release) if words)
+        if deployment
+        else (),
         leftovers=tuple(f"{item['kind']}/{item['metadata']['name']}" for item in left),
         dead_holder=lease.holder(held) if held and dead else "",
         damage=tuple(damage(release.weights_uri)),

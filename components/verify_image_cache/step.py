@@ -17,6 +17,7 @@ from typing import Any
 from serving import names
 from serving.clients import logging, registry, storage
 from serving.clients.kubernetes import Cluster, Object
+from serving.deployment import traffic
 from serving.errors import InconclusiveError, PipelineError, ReleaseError
 from serving.log import Say
 from serving.outcome import Outcome
@@ -59,6 +60,8 @@ def run(settings: dict[str, Any], release: dict[str, Any], passed: bool, reasons
             outcome.skipped("nothing is looked at: the release has failed already")
             return False, reasons
         with step.cluster() as cluster:
+            if outcome.was_told_to_end:  # Then it gave the accelerators back.
+                traffic.bring_up(cluster, config, target.generation, config.serving.replicas, outcome.say)
             reasons = verify(cluster, config, target, outcome)
         if reasons:
             outcome.failed(ReleaseError("; ".join(reasons)))
@@ -74,7 +77,7 @@ def verify(
     that says nothing about the cache, so a release is not held guilty. One that serves already is then left alone.
     """
     pods = cluster.list("Pod", settings.namespace, labels=names.selector(settings, release.generation))
-    nodes = sorted({pod["spec"]["nodeName"] for pod in pods if pod["spec"].get("nodeName")})
+    nodes = sorted({pod["spec"]["nodeName"] for pod in pods if _serves(pod)})
     if not nodes:
         raise InconclusiveError(f"no pod of {release.generation} has a node. Run again")
     pulls = pulls_of(cluster.list("Event", settings.namespace), pods, release.image_digest)
@@ -82,23 +85,30 @@ def verify(
     for node, took in pulls.items():
         outcome.say(f"{node} pulled the engine's image in {took}")
     section = settings.section("secondary-boot-disk")
-    in_service = release.generation == release.live
+    # A node of the live generation may have pulled the image longer ago than anybody remembers, and whether nodes speak
+    # of what they stream nobody knows.
+    has_to_speak = release.generation != release.live and section.image == "disk"
     said = wait_for_lines(
         lambda: lines(settings.project, release.image_digest),
         nodes,
-        # A node of the live generation may have pulled the image longer ago than anybody remembers.
-        0.0 if in_service else in_seconds(section.verify_timeout),
+        in_seconds(section.verify_timeout) if has_to_speak else 0.0,
         pause,
         outcome.say,
     )
     outcome.details["nodes"] = [vars(said[node]) for node in sorted(said)]
     silent = [node for node in nodes if node not in said]
-    if silent and not in_service and section.image == "disk":
+    if silent and has_to_speak:
         raise InconclusiveError(_silence(settings, release, silent, pulls))
     found = judge(settings, release, said.values())
     if not found:
         outcome.succeeded(_summary(said, silent, pulls))
     return found
+
+
+def _serves(pod: Object) -> bool:
+    """Whether a pod has a node and stays there: one that was evicted, or that goes, may have outlived its node."""
+    ended = (pod.get("status") or {}).get("phase") in ("Failed", "Succeeded")
+    return bool(pod["spec"].get("nodeName")) and not ended and not pod["metadata"].get("deletionTimestamp")
 
 
 def lines(project: str, digest: str) -> list[Cached]:

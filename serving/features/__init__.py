@@ -19,6 +19,8 @@ A module has, as it needs them:
                                          spent; `look` asks what the cluster is (serving/clients/google.py)
     prepared(settings, release, look)    raises RequestError for what the cluster lacks when the server is to be
                                          deployed, and a person has to make
+    missing(settings, release)           what a generation that is deployed needs outside of the cluster and has not,
+                                         in words; empty when it has all
     RENAMED                              keys of earlier versions of the settings → what is there in their place
     explain(settings, symptom)           why a pod does not start, where the feature knows more than Kubernetes says
 

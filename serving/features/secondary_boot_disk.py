@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 
 from serving import catalog, names
 from serving.clients import artifact_registry, registry
+from serving.clients.compute import Compute
 from serving.errors import InconclusiveError, RequestError
 from serving.features import Explanation, Symptom
 from serving.values import Duration, Image, KmsKey, Network, NetworkTag, ServiceAccount, Subnetwork, Word, Zone
@@ -205,6 +206,14 @@ def prepared(settings: Settings, release: Release, look: Callable[[], ClusterTra
             "streaming, without which nodes do not look at it. Turn it on, and run again: `gcloud container node-pools "
             f"update {having[0].name} {where} --enable-image-streaming`"
         )
+
+
+def missing(settings: Settings, release: Release) -> str:
+    """That the disk image is gone: the nodes that are there keep their disks, and no other comes."""
+    if not has_disk(settings):
+        return ""
+    image = Compute(settings.project).image(release.disk_image)
+    return "" if image and image.status == "READY" else f"its disk image {release.disk_image} is gone"
 
 
 def explain(settings: Settings, symptom: Symptom) -> Explanation | None:

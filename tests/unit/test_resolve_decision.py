@@ -52,6 +52,7 @@ def test_retry_does_not_touch_what_is_live_and_healthy():
         (replace(HEALTHY, settled=False, replicas=3), "it has 3 replicas instead of 1"),
         (replace(HEALTHY, ready=0, rolled_out=False), "0 of its 1 pods are ready with its present settings"),
         (replace(HEALTHY, damage=("config.json is missing",)), "damaged: config.json is missing"),
+        (replace(HEALTHY, missing=("its disk image gp-1 is gone",)), "but its disk image gp-1 is gone"),
         (
             replace(HEALTHY, leftovers=("Job/a", "Job/b", "Job/c", "Job/d", "Job/e")),
             "left Job/a, Job/b, Job/c and 2 more",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -249,6 +250,20 @@ def test_a_cluster_that_can_is_not_and_streaming_asks_nothing():
 
     secondary_boot_disk.suits(settings(image="streaming"), never)
     secondary_boot_disk.prepared(settings(), BAKED, never)
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [("READY", ""), ("DELETING", f"its disk image {IMAGE} is gone"), (None, f"its disk image {IMAGE} is gone")],
+)
+def test_a_disk_image_that_is_gone_is_missed(status: str | None, words: str, monkeypatch: pytest.MonkeyPatch):
+    def image(compute: Any, name: str) -> Any:
+        assert (compute.project, name) == ("demo-project", IMAGE)
+        return SimpleNamespace(status=status) if status else None
+
+    monkeypatch.setattr(secondary_boot_disk.Compute, "image", image)
+    assert secondary_boot_disk.missing(settings(), BAKED) == words
+    assert secondary_boot_disk.missing(settings(image="streaming"), BAKED) == ""
 
 
 def test_without_a_node_pool_the_command_that_makes_one_is_told():

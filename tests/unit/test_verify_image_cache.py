@@ -173,6 +173,16 @@ def test_pods_without_a_node_prove_nothing(logs):
         verify(MemoryCluster(pod(None)))
 
 
+def test_pods_that_go_or_have_ended_are_not_asked_about(logs):
+    logs([entry("node-1", 27)])
+    going = pod("node-2", "going")
+    going["metadata"]["deletionTimestamp"] = "2026-11-29T09:00:00Z"
+    evicted = pod("node-3", "evicted") | {"status": {"phase": "Failed"}}
+    reasons, outcome = verify(MemoryCluster(pod("node-1"), going, evicted))
+    assert reasons == []
+    assert [node["node"] for node in outcome.details["nodes"]] == ["node-1"]
+
+
 def test_streamed_layers_count_where_streaming_is_what_is_asked_for(logs):
     logs([entry("node-1", 0)])
     streaming = settings(image="streaming", verify_timeout="0.05s")
