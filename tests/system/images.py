@@ -128,7 +128,7 @@ def many_layers(count: int = 130) -> list[Blob]:
 def large(mib: int = 300) -> list[Blob]:
     """One file of that many MiB, an eighth of which cannot be compressed."""
     block = random.Random(mib).randbytes(1 << 17) + bytes(7 << 17)
-    return [Layer().file("model/large.bin", block * mib).blob()]
+    return [Layer().folder("model").file("model/large.bin", block * mib).blob()]
 
 
 # How an archive may try to reach a file "victim" outside; `path` is its folder's, without the first slash.
