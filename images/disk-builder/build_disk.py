@@ -551,9 +551,9 @@ class Unpacker:
                 self.entry(tar, member, checksums)
             except OSError as error:
                 raise self.explained(error, member) from error
-        for path, member in self.directories:
+        for name, member in self.directories:
             try:
-                os.utime(path, ns=times(member), follow_symlinks=False)
+                os.utime(os.path.realpath(name), ns=times(member), follow_symlinks=False)
             except FileNotFoundError:
                 pass  # A later entry removed it.
         archive.drain()
@@ -583,7 +583,7 @@ class Unpacker:
             if not is_directory(path):
                 self.instead(path, lambda: os.mkdir(path, 0o700))
             self.attributes(path, member)
-            self.directories.append((path, member))
+            self.directories.append((name, member))
         elif member.type in (tarfile.REGTYPE, tarfile.AREGTYPE):
             self.file(path, tar, member, checksums)
         elif member.issym():

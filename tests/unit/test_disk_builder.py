@@ -232,3 +232,10 @@ def test_the_table_of_images_is_padded_as_ctr_does_it(script: ModuleType) -> Non
         "a.example/b@sha256:2      type sha256:2 500.0 B linux/arm64 -      ",
         "z.example/engine@sha256:1 type sha256:1 8.1 GiB linux/amd64 -      ",
     ]
+
+
+def test_it_fits_a_startup_script_and_says_what_runs_it() -> None:
+    content = SCRIPT.read_bytes()
+    assert content.startswith(b"#!/usr/bin/python3\n")
+    assert len(content) <= 256 << 10
+    assert os.access(SCRIPT, os.X_OK)
