@@ -9,7 +9,9 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from serving import features
 from serving.errors import RequestError
+from serving.scenarios import SCENARIOS, Scenario
 from serving.settings import Settings, commented_example, load, override, read_values, validated
 from serving.settings.sections import section_of
 
@@ -178,12 +180,14 @@ def paths(values: dict[str, Any], known: set[tuple[str, ...]], above: tuple[str,
     return found
 
 
-def test_the_example_says_everything_and_means_the_defaults(file: Path):
-    file.write_text(commented_example("gcs-fuse"))
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
+def test_the_example_says_everything_and_means_the_defaults(file: Path, scenario: Scenario):
+    file.write_text(commented_example(scenario.name))
     example = load(file)
-    minimal = {"scenario": "gcs-fuse", "project": example.project, "bucket": example.bucket}
+    minimal = {"scenario": scenario.name, "project": example.project, "bucket": example.bucket}
     assert example == validated(Settings, minimal)
-    known = keys(Settings)
+    of_others = features.sections().keys() - set(map(features.section_name, scenario.features))
+    known = {path for path in keys(Settings) if path[0] not in of_others}
     assert paths(yaml.safe_load(file.read_text()), known) == known
 
 
