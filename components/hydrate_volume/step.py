@@ -96,11 +96,13 @@ def mark_verified(hydration: Hydration, claim: Object) -> None:
 
 
 def give_back(hydration: Hydration) -> None:
-    """Takes away what costs money and nobody can use yet: disks. Never raises: the next run does what is left."""
+    """Takes away what costs money and nobody can use yet: disks. (That of a generation which the record names may be in
+    use.) Never raises: the next run does what is left."""
     cluster, settings, release = hydration.cluster, hydration.settings, hydration.release
     try:
         leftovers.remove_temporary(cluster, settings, release, hydration.say)
-        if (claim := hydration.claim()) and cluster.delete(claim):
+        claim = hydration.claim()
+        if claim and release.generation not in record.read(cluster, settings).named and cluster.delete(claim):
             hydration.say(f"deleted {claim['kind']}/{hydration.name}: it was not read back yet")
     except PipelineError as error:
         hydration.say(f"could not take {hydration.name} away ({error}); the next run does")

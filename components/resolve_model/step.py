@@ -7,7 +7,7 @@ registry. It writes its outcome, and nothing else: a run that changes nothing is
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -72,7 +72,8 @@ def run(
         outcome.say(f"{settings.accelerator.count} × {settings.accelerator.type}: {sized.in_words}")
         cluster = kubernetes.connect(settings)
         known = record.read(cluster, settings)
-        release = name_release(settings, outcome.run_id, found, live=known.live, key_version=key_version(settings))
+        key, where = key_version(settings), zones(settings)
+        release = name_release(settings, outcome.run_id, found, live=known.live, key_version=key, zones=where)
         outcome.details.update(
             generation=release.generation,
             weights_key=release.weights_key,
@@ -131,7 +132,7 @@ def release_of(settings: Settings, run_id: str) -> Release:
     since who may read manifests need not be able to read the server's key."""
     found = look_up(settings)
     check_architecture(settings, found.architecture)
-    return name_release(settings, run_id, found, live="")
+    return name_release(settings, run_id, found, live="", zones=named_zones(settings) or zones(settings))
 
 
 def look_up(settings: Settings) -> Found:
@@ -265,7 +266,9 @@ def engine_of(settings: Settings) -> dict[str, Any]:
     return found
 
 
-def name_release(settings: Settings, run_id: str, found: Found, *, live: str, key_version: str = "") -> Release:
+def name_release(
+    settings: Settings, run_id: str, found: Found, *, live: str, key_version: str = "", zones: Sequence[str] = ()
+) -> Release:
     """The release, with the generation that it makes under these settings."""
     release = Release(
         run_id=run_id,
@@ -280,7 +283,7 @@ def name_release(settings: Settings, run_id: str, found: Found, *, live: str, ke
         api_key_version=key_version,
         architecture=found.architecture,
         weights_bytes=found.weights_bytes,
-        zones=zones(settings),
+        zones=list(zones),
         sizing=size(settings, found),
         **engine_of(settings),
     )
@@ -290,10 +293,9 @@ def name_release(settings: Settings, run_id: str, found: Found, *, live: str, ke
 def zones(settings: Settings) -> list[str]:
     """Where the release has to be, for features to which it matters: in the zones that the settings name, else in all
     that the cluster's nodes may be in. Raises RequestError where replicas are to be spread and there is one."""
-    asked = [named for _, named in features.answers(settings, "zones")]
-    if not asked:
+    if not any(True for _ in features.answers(settings, "zones")):
         return []
-    named = sorted({zone for some in asked for zone in some})
+    named = named_zones(settings)
     there = google.cluster_traits(settings).zones
     if absent := set(named) - set(there):
         raise RequestError(
@@ -308,6 +310,11 @@ def zones(settings: Settings) -> list[str]:
             f"nodes in {', '.join(found)} alone. Set serving.replicas: 1, or give the cluster more node locations"
         )
     return found
+
+
+def named_zones(settings: Settings) -> list[str]:
+    """The zones that the settings name for features to which they matter."""
+    return sorted({zone for _, some in features.answers(settings, "zones") for zone in some})
 
 
 def look_around(cluster: Cluster, settings: Settings, release: Release, known: Record) -> Situation:

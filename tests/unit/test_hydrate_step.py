@@ -461,6 +461,22 @@ def test_a_step_that_is_told_to_end_leaves_no_disk(method: str):
     assert cluster.names("Job") == set()
 
 
+def test_the_volume_of_a_generation_that_serves_is_left_alone_though_nothing_says_that_it_was_read_back():
+    cluster = Cluster()
+    hydrate(cluster)
+    del cluster.objects["PersistentVolumeClaim", "gemma", CLAIM]["metadata"]["annotations"]
+    Record(live=RELEASE.generation).write(cluster, settings())  # type: ignore[arg-type]
+
+    def end(verb: str, kind: str, name: str) -> None:
+        if kind == "Job":
+            raise ToldToEnd
+
+    cluster.before_write = end
+    with pytest.raises(ToldToEnd):
+        hydrate(cluster)
+    assert cluster.names("PersistentVolumeClaim") == {CLAIM}
+
+
 def test_a_claim_that_was_read_back_outlives_a_step_that_is_told_to_end():
     cluster = Cluster()
     hydrate(cluster)
