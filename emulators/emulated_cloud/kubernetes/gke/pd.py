@@ -3,6 +3,8 @@
 It checks what the real driver checks, in its order and words (kubernetes-sigs/gcp-compute-persistent-disk-csi-driver,
 pkg/gce-pd-csi-driver, August 2026), and refuses what Compute Engine refuses behind it. The sidecars that call it have
 modules of their own: provisioner.py, snapshotter.py, attacher.py; the kubelet calls `publish`.
+What Compute Engine says of sizes and of a zone without resources is known; what it says of throughput, IOPS, access
+modes and too many disks is not, and worded here.
 
 Different on purpose: volumes are file systems, never block devices; there are no regional disks, storage pools or
 clones; a disk takes what the machine's own file system has, whatever its size says.
