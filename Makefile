@@ -3,6 +3,7 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
+SYSTEM_PACKAGES := containerd curl docker-registry e2fsprogs mount util-linux zstd
 
 help: ## List the tasks
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -22,10 +23,17 @@ real: .venv/installed ## Build the real parts: a control plane with its snapshot
 test-real: .venv/installed ## The tests against the real parts, which `make real` has built
 	@$(BIN)/pytest -m real -n 2 --dist loadfile --no-loadscope-reorder tests/real
 
+test-system: .venv/installed system-packages ## The disk builder against Debian's containerd and registry, as root
+	@$(BIN)/pytest -m system tests/system
+
+system-packages:
+	@dpkg -s $(SYSTEM_PACKAGES) >/dev/null 2>&1 || { apt-get update -q && apt-get install -qy --no-install-recommends $(SYSTEM_PACKAGES); }
+
 lint: .venv/installed ## Style, types, and which package may import which
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet . || { echo "run: make format"; exit 1; }
 	@$(BIN)/mypy
+	@$(BIN)/mypy images/disk-builder/build_disk.py
 	@$(BIN)/lint-imports --no-cache
 
 format: .venv/installed ## Put the code into the project's style
@@ -39,7 +47,7 @@ lock: .venv/installed ## Pin every dependency again, from setup.cfg
 	@$(BIN)/pip install --quiet --constraint constraints.txt uv
 	@UV=$(BIN)/uv images/components/lock.sh
 
-bench: bench-transfer bench-hydrate bench-load ## Every benchmark; figures go to build/bench/
+bench: bench-transfer bench-hydrate bench-load bench-bake ## Every benchmark; figures go to build/bench/
 
 bench-transfer: .venv/installed ## Hub to bucket: ours, what a user would write, the machine's limit
 	@$(BIN)/python -m tests.bench.transfer --docs docs/transfer.md
@@ -49,6 +57,9 @@ bench-hydrate: .venv/installed ## Bucket to disk: ours, what a user would write,
 
 bench-load: .venv/installed ## How many tokens a second the load generator keeps up with
 	@$(BIN)/python -m tests.bench.load
+
+bench-bake: .venv/installed system-packages ## A disk of container images: ours and the public builder's way, as root
+	@$(BIN)/python -m tests.bench.bake --docs docs/disk-image.md
 
 clean: ## Remove what the tasks made
 	@rm -rf .venv build out *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
@@ -61,4 +72,4 @@ clean: ## Remove what the tasks made
 	@touch $@
 	@echo "the command: $(CURDIR)/$(BIN)/gemma-pipelines (. $(BIN)/activate puts it on PATH)" >&2
 
-.PHONY: help demo test test-unit real test-real lint format golden lock bench bench-transfer bench-hydrate bench-load clean
+.PHONY: help demo test test-unit real test-real test-system system-packages lint format golden lock bench bench-transfer bench-hydrate bench-load bench-bake clean

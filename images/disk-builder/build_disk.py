@@ -66,6 +66,8 @@ ITEM = "gemma-pipelines-bake"
 MOUNT = "/mnt"
 """A folder that is everywhere; in this script's mount namespace it is the disk."""
 CHUNK = 1 << 20
+MAX_DOCUMENT = 16 << 20
+"""Of a manifest, whose length nobody tells beforehand."""
 SILENCE_SECONDS = 60
 """A connection that says nothing for so long is opened again."""
 MAX_ENTRIES = 2_000_000
@@ -199,6 +201,7 @@ class Registry:
         except urllib.error.HTTPError as error:
             if error.code != 401 or self.auth == "google":
                 raise
+            error.close()
             token = anonymous_token(error.headers.get("WWW-Authenticate", ""))
             if not token:
                 raise
@@ -221,7 +224,7 @@ class Registry:
         """The bytes of a blob. A connection that breaks is opened again where it broke."""
         path = path or f"blobs/{digest}"
         got, tried = 0, 0
-        problem: Any = "nothing came"
+        problem = "nothing came"
         while True:
             try:
                 with self.open(path, got, ", ".join(INDEXES + MANIFESTS) if "manifests/" in path else "*/*") as answer:
@@ -231,16 +234,19 @@ class Registry:
                         chunk, skip = chunk[skip:], max(0, skip - len(chunk))
                         if chunk:
                             got, tried = got + len(chunk), 0
+                            if got > max(length, MAX_DOCUMENT):
+                                raise BakeError(f"{self.repository}, {path}: more than the {length} bytes that it has")
                             yield chunk
                     problem = f"it ended after {got} of {length} bytes"
             except urllib.error.HTTPError as error:
-                problem = error
+                error.close()
+                problem = str(error)
                 if error.code == 416:
                     raise BakeError(f"{self.repository}: blob {digest} has {got} bytes, not {length}") from error
                 if error.code < 500 and error.code not in (408, 429):
                     raise self.refused(error, path) from error
             except (OSError, http.client.HTTPException) as error:
-                problem = error
+                problem = str(error) or type(error).__name__
             if got >= length:
                 return
             tried += 1
@@ -304,8 +310,6 @@ def whole(registry: Registry, digest: str, length: int, path: str, teller: Telle
     content = b""
     for chunk in registry.chunks(digest, length, path, teller.pause):
         content += chunk
-        if len(content) > 16 * CHUNK:
-            raise BakeError(f"{registry.repository}, {path}: no document is as long as this")
     found = f"sha256:{hashlib.sha256(content).hexdigest()}"
     if found != digest:
         raise BakeError(f"{registry.repository}, {path}: its digest is {found}")
@@ -547,9 +551,9 @@ class Unpacker:
                 self.entry(tar, member, checksums)
             except OSError as error:
                 raise self.explained(error, member) from error
-        for path, member in self.directories:
+        for name, member in self.directories:
             try:
-                os.utime(path, ns=times(member), follow_symlinks=False)
+                os.utime(os.path.realpath(name), ns=times(member), follow_symlinks=False)
             except FileNotFoundError:
                 pass  # A later entry removed it.
         archive.drain()
@@ -579,7 +583,7 @@ class Unpacker:
             if not is_directory(path):
                 self.instead(path, lambda: os.mkdir(path, 0o700))
             self.attributes(path, member)
-            self.directories.append((path, member))
+            self.directories.append((name, member))
         elif member.type in (tarfile.REGTYPE, tarfile.AREGTYPE):
             self.file(path, tar, member, checksums)
         elif member.issym():

@@ -77,7 +77,7 @@ class Section(BaseSection):
     verify_timeout: Duration = "5m"
     """How long the nodes' word on their cache is waited for in Cloud Logging."""
     further_images: list[Image] = Field([], max_length=16)
-    """Other images that the disk has beside the engine's: a sidecar's, say."""
+    """Other images that the disk has beside the engine's, named as their pods pull them: a sidecar's, say."""
     architecture: Literal["amd64", "arm64"] = "amd64"
     """Processors of the serving nodes, for which images are chosen and machine_type has to be."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 from collections.abc import Iterator
@@ -27,6 +28,11 @@ def machine() -> None:
     missing = [tool for tool in TOOLS if not shutil.which(tool)]
     if missing or os.geteuid():
         pytest.fail(f"{', '.join(missing) or 'root'} is missing: make test-system, as root", pytrace=False)
+    # What is mounted here would be held by every mount namespace that somebody makes meanwhile.
+    libc = ctypes.CDLL(None, use_errno=True)
+    new_namespace, recursive, private = 0x20000, 0x4000, 0x40000
+    assert libc.unshare(new_namespace) == 0
+    assert libc.mount(b"none", b"/", None, recursive | private, None) == 0
 
 
 @pytest.fixture(scope="session")

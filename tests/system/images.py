@@ -6,7 +6,7 @@ import random
 import tarfile
 from collections.abc import Callable
 
-from .archive import Blob, Layer
+from .archive import TIME, Blob, Layer
 
 BITS = "\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"
 """security.capability of a ping: cap_net_raw=ep."""
@@ -57,6 +57,8 @@ def base() -> Layer:
     )
     layer.file("was file", b"").folder("was file").file("was file/inside", b"")
     layer.folder("was folder").file("was folder/inside", b"").file("was folder", b"now a file")
+    # A folder's time is set at the end, wherever its name leads then.
+    layer.folder("moved").folder("moved on", mtime=TIME + 5).symlink("moved on", "moved")
     layer.entry("pax_global_header", tarfile.XGLTYPE)
     # What the lowest layer takes away, it takes from itself.
     layer.file("taken/file", b"").whiteout("taken/file").whiteout("taken/never there")
@@ -128,7 +130,7 @@ def many_layers(count: int = 130) -> list[Blob]:
 def large(mib: int = 300) -> list[Blob]:
     """One file of that many MiB, an eighth of which cannot be compressed."""
     block = random.Random(mib).randbytes(1 << 17) + bytes(7 << 17)
-    return [Layer().file("model/large.bin", block * mib).blob()]
+    return [Layer().folder("model").file("model/large.bin", block * mib).blob()]
 
 
 # How an archive may try to reach a file "victim" outside; `path` is its folder's, without the first slash.

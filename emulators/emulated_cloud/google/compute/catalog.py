@@ -32,8 +32,9 @@ PUBLIC_IMAGES = {
 
 _CPUS = (2, 4, 8, 16, 32, 48)
 _GB_PER_CPU = {"highcpu": 1, "standard": 4, "highmem": 8}
-_FAMILIES = ("e2", "n1", "n2", "n2d", "c3", "c4", "n4", "c4a", "n4a", "t2a")
+_FAMILIES = ("e2", "n1", "n2", "n2d", "c3", "c4", "c4a", "c4d", "n4", "n4a", "n4d", "t2a")
 _ARM = ("c4a", "n4a", "t2a")
+_HYPERDISKS_ALONE = ("c4", "c4a", "c4d", "n4", "n4a", "n4d")
 # Those that count against the quota of all machines, not against one of their own.
 _COMMON = ("e2", "n1")
 
@@ -64,6 +65,10 @@ def _machine_type(project: str, zone: str, family: str, shape: str, cpus: int, g
         "architecture": "ARM64" if family in _ARM else "X86_64",
         "selfLink": resources.link(project, f"zones/{zone}/machineTypes/{name}"),
     }
+
+
+def has_hyperdisks_alone(machine_type: str) -> bool:
+    return machine_type.partition("-")[0] in _HYPERDISKS_ALONE
 
 
 def cpu_quota(machine_type: str) -> str:
