@@ -52,20 +52,23 @@ def wait_until_detached(hydration: Hydration, claim: str) -> None:
     """
     cluster, namespace = hydration.cluster, hydration.settings.namespace
     volume = ((cluster.get(_CLAIM, claim, namespace) or {}).get("spec") or {}).get("volumeName")
-    held = [each for each in cluster.list(_ATTACHMENT) if each["spec"]["source"].get("persistentVolumeName") == volume]
-    for attachment in held:
-        name, node = attachment["metadata"]["name"], attachment["spec"]["nodeName"]
-        words = f"{_CLAIM}/{claim} is still attached to {node}"
-        # Attachments are the whole cluster's: this one is looked at once a second, and nobody else's is followed.
-        subject = Subject(_CLAIM, namespace, fields=f"metadata.name={claim}")
-        for _ in hydration.waited([subject], hydration.seconds, lambda words=words: words):
-            if cluster.get(_ATTACHMENT, name) is None:
-                break
-        else:
-            raise InconclusiveError(
-                f"{words}, after hyperdisk_ml.timeout ({hydration.section.timeout}). See `kubectl describe "
-                f"volumeattachment {name}`, then run again"
-            )
+    for attachment in cluster.list(_ATTACHMENT):
+        if attachment["spec"]["source"].get("persistentVolumeName") == volume:
+            _wait_until_gone(hydration, claim, attachment)
+
+
+def _wait_until_gone(hydration: Hydration, claim: str, attachment: Object) -> None:
+    name = attachment["metadata"]["name"]
+    words = f"{_CLAIM}/{claim} is still attached to {attachment['spec']['nodeName']}"
+    # Attachments are the whole cluster's: this one is looked at once a second, and nobody else's is followed.
+    subject = Subject(_CLAIM, hydration.settings.namespace, fields=f"metadata.name={claim}")
+    for _ in hydration.waited([subject], hydration.seconds, lambda: words):
+        if hydration.cluster.get(_ATTACHMENT, name) is None:
+            return
+    raise InconclusiveError(
+        f"{words}, after hyperdisk_ml.timeout ({hydration.section.timeout}). See `kubectl describe volumeattachment "
+        f"{name}`, then run again"
+    )
 
 
 def wait_until_ready(hydration: Hydration, name: str) -> None:
