@@ -247,6 +247,11 @@ class Baking:
             machine: Machine = carry_out(
                 make, self._run_id, "machine", zone, seconds=self._pace.start, found=self._machine
             )
+        except GoneError as error:
+            raise RequestError(
+                f"{error}. See secondary_boot_disk.network in the settings (without it a machine is in the project's "
+                "default one, which many projects have not), subnetwork, service_account and kms_key"
+            ) from error
         except TakenError as error:
             raise RequestError(
                 f"{error}. Nothing of this deployment is called so: see whose it is (`gcloud compute instances list "

@@ -15,6 +15,8 @@ from serving.errors import InconclusiveError, PipelineError
 from serving.rendering import render
 
 _SNAPSHOT = "VolumeSnapshot"
+_CLAIM = "PersistentVolumeClaim"
+_ATTACHMENT = "VolumeAttachment"
 
 
 def fill(hydration: Hydration) -> Object:
@@ -26,7 +28,9 @@ def fill(hydration: Hydration) -> Object:
     if cluster.get(_SNAPSHOT, name, namespace) is None:
         for item in before:
             objects.put(cluster, item, hydration.say)
-        copy(hydration, snapshot["spec"]["source"]["persistentVolumeClaimName"])
+        staging = snapshot["spec"]["source"]["persistentVolumeClaimName"]
+        copy(hydration, staging)
+        wait_until_detached(hydration, staging)
         objects.put(cluster, snapshot, hydration.say)
     wait_until_ready(hydration, name)
     return wait_until_bound(hydration, hydration.put_claim(), hydration.seconds, words=lambda: "a disk in every zone")
@@ -38,6 +42,33 @@ def copy(hydration: Hydration, claim: str) -> None:
     if isinstance(end, PipelineError):
         raise end
     hydration.say(f"copied {end['files']} files, {end['bytes']} bytes, in {end['seconds']:.0f} s")
+
+
+def wait_until_detached(hydration: Hydration, claim: str) -> None:
+    """Waits until no machine has the claim's disk any more. The end of a Job is not that of its mount, and the journal
+    of a file system that is mounted is open: a copy for reading alone could not be mounted, since it is to be replayed.
+
+    Raises InconclusiveError when a machine does not let go of it in time.
+    """
+    cluster, namespace = hydration.cluster, hydration.settings.namespace
+    volume = ((cluster.get(_CLAIM, claim, namespace) or {}).get("spec") or {}).get("volumeName")
+    for attachment in cluster.list(_ATTACHMENT):
+        if attachment["spec"]["source"].get("persistentVolumeName") == volume:
+            _wait_until_gone(hydration, claim, attachment)
+
+
+def _wait_until_gone(hydration: Hydration, claim: str, attachment: Object) -> None:
+    name = attachment["metadata"]["name"]
+    words = f"{_CLAIM}/{claim} is still attached to {attachment['spec']['nodeName']}"
+    # Attachments are the whole cluster's: this one is looked at once a second, and nobody else's is followed.
+    subject = Subject(_CLAIM, hydration.settings.namespace, fields=f"metadata.name={claim}")
+    for _ in hydration.waited([subject], hydration.seconds, lambda: words):
+        if hydration.cluster.get(_ATTACHMENT, name) is None:
+            return
+    raise InconclusiveError(
+        f"{words}, after hyperdisk_ml.timeout ({hydration.section.timeout}). See `kubectl describe volumeattachment "
+        f"{name}`, then run again"
+    )
 
 
 def wait_until_ready(hydration: Hydration, name: str) -> None:

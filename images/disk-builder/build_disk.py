@@ -224,7 +224,7 @@ class Registry:
         """The bytes of a blob. A connection that breaks is opened again where it broke."""
         path = path or f"blobs/{digest}"
         got, tried = 0, 0
-        problem = "nothing came"
+        problem, cure = "nothing came", ""
         while True:
             try:
                 with self.open(path, got, ", ".join(INDEXES + MANIFESTS) if "manifests/" in path else "*/*") as answer:
@@ -240,18 +240,23 @@ class Registry:
                     problem = f"it ended after {got} of {length} bytes"
             except urllib.error.HTTPError as error:
                 error.close()
-                problem = str(error)
+                problem, cure = str(error), ""
                 if error.code == 416:
                     raise BakeError(f"{self.repository}: blob {digest} has {got} bytes, not {length}") from error
                 if error.code < 500 and error.code not in (408, 429):
                     raise self.refused(error, path) from error
             except (OSError, http.client.HTTPException) as error:
                 problem = str(error) or type(error).__name__
+                if not got and isinstance(error, OSError):
+                    cure = (
+                        ". Does the VM's network lead there? Without an external address that takes Private Google "
+                        "Access to Google's registries, and Cloud NAT to any other"
+                    )
             if got >= length:
                 return
             tried += 1
             if tried >= self.attempts:
-                raise BakeError(f"{self.url}, {self.repository}, {path}: {problem}, {tried} times")
+                raise BakeError(f"{self.url}, {self.repository}, {path}: {problem}, {tried} times{cure}")
             wait(min(2 ** (tried - 1), 30))
 
 

@@ -385,6 +385,8 @@ def _failure(what: str, code: str, words: str, status: int | None) -> PipelineEr
         )
     if _BUSY.search(code):
         return BusyError(f"{what}: {words}. Run again")
-    if status and 400 <= status < 500 and status not in (404, 408, 409, 429):
+    if status == 404:
+        return GoneError(f"{what}: {words}")
+    if status and 400 <= status < 500 and status not in (408, 409, 429):
         return RequestError(f"{what}: {words}")
     return InconclusiveError(f"{what}: {words}. Run again")

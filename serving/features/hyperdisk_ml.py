@@ -162,7 +162,8 @@ def rights(settings: Settings) -> dict[str, set[str]]:
         "Node": {"get"},
     }
     if _section(settings).method == "snapshot":
-        return {**found, "VolumeSnapshot": {"get", "list", "watch"}}
+        # The disk that weights are copied to is to be detached before it is taken.
+        return {**found, "VolumeSnapshot": {"get", "list", "watch"}, "VolumeAttachment": {"get", "list"}}
     return {**found, "ComputeClass": {"get"}}
 
 

@@ -130,6 +130,20 @@ def test_a_machine_type_that_no_zone_has_is_a_wrong_request(site: Site):
     assert site.there() == {}
 
 
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_network_that_is_not_there_is_a_wrong_request_that_names_the_setting(site: Site, at_once: bool):
+    words = f"The resource 'projects/{PROJECT}/global/networks/default' was not found"
+    reasons = [{"domain": "global", "reason": "notFound", "message": words}]
+    body = json.dumps({"error": {"code": 404, "message": words, "errors": reasons}})
+    refusal = {"action": "status", "status": 404, "method": "POST", "path": r"/instances\?", "body": body}
+    later = site.outcome("POST", MACHINES, error={"code": "RESOURCE_NOT_FOUND", "message": words})
+    site.script({**refusal, "headers": {"Content-Type": "application/json"}} if at_once else later)
+    with pytest.raises(RequestError, match=rf"{words}\. .*secondary_boot_disk\.network"):
+        site.bake()
+    assert site.consumed() == [1]
+    assert site.there() == {}
+
+
 def test_the_settings_own_zones_are_the_only_ones(site: Site):
     site.script(site.outcome("POST", f"zones/{ZONES[2]}/instances$", error=STOCK_OUT))
     with pytest.raises(InconclusiveError, match=re.escape(f"({ZONES[2]})")):

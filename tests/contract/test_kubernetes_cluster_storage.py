@@ -188,6 +188,8 @@ def test_weights_go_through_a_snapshot_to_a_disk_in_each_zone(storage: Storage) 
     assert kube.wait_event("fresh", "ProvisioningSucceeded") == f"Successfully provisioned volume {fresh.metadata.name}"
     assert kube.wait_event("writer", "SuccessfulAttachVolume")
 
+    # Of a disk that a machine has, the copies could not be mounted for reading.
+    wait_for(lambda: not storage.attachments(fresh.metadata.name))
     snapshot_class = storage.snapshot_class()
     storage.snapshot("taken", "fresh", snapshot_class)
     status = storage.ready("taken")

@@ -98,6 +98,8 @@ def test_a_user_writes_to_a_disk_and_every_zone_reads_it(cloud: Cloud) -> None:
     wait(cloud, "pod/writer", "jsonpath={.status.phase}=Succeeded")
     said = kubectl(cloud, "-n", SPACE, "logs", "writer").strip()
     assert said == f"{USER} {USER} ['lost+found', 'weights']"
+    # Of a disk that a machine has, the copies could not be mounted for reading.
+    assert wait_for(lambda: kubectl(cloud, "get", "volumeattachments", "-o", "name") == "", 90)
     snapshot = {
         **snapshots,
         "kind": "VolumeSnapshot",

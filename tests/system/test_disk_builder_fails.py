@@ -189,7 +189,7 @@ def test_a_registry_that_is_away_is_tried_again(registry: Registry, disk: Disk) 
     image = registry.push("is/away", small())
     said = failed(disk.bake(image.wanted(registry="http://127.0.0.1:9")))
     assert "Connection refused" in said
-    assert "2 times" in said
+    assert "2 times. Does the VM's network lead there?" in said
 
 
 # -- bytes that are not what they should be -----------------------------------------------------------------

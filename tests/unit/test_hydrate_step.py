@@ -220,6 +220,50 @@ def test_the_snapshot_is_taken_when_everything_is_copied_and_the_volume_is_made_
     ]
 
 
+class Holding(Cluster):
+    """A machine has the disk that was written to when the Job has ended, and lets go of it when it is asked `looks`
+    times."""
+
+    looks = 2
+
+    def _run(self, job: Object) -> None:
+        super()._run(job)
+        if self.ran[-1:] == ["copy"] and not self.names("VolumeAttachment"):
+            volume = self.objects["PersistentVolumeClaim", "gemma", f"{CLAIM}-staging"]["spec"]["volumeName"]
+            for name, source in (("csi-1", volume), ("csi-2", "pvc-of-somebody-else")):
+                spec = {"nodeName": "n1", "source": {"persistentVolumeName": source}}
+                self._store({"kind": "VolumeAttachment", "metadata": {"name": name}, "spec": spec})
+
+    def get(self, kind: str, name: str, namespace: str | None = None) -> Object | None:
+        if kind == "VolumeAttachment":
+            assert name == "csi-1", "another disk is nobody's business"
+            self.looks -= 1
+            if self.looks == 0:
+                del self.objects["VolumeAttachment", "", "csi-1"]
+        return super().get(kind, name, namespace)
+
+    def _snapshot(self, snapshot: Object) -> None:
+        assert self.looks == 0, "the file system is still mounted"
+        super()._snapshot(snapshot)
+
+
+def test_no_snapshot_is_taken_of_a_disk_that_a_machine_still_has():
+    cluster = Holding()
+    assert hydrate(cluster, settings(timeout="1m"))[0] == []
+    assert cluster.looks == 0
+
+
+def test_a_machine_that_does_not_let_go_of_the_disk_is_named():
+    cluster = Holding()
+    cluster.looks = 1_000_000
+    with pytest.raises(InconclusiveError, match=r"-staging is still attached to n1, after .*volumeattachment csi-1"):
+        hydrate(cluster)
+    assert cluster.names("VolumeSnapshot") == set()
+    cluster.looks = 1
+    assert hydrate(cluster)[0] == []
+    assert cluster.ran.count("copy") == 2
+
+
 @each_method
 def test_the_second_time_nothing_is_done(method: str):
     cluster = Cluster()

@@ -163,6 +163,7 @@ def test_rights_are_for_what_the_form_makes_and_for_taking_away_what_another_mad
             {"machine_type": "c4a-standard-8"},
             "machine_type c4a-standard-8 is arm64, and the images are to be for amd64",
         ),
+        ({"machine_type": "n2"}, "is not a machine type, like n2-standard-8"),
         ({"architecture": "arm64"}, "machine_type n2-standard-8 is amd64, and the images are to be for arm64"),
         ({"zones": ["us-central1"]}, "'us-central1' is not a zone"),
         ({"kms_key": "my-key"}, "'my-key' is not a Cloud KMS key"),

@@ -154,6 +154,24 @@ def test_what_was_begun_when_the_process_ended_is_made_anew(site: Site) -> None:
 # -- snapshots ------------------------------------------------------------------------------------------------------
 
 
+def test_a_disk_that_a_machine_has_makes_copies_that_cannot_be_mounted_for_reading(site: Site, tmp_path: Path) -> None:
+    made = site.create("source", parameters=BALANCED, access_modes=["ReadWriteOnce"], zones=[A])
+    node = f"c3-standard-4-{A}"
+    images = []
+    steps = (site.driver.attach(made.handle, node, False, 0), site.driver.detach(made.handle, node))
+    for number, step in enumerate(steps):
+        asyncio.run(step)
+        snapshot = site.driver.create_snapshot(f"snapshot-{number}", made.handle, {"snapshot-type": "images"})
+        images.append(asyncio.run(snapshot).handle)
+    mounted, clean = (site.create(f"pvc-{number}", snapshot=image) for number, image in enumerate(images))
+    words = refused(lambda: site.publish(mounted.handle, tmp_path / "target", node, read_only=True))
+    assert "cannot mount /dev/disk/by-id/google-pvc-0 read-only." in words
+    site.publish(clean.handle, tmp_path / "target", node, read_only=True)
+    again = {"parameters": BALANCED, "access_modes": ["ReadWriteOnce"], "zones": [A]}
+    writable = site.create("pvc-9", snapshot=images[0], **again)
+    site.publish(writable.handle, tmp_path / "other", node, read_only=False)
+
+
 def test_a_snapshot_is_the_disk_as_it_was(site: Site) -> None:
     handle = site.written(b"before")
     with open(site.disks.folder("source", A) / "file", "r+b") as file:

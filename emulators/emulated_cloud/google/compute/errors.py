@@ -80,6 +80,7 @@ def scripted(given: dict[str, Any], zone: str) -> OperationFailed:
     status, words = {
         "QUOTA_EXCEEDED": (403, "FORBIDDEN"),
         "INTERNAL_ERROR": (500, "INTERNAL SERVER ERROR"),
+        "RESOURCE_NOT_FOUND": (404, "NOT FOUND"),
     }.get(code, (400, "BAD REQUEST"))
     if code.startswith("ZONE_RESOURCE_POOL_EXHAUSTED"):
         status, words = 503, "SERVICE UNAVAILABLE"

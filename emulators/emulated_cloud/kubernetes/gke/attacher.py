@@ -31,6 +31,8 @@ class Attacher:
             self._failures.pop(name, None)
             return None
         if attachment["metadata"].get("deletionTimestamp"):
+            if csi := self._csi_of(attachment):
+                await self._driver.detach(csi["volumeHandle"], attachment["spec"]["nodeName"])
             await self._set_finalizer(attachment, False)
             return None
         if (attachment.get("status") or {}).get("attached"):
@@ -49,16 +51,21 @@ class Attacher:
 
     async def _attach(self, attachment: Object) -> None:
         spec = attachment["spec"]
-        volume = self._volumes.items.get(spec["source"].get("persistentVolumeName", ""))
-        if volume is None:
+        csi = self._csi_of(attachment)
+        if csi is None:
             words = f'persistentvolume "{spec["source"].get("persistentVolumeName", "")}" not found'
             raise CsiError("NotFound", words)
-        csi = volume["spec"]["csi"]
         others = sum(
             other["spec"]["nodeName"] == spec["nodeName"] and bool((other.get("status") or {}).get("attached"))
             for other in self._attachments.items.values()
         )
         await self._driver.attach(csi["volumeHandle"], spec["nodeName"], bool(csi.get("readOnly")), others)
+
+    def _csi_of(self, attachment: Object) -> Object | None:
+        """The volume's, if that is still there."""
+        volume = self._volumes.items.get(attachment["spec"]["source"].get("persistentVolumeName", ""))
+        found: Object | None = volume and volume["spec"]["csi"]
+        return found
 
     async def _set_finalizer(self, attachment: Object, wanted: bool) -> Object:
         meta = attachment["metadata"]

@@ -36,6 +36,10 @@ class Disk:
     kms_key: str = ""
     source_image: str = ""
     labels: dict[str, str] = field(default_factory=dict)
+    writer: str = ""
+    """The machine that has it to write to."""
+    open_journal: bool = False
+    """Its file system is as one that was pulled out: somebody has to write to it before it can be read."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,8 @@ class Image:
     source_disk: str
     size_gb: int
     created: float
+    open_journal: bool = False
+    """The disk was some machine's when it was made."""
 
 
 class Disks:

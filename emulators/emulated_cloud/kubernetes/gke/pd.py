@@ -21,7 +21,7 @@ import re
 import secrets
 import stat
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -215,6 +215,7 @@ class PersistentDiskDriver:
             parameters.kms_key,
             image.name if image else "",
             dict(parameters.labels),
+            open_journal=bool(image and image.open_journal),
         )
         if problem := _refused(disk, image) or (
             self._faults.take("exhausted", zone) and _exhausted(self._project.id, zone)
@@ -248,7 +249,8 @@ class PersistentDiskDriver:
             raise CsiError("NotFound", f'CreateSnapshot could not find disk Key{{"{disk_name}", zone: "{zone}"}}')
         async with self._lock:
             if self._disks.image(name) is None:
-                image = Image(name, disk_name, disk.size_gb, time.time())
+                # A disk may be taken while a machine has it: as it is, with a file system that is mounted.
+                image = Image(name, disk_name, disk.size_gb, time.time(), bool(disk.writer) or disk.open_journal)
                 await asyncio.to_thread(self._disks.insert_image, image, disk)
         made = self.snapshot(f"projects/{self._project.id}/global/{kind}/{name}")
         assert made
@@ -302,6 +304,15 @@ class PersistentDiskDriver:
             raise CsiError("InvalidArgument", f"Failed to Attach: googleapi: Error 400: {words}., badRequest")
         if disk.type == "hyperdisk-ml" and read_only and disk.access_mode == READ_WRITE:
             self._disks.set_access_mode(disk, READ_ONLY)
+        if not read_only:
+            self._disks.describe(replace(disk, writer=node))
+
+    async def detach(self, handle: str, node: str) -> None:
+        """ControllerUnpublishVolume. The kubelet has taken the file system down by then."""
+        zone, name = self._parse(handle)
+        disk = None if zone == MULTI_ZONE else self._disks.get(name, zone)
+        if disk and disk.writer == node:
+            self._disks.describe(replace(disk, writer=""))
 
     # -- node -----------------------------------------------------------------------------------------------
 
@@ -310,8 +321,16 @@ class PersistentDiskDriver:
         if zone == MULTI_ZONE:
             zone = self._machine(request.pod["spec"]["nodeName"])[1]
         folder = self._disks.folder(name, zone)
-        if self._disks.get(name, zone) is None:
+        disk = self._disks.get(name, zone)
+        if disk is None:
             raise CsiError("Internal", f'Error when getting device path: rpc error: could not find disk "{name}"')
+        if disk.open_journal and disk.access_mode == READ_ONLY:
+            # ext4 replays its journal even where it is mounted for reading, and cannot on such a disk.
+            device = f"/dev/disk/by-id/google-{name}"
+            why = f"mount failed: exit status 32\nOutput: mount: {request.target}: cannot mount {device} read-only."
+            raise CsiError("Internal", f"Failed to format and mount device from {device}: {why}")
+        if disk.open_journal:
+            self._disks.describe(replace(disk, open_journal=False))
         await self.unpublish(request.target)
         if request.read_only:
             self._mounter.mount_read_only(folder, request.target)
