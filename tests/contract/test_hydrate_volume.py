@@ -30,7 +30,7 @@ from serving.weights.release import Release
 from tests.contract.test_hydrate_jobs import CONTENT, put
 
 ZONES = ["us-central1-a", "us-central1-b"]
-SHORT = "hyperdisk_ml.timeout=6s"
+SHORT = "hyperdisk_ml.timeout=20s"
 """For what never comes: long enough for everything before it."""
 
 pytestmark = pytest.mark.timeout(600)
@@ -186,7 +186,7 @@ def test_a_snapshot_that_is_not_ready_is_waited_for_and_its_disk_not_copied_agai
         site.failing(never_ready=True) as met,
         pytest.raises(InconclusiveError, match=r"VolumeSnapshot/vllm-g\w+ is not ready"),
     ):
-        site.hydrate("hyperdisk_ml.timeout=20s")
+        site.hydrate("hyperdisk_ml.timeout=40s")
     assert met["never_ready"]
     before = len(site.cloud.requests("apiserver"))
     assert site.hydrate()[0] == []
@@ -196,7 +196,7 @@ def test_a_snapshot_that_is_not_ready_is_waited_for_and_its_disk_not_copied_agai
 
 def test_a_zone_without_disks_is_told_in_the_drivers_words(site: Site):
     with site.failing(exhausted=[ZONES[1]]) as met, pytest.raises(InconclusiveError) as caught:
-        site.hydrate("hyperdisk_ml.timeout=20s")
+        site.hydrate("hyperdisk_ml.timeout=40s")
     assert met["exhausted"][ZONES[1]] >= 1
     assert "ZONE_RESOURCE_POOL_EXHAUSTED" in str(caught.value)
     assert ZONES[1] in str(caught.value)
