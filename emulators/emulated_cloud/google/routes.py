@@ -17,7 +17,8 @@ APIS: tuple[Api, ...] = (
     resourcemanager.answer,  # /v3/projects/…, /v1/projects/…
     logging.answer,  # /v2/entries:list
 )
-"""Those that remember nothing. Compute Engine does (server.py): /compute/v1/projects/…"""
+"""Those that remember nothing. These do (server.py): Compute Engine, at /compute/v1/projects/…, and Vertex AI, at
+/v1/projects/…/locations/…/{pipelineJobs,schedules}."""
 
 
 def is_metadata(path: str) -> bool:
