@@ -101,8 +101,8 @@ def _feature(column: str, word: str) -> Iterator[str]:
     yield from (f"### `{word}`", "", f"{(module.__doc__ or '').strip()}", "")
     used = ", ".join(f"`{scenario.number}`" for scenario in SCENARIOS if word in scenario.features)
     yield f"* column {column}{'' if column in REQUIRED else ' (may be empty)'}, in {used or 'no scenario by itself'}"
-    for scope in ("admin", "shared", "generation", "entry"):
-        kinds = sorted({item["kind"] for item in manifests.of(word, scope).values()})
+    for scope in ("admin", "shared", "generation", "temporary", "entry"):
+        kinds = sorted({item["kind"] for item in manifests.of_any_variant(word, scope).values()})
         if kinds:
             yield f"* {scope}: {', '.join(kinds)}"
     if patched := sorted(path.rpartition("/")[2].removesuffix(".yaml") for path in manifests.of(word, "patch")):

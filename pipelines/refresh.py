@@ -9,6 +9,7 @@ from typing import Any
 
 from kfp import dsl
 
+from components.bake_disk_image.component import bake_disk_image
 from components.collect_garbage.component import collect_garbage
 from components.deploy_server.component import deploy_server
 from components.discard_generation.component import discard_generation
@@ -17,8 +18,11 @@ from components.ensure_access.component import ensure_access
 from components.promote_generation.component import promote_generation
 from components.resolve_model.component import resolve_model
 from components.validate_server.component import validate_server
+from components.verify_image_cache.component import verify_image_cache
 from components.write_report.component import write_report
 from serving.scenarios import Scenario
+
+DISK = "secondary-boot-disk"
 
 
 def refresh(scenario: Scenario, compiled: dict[str, Any]) -> Any:
@@ -56,14 +60,18 @@ def refresh(scenario: Scenario, compiled: dict[str, Any]) -> Any:
             with dsl.If(resolved.outputs["Output"] == True, name="there-is-something-to-do"):  # noqa: E712
                 access = _retried(ensure_access(**found), "Ensure access")
                 weights = _retried(download_weights(**found), "Download the weights").after(access)
-                deployed = _retried(deploy_server(**found, **_verdict(weights)), "Deploy the server")
-                validated = _retried(validate_server(**found, **_verdict(deployed)), "Validate the server")
-                with dsl.If(validated.outputs["passed"] == True, name="it-passed"):  # noqa: E712
+                deploying = _retried(deploy_server(**found, **_verdict(weights)), "Deploy the server")
+                if DISK in compiled["features"]:
+                    deploying.after(_retried(bake_disk_image(**found), "Bake the disk image").after(access))
+                judged = _retried(validate_server(**found, **_verdict(deploying)), "Validate the server")
+                if DISK in compiled["features"]:
+                    judged = _retried(verify_image_cache(**found, **_verdict(judged)), "Verify the image cache")
+                with dsl.If(judged.outputs["passed"] == True, name="it-passed"):  # noqa: E712
                     promoted = _retried(promote_generation(**found), "Promote")
                     _retried(collect_garbage(**found), "Collect garbage").after(promoted)
                 with dsl.Else(name="it-failed"):
                     # Fails on purpose when its work is done: a retry would do nothing but fail again.
-                    _named(discard_generation(**found, reasons=validated.outputs["reasons"]), "Discard")
+                    _named(discard_generation(**found, reasons=judged.outputs["reasons"]), "Discard")
 
     return pipeline
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
+import uuid
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,11 +24,20 @@ SETTINGS = "gemma-pipelines/settings"
 out."""
 RELEASE = "gemma-pipelines/release"
 """Annotation of a generation's Deployment: where it came from, JSON, `{"model", "commit", "weights_key",
-"weights_uri"}`. The record says it too, but a record may be lost."""
+"weights_uri", "disk_image"}` (the last where there is one). The record says it too, but a record may be lost."""
 KEY_VERSION = "gemma-pipelines/api-key"
 """Annotation of a generation's pods: the Secret Manager version that their API key is."""
 CANARY = "gemma-pipelines/canary"
 """Annotation of an HTTPRoute that serves two generations: JSON, `{"live", "candidate", "step", "since", "run"}`."""
+
+PLACE = "gemma-pipelines-place"
+"""Label in Compute Engine: digest of the deployment's place, on everything of one deployment."""
+RUN_OF_COMPUTE = "gemma-pipelines-run"
+"""The same as RUN in Compute Engine."""
+BAKE = "gemma-pipelines-bake"
+"""Label in Compute Engine: the disk image that something was made for."""
+DISK_LAYOUT = 1
+"""Version of how layers lie on a disk image: one that is laid out otherwise is another."""
 
 LABELS = (DEPLOYMENT, GENERATION, NAMESPACE)
 """By which the project finds its objects again."""
@@ -53,6 +64,12 @@ def cluster_wide(settings: Settings, generation: str) -> str:
     No part holds a dot, so no two deployments come to one name; at most 63 + 1 + 40 + 1 + 11 characters.
     """
     return f"{settings.namespace}.{settings.name}.{generation}"
+
+
+def compute_class(settings: Settings, generation: str) -> str:
+    """Names a generation's ComputeClass: it is a label's value too, for which `cluster_wide` is too long."""
+    digest = hashlib.sha256(cluster_wide(settings, generation).encode()).hexdigest()[:8]
+    return f"{server(generation)}-{digest}"
 
 
 def record(settings: Settings) -> str:
@@ -87,6 +104,46 @@ def weights_in_use(settings: Settings) -> str:
 def all_weights_in_use(settings: Settings) -> str:
     """Where the deployments with weights in this bucket name them: a `gs://` prefix."""
     return f"gs://{settings.bucket}/deployments/"
+
+
+def disk_image_name(settings: Settings, images: Iterable[str], *, architecture: str, kms_key: str = "") -> str:
+    """Names the disk image that holds these images (REGISTRY/REPOSITORY@DIGEST) unpacked: at most 39 characters, since
+    a node's label carries it.
+
+    Of all that makes it another disk, and of the deployment's place, so that no two deployments own one.
+    """
+    parts = [place(settings), f"layout={DISK_LAYOUT}", architecture, kms_key, *sorted(set(images))]
+    return f"gp-{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:16]}"
+
+
+def compute_labels(settings: Settings, run_id: str, disk_image: str) -> dict[str, str]:
+    """The labels of what a run makes in Compute Engine, by which a later one finds it. (Keys there have no slash.)"""
+    return {
+        PLACE: place_label(settings),
+        "gemma-pipelines-deployment": settings.name,
+        RUN_OF_COMPUTE: run_id,
+        BAKE: disk_image,
+    }
+
+
+def place_label(settings: Settings) -> str:
+    """The deployment's place as a label's value."""
+    return hashlib.sha256(place(settings).encode()).hexdigest()[:32]
+
+
+def request_id(*parts: str) -> str:
+    """The id of a request to Compute Engine: asked again with the same id, it is the same request."""
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, "/".join(("gemma-gke-pipelines", *parts))))
+
+
+def disk_image_record(settings: Settings, disk_image: str) -> str:
+    """The object that remembers what is on a disk image: a `gs://` URI."""
+    return f"{disk_image_records(settings)}{disk_image}.json"
+
+
+def disk_image_records(settings: Settings) -> str:
+    """Where deployments with weights in this bucket remember their disk images: a `gs://` prefix."""
+    return f"gs://{settings.bucket}/disk-images/"
 
 
 API_KEY = "key"

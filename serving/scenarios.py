@@ -17,7 +17,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "weights": ("gcs-fuse",),
     "accelerator": ("gpu",),
     "entry": ("service",),
-    "image": (),
+    "image": ("secondary-boot-disk",),
     "scaling": (),
 }
 """Column → its features, in the order in which features are rendered."""
@@ -45,6 +45,15 @@ class Scenario:
 
 
 SCENARIOS = (
+    Scenario(
+        "02",
+        "secondary-boot-disk",
+        "the engine's image on a disk that nodes start with",
+        weights="gcs-fuse",
+        accelerator="gpu",
+        entry="service",
+        image="secondary-boot-disk",
+    ),
     Scenario(
         "03",
         "gcs-fuse",

@@ -201,6 +201,7 @@ Project = Annotated[
     ),
 ]
 Location = Annotated[str, AfterValidator(_matching(r"[a-z]+-[a-z]+\d+(-[a-z])?", "a region or zone, like us-central1"))]
+Zone = Annotated[str, AfterValidator(_matching(r"[a-z]+-[a-z]+\d+-[a-z]", "a zone, like us-central1-a"))]
 Model = Annotated[
     str, AfterValidator(_matching(r"\w[\w.-]*/\w[\w.-]*", "a model of the hub, like google/gemma-3-4b-it", longest=200))
 ]
@@ -214,6 +215,43 @@ ServiceAccount = Annotated[
             )
         )
     ),
+]
+_COMPUTE = r"(https://[-.a-z]+\.googleapis\.com/compute/v1/)?"
+Network = Annotated[
+    str,
+    AfterValidator(
+        _nothing_or(
+            _matching(
+                _COMPUTE + r"projects/[^/\s]+/global/networks/[-a-z0-9]+",
+                "a network, like projects/PROJECT/global/networks/NAME",
+            )
+        )
+    ),
+]
+Subnetwork = Annotated[
+    str,
+    AfterValidator(
+        _nothing_or(
+            _matching(
+                _COMPUTE + r"projects/[^/\s]+/regions/[-a-z0-9]+/subnetworks/[-a-z0-9]+",
+                "a subnetwork, like projects/PROJECT/regions/REGION/subnetworks/NAME",
+            )
+        )
+    ),
+]
+KmsKey = Annotated[
+    str,
+    AfterValidator(
+        _nothing_or(
+            _matching(
+                r"projects/[^/\s]+/locations/[^/\s]+/keyRings/[^/\s]+/cryptoKeys/[^/\s]+",
+                "a Cloud KMS key, like projects/P/locations/L/keyRings/R/cryptoKeys/K",
+            )
+        )
+    ),
+]
+NetworkTag = Annotated[
+    str, AfterValidator(_matching(r"[a-z]([-a-z0-9]*[a-z0-9])?", "a network tag, like bake", longest=63))
 ]
 _image = _matching(
     r"[a-z0-9][-.a-z0-9]*(:\d+)?(/[a-z0-9][-._a-z0-9]*)*(:[\w][-.\w]{0,127})?(@sha256:[0-9a-f]{64})?",

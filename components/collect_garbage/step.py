@@ -1,4 +1,5 @@
-"""The step that keeps a deployment from growing: old generations go, and weights that nobody uses any more."""
+"""The step that keeps a deployment from growing: old generations go, and weights and disk images that nobody uses any
+more."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from serving import names
 from serving.clients import storage
 from serving.clients.kubernetes import Cluster
 from serving.clients.storage import PreconditionError, StoredObject
-from serving.deployment import leftovers, record
+from serving.deployment import disk_images, leftovers, record
 from serving.log import Say
 from serving.settings import Settings
 from serving.step import opened
@@ -29,9 +30,12 @@ def run(settings: dict[str, Any], release: dict[str, Any]) -> None:
         with step.cluster() as cluster:
             gone = collect_generations(cluster, step.settings, outcome.say)
             freed = collect_weights(cluster, step.settings, outcome.say)
-        outcome.details.update(generations=gone, weights=freed)
-        if gone or freed:
-            outcome.succeeded(f"deleted {len(gone)} generations and {len(freed)} sets of weights")
+            known = record.read(cluster, step.settings)
+            images = disk_images.collect(step.settings, known, step.release.run_id, outcome.say)
+        outcome.details.update(generations=gone, weights=freed, disk_images=images)
+        if gone or freed or images:
+            also = f", and {len(images)} disk images" if images else ""
+            outcome.succeeded(f"deleted {len(gone)} generations and {len(freed)} sets of weights{also}")
         else:
             outcome.skipped("nothing to collect")
 

@@ -262,6 +262,8 @@ class Diagnosis:
         return None
 
     def _no_capacity(self, pod: _Pod, words: str) -> Problem:
+        if known := self._explain(Symptom("no-node", pod.name, words)):
+            return Problem(known.error, known.message)
         return Problem(
             InconclusiveError,
             f"no capacity for {pod.name}: {words}. Try another accelerator or location, ask for quota "

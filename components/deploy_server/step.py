@@ -9,6 +9,7 @@ from typing import Any
 from components.deploy_server import words
 from components.deploy_server.diagnosis import Diagnosis, Patience, Problem
 from serving import features, names
+from serving.clients import google
 from serving.clients.kubernetes import ApiError, Cluster, ConflictError, Object, Subject, kinds
 from serving.deployment import replicas
 from serving.errors import InconclusiveError, PipelineError, ReleaseError, RequestError
@@ -59,6 +60,7 @@ def deploy(
     if there and current and settled and replicas.rolled_out(there):
         outcome.skipped(f"{name} is there and ready")
         return
+    features.demand(settings, "prepared", release, functools.partial(google.cluster_traits, settings))
     for item in [*rendered.shared, *rendered.generation]:
         _apply(cluster, item, outcome.say)
     if not settled:

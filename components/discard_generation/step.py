@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from serving.clients.kubernetes import Cluster
-from serving.deployment import leftovers, record, traffic
+from serving.deployment import disk_images, leftovers, record, traffic
+from serving.errors import PipelineError
 from serving.log import Say
 from serving.settings import Settings
 from serving.step import opened
@@ -16,7 +17,16 @@ def run(settings: dict[str, Any], release: dict[str, Any], reasons: list[str]) -
     """Discards the release's generation, then fails the run (SystemExit), as its outcome demands."""
     with opened("discard_generation", settings, release) as step, step.cluster() as cluster:
         step.outcome.succeeded(discard(cluster, step.settings, step.release, reasons, step.outcome.say))
+        take_disk_image_away(cluster, step.settings, step.release, step.outcome.say)
     raise SystemExit(1)
+
+
+def take_disk_image_away(cluster: Cluster, settings: Settings, release: Release, say: Say) -> None:
+    """Deletes the disk image of the generation, unless another starts from it."""
+    try:
+        disk_images.collect(settings, record.read(cluster, settings), release.run_id, say)
+    except PipelineError as error:
+        say(f"could not take its disk image away ({error}); the next collection does")
 
 
 def discard(cluster: Cluster, settings: Settings, release: Release, reasons: list[str], say: Say) -> str:

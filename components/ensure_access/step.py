@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from serving import features, names
@@ -22,6 +23,7 @@ def run(settings: dict[str, Any], release: dict[str, Any]) -> None:
     """Takes the Lease, removes what dead runs left, and sees to namespace, API key and bucket bindings."""
     with opened("ensure_access", settings, release) as step:
         outcome, config, target = step.outcome, step.settings, step.release
+        features.demand(config, "suits", functools.partial(google.cluster_traits, config))
         cluster = kubernetes.connect(config)
         changed = ensure_namespace(cluster, render.namespace(config), config)
         with step.holding_lease(cluster, take=True):

@@ -1,7 +1,7 @@
 """The step that finds out what is asked for, by reading alone, and whether there is anything to do.
 
-It reads the hub's listing and config.json, the record, the live objects and the manifest. It writes its outcome, and
-nothing else: a run that changes nothing is seen to have changed nothing.
+It reads the hub's listing and config.json, the record, the live objects and the manifest, and for a feature the
+registry. It writes its outcome, and nothing else: a run that changes nothing is seen to have changed nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from components.resolve_model.decision import Situation, decide
-from serving import catalog, names, sizing
+from serving import catalog, features, names, sizing
 from serving.clients import google, hub, kubernetes, storage
 from serving.clients.bucket_source import Folder
 from serving.clients.digest import ServedFile
@@ -79,6 +79,9 @@ def run(
         )
         asked = settings.source or f"{settings.model} {settings.revision}"
         outcome.say(f"{asked} is {found.commit}, generation {release.generation}")
+        if release.image_digest:
+            outcome.details.update(image_digest=release.image_digest, disk_image=release.disk_image)
+            outcome.say(f"{engine.engine_image(settings)} is {release.image_digest}{_on(release.disk_image)}")
         situation = look_around(cluster, settings, release, known)
         digest = render.render(settings, release).digest
         decision = decide(settings, release, known, situation, digest)
@@ -104,6 +107,10 @@ def check_compiled(settings: Settings, compiled: dict[str, Any]) -> None:
             f"ask for {_deployed(wanted.name, features)}. Compile it for them: `gemma-pipelines compile {wanted.name} "
             "-f FILE`"
         )
+
+
+def _on(disk_image: str) -> str:
+    return f", to be on the disk image {disk_image}" if disk_image else ""
 
 
 def _deployed(scenario: str, features: Iterable[str]) -> str:
@@ -246,6 +253,14 @@ def size(settings: Settings, found: Found) -> Sizing:
     return sizing.judged(found.model, wish) if found.model else sizing.unknown(settings.model, wish)
 
 
+def engine_of(settings: Settings) -> dict[str, Any]:
+    """What the features find out about the engine's image, as fields of the release."""
+    found: dict[str, Any] = {}
+    for _, fields in features.answers(settings, "resolved", engine.engine_image(settings)):
+        found |= fields
+    return found
+
+
 def name_release(settings: Settings, run_id: str, found: Found, *, live: str, key_version: str = "") -> Release:
     """The release, with the generation that it makes under these settings."""
     release = Release(
@@ -261,6 +276,7 @@ def name_release(settings: Settings, run_id: str, found: Found, *, live: str, ke
         api_key_version=key_version,
         architecture=found.architecture,
         sizing=size(settings, found),
+        **engine_of(settings),
     )
     return release.model_copy(update={"generation": generation.name(settings, release)})
 

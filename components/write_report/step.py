@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from components.write_report import page, summary
 from serving.clients import kubernetes, storage
-from serving.deployment import lease, leftovers, record
+from serving.deployment import disk_images, lease, leftovers, record
 from serving.errors import PipelineError, RequestError
 from serving.log import Say
 from serving.settings import Settings, from_parameters
@@ -66,7 +66,10 @@ def clean_up(settings: Settings, run_id: str, say: Say) -> None:
     if found is None or lease.holder(found) != run_id:
         return
     leftovers.remove_run(cluster, settings, record.read(cluster, settings), run_id, say)
-    lease.give_back(cluster, settings, run_id)
+    try:
+        disk_images.sweep(settings, run_id, say)
+    finally:
+        lease.give_back(cluster, settings, run_id)
 
 
 def wall_seconds(outcomes: list[dict[str, Any]]) -> float:

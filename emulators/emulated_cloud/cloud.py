@@ -66,6 +66,8 @@ class Cloud:
     limits of Compute Engine that differ from google/compute/catalog.py. The registry has every image but those that
     `absent_images` match, and shows those that `private_images` match to the service account alone.
 
+    `autopilot`: what kind of cluster it is; `node_pools` are those that somebody made, as google/config.py has them.
+
     `real` names the parts that are real (real/). Then the cluster is a machine of its own: a private network
     and private mounts, in which containers have roots and users of their own; what is outside reaches the API server
     and what `expose` lists. `objects` are files of what is in a real control plane from the start: the roles that the
@@ -82,6 +84,8 @@ class Cloud:
     gated: Sequence[str] = ()
     secrets: dict[str, str] = field(default_factory=dict)
     images: Sequence[dict[str, Any]] = ()
+    autopilot: bool = True
+    node_pools: Sequence[dict[str, Any]] = ()
     accelerators: dict[str, int] = field(default_factory=lambda: dict(ACCELERATORS))
     expose: list[dict[str, Any]] = field(default_factory=list)
     scale_up_seconds: float = 0.3
@@ -368,7 +372,8 @@ class Cloud:
             "endpoint": self._url["apiserver"].removeprefix("https://"),
             "ca_certificate": self._certificate.read_text(encoding="ascii"),
             "version": "1.35.3-gke.1389000",
-            "autopilot": True,
+            "autopilot": self.autopilot,
+            "node_pools": list(self.node_pools),
         }
 
     @property
@@ -421,6 +426,10 @@ class Cloud:
             },
             "compute": str(self.compute_folder),
             "logs": str(self.logs_file),
+            "registry": self._url["registry"],
+            "node_pools": [
+                {"name": pool["name"], "disk_images": pool.get("disk_images", [])} for pool in self.node_pools
+            ],
             "project": {"id": self.project, "number": "123456789012"},
             "images": [*self.images, *default_images(self.real)],
             "pods": str(self.folder / "tmp" / "pods"),
@@ -439,7 +448,7 @@ class Cloud:
         """What the cluster's own machine changes for GKE's parts: addresses, mounts, ports that cross."""
         from emulated_cloud.real import namespace as network
 
-        for name in ("storage", "hub"):
+        for name in ("storage", "hub", "registry"):
             namespace.reach(int(self._url[name].rpartition(":")[2]))
         exposed = []
         for entry in self.expose:

@@ -63,7 +63,7 @@ def run(
         found = child.execute(
             chosen, settings, site.folder, site.cloud.environment, view.show, site.loss, site.cloud.bucket_folder
         )
-        report = local.keep_report(found, state, parts, out.say)
+        report = local.keep_report(found, settings, state, parts, out.say)
         error = found["summary"]["error"]
         serves_on = keep and not error
         result = {
@@ -74,7 +74,7 @@ def run(
         }
         wrong = _request_was_wrong(error)
         if not wrong:
-            words = _words(result, found["outcomes"], local.emulated(parts))
+            words = _words(result, found["outcomes"], local.emulated(settings, parts))
             out.result({key: result[key] for key in _KEYS}, words)
         if serves_on:
             out.hint(f"serving at {site.endpoint}; kubectl --kubeconfig {site.cloud.kubeconfig}; Ctrl-C ends it")

@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 
 SHOWN = [Path(__file__).parents[2] / name for name in ("components", "images", "manifests", "pipelines", "serving")]
 """What the component image carries, for containers that run on real parts."""
+_BAKED = (
+    "GP-BAKE heartbeat 1",
+    "GP-BAKE progress 50 nothing is unpacked: this user may not have loop devices",
+    f"GP-BAKE done {'0' * 64}",
+)
+"""What the machine that bakes says where its script cannot run."""
 _COMES_BACK_SECONDS = {False: 60, True: 300}
 """How long a live generation may take, by whether its engine is vLLM itself."""
 
@@ -54,6 +60,7 @@ def up(
     from emulated_cloud.cloud import Cloud, EmulatorFailed, wait_for
 
     from serving.clients.google import API_ENDPOINT
+    from serving.clients.registry import REGISTRY_ENDPOINT
     from serving.rendering.engine import component_image
     from serving.rendering.render import admin, as_yaml
 
@@ -74,7 +81,9 @@ def up(
         secrets={settings.hub.token_secret.split("/")[3]: "hf_demo"} if settings.hub.token_secret else {},
         service_account=settings.pipeline_service_account,
         images=[{"match": re.escape(component_image(settings)), "argv0": {"python": [sys.executable]}}],
-        endpoints={API_ENDPOINT: "google"},
+        endpoints={API_ENDPOINT: "google", REGISTRY_ENDPOINT: "registry"},
+        autopilot=_is_autopilot(settings),
+        startup_output=_BAKED,
         real=real,
         # As an administrator does it before the first run on GKE; the emulated API server enforces no roles.
         objects=[access],
@@ -104,6 +113,19 @@ def up(
                     endpoint.unlink()  # Nobody answers there any more.
     except EmulatorFailed as error:
         raise PipelineError(f"the emulators did not start: {error}. {state.about_logs(folder)}") from error
+
+
+def _is_autopilot(settings: Settings) -> bool:
+    """Node pools of one's own are a Standard cluster's."""
+    feature = "secondary-boot-disk"
+    return feature not in settings.chosen_features or settings.section(feature).form != "node-pool"
+
+
+def runs_startup_scripts() -> bool:
+    """Whether machines run their startup scripts here."""
+    from emulated_cloud.google.compute import boot
+
+    return boot.is_possible()
 
 
 def whole_environment(variables: dict[str, str]) -> dict[str, str]:

@@ -6,10 +6,14 @@ import html
 import os
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from pipelines.local import cloud
 from pipelines.local.state import replace
 from serving.errors import PipelineError, RequestError
+
+if TYPE_CHECKING:
+    from serving.settings import Settings
 
 _MARK_STYLE = (
     "<style>.emulated { border: 1px solid var(--line); border-radius: 4px; padding: .3rem .7rem; color: var(--dim) }"
@@ -18,10 +22,13 @@ _MARK_STYLE = (
 """In the colours of the page (components/write_report/report.html.j2), which itself knows of no emulators."""
 
 
-def emulated(real: Collection[str]) -> str:
-    """What of a run was emulated, for a reader, when these parts were real."""
+def emulated(settings: Settings, real: Collection[str]) -> str:
+    """What of a deployment's run was emulated, for a reader, when these parts were real."""
     cluster = "GKE's parts of the cluster" if "control-plane" in real else "cluster"
     parts = ["hub", "bucket", "Google APIs", cluster]
+    if "secondary-boot-disk" in settings.chosen_features:
+        its_script = "its startup script is real" if cloud.runs_startup_scripts() else "its words are scripted"
+        parts += ["image registry", f"machine that bakes ({its_script})"]
     parts += [] if "gcsfuse" in real else ["FUSE mount"]
     parts += [] if "vllm" in real else ["engine (answers and figures are made up)"]
     return ", ".join(parts)
@@ -39,13 +46,13 @@ def reports_folder(state: Path | None) -> Path:
 
 
 def keep_report(
-    found: dict[str, Any], state: Path | None, real: Collection[str], say: Callable[[str], None]
+    found: dict[str, Any], settings: Settings, state: Path | None, real: Collection[str], say: Callable[[str], None]
 ) -> Path | None:
     """Keeps the page of a run (what pipelines/execute.py found) there. None when the run left none, or when it cannot
     be kept: says so, since a run that did well is not to end for that."""
     if not found["page"]:
         return None
-    mark = f'{_MARK_STYLE}<p class="emulated">On this machine; emulated: {html.escape(emulated(real))}</p>'
+    mark = f'{_MARK_STYLE}<p class="emulated">On this machine; emulated: {html.escape(emulated(settings, real))}</p>'
     page = found["page"].replace("<body>", f"<body>\n{mark}", 1)
     try:
         folder = reports_folder(state)

@@ -9,15 +9,20 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from serving.clients.patience import Interrupted, Patience
 from serving.errors import AccessError, PipelineError, RequestError
 
+if TYPE_CHECKING:
+    from serving.settings import Settings
+
 API_ENDPOINT = "GEMMA_PIPELINES_API_ENDPOINT"
 SCOPES = ["https://www.googleapis.com/auth/cloud-platform"]
+_CALL_SECONDS = 60
 NO_CREDENTIALS = "no Google credentials: run `gcloud auth application-default login`, or give the job a service account"
 
 
@@ -52,14 +57,14 @@ def _without_token(error: Any) -> Interrupted | PipelineError:
 
     # The metadata server's client wraps what the connection met.
     if error.retryable or isinstance(error, TransportError) or isinstance(error.__cause__, TransportError):
-        return Interrupted(f"no token is to be had ({_said(error)})")
+        return Interrupted(f"no token is to be had ({said(error)})")
     return AccessError(
-        f"these Google credentials are not renewed ({_said(error)}). See `gcloud auth application-default login`, or "
+        f"these Google credentials are not renewed ({said(error)}). See `gcloud auth application-default login`, or "
         "the job's service account"
     )
 
 
-def _asked(what: str, ask: Callable[[], Any]) -> Any:
+def asked(what: str, ask: Callable[[], Any]) -> Any:
     """The answer of one of Google's APIs, asked again while it is away or busy. Raises InconclusiveError when it stays
     so, AccessError without a token, and the client's own exceptions for a refusal.
 
@@ -73,22 +78,27 @@ def _asked(what: str, ask: Callable[[], Any]) -> Any:
         try:
             return ask()
         except (exceptions.ServerError, exceptions.TooManyRequests, requests.RequestException) as error:
-            raise Interrupted(f"no answer ({_said(error)})") from error
+            raise Interrupted(f"no answer ({said(error)})") from error
+        except exceptions.Forbidden as error:
+            # Compute Engine says so to who asks too often.
+            if "rateLimitExceeded" in {each.get("reason") for each in error.errors}:
+                raise Interrupted(f"asked too often ({said(error)})") from error
+            raise
         except GoogleAuthError as error:
             raise _without_token(error) from error
 
     return Patience().until_it_works(what, attempt)
 
 
-def _client(client_class: Any) -> Any:
+def client_of(client_class: Any) -> Any:
     endpoint = os.environ.get(API_ENDPOINT)
     options = {"api_endpoint": endpoint} if endpoint else None
     return client_class(credentials=credentials(), transport="rest", client_options=options)
 
 
-def _said(error: Any) -> str:
+def said(error: Any) -> str:
     """What the API said, without the client's wrapping."""
-    return str(getattr(error, "message", error))
+    return re.sub(r"^[A-Z]+ https?://\S+: ", "", str(getattr(error, "message", error)))
 
 
 def secret(name: str) -> str:
@@ -113,8 +123,8 @@ def _secret_version(name: str) -> Any:
     from google.cloud import secretmanager
 
     try:
-        client = _client(secretmanager.SecretManagerServiceClient)
-        return _asked(f"{name}: Secret Manager", lambda: client.access_secret_version(name=name, retry=None))
+        client = client_of(secretmanager.SecretManagerServiceClient)
+        return asked(f"{name}: Secret Manager", lambda: client.access_secret_version(name=name, retry=None))
     except exceptions.NotFound as error:
         secret_id = name.split("/")[3]
         raise RequestError(
@@ -123,12 +133,12 @@ def _secret_version(name: str) -> Any:
     except (exceptions.Forbidden, exceptions.Unauthorized) as error:
         secret_id = name.split("/")[3]
         raise AccessError(
-            f"{name}: {_said(error)}. Grant the pipeline's service account roles/secretmanager.secretAccessor: `gcloud "
+            f"{name}: {said(error)}. Grant the pipeline's service account roles/secretmanager.secretAccessor: `gcloud "
             f"secrets add-iam-policy-binding {secret_id} --member=serviceAccount:… "
             "--role=roles/secretmanager.secretAccessor`"
         ) from error
     except exceptions.ClientError as error:
-        raise RequestError(f"{name}: {_said(error)}. Enable that version, or name another") from error
+        raise RequestError(f"{name}: {said(error)}. Enable that version, or name another") from error
 
 
 def project_number(project: str) -> str:
@@ -137,19 +147,43 @@ def project_number(project: str) -> str:
     from google.cloud import resourcemanager_v3
 
     try:
-        client = _client(resourcemanager_v3.ProjectsClient)
-        found = _asked(
+        client = client_of(resourcemanager_v3.ProjectsClient)
+        found = asked(
             f"project {project}: Resource Manager",
             lambda: client.get_project(name=f"projects/{project}", retry=None),
         )
     except (exceptions.Forbidden, exceptions.NotFound, exceptions.Unauthorized) as error:
         raise AccessError(
-            f"project {project}: {_said(error)}. Check its id (`gcloud projects list`); the pipeline needs "
+            f"project {project}: {said(error)}. Check its id (`gcloud projects list`); the pipeline needs "
             "roles/browser on it"
         ) from error
     except exceptions.ClientError as error:
-        raise RequestError(f"project {project}: {_said(error)}") from error
+        raise RequestError(f"project {project}: {said(error)}") from error
     return found.name.removeprefix("projects/")
+
+
+def _described(project: str, location: str, cluster: str) -> tuple[str, Any]:
+    """The cluster's whole name, and what the container API says of it."""
+    from google.api_core import exceptions
+    from google.cloud import container_v1
+
+    name = f"projects/{project}/locations/{location}/clusters/{cluster}"
+    try:
+        client = client_of(container_v1.ClusterManagerClient)
+        found = asked(f"{name}: the container API", lambda: client.get_cluster(name=name, retry=None))
+    except exceptions.NotFound as error:
+        raise RequestError(
+            f"{name} does not exist. See `gcloud container clusters list --project {project}`, or create it: `gcloud "
+            f"container clusters create-auto {cluster} --project {project} --location {location}`"
+        ) from error
+    except (exceptions.Forbidden, exceptions.Unauthorized) as error:
+        raise AccessError(
+            f"{name}: {said(error)}. Grant the pipeline's service account roles/container.clusterViewer on {project}"
+        ) from error
+    except exceptions.ClientError as error:
+        raise RequestError(f"{name}: {said(error)}") from error
+
+    return name, found
 
 
 @dataclass(frozen=True)
@@ -170,25 +204,7 @@ def cluster_address(
 
     Raises RequestError when there is no such cluster or it lacks that endpoint, AccessError without the role.
     """
-    from google.api_core import exceptions
-    from google.cloud import container_v1
-
-    name = f"projects/{project}/locations/{location}/clusters/{cluster}"
-    try:
-        client = _client(container_v1.ClusterManagerClient)
-        found = _asked(f"{name}: the container API", lambda: client.get_cluster(name=name, retry=None))
-    except exceptions.NotFound as error:
-        raise RequestError(
-            f"{name} does not exist. See `gcloud container clusters list --project {project}`, or create it: `gcloud "
-            f"container clusters create-auto {cluster} --project {project} --location {location}`"
-        ) from error
-    except (exceptions.Forbidden, exceptions.Unauthorized) as error:
-        raise AccessError(
-            f"{name}: {_said(error)}. Grant the pipeline's service account roles/container.clusterViewer on {project}"
-        ) from error
-    except exceptions.ClientError as error:
-        raise RequestError(f"{name}: {_said(error)}") from error
-
+    name, found = _described(project, location, cluster)
     config = found.control_plane_endpoints_config
     hosts = {
         "dns": config.dns_endpoint_config.endpoint,
@@ -205,3 +221,68 @@ def cluster_address(
         workload_pool=found.workload_identity_config.workload_pool or f"{project}.svc.id.goog",
         version=found.current_master_version,
     )
+
+
+@dataclass(frozen=True)
+class NodePool:
+    """A node pool, as far as features look at one."""
+
+    name: str
+    image_streaming: bool
+    disk_images: tuple[str, ...]
+    """Resource paths of the images that its nodes have secondary boot disks of."""
+
+
+@dataclass(frozen=True)
+class ClusterTraits:
+    """What a cluster is, as far as features depend on it."""
+
+    name: str
+    autopilot: bool
+    version: str
+    """Of its control plane: `1.35.3-gke.1389000`."""
+    node_pools: tuple[NodePool, ...] = ()
+
+    def is_at_least(self, version: str) -> bool:
+        return _numbers(self.version) >= _numbers(version)
+
+
+def cluster_traits(settings: Settings) -> ClusterTraits:
+    """Asks the container API what the deployment's cluster is. Raises what cluster_address raises."""
+    name, found = _described(settings.project, settings.location, settings.cluster)
+    pools = [
+        NodePool(
+            pool.name,
+            pool.config.gcfs_config.enabled,
+            tuple(disk.disk_image for disk in pool.config.secondary_boot_disks),
+        )
+        for pool in found.node_pools
+    ]
+    return ClusterTraits(name, found.autopilot.enabled, found.current_master_version, tuple(pools))
+
+
+def _numbers(version: str) -> list[int]:
+    """A GKE version as what it is compared by."""
+    return [int(number) for number in re.findall(r"\d+", version)]
+
+
+def call(service: str, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The answer of one of Google's APIs (`service`, like `logging`) that needs no client library of its own.
+
+    Raises what `asked` raises: exceptions of google.api_core, by HTTP codes, for a refusal.
+    """
+    from google.api_core import exceptions
+    from google.auth.transport.requests import AuthorizedSession
+
+    host = os.environ.get(API_ENDPOINT) or f"https://{service}.googleapis.com"
+    session = AuthorizedSession(credentials())
+
+    def ask() -> dict[str, Any]:
+        response = session.request(method, f"{host}/{path}", json=body, timeout=_CALL_SECONDS)
+        if not response.ok:
+            raise exceptions.from_http_response(response)
+        found: dict[str, Any] = response.json()
+        return found
+
+    with session:
+        return cast(dict[str, Any], asked(f"{host}/{path}", ask))

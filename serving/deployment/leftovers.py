@@ -7,7 +7,7 @@ it. Everything else with the deployment's label is left over from a run that die
 from __future__ import annotations
 
 from serving import names
-from serving.clients.kubernetes import Cluster, Object
+from serving.clients.kubernetes import ApiError, Cluster, Object
 from serving.deployment import replicas
 from serving.deployment.record import Record
 from serving.log import Say
@@ -83,8 +83,17 @@ def _owned(cluster: Cluster, settings: Settings) -> list[Object]:
     for kind in reversed(access.owned_kinds()):
         deployment = names.selector(settings, cluster_scoped=not kind.namespaced)
         namespace = settings.namespace if kind.namespaced else None
-        found += cluster.list(kind.kind, namespace, labels=f"{deployment},{names.GENERATION}")
+        found += _list(cluster, kind.kind, namespace, f"{deployment},{names.GENERATION}")
     return found
+
+
+def _list(cluster: Cluster, kind: str, namespace: str | None, labels: str) -> list[Object]:
+    try:
+        return cluster.list(kind, namespace, labels=labels)
+    except ApiError as error:
+        if error.status == 404 and not cluster.serves(kind):
+            return []  # Another feature's kind, which this cluster does not have.
+        raise
 
 
 def _delete(cluster: Cluster, items: list[Object], say: Say) -> list[str]:

@@ -56,6 +56,8 @@ class Known(BaseModel):
     commit: str
     weights_key: str
     weights_uri: str
+    disk_image: str = ""
+    """The disk image that its nodes start with; empty without."""
 
 
 class Record(BaseModel):
@@ -93,6 +95,11 @@ class Record(BaseModel):
     def weights_in_use(self) -> set[str]:
         """The weights keys that a generation in the cluster may still read, as far as its origin is known."""
         return {known.weights_key for name, known in self.generations.items() if name in self.named}
+
+    @property
+    def disk_images_in_use(self) -> set[str]:
+        """The disk images that nodes of a generation in the cluster may still be made of, as far as that is known."""
+        return {known.disk_image for name, known in self.generations.items() if name in self.named} - {""}
 
     @property
     def of_unknown_origin(self) -> set[str]:

@@ -9,10 +9,20 @@ A module has, as it needs them:
     identity(settings)                   what makes its servers different servers, beyond flags, accelerator and
                                          the objects that are created once: plain JSON
     bindings(settings, principal)        IAM roles on the bucket that it needs
+    rights(settings)                     kind → what its steps do with objects of it in the cluster, beyond making and
+                                         deleting those that it owns: verbs
+    variant(settings)                    the folder in its scopes that such a deployment has beside their own manifests
+    check(settings)                      raises RequestError for settings that it cannot serve
+    zones(settings)                      that the release is to know the zones: those that the settings name
+    resolved(settings, image)            fields of the release that follow from what the engine's image is now
+    suits(settings, look)                raises RequestError for a cluster that it cannot run on, before anything is
+                                         spent; `look` asks what the cluster is (serving/clients/google.py)
+    prepared(settings, release, look)    raises RequestError for what the cluster lacks when the server is to be
+                                         deployed, and a person has to make
     RENAMED                              keys of earlier versions of the settings → what is there in their place
     explain(settings, symptom)           why a pod does not start, where the feature knows more than Kubernetes says
 
-Its manifests are in `manifests/<feature>/<scope>/`.
+Its manifests are in `manifests/<feature>/<scope>/`, and `manifests/<feature>/<scope>/<variant>/`.
 """
 
 from __future__ import annotations
@@ -48,9 +58,9 @@ class Binding:
 class Symptom:
     """What is seen of a pod that does not start."""
 
-    kind: Literal["gated", "mount", "out-of-memory", "words"]
-    """gated: not let to the scheduler; mount: a volume's event; out-of-memory: `container` was killed at its limit;
-    words: what the container runtime or the engine's log said."""
+    kind: Literal["gated", "no-node", "mount", "out-of-memory", "words"]
+    """gated: not let to the scheduler; no-node: the autoscaler's words on why none comes; mount: a volume's event;
+    out-of-memory: `container` was killed at its limit; words: what the container runtime or the engine's log said."""
     pod: str
     words: str = ""
     container: str = ""
@@ -77,6 +87,12 @@ def section_name(feature: str) -> str:
     return feature.replace("-", "_")
 
 
+def variant(settings: Settings, feature: str) -> str:
+    """The feature's folder in its scopes that the settings have beside their own manifests; empty without one."""
+    choose = getattr(module(feature), "variant", None)
+    return str(choose(settings)) if choose else ""
+
+
 def sections() -> dict[str, type[Section]]:
     """The sections of all features that have one, by their keys."""
     found = {section_name(feature): getattr(module(feature), "Section", None) for feature in scenarios.all_features()}
@@ -94,6 +110,12 @@ def answers(settings: Settings, question: str, *arguments: Any) -> Iterator[tupl
     for feature in settings.chosen_features:
         if function := getattr(module(feature), question, None):
             yield feature, function(settings, *arguments)
+
+
+def demand(settings: Settings, question: str, *arguments: Any) -> None:
+    """Asks the features something that they answer by raising, or not."""
+    for _ in answers(settings, question, *arguments):
+        pass
 
 
 def explain(settings: Settings, symptom: Symptom) -> Explanation | None:

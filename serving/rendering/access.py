@@ -1,7 +1,8 @@
 """What the pipeline's identity may do in the cluster, derived from the folders of `manifests/`.
 
-A generation's kinds are listed and deleted whatever features a deployment has, so that nothing is leaked when they
-change; everything else is granted for the features that it has. What has a known name is granted under that name.
+The kinds that generations own, for good or while they are made, are listed and deleted whatever features a deployment
+has, so that nothing is leaked when they change; everything else is granted for the features that it has. What has a
+known name is granted under that name.
 """
 
 from __future__ import annotations
@@ -9,19 +10,27 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
-from serving import names, scenarios
+from serving import features, names, scenarios
 from serving.clients.kubernetes import kinds
 from serving.clients.kubernetes.kinds import Kind, Object
 from serving.rendering import manifests
+from serving.rendering.manifests import Scope
 from serving.settings import Settings
 
 _VERBS = ("get", "list", "watch", "create", "patch", "delete")
 _ANY_NAME = ""
+_OF_A_GENERATION: tuple[Scope, ...] = ("generation", "temporary")
+"""What carries a generation's label."""
 
 
 def owned_kinds() -> list[Kind]:
     """Every kind that a generation of any deployment may own, in the order in which they are applied."""
-    found = {item["kind"] for feature in _everywhere() for item in manifests.of(feature, "generation").values()}
+    found = {
+        item["kind"]
+        for feature in _everywhere()
+        for scope in _OF_A_GENERATION
+        for item in manifests.of_any_variant(feature, scope).values()
+    }
     return [kind for kind in kinds.known() if kind.kind in found]
 
 
@@ -32,6 +41,9 @@ def rules(settings: Settings, written: list[Object], entry: list[Object]) -> lis
     for kind in owned_kinds():
         if kind.namespaced:
             granted[kind.kind][_ANY_NAME] |= _of_generation(settings, kind)
+    for name, verbs in _of_steps(settings).items():
+        if kinds.find(name).namespaced:
+            granted[name][_ANY_NAME] |= verbs
     for item in [*written, *entry]:
         granted[item["kind"]][_ANY_NAME] |= {"create"}
         granted[item["kind"]][item["metadata"]["name"]] |= {"patch"} | ({"get"} if item in entry else set())
@@ -44,9 +56,14 @@ def rules(settings: Settings, written: list[Object], entry: list[Object]) -> lis
 
 
 def cluster_rules(settings: Settings) -> list[Object]:
-    """The rules of the pipeline's ClusterRole: for what generations own outside of the namespace."""
+    """The rules of the pipeline's ClusterRole: for what generations own outside of the namespace, and what features'
+    steps read there."""
+    owned, of_steps = owned_kinds(), _of_steps(settings)
     return [
-        rule for kind in owned_kinds() if not kind.namespaced and (rule := _rule(kind, _of_generation(settings, kind)))
+        rule
+        for kind in kinds.known()
+        if not kind.namespaced
+        if (rule := _rule(kind, (_of_generation(settings, kind) if kind in owned else set()) | of_steps[kind.kind]))
     ]
 
 
@@ -76,11 +93,25 @@ def api_key_rules(settings: Settings) -> list[Object]:
 
 
 def _of_generation(settings: Settings, kind: Kind) -> set[str]:
-    chosen = (manifests.BASE, *settings.chosen_features)
-    made = any(item["kind"] == kind.kind for feature in chosen for item in manifests.of(feature, "generation").values())
-    if not made:
+    chosen = {manifests.BASE: "", **{name: features.variant(settings, name) for name in settings.chosen_features}}
+    made = {
+        item["kind"]
+        for feature, variant in chosen.items()
+        for scope in _OF_A_GENERATION
+        for item in manifests.of(feature, scope, variant).values()
+    }
+    if kind.kind not in made:
         return {"list", "delete"}
     return {"list", "delete", "create"} | (set() if kind.immutable else {"patch"})
+
+
+def _of_steps(settings: Settings) -> dict[str, set[str]]:
+    """What the deployment's features' own steps do, by kind."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for _, rights in features.answers(settings, "rights"):
+        for kind, verbs in rights.items():
+            found[kind] |= verbs
+    return found
 
 
 def _everywhere() -> tuple[str, ...]:

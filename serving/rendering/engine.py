@@ -21,6 +21,15 @@ def engine_image(settings: Settings) -> str:
     return mirrored(settings, settings.engine.image or catalog.engine_image())
 
 
+def pod_image(settings: Settings, release: Release) -> str:
+    """The same as a generation's pods pull it: by its digest, where a feature has looked it up."""
+    image = engine_image(settings)
+    if not release.image_digest:
+        return image
+    repository, _, last = image.partition("@")[0].rpartition("/")
+    return f"{repository}{'/' if repository else ''}{last.partition(':')[0]}@{release.image_digest}"
+
+
 def component_image(settings: Settings) -> str:
     """The image that Jobs run: the one that the pipeline was compiled with, from the mirror if there is one."""
     return mirrored(settings, settings.images.components or image.DEFAULT)

@@ -22,12 +22,14 @@ def name(settings: Settings, release: Release) -> str:
     nameless = release.model_copy(update={"generation": "GENERATION"})
     subject = {
         "weights": release.weights_key,
-        "image": engine.engine_image(settings),
+        "image": engine.pod_image(settings, nameless),
         "flags": engine.engine_flags(settings, nameless),
         "accelerator": engine.accelerator(settings, nameless),
         "features": dict(features.answers(settings, "identity")),
         "created": _created_once(settings, nameless),
     }
+    if release.disk_image:
+        subject["disk_image"] = release.disk_image
     text = json.dumps(subject, sort_keys=True, separators=(",", ":"))
     return "g" + hashlib.sha256(text.encode()).hexdigest()[:10]
 

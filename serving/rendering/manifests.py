@@ -11,27 +11,40 @@ import importlib.resources
 import json
 import re
 from collections.abc import Mapping
+from importlib.resources.abc import Traversable
 from typing import Any, Literal
 
 from serving.errors import RequestError
 
 Object = dict[str, Any]
-Scope = Literal["admin", "shared", "generation", "entry", "patch"]
+Scope = Literal["admin", "shared", "generation", "temporary", "entry", "patch"]
 
 BASE = "base"
 """The folder of what all deployments share."""
 
 
-def of(feature: str, scope: Scope) -> dict[str, Object]:
-    """The manifests of a feature (or of BASE) in a scope by their paths below `manifests/`; empty without a folder."""
-    return {path: _read(path) for path in _paths(f"{feature}/{scope}")}
+def of(feature: str, scope: Scope, variant: str = "") -> dict[str, Object]:
+    """The manifests of a feature (or of BASE) in a scope by their paths below `manifests/`; empty without a folder.
+    With a variant, those in its folder in the scope's too."""
+    folder = f"{feature}/{scope}"
+    return {path: _read(path) for path in _paths(folder) + (_paths(f"{folder}/{variant}") if variant else ())}
+
+
+def of_any_variant(feature: str, scope: Scope) -> dict[str, Object]:
+    """The manifests of a feature in a scope, those of all its variants."""
+    folder = f"{feature}/{scope}"
+    folders = [folder, *(f"{folder}/{entry.name}" for entry in _entries(folder) if entry.is_dir())]
+    return {path: _read(path) for folder in folders for path in _paths(folder)}
 
 
 @functools.cache
 def _paths(folder: str) -> tuple[str, ...]:
+    return tuple(f"{folder}/{entry.name}" for entry in _entries(folder) if entry.name.endswith(".yaml"))
+
+
+def _entries(folder: str) -> list[Traversable]:
     there = importlib.resources.files("manifests").joinpath(folder)
-    names = sorted(entry.name for entry in there.iterdir()) if there.is_dir() else []
-    return tuple(f"{folder}/{name}" for name in names if name.endswith(".yaml"))
+    return sorted(there.iterdir(), key=lambda entry: entry.name) if there.is_dir() else []
 
 
 @functools.cache

@@ -23,6 +23,8 @@ APP = "app.kubernetes.io/name"
 _OF_THE_NAMESPACE = ("Namespace", "ServiceAccount")
 """What other deployments of the namespace may use too: no deployment's label is on it."""
 
+_ORIGIN = {"model", "commit", "weights_key", "weights_uri", "disk_image"}
+"""What a generation's Deployment says of its release (serving/deployment/record.py: Known)."""
 STOP_DELAY_SECONDS = 10
 """How long a pod that goes still serves: load balancers need that long to hear of it."""
 _TEARDOWN_SECONDS = 20
@@ -51,7 +53,8 @@ def render(settings: Settings, release: Release) -> Rendered:
         # A container reads its key when it starts: with another version the pods are replaced, in place.
         pods = server["spec"]["template"]["metadata"]
         pods.setdefault("annotations", {})[names.KEY_VERSION] = release.api_key_version
-    _refuse_idle_patches(settings, [*own, *common], [*admin(settings), *entry_objects(settings, release.generation)])
+    others = [*admin(settings), *temporary(settings, release), *entry_objects(settings, release.generation)]
+    _refuse_idle_patches(settings, [*own, *common], others)
     # Replicas are in no object (serving/deployment/replicas.py), and a change of them alone is one to apply.
     digest = digest_of([*common, *own, {"replicas": settings.serving.replicas}])
     for item in own:
@@ -59,7 +62,7 @@ def render(settings: Settings, release: Release) -> Rendered:
     server["metadata"].setdefault("annotations", {}).update(
         {
             names.SETTINGS: digest,
-            names.RELEASE: release.model_dump_json(include={"model", "commit", "weights_key", "weights_uri"}),
+            names.RELEASE: release.model_dump_json(include=_ORIGIN, exclude_defaults=True),
         }
     )
     return Rendered(shared=common, generation=own, digest=digest)
@@ -117,6 +120,14 @@ def generation(settings: Settings, release: Release) -> list[Object]:
     return _scope(settings, "generation", _values(settings, release), release.generation)
 
 
+def temporary(settings: Settings, release: Release) -> list[Object]:
+    """What is there while the release's generation is made, and goes when it is, of the run that makes it."""
+    items = _scope(settings, "temporary", _values(settings, release), release.generation)
+    for item in items:
+        item["metadata"]["labels"][names.RUN] = release.run_id
+    return items
+
+
 def entry(settings: Settings, generation: str) -> Object:
     """The one object that says who is live, saying that `generation` is. Promote alone applies it."""
     (item,) = entry_objects(settings, generation)
@@ -147,12 +158,13 @@ def _scope(settings: Settings, scope: Scope, values: dict[str, Any], generation:
     for path, manifest in manifests.of(manifests.BASE, scope).items():
         item = manifests.fill(manifest, values, path)
         for feature in settings.chosen_features:
-            for where, patch in manifests.of(feature, "patch").items():
+            for where, patch in manifests.of(feature, "patch", features.variant(settings, feature)).items():
                 if where.endswith(f"/{_file_name(item['kind'])}"):
                     item = patches.apply(item, manifests.fill(patch, values, where))
         items.append(item)
     for feature in settings.chosen_features:
-        items += [manifests.fill(own, values, path) for path, own in manifests.of(feature, scope).items()]
+        own = manifests.of(feature, scope, features.variant(settings, feature))
+        items += [manifests.fill(manifest, values, path) for path, manifest in own.items()]
     return [patched(settings, _labelled(settings, item, generation)) for item in kinds.in_order(items)]
 
 
@@ -263,7 +275,7 @@ def _generation_values(settings: Settings, release: Release) -> dict[str, Any]:
         "cluster_wide_name": names.cluster_wide(settings, release.generation),
         "bucket": settings.bucket,
         "min_available": max(1, serving.replicas - 1),
-        "image": engine.engine_image(settings),
+        "image": engine.pod_image(settings, release),
         "engine_flags": engine.engine_flags(settings, release),
         "port_text": str(names.PORT),
         "api_key": [{"name": "VLLM_API_KEY", "valueFrom": {"secretKeyRef": secret}}]

@@ -10,7 +10,14 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, create_model, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    create_model,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from serving import features, scenarios
@@ -300,9 +307,15 @@ class Settings(_FeatureSections):
 
     def as_struct(self) -> dict[str, Any]:
         """The settings as a pipeline parameter: plain values; a struct of kfp cannot hold null, which is left out."""
-        chosen = set(map(features.section_name, self.chosen_features))
-        others = features.sections().keys() - chosen
-        return self.model_dump(mode="json", exclude_none=True, exclude=set(others))
+        return self.model_dump(mode="json", exclude_none=True)
+
+    @model_serializer(mode="wrap")
+    def _without_sections_of_others(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # What is written out is read in again, and a section of a feature that the deployment has not is refused.
+        written: dict[str, Any] = handler(self)
+        chosen = map(features.section_name, self.chosen_features)
+        others = features.sections().keys() - set(chosen)
+        return {key: value for key, value in written.items() if key not in others}
 
 
 def _chosen(values: dict[str, Any]) -> tuple[str, ...] | None:

@@ -34,6 +34,10 @@ class Release(BaseModel):
     """The Secret Manager version of the server's API key now: `projects/NUMBER/secrets/S/versions/N`; empty without."""
     architecture: str = ""
     """First entry of config.json's `architectures`."""
+    image_digest: str = ""
+    """`sha256:…` of the manifest by which pods pull the engine's image; empty where they pull it by its name."""
+    disk_image: str = ""
+    """The Compute Engine image that nodes have a secondary boot disk of; empty without."""
     sizing: Sizing = Sizing()
     """How it runs on the deployment's cards."""
 

@@ -24,6 +24,9 @@ ACCOUNT = "runner@demo.iam.gserviceaccount.com"
 ZONES = [f"us-central1-{letter}" for letter in "abc"]
 ZONE = ZONES[0]
 
+CONFORMANCE = Conformance("compute", "v1")
+"""Its document is large."""
+
 
 @dataclass
 class Compute:
@@ -59,8 +62,10 @@ class Compute:
         self.process.stop()
 
     def client(self, kind: Any) -> Any:
+        """Its methods that end in `_unary` alone: what the others return asks for the operation at Google's address,
+        whatever endpoint the client has."""
         client = kind(credentials=Credentials(TOKEN), client_options=ClientOptions(api_endpoint=self.process.url))
-        Conformance("compute", "v1").watch(client.transport._session)
+        CONFORMANCE.watch(client.transport._session)
         return client
 
     @property

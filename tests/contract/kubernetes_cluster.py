@@ -39,6 +39,8 @@ class Cluster:
 
     folder: Path
     processes: dict[str, process.Process] = field(default_factory=dict)
+    more: dict[str, Any] = field(default_factory=dict)
+    """Further configuration of GKE's parts."""
 
     @property
     def kubeconfig(self) -> Path:
@@ -75,7 +77,7 @@ class Cluster:
             "storage": {"endpoint": storage.url, "root": str(self.folder / "buckets")},
             "images": [
                 {
-                    "match": r"example\.com/python:1",
+                    "match": r"example\.com/python:1|vllm/python@.*",
                     "argv0": {"python": [sys.executable]},
                     "env": {"FROM_IMAGE": "pod at $(POD_IP)"},
                 }
@@ -84,6 +86,7 @@ class Cluster:
             "expose": [
                 {"namespace": "exposed", "service": "web", "port": 80, "file": str(self.folder / "endpoint")},
             ],
+            **self.more,
         }
         for key, variable in (("pod_network", "POD_NETWORK"), ("load_balancer_network", "LOAD_BALANCER_NETWORK")):
             if variable in os.environ:

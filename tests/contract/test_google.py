@@ -384,3 +384,31 @@ def test_a_configuration_that_is_wrong(tmp_path, change, said):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(process.EmulatorFailed, match=said):
         process.start("emulated_cloud.google", "--config", str(tmp_path / "config.json"), log=tmp_path / "log")
+
+
+# -- Artifact Registry --------------------------------------------------------------------------------------
+
+
+def test_an_image_is_kept_warm(emulator):
+    session = requests.Session()
+    Conformance("artifactregistry", "v1").watch(session)
+    repository = "projects/demo/locations/us-central1/repositories/images"
+    version = f"{repository}/packages/team%2Fengine/versions/sha256:{'a' * 64}"
+
+    def ask(method: str, path: str, body: Any = None) -> requests.Response:
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        return session.request(method, f"{emulator.endpoint}/v1/{path}", json=body, headers=headers, timeout=10)
+
+    assert ask("POST", f"{repository}:checkPrewarmedArtifact", {"version": version}).status_code == 404
+    assert ask("GET", f"{repository}/prewarmedArtifacts").json() == {}
+    operation = ask("POST", f"{repository}:prewarmArtifact", {"version": version, "retentionDays": "30"}).json()
+    assert operation["done"]
+    assert ask("GET", operation["name"]).json() == operation
+    warm = ask("POST", f"{repository}:checkPrewarmedArtifact", {"version": version}).json()["prewarmedArtifact"]
+    assert warm["uri"] == f"us-central1-docker.pkg.dev/demo/images/team/engine@sha256:{'a' * 64}"
+    assert (warm["state"], warm["location"]) == ("ACTIVE", "us-central1")
+    assert ask("GET", f"{repository}/prewarmedArtifacts").json() == {"prewarmedArtifacts": [warm]}
+    for wrong in ({"version": "latest"}, {"tag": version}, {}):
+        assert ask("POST", f"{repository}:prewarmArtifact", wrong).status_code == 400
+    other = ask("POST", f"{repository.replace('demo', 'other')}:prewarmArtifact", {"version": version})
+    assert other.status_code == 403

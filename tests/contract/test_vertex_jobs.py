@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from tests.contract import vertex_pipelines as pipelines
-from tests.contract.vertex_service import NUMBERED, PARENT, compiled, custom_job, states_of, tasks_of, vertex
+from tests.contract.vertex_service import NUMBERED, compiled, states_of, vertex
 
 __all__ = ["vertex"]
 

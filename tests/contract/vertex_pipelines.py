@@ -12,7 +12,7 @@ def component(function):
 
 
 @component
-def work(word: str, number: int, options: dict) -> NamedTuple("Outputs", passed=bool, said=str):  # noqa: F821
+def work(word: str, number: int, options: dict) -> NamedTuple("Outputs", passed=bool, said=str):
     import json
     from collections import namedtuple
 

@@ -29,6 +29,11 @@ KUBERNETES = ("1.33", "1.35")
 
 RENDERED: dict[str, dict[str, Any]] = {
     **{scenario.name: {"scenario": scenario.name} for scenario in SCENARIOS},
+    "secondary-boot-disk-compute-class": {
+        "scenario": "secondary-boot-disk",
+        "accelerator": {"spot": True},
+        "secondary_boot_disk": {"form": "compute-class"},
+    },
     "gcs-fuse-manual-volume": {"gcs_fuse": {"profile": "manual"}},
     "gcs-fuse-gemma-4": {
         "model": "google/gemma-4-31B-it",
@@ -76,8 +81,12 @@ RENDERED: dict[str, dict[str, Any]] = {
     },
 }
 
-CUSTOM = {"PodMonitoring"}
-"""Kinds whose schema is not Kubernetes' own."""
+CUSTOM = {
+    "PodMonitoring": "monitoring.googleapis.com_podmonitorings",
+    "GCPResourceAllowlist": "node.gke.io_gcpresourceallowlists",
+    "ComputeClass": "cloud.google.com_computeclasses",
+}
+"""Kinds whose schema is not Kubernetes' own, with the files of their definitions."""
 
 each_case = pytest.mark.parametrize("case", RENDERED)
 
@@ -100,6 +109,8 @@ def release_of(config: Settings) -> Release:
         weights_uri=f"gs://demo-bucket/models/{config.model}/0123456789abcdef",
         generation="g0123456789",
         max_lora_rank=rank,
+        image_digest=f"sha256:{'d' * 64}" if "secondary-boot-disk" in config.chosen_features else "",
+        disk_image="gp-0123456789abcdef" if "secondary-boot-disk" in config.chosen_features else "",
         sizing=sizing.judged(sizing.of_catalog(config.model), config.wish(rank)),
     )
 
@@ -161,12 +172,14 @@ def test_kubernetes_own_schema_takes_every_object(case: str, version: str):
 
 
 @each_case
-def test_the_schema_of_managed_prometheus_takes_the_pod_monitoring(case: str):
-    definition = yaml.safe_load((CRDS / "monitoring.googleapis.com_podmonitorings.yaml").read_text())
-    schema = next(v for v in definition["spec"]["versions"] if v["name"] == "v1")["schema"]["openAPIV3Schema"]
-    monitoring = [item for item in documents(case) if item["kind"] == "PodMonitoring"]
-    assert len(monitoring) == 1
-    jsonschema.validate(monitoring[0], strict(schema))
+def test_the_schemas_of_google_s_own_kinds_take_their_objects(case: str):
+    judged = [item for item in documents(case) if item["kind"] in CUSTOM]
+    assert "PodMonitoring" in {item["kind"] for item in judged}
+    for item in judged:
+        definition = yaml.safe_load((CRDS / f"{CUSTOM[item['kind']]}.yaml").read_text())
+        version = item["apiVersion"].rpartition("/")[2]
+        schema = next(v for v in definition["spec"]["versions"] if v["name"] == version)["schema"]["openAPIV3Schema"]
+        jsonschema.validate(item, strict(schema))
 
 
 def strict(schema: Any) -> Any:

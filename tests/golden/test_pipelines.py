@@ -54,6 +54,20 @@ def conditions_above(specification: dict[str, Any], task: str) -> list[str]:
     return found
 
 
+def verdicts(specification: dict[str, Any]) -> list[str]:
+    """The steps that hand a verdict on, from the first to the last."""
+    judged_by = {
+        name: task["inputs"]["parameters"]["passed"]["taskOutputParameter"]["producerTask"]
+        for name, task in tasks(specification).items()
+        if "passed" in task.get("inputs", {}).get("parameters", {})
+    }
+    (last,) = judged_by.keys() - judged_by.values()
+    chain = [last]
+    while chain[0] in judged_by:
+        chain.insert(0, judged_by[chain[0]])
+    return chain
+
+
 @each_scenario
 def test_the_compiled_pipeline_is_the_golden_one(scenario: Scenario, compiled, update_golden):
     specification = load(compiled[scenario.name])
@@ -70,15 +84,26 @@ def test_there_is_no_golden_file_that_nothing_compiles_to():
 
 
 @each_scenario
-def test_nothing_is_promoted_without_a_verdict(scenario: Scenario, compiled):
-    conditions = conditions_above(load(compiled[scenario.name]), "promote-generation")
-    assert any("validate-server-passed'] == true" in condition for condition in conditions)
+def test_nothing_is_promoted_without_the_last_verdict(scenario: Scenario, compiled):
+    specification = load(compiled[scenario.name])
+    assert verdicts(specification)[:3] == ["download-weights", "deploy-server", "validate-server"]
+    conditions = conditions_above(specification, "promote-generation")
+    assert any(f"{verdicts(specification)[-1]}-passed'] == true" in condition for condition in conditions)
 
 
 @each_scenario
 def test_what_fails_is_discarded_and_what_passes_is_not(scenario: Scenario, compiled):
-    conditions = conditions_above(load(compiled[scenario.name]), "discard-generation")
-    assert any(re.search(r"!\(.*validate-server-passed'] == true\)", condition) for condition in conditions)
+    specification = load(compiled[scenario.name])
+    conditions = conditions_above(specification, "discard-generation")
+    last = verdicts(specification)[-1]
+    assert any(re.search(rf"!\(.*{last}-passed'] == true\)", condition) for condition in conditions)
+
+
+def test_the_disk_is_baked_beside_the_download_and_there_before_the_deploy(compiled):
+    every = tasks(load(compiled["secondary-boot-disk"]))
+    assert every["bake-disk-image"]["dependentTasks"] == ["ensure-access"]
+    assert set(every["deploy-server"]["dependentTasks"]) == {"bake-disk-image", "download-weights"}
+    assert verdicts(load(compiled["secondary-boot-disk"]))[-1] == "verify-image-cache"
 
 
 @each_scenario

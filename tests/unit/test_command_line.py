@@ -30,7 +30,7 @@ from serving.scenarios import COLUMNS, SCENARIOS, all_features
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["run", "09"], "there is no scenario '09'. There are: 03 (gcs-fuse)"),
+        (["run", "09"], "there is no scenario '09'. There are: 0"),
         (["run", "gcs-fus"], "Did you mean gcs-fuse?"),
         (["run", "03", "-f", "none.yaml"], "none.yaml does not exist"),
         (["run", "03", "--set", "engine.max_model_lens=1"], "did you mean max_model_len?"),
@@ -389,14 +389,20 @@ succeeded in 61.2 s
 
 
 @pytest.mark.parametrize(
-    ("real", "emulated"),
+    ("scenario", "real", "emulated"),
     [
-        (["control-plane", "gcsfuse", "vllm"], "hub, bucket, Google APIs, GKE's parts of the cluster"),
-        (["vllm"], "hub, bucket, Google APIs, cluster, FUSE mount"),
+        ("03", ["control-plane", "gcsfuse", "vllm"], "hub, bucket, Google APIs, GKE's parts of the cluster"),
+        ("03", ["vllm"], "hub, bucket, Google APIs, cluster, FUSE mount"),
+        (
+            "02",
+            ["gcsfuse", "vllm"],
+            "hub, bucket, Google APIs, cluster, image registry, machine that bakes (its words are scripted)",
+        ),
     ],
 )
-def test_what_is_real_is_not_called_emulated(real, emulated):
-    assert local.emulated(real) == emulated
+def test_what_is_real_is_not_called_emulated(scenario, real, emulated, monkeypatch):
+    monkeypatch.setattr(local.cloud, "runs_startup_scripts", lambda: False)
+    assert local.emulated(local.settings_for({"scenario": scenario, **local.DEFAULTS}, None), real) == emulated
 
 
 def test_an_endpoint_is_named_only_while_somebody_answers_there(run_that_ends, monkeypatch):

@@ -18,7 +18,8 @@ from pipelines import cli, local
 from pipelines.local import state as states
 from serving.errors import RequestError
 
-SETTINGS = local.settings_for({"scenario": "gcs-fuse", **local.DEFAULTS}, None).model_dump_json()
+DEPLOYMENT = local.settings_for({"scenario": "gcs-fuse", **local.DEFAULTS}, None)
+SETTINGS = DEPLOYMENT.model_dump_json()
 GOOD = {"scenario.json": '{"scenario": "gcs-fuse", "real": []}', "settings.json": SETTINGS}
 DAMAGED = {
     "empty": b"",
@@ -173,7 +174,7 @@ def test_a_file_that_cannot_be_written_whole_stays_as_it_was(monkeypatch, tmp_pa
 def test_a_report_that_cannot_be_kept_takes_no_result_away(monkeypatch, home):
     monkeypatch.setenv("XDG_STATE_HOME", home)
     said: list[str] = []
-    assert local.keep_report({"page": "<body>", "run_id": "run-1"}, None, [], said.append) is None
+    assert local.keep_report({"page": "<body>", "run_id": "run-1"}, DEPLOYMENT, None, [], said.append) is None
     assert len(said) == 1
     assert f"cannot keep the report in {home}/gemma-pipelines/reports: " in said[0]
     assert said[0].endswith("Keep it elsewhere with --state DIR")
@@ -186,7 +187,7 @@ def test_without_a_home_a_report_has_no_place(monkeypatch):
     monkeypatch.delenv("XDG_STATE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", homeless)
     said: list[str] = []
-    assert local.keep_report({"page": "<body>", "run_id": "run-1"}, None, [], said.append) is None
+    assert local.keep_report({"page": "<body>", "run_id": "run-1"}, DEPLOYMENT, None, [], said.append) is None
     no_home = "there is no home folder to keep reports in. Set XDG_STATE_HOME, or give --state"
     assert said == [f"cannot keep the report: {no_home}"]
     with pytest.raises(RequestError, match="no home folder"):
@@ -194,7 +195,7 @@ def test_without_a_home_a_report_has_no_place(monkeypatch):
 
 
 def test_a_page_that_is_kept_says_what_was_emulated(monkeypatch, tmp_path):
-    path = local.keep_report({"page": "<body>\n<h1>", "run_id": "run-1"}, tmp_path, ["vllm"], print)
+    path = local.keep_report({"page": "<body>\n<h1>", "run_id": "run-1"}, DEPLOYMENT, tmp_path, ["vllm"], print)
     assert path
     assert '<p class="emulated">On this machine; emulated: hub, bucket, ' in path.read_text(encoding="utf-8")
 

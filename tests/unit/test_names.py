@@ -1,5 +1,7 @@
 """Names: no two deployments come to the same one, wherever they meet."""
 
+import re
+
 import pytest
 
 from serving import names
@@ -53,3 +55,20 @@ def test_what_has_no_namespace_is_selected_by_the_deployments_namespace_too():
 def test_a_servers_name_tells_its_generation_and_another_name_tells_none():
     assert names.generation_of(names.server("g1")) == "g1"
     assert names.generation_of("somebody-elses") == ""
+
+
+IMAGES = [f"docker.io/vllm/vllm-openai@sha256:{'1' * 64}", f"gcr.io/p/side@sha256:{'2' * 64}"]
+
+
+def test_a_disk_image_is_named_by_what_is_on_it_and_whose_it_is():
+    name = names.disk_image_name(SETTINGS, IMAGES, architecture="x86_64")
+    assert re.fullmatch("gp-[0-9a-f]{16}", name)
+    assert name == names.disk_image_name(SETTINGS, [*IMAGES[::-1], IMAGES[0]], architecture="x86_64"), "order is none"
+    others = {
+        names.disk_image_name(SETTINGS, IMAGES[:1], architecture="x86_64"),
+        names.disk_image_name(SETTINGS, IMAGES, architecture="ARM64"),
+        names.disk_image_name(SETTINGS, IMAGES, architecture="x86_64", kms_key="projects/p/…/cryptoKeys/k"),
+        names.disk_image_name(quick(namespace="other"), IMAGES, architecture="x86_64"),
+        names.disk_image_name(quick(name="other"), IMAGES, architecture="x86_64"),
+    }
+    assert len(others | {name}) == 6

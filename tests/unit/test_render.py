@@ -81,7 +81,7 @@ def test_every_value_is_used_by_some_manifest_and_no_file_lies_where_nobody_look
         path: manifest
         for feature in (manifests.BASE, *scenarios.all_features())
         for scope in get_args(manifests.Scope)
-        for path, manifest in manifests.of(feature, scope).items()
+        for path, manifest in manifests.of_any_variant(feature, scope).items()
     }
     there = {str(path.relative_to(folder)) for path in folder.rglob("*.yaml")}
     assert there == {*found, "catalog.yaml"}
@@ -91,8 +91,8 @@ def test_every_value_is_used_by_some_manifest_and_no_file_lies_where_nobody_look
         if "/admin/" not in path
         for name in re.findall(r"\$\{(\w+)\}", json.dumps(manifest))
     }
-    config = settings(gcs_fuse={"profile": profile})
-    assert placeholders == set(render._values(config, RELEASE))
+    every = [settings(scenario=row.name, gcs_fuse={"profile": profile}) for row in scenarios.SCENARIOS]
+    assert placeholders == {name for config in every for name in render._values(config, RELEASE)}
 
 
 # -- the digest ---------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """Google's APIs other than storage, on a laptop: `python -m emulated_cloud.google --config FILE`.
 
 One server for all of them: the metadata server (metadata.py), container (container.py), Secret Manager
-(secretmanager.py) and Resource Manager (resourcemanager.py), over REST, as the clients speak it with
+(secretmanager.py), Resource Manager (resourcemanager.py), Cloud Logging (logging.py), Artifact Registry
+(artifactregistry.py) and Compute Engine (compute/, with machines that run), over REST, as the clients speak it with
 `transport="rest"` and `api_endpoint="http://127.0.0.1:PORT"`. An API is a module of its host's name, with its paths and
 its resources: one function answers a call or says that it is not its own (call.py); routes.py asks them in turn.
 
@@ -17,10 +18,14 @@ The configuration is a JSON file (config.py checks it):
      "token": "the access token that the metadata server gives, and that all other APIs want",
      "clusters": [{"name": "main", "location": "us-central1", "endpoint": "127.0.0.1:6443",
                    "ca_certificate": "-----BEGIN CERTIFICATE-----…", "version": "1.35.1-gke.1396000",
-                   "autopilot": true, "dns_endpoint": "gke-….gke.goog"}],
+                   "autopilot": true, "dns_endpoint": "gke-….gke.goog",
+                   "node_pools": [{"name": "l4", "disk_images": ["projects/my-project/global/images/vllm"],
+                                   "image_streaming": true, "machine_type": "g2-standard-8"}]}],
      "secrets": {"hf-token": {"1": "value", "2": {"value": "other", "state": "DISABLED"}}},
+     "compute": {"folder": "/state/compute", "zones": ["us-central1-a", "us-central1-b"]},
+     "logs": "/state/logging.jsonl",
      "denied": ["projects/my-project/secrets/hf-token"]}
 
-`dns_endpoint`, `clusters`, `secrets` and `denied` may be left out; `autopilot` is true by default. `state` is
-ENABLED, DISABLED or DESTROYED. What lies at or below a name in `denied` answers 403.
+`dns_endpoint`, `node_pools`, `clusters`, `secrets`, `compute`, `logs` and `denied` may be left out; `autopilot` is true
+by default. `state` is ENABLED, DISABLED or DESTROYED. What lies at or below a name in `denied` answers 403.
 """

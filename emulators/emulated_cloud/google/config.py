@@ -16,6 +16,17 @@ class BadConfig(Exception):
 
 
 @dataclass(frozen=True)
+class NodePool:
+    """A node pool that somebody made, beside the default one: `disk_images` are paths of the images that its nodes have
+    secondary boot disks of."""
+
+    name: str
+    disk_images: list[str] = field(default_factory=list)
+    image_streaming: bool = True
+    machine_type: str = "g2-standard-8"
+
+
+@dataclass(frozen=True)
 class Cluster:
     """A GKE cluster: `endpoint` is where its API server answers, `ca_certificate` PEM text."""
 
@@ -26,6 +37,7 @@ class Cluster:
     version: str
     autopilot: bool = True
     dns_endpoint: str = ""
+    node_pools: list[NodePool] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -85,7 +97,7 @@ class Config:
                 project_number=str(project["number"]),
                 service_account=given.pop("service_account"),
                 token=given.pop("token"),
-                clusters=[Cluster(**cluster) for cluster in given.pop("clusters", [])],
+                clusters=[_cluster(cluster) for cluster in given.pop("clusters", [])],
                 secrets={
                     name: {number: _version(version) for number, version in versions.items()}
                     for name, versions in given.pop("secrets", {}).items()
@@ -109,6 +121,10 @@ class Config:
 
     def is_denied(self, resource: str) -> bool:
         return any(resource == name or resource.startswith(f"{name}/") for name in self.denied)
+
+
+def _cluster(given: dict[str, Any]) -> Cluster:
+    return Cluster(**{**given, "node_pools": [NodePool(**pool) for pool in given.get("node_pools", [])]})
 
 
 def _compute(given: dict[str, Any] | None) -> ComputeConfig | None:

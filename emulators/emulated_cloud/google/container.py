@@ -6,7 +6,7 @@ import base64
 from typing import Any
 
 from emulated_cloud.google.call import Call
-from emulated_cloud.google.config import Cluster, Config
+from emulated_cloud.google.config import Cluster, Config, NodePool
 from emulated_cloud.google.errors import permission_denied, refusal
 
 
@@ -50,14 +50,8 @@ def cluster_resource(config: Config, cluster: Cluster) -> dict[str, Any]:
     }
     if cluster.dns_endpoint:
         endpoints["dnsEndpointConfig"]["endpoint"] = cluster.dns_endpoint
-    node_pool = {
-        "name": "default-pool",
-        "status": "RUNNING",
-        "version": cluster.version,
-        "locations": zones,
-        "config": {"machineType": "e2-standard-4", "diskSizeGb": 100, "imageType": "COS_CONTAINERD"},
-        "selfLink": f"https://container.googleapis.com/v1/{parent}/clusters/{cluster.name}/nodePools/default-pool",
-    }
+    pools = [NodePool("default-pool", image_streaming=cluster.autopilot, machine_type="e2-standard-4")]
+    pools += cluster.node_pools
     return {
         "name": cluster.name,
         "selfLink": f"https://container.googleapis.com/v1/{parent}/clusters/{cluster.name}",
@@ -80,7 +74,28 @@ def cluster_resource(config: Config, cluster: Cluster) -> dict[str, Any]:
         },
         "network": "default",
         "subnetwork": "default",
-        "nodePools": [node_pool],
+        "nodePools": [node_pool_resource(parent, cluster, pool, zones) for pool in pools],
+    }
+
+
+def node_pool_resource(parent: str, cluster: Cluster, pool: NodePool, zones: list[str]) -> dict[str, Any]:
+    """A running node pool."""
+    config: dict[str, Any] = {
+        "machineType": pool.machine_type,
+        "diskSizeGb": 100,
+        "imageType": "COS_CONTAINERD",
+        "gcfsConfig": {"enabled": pool.image_streaming},
+    }
+    if pool.disk_images:
+        mode = "CONTAINER_IMAGE_CACHE"
+        config["secondaryBootDisks"] = [{"diskImage": image, "mode": mode} for image in pool.disk_images]
+    return {
+        "name": pool.name,
+        "status": "RUNNING",
+        "version": cluster.version,
+        "locations": zones,
+        "config": config,
+        "selfLink": f"https://container.googleapis.com/v1/{parent}/clusters/{cluster.name}/nodePools/{pool.name}",
     }
 
 

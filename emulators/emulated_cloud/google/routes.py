@@ -17,8 +17,9 @@ APIS: tuple[Api, ...] = (
     resourcemanager.answer,  # /v3/projects/…, /v1/projects/…
     logging.answer,  # /v2/entries:list
 )
-"""Those that remember nothing. These do (server.py): Compute Engine, at /compute/v1/projects/…, and Vertex AI, at
-/v1/projects/…/locations/…/{pipelineJobs,schedules}."""
+"""Those that remember nothing. These do (server.py): Vertex AI (/v1/projects/…/locations/…/{pipelineJobs,schedules}),
+Artifact Registry (/v1/projects/…/locations/…/{repositories,operations}/…) and Compute Engine (/compute/v1/projects/…).
+"""
 
 
 def is_metadata(path: str) -> bool:

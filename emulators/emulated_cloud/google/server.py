@@ -7,6 +7,7 @@ from pathlib import Path
 from emulated_cloud.google import metadata, routes
 from emulated_cloud.google.aiplatform import AiPlatform
 from emulated_cloud.google.aiplatform.resources import time_of, timestamp
+from emulated_cloud.google.artifactregistry import ArtifactRegistry
 from emulated_cloud.google.compute import Compute
 from emulated_cloud.google.config import Config
 from emulated_cloud.google.errors import unauthenticated
@@ -23,8 +24,9 @@ class GoogleServer(EmulatorServer):
         self.aiplatform: AiPlatform | None = None
         if config.aiplatform:
             self.aiplatform = AiPlatform(config, config.aiplatform, self.faults, self.url.removeprefix("http://"))
-        services = [service for service in (self.compute, self.aiplatform) if service]
-        self.apis = (*routes.APIS, *(service.answer for service in services))
+        # Vertex AI lets through what it does not know of the operations of a location, which others have as well.
+        services = (self.aiplatform, ArtifactRegistry(), self.compute)
+        self.apis = (*routes.APIS, *(service.answer for service in services if service))
 
     def server_close(self) -> None:
         super().server_close()

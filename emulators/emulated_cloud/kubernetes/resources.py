@@ -229,3 +229,7 @@ DEPLOYMENTS = _named("deployments", "apps")
 REPLICA_SETS = _named("replicasets", "apps")
 JOBS = _named("jobs", "batch")
 DISRUPTION_BUDGETS = _named("poddisruptionbudgets", "policy")
+
+# Custom kinds of GKE's own, whose definitions are in crds/.
+ALLOWLISTS = Resource("gcpresourceallowlists", "GCPResourceAllowlist", "node.gke.io", "v1", namespaced=False)
+COMPUTE_CLASSES = Resource("computeclasses", "ComputeClass", "cloud.google.com", "v1", namespaced=False)

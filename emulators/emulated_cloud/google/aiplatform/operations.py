@@ -45,6 +45,10 @@ class Operations:
         self._operations[name] = show
         return show()
 
+    def of_a_location(self, name: str) -> dict[str, Any] | None:
+        """One that is on several resources; None for another service's."""
+        return self._operations[name]() if name in self._operations else None
+
     def get(self, name: str) -> dict[str, Any]:
         if name not in self._operations:
             raise errors.not_found("Operation", name)

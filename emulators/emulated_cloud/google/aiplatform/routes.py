@@ -31,7 +31,10 @@ def answer(service: AiPlatform, call: Call) -> dict[str, Any] | None:
     if call.version != "v1":
         return None
     match call.path:
-        case ["projects", project, "locations", location, "pipelineJobs" | "schedules" | "operations" as kind, *below]:
+        case ["projects", _, "locations", _, "operations", _]:
+            with service.lock:
+                return service.operations.of_a_location(call.resource) if call.method == "GET" else None
+        case ["projects", project, "locations", location, "pipelineJobs" | "schedules" as kind, *below]:
             pass
         case _:
             return None
@@ -55,8 +58,6 @@ def _answer(service: AiPlatform, call: Call, kind: str, location: str, below: li
     path = "/".join((location, kind, *below))
     match call.method, kind, below, call.verb:
         case "GET", _, [*_, "operations", _], "":
-            return service.operations.get(service.name(path))
-        case "GET", "operations", [_], "":
             return service.operations.get(service.name(path))
         case "GET", _, [], "":
             return _page(service, call, kind, location)

@@ -61,8 +61,9 @@ def described(compute: Compute, zone: str, path: str, body: dict[str, Any]) -> d
 
 
 def make(compute: Compute, path: str) -> None:
-    """Gives a disk that is described its bytes."""
-    disk = compute.existing(path)
+    """Gives a disk that is described its bytes, unless it is deleted meanwhile."""
+    if (disk := compute.store.get(path)) is None:
+        return
     source = ""
     if "sourceImage" in disk:
         project, image = resources.path_of(disk["sourceImage"], compute.project)
@@ -77,6 +78,9 @@ def delete(compute: Compute, call: Call, path: str) -> dict[str, Any]:
     disk = compute.existing(path)
     if users := disk.get("users"):
         raise errors.in_use("disk", compute.name(path), compute.name(resources.path_of(users[0], compute.project)[1]))
+    for image_path, image in compute.store.of_kind("images"):
+        if image["status"] == "PENDING" and image["sourceDiskId"] == disk["id"]:
+            raise errors.in_use("disk", compute.name(path), compute.name(image_path))
     compute.store.change(path, status="DELETING")
 
     def work(_: dict[str, Any]) -> None:

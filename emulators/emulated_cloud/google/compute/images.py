@@ -80,9 +80,9 @@ def recover(compute: Compute) -> None:
 def _make(compute: Compute, path: str, source: str) -> None:
     compute.check_quotas()
     compute.store.make_data(path, int(compute.existing(source)["sizeGb"]), source)
-    stored = compute.store.data(path).stat().st_blocks * 512
     with compute.lock:
-        if compute.store.get(path):
+        if compute.store.get(path):  # Not deleted meanwhile.
+            stored = compute.store.data(path).stat().st_blocks * 512
             compute.store.change(path, status="READY", archiveSizeBytes=str(stored))
 
 

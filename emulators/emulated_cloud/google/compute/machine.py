@@ -13,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -27,6 +26,8 @@ from emulated_cloud.http import EmulatorServer, Handler
 KEPT_BYTES = 1 << 20
 """How much of its newest output a serial port keeps."""
 RELEASE_SECONDS = 10.0
+MACHINES = "machines"
+"""Below the folder of what there is: what machines need while they run."""
 
 _RUNNER = "google_metadata_script_runner"
 _BOOT = (
@@ -88,7 +89,8 @@ class Machine:
         if self._output is None and not (compute.run_scripts and boot.is_possible()):
             self._output = compute.script_output
         self._metadata = MetadataServer(_tree(config, instance, items))
-        self._folder = Path(tempfile.mkdtemp(prefix=f"{instance['name']}-"))
+        self._folder = compute.folder / MACHINES / instance["id"]
+        self._folder.mkdir(parents=True)
         self._popen: subprocess.Popen[str] | None = None
         self._stopped = False
         self._lock = threading.Lock()
@@ -222,8 +224,9 @@ def _tree(config: Config, instance: dict[str, Any], items: dict[str, str]) -> di
 
 
 def sweep(folder: Path) -> None:
-    """Detaches what loop devices still have files of a folder: a machine's let go by themselves when it ends, in
-    whatever way, so these are another's, or stuck."""
+    """Removes what is left of machines of another time. A loop device goes by itself when its machine ends, in whatever
+    way; what still has a file of ours is somebody else's, or stuck."""
+    shutil.rmtree(folder / MACHINES, ignore_errors=True)
     for device, file in _attached().items():
         if folder.absolute() in file.parents:
             subprocess.run(["losetup", "--detach", device], check=False, capture_output=True)

@@ -50,9 +50,9 @@ class Store:
 
     def of_kind(self, kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
         """All of a kind (`disks`, `images`, `instances`) wherever they are, by path."""
-        for path in sorted(self._resources):
+        for path, resource in sorted(self._resources.items(), key=lambda item: item[0]):
             if path.split("/")[-2] == kind:
-                yield path, self._resources[path]
+                yield path, resource
 
     # -- bytes ----------------------------------------------------------------------------------------------
 
@@ -60,7 +60,7 @@ class Store:
         return self.folder / f"{path}.raw"
 
     def make_data(self, path: str, size_gb: int, source: str = "") -> None:
-        """A disk's or an image's bytes: zeros, or those of `source`."""
+        """A disk's or an image's bytes: zeros, or those of `source`. None for what is deleted meanwhile."""
         file = self.data(path)
         part = file.with_suffix(".raw-part")
         if source and self.data(source).exists():
@@ -70,3 +70,5 @@ class Store:
             part.touch()
         os.truncate(part, max(size_gb << 30, part.stat().st_size))
         part.replace(file)
+        if path not in self._resources:
+            file.unlink()

@@ -16,6 +16,7 @@ from emulated_cloud.kubernetes.gke.admission import Admission
 from emulated_cloud.kubernetes.gke.autoscaler import Autoscaler
 from emulated_cloud.kubernetes.gke.config import Config, ConfigError, load
 from emulated_cloud.kubernetes.gke.gcsfuse import DRIVER, GcsFuseDriver, LinkMounter, Mounter
+from emulated_cloud.kubernetes.gke.image_cache import ImageCache
 from emulated_cloud.kubernetes.gke.nodes import NodeKeeper
 from emulated_cloud.kubernetes.kubelet.csi import NodeDriver
 from emulated_cloud.kubernetes.kubelet.environment import service_variables
@@ -39,6 +40,7 @@ class Gke:
         self._informers = Informers(client)
         self._services = ServiceTable(self._informers)
         self._nodes = NodeKeeper(client, self._informers, config.node_address)
+        cache = ImageCache(self._informers, config)
         self._kubelet = Kubelet(
             client,
             self._informers,
@@ -50,9 +52,10 @@ class Gke:
             config.node_address,
             config.crash_backoff_seconds,
             self._runtime(),
+            cache.pull,
         )
         self._server = KubeletServer(self._kubelet, config.node_address, config.pods.with_name("kubelet"))
-        self._autoscaler = Autoscaler(client, self._informers, config, self._nodes)
+        self._autoscaler = Autoscaler(client, self._informers, config, self._nodes, cache)
         self._admission = Admission(client, self._informers)
         self._expose = Expose(self._informers, self._services, config.expose)
         self._balancers = LoadBalancers(client, self._informers, self._services, config.load_balancer_network)

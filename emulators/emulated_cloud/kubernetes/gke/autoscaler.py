@@ -20,6 +20,7 @@ from emulated_cloud.kubernetes.client import ApiError, Client, Informers, Object
 from emulated_cloud.kubernetes.events import EventRecorder
 from emulated_cloud.kubernetes.gke.admission import missing_tolerations
 from emulated_cloud.kubernetes.gke.config import Config
+from emulated_cloud.kubernetes.gke.image_cache import POOL_LABEL, ImageCache
 from emulated_cloud.kubernetes.gke.machines import (
     ACCELERATOR_LABEL,
     DRIVER_LABEL,
@@ -29,12 +30,11 @@ from emulated_cloud.kubernetes.gke.machines import (
     MachineType,
     accelerator_of,
     node_template,
-    pool_name,
 )
 from emulated_cloud.kubernetes.gke.nodes import NodeKeeper
 from emulated_cloud.kubernetes.pods import is_finished
 from emulated_cloud.kubernetes.quantity import parse_quantity
-from emulated_cloud.kubernetes.resources import CLAIMS, NODES, PODS, VOLUMES
+from emulated_cloud.kubernetes.resources import ALLOWLISTS, CLAIMS, COMPUTE_CLASSES, NODES, PODS, VOLUMES
 from emulated_cloud.kubernetes.scheduling import NodeState, VolumeNeeds, misfit, node_states, volume_needs
 from emulated_cloud.kubernetes.workqueue import WorkQueue
 
@@ -56,8 +56,9 @@ class Upcoming:
 
 
 class Autoscaler:
-    def __init__(self, client: Client, informers: Informers, config: Config, nodes: NodeKeeper):
+    def __init__(self, client: Client, informers: Informers, config: Config, nodes: NodeKeeper, cache: ImageCache):
         self._client, self._informers, self._config, self._keeper = client, informers, config, nodes
+        self._cache = cache
         self._pods = informers.of(PODS)
         self._nodes = informers.of(NODES)
         self._events = EventRecorder(client, "cluster-autoscaler")
@@ -67,8 +68,8 @@ class Autoscaler:
         self._tasks: set[asyncio.Task[None]] = set()
         self.queue = WorkQueue("autoscaler", self._scale_up)
         self._pods.on_change(self._pod_changed)
-        for resource in (CLAIMS, VOLUMES):
-            # A pod whose claim was bound may have nothing else to tell.
+        for resource in (CLAIMS, VOLUMES, ALLOWLISTS, COMPUTE_CLASSES):
+            # A pod whose claim was bound, or whose disk was allowed, may have nothing else to tell.
             informers.of(resource).on_change(lambda _old, _new: self._look_again())
 
     def _look_again(self) -> None:
@@ -110,14 +111,14 @@ class Autoscaler:
             self._decline(pod, reasons)
             return None
         machine, zone, template = min(options, key=lambda option: (option[0].count, option[0].cpu, option[0].name))
-        pool = pool_name(machine, SPOT_LABEL in template["metadata"]["labels"], _driver(pod))
+        pool = template["metadata"]["labels"][POOL_LABEL]
         now = asyncio.get_running_loop().time()
         if self._backoff.get(pool, 0.0) > now:
             self._decline(pod, Counter({IN_BACKOFF: 1}))
             return None
         self._declined.pop(pod["metadata"]["uid"], None)
         self._announce(pod, pool, zone)
-        failure = self._config.declined(machine.accelerator or "cpu")
+        failure = self._config.declined(machine.accelerator or "cpu") or self._cache.failure(template)
         if not failure and not await self._within_quota(machine):
             failure = QUOTA_EXCEEDED
         if failure:
@@ -137,6 +138,7 @@ class Autoscaler:
             _driver(pod),
             name,
         )
+        self._cache.equip(node, machine, pod)
         upcoming = Upcoming(node, machine, zone)
         self._upcoming.append(upcoming)
         task = asyncio.create_task(self._bring_up(upcoming))
@@ -170,6 +172,7 @@ class Autoscaler:
                 template = node_template(
                     machine, zone, self._config.cluster, self._config.project.id, spot, _driver(pod)
                 )
+                self._cache.equip(template, machine, pod)
                 state = NodeState(template)
                 why, _ = misfit(pod, state, needs, [*settled, state])
                 if not why:

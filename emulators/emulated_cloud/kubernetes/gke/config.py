@@ -17,6 +17,9 @@ logs                 file to which LogEntry objects are appended, a line each, f
 private_roots        true: containers have a root and a user of their own (emulated_cloud/real/runtime.py)
 show                 [absolute paths]: folders of this machine that containers with a root of their own see, read-only,
                      beside what this Python needs
+node_pools           [{"name", "disk_images": ["projects/P/global/images/NAME"]}]: pools that somebody made, with disks
+registry             URL of the registry that says what pulled images are made of
+uncached_layers      that many layers of each image a node does not find on its disk. Read again at each pull
 images               [{"match": regex on the whole image name, "argv0": {"vllm": ["/venv/bin/python", "-m", "x"]},
                      "entrypoint": […] for a container without a command, "env": {…}}]; the first match counts;
                      $(POD_IP) in values is the pod's address. An image that nothing matches cannot be pulled
@@ -91,7 +94,9 @@ class Config:
     backoff_seconds: float = 5.0
     cluster: str = "gemma"
     storage: Storage | None = None
+    node_pools: list[dict[str, Any]] = field(default_factory=list)
     compute: Path | None = None
+    registry: str = ""
     logs: Path | None = None
     private_roots: bool = False
     show: list[Path] = field(default_factory=list)
@@ -108,7 +113,17 @@ class Config:
 
     def declined(self, pool: str) -> str:
         """The words with which a scale-up of `pool` (an accelerator, or `cpu`) fails; empty when it does not."""
-        return json.loads(self.path.read_text(encoding="utf-8")).get("decline", {}).get(pool, "")
+        words: str = self._now().get("decline", {}).get(pool, "")
+        return words
+
+    def uncached_layers(self) -> int:
+        """How many layers of an image nodes do not find on their disks."""
+        return int(self._now().get("uncached_layers", 0))
+
+    def _now(self) -> dict[str, Any]:
+        """What the file says now."""
+        found: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
+        return found
 
     def image(self, name: str) -> Image | None:
         return next((image for image in self.images if re.fullmatch(image.match, name)), None)
@@ -118,7 +133,8 @@ def load(path: Path) -> Config:
     """Raises ConfigError."""
     try:
         given: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        given.pop("decline", None)
+        for changeable in ("decline", "uncached_layers"):
+            given.pop(changeable, None)
         storage = given.get("storage")
         return Config(
             **{

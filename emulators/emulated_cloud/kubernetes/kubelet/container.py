@@ -147,7 +147,7 @@ class Container:
         name, attempts = self.spec["image"], 0
         while not self._stopping.is_set():
             if self._worker.node.image(name) is not None:
-                self._announce_image(name)
+                await self._pull(name)
                 return True
             why = f'failed to pull and unpack image "{name}": failed to resolve reference "{name}": {name}: not found'
             if self.spec.get("imagePullPolicy") == "Never":
@@ -168,11 +168,16 @@ class Container:
             attempts += 1
         return False
 
-    def _announce_image(self, name: str) -> None:
-        first = self._worker.node.pulls(self._worker.pod["spec"]["nodeName"], name)
-        if first or self.spec.get("imagePullPolicy") == "Always":
+    async def _pull(self, name: str) -> None:
+        node = self._worker.pod["spec"]["nodeName"]
+        if self._worker.node.pulls(node, name) or self.spec.get("imagePullPolicy") == "Always":
             self._event("Normal", "Pulling", f'Pulling image "{name}"')
-            words = f'Successfully pulled image "{name}" in 1ms (1ms including waiting). Image size: 0 bytes.'
+            begun = time.monotonic()
+            size = await self._worker.node.pull(node, name)
+            took = f"{max(1, round((time.monotonic() - begun) * 1000))}ms"
+            words = (
+                f'Successfully pulled image "{name}" in {took} ({took} including waiting). Image size: {size} bytes.'
+            )
         else:
             words = f'Container image "{name}" already present on machine'
         self._event("Normal", "Pulled", words)

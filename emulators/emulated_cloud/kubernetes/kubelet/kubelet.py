@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Literal
 
@@ -33,7 +33,7 @@ MEMORY_PERIOD_SECONDS = 1.0
 
 class Kubelet:
     """`image`: what stands for an image, None for one that cannot be pulled; `variables_for`: what the node and its
-    network give a pod's environment."""
+    network give a pod's environment; `pull`: what else a pull on a node does, and the bytes that the image is."""
 
     def __init__(
         self,
@@ -47,7 +47,9 @@ class Kubelet:
         host_ip: str,
         crash_backoff_seconds: float,
         runtime: Runtime,
+        pull: Callable[[str, str], Awaitable[int]],
     ):
+        self._pull = pull
         self.runtime = runtime
         self.client, self.pods, self.image, self.variables_for = client, pods, image, variables_for
         self.host_ip, self.crash_backoff_seconds = host_ip, crash_backoff_seconds
@@ -179,6 +181,9 @@ class Kubelet:
         known = (node, image) in self._pulled
         self._pulled.add((node, image))
         return not known
+
+    async def pull(self, node: str, image: str) -> int:
+        return await self._pull(node, image)
 
     def kill(self, process: ContainerProcess) -> None:
         process.signal(signal.SIGKILL)

@@ -37,6 +37,9 @@ class Node(Protocol):
     def pulls(self, node: str, image: str) -> bool:
         """Whether the image has to be pulled on the node: it has not been there before."""
 
+    async def pull(self, node: str, image: str, /) -> int:
+        """Pulls an image to the node: the bytes that it is, where that is known."""
+
     def variables_for(self, pod: Object, /) -> dict[str, str]:
         """What the node and its network give a pod's environment."""
 

@@ -1,0 +1,91 @@
+"""How much room baking needs, and whether the project may have it: looked at before anything is made."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+
+from serving.clients.compute import Compute, QuotaError, Room
+from serving.features.secondary_boot_disk import Section
+
+BOOT_GB = 10
+_SMALLEST_GB = 10
+_FOR_THE_FILE_SYSTEM = 1.1
+_HYPERDISK_ALONE = re.compile(r"(n4|c4)[a-z]*-")
+"""Machines that have no persistent disks."""
+_OF_ALL_MACHINES = ("e2", "f1", "g1", "n1")
+"""Series that count against the quota CPUS; any other has one of its own."""
+
+
+def size_gb(unpacked: Mapping[str, int]) -> int:
+    """The size of a disk for layers of so many bytes (by chain ID), in Compute Engine's GB, which are GiB."""
+    return max(_SMALLEST_GB, math.ceil(sum(unpacked.values()) * _FOR_THE_FILE_SYSTEM / (1 << 30)))
+
+
+def disk_type(machine_type: str) -> str:
+    """The fast disks that a machine can have."""
+    return "hyperdisk-balanced" if _HYPERDISK_ALONE.match(machine_type) else "pd-ssd"
+
+
+def region_of(zone: str) -> str:
+    return zone.rpartition("-")[0]
+
+
+def zones(compute: Compute, section: Section, location: str, disk_gb: int) -> list[str]:
+    """Where the machine may be: the settings' zones or those of the cluster's region, as far as quotas have room.
+
+    Raises QuotaError where none has.
+    """
+    region = location if location.count("-") == 1 else region_of(location)
+    there, rooms = compute.region(region)
+    candidates = section.zones or there
+    known = {region: rooms}
+    cpus = _cpus(section.machine_type)
+    short = _shortages({"CPUS_ALL_REGIONS": cpus, "IMAGES": 1}, compute.project_quotas(), f"project {compute.project}")
+    if short:
+        raise _error(short)
+    wanted = {
+        _cpu_metric(section.machine_type): cpus,
+        "SSD_TOTAL_GB" if disk_type(section.machine_type) == "pd-ssd" else "HDB_TOTAL_GB": disk_gb + BOOT_GB,
+        "INSTANCES": 1,
+    }
+    usable = []
+    for zone in candidates:
+        its = region_of(zone)
+        if its not in known:
+            known[its] = compute.region(its)[1]
+        lacking = _shortages(wanted, known[its], f"region {its}")
+        if not lacking:
+            usable.append(zone)
+        short += [words for words in lacking if words not in short]
+    if not usable:
+        raise _error(short)
+    return usable
+
+
+def _cpus(machine_type: str) -> int:
+    """`n2-standard-8` has 8, `n2-custom-4-16384` has 4; those that do not say have two at most."""
+    found = re.search(r"-(\d+)(-|$)", machine_type)
+    return int(found[1]) if found else 2
+
+
+def _cpu_metric(machine_type: str) -> str:
+    series = machine_type.partition("-")[0]
+    return "CPUS" if series in _OF_ALL_MACHINES else f"{series.upper()}_CPUS"
+
+
+def _shortages(wanted: Mapping[str, float], rooms: Mapping[str, Room], where: str) -> list[str]:
+    """Quotas that have too little left, in words. One that nobody speaks of has no limit that is known."""
+    return [
+        f"{where} has {max(0, rooms[metric].left):g} of {rooms[metric].limit:g} {metric} left; baking needs {amount:g}"
+        for metric, amount in wanted.items()
+        if metric in rooms and rooms[metric].left < amount
+    ]
+
+
+def _error(short: list[str]) -> QuotaError:
+    return QuotaError(
+        f"{'; '.join(short)}. Ask for more (https://console.cloud.google.com/iam-admin/quotas), free what nobody "
+        "needs, or set secondary_boot_disk.machine_type or zones"
+    )

@@ -1,0 +1,1 @@
+"""Looks whether nodes found the engine's image in their cache."""

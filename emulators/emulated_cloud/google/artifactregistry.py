@@ -1,0 +1,100 @@
+"""Artifact Registry, version 1: images that are kept warm for nodes that stream them.
+
+Every repository of our project is there, with every image (registry/ has their bytes); what is asked for is warm at
+once, for its days.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import uuid
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from urllib.parse import unquote
+
+from emulated_cloud.google.call import Call
+from emulated_cloud.google.errors import permission_denied, refusal
+
+DAYS = 3
+"""How long an image stays warm unless the caller says otherwise."""
+_TYPE = "type.googleapis.com/google.devtools.artifactregistry.v1."
+_ARTIFACT = re.compile(r"(?P<parent>projects/.+)/packages/(?P<package>[^/]+)/(?P<kind>versions|tags)/(?P<name>[^/]+)")
+
+
+class ArtifactRegistry:
+    """What is warm, by its repository."""
+
+    def __init__(self) -> None:
+        self._warm: dict[str, dict[str, dict[str, Any]]] = {}
+        self._operations: dict[str, dict[str, Any]] = {}
+        self._lock = threading.Lock()
+
+    def answer(self, call: Call) -> dict[str, Any] | None:
+        if call.version != "v1":
+            return None
+        match call.method, call.path, call.verb:
+            case "POST", ["projects", _, "locations", _, "repositories", _], "prewarmArtifact":
+                return self._prewarm(call)
+            case "POST", ["projects", _, "locations", _, "repositories", _], "checkPrewarmedArtifact":
+                return self._check(call)
+            case "GET", ["projects", _, "locations", _, "repositories", _, "prewarmedArtifacts"], "":
+                _allow(call, "artifactregistry.prewarmedArtifacts.list")
+                found = self._warm.get(call.resource.rpartition("/")[0], {})
+                return {"prewarmedArtifacts": list(found.values())} if found else {}
+            case "GET", ["projects", _, "locations", _, "operations", _], "":
+                if call.resource in self._operations:
+                    return self._operations[call.resource]
+                raise refusal("NOT_FOUND", f"Operation {call.resource} not found.")
+        return None
+
+    def _prewarm(self, call: Call) -> dict[str, Any]:
+        """An operation that is done: https://cloud.google.com/artifact-registry/docs/reference/rest"""
+        _allow(call, "artifactregistry.prewarmedArtifacts.create")
+        uri, now = _uri(call), datetime.now(UTC)
+        warm = {
+            "uri": uri,
+            "location": call.body.get("streamLocation") or call.path[3],
+            "state": "ACTIVE",
+            "createTime": _time(now),
+            "expirationTime": _time(now + timedelta(days=int(call.body.get("retentionDays") or DAYS))),
+        }
+        name = f"projects/{call.path[1]}/locations/{call.path[3]}/operations/{uuid.uuid4()}"
+        operation = {
+            "name": name,
+            "done": True,
+            "response": {"@type": f"{_TYPE}PrewarmArtifactResponse", "prewarmedArtifact": warm},
+        }
+        with self._lock:
+            self._warm.setdefault(call.resource, {})[uri] = warm
+            self._operations[name] = operation
+        return operation
+
+    def _check(self, call: Call) -> dict[str, Any]:
+        _allow(call, "artifactregistry.prewarmedArtifacts.get")
+        uri = _uri(call)
+        found = self._warm.get(call.resource, {}).get(uri)
+        if not found:
+            raise refusal("NOT_FOUND", f"Prewarmed artifact {uri} not found.")
+        return {"prewarmedArtifact": found}
+
+
+def _allow(call: Call, permission: str) -> None:
+    repository = "/".join(call.path[:6])
+    if not call.config.is_project(call.path[1]) or call.config.is_denied(repository):
+        raise permission_denied(permission, repository)
+
+
+def _uri(call: Call) -> str:
+    """The address of the image that is asked about, by its `version` (a digest) or its `tag`."""
+    given = call.body.get("version") or call.body.get("tag") or ""
+    found = _ARTIFACT.fullmatch(given)
+    if not found or found["parent"] != call.resource or (found["kind"] == "versions") != bool(call.body.get("version")):
+        raise refusal("INVALID_ARGUMENT", f"Invalid version or tag of {call.resource}: {given!r}")
+    separator = "@" if found["kind"] == "versions" else ":"
+    place = f"{call.path[3]}-docker.pkg.dev/{call.path[1]}/{call.path[5]}"
+    return f"{place}/{unquote(found['package'])}{separator}{found['name']}"
+
+
+def _time(moment: datetime) -> str:
+    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")

@@ -1,0 +1,188 @@
+"""Where disk images are baked: an emulated Compute Engine that acts out what its machines say, a bucket, a registry.
+
+Every exchange of our client with Compute Engine is held against its discovery document.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from emulated_cloud import process
+from google.oauth2.credentials import Credentials
+
+from components.bake_disk_image import bodies
+from components.bake_disk_image.step import Baking, Pace
+from serving import names
+from serving.clients import google, registry
+from serving.clients.compute import Compute
+from serving.settings import Settings, validated
+from serving.weights.release import Release
+from tests.contract.discovery import Conformance
+from tests.contract.registry_service import TAR, Registry, there
+from tests.unit.deployment import RELEASE
+
+__all__ = ["there"]
+
+PROJECT = "demo-project"
+TOKEN = "a-token-that-nobody-guesses"
+ZONES = [f"us-central1-{letter}" for letter in "abc"]
+DONE = f"GP-BAKE done {'ab' * 32}"
+WORKS = ["GP-BAKE heartbeat 0", "GP-BAKE progress 40 layer 1 of 2", "GP-BAKE progress 90 layer 2 of 2", DONE]
+"""What a machine says when all goes well."""
+PACE = Pace(look=0.02, start=20.0, silence=20.0)
+IMPATIENT = Pace(look=0.02, start=1.5, silence=1.5)
+PLACEHOLDER = "#!/usr/bin/python3\nprint('this emulator does not run it')\n"
+
+MACHINES = f"projects/{PROJECT}/zones/[^/]+/instances$"
+IMAGES = f"projects/{PROJECT}/global/images$"
+
+
+def settings(**changes: Any) -> Settings:
+    """The deployment's settings, with changes of its section."""
+    return validated(
+        Settings,
+        {
+            "scenario": "gcs-fuse",
+            "features": ["secondary-boot-disk"],
+            "project": PROJECT,
+            "bucket": "demo-bucket",
+            "engine": {"image": "vllm/vllm-openai:v0.33.0"},
+            "secondary_boot_disk": {"timeout": "10m", **changes.pop("section", {})},
+            **changes,
+        },
+    )
+
+
+@dataclass
+class Site:
+    """Compute Engine, as one deployment sees it."""
+
+    folder: Path
+    registry: Registry
+    url: str
+    digest: str
+    """Of the engine image's manifest."""
+    said: list[str] = field(default_factory=list)
+
+    def release(self, config: Settings, run_id: str = "run-1") -> Release:
+        """The release of what the registry has."""
+        reference = registry.parse(config.engine.image or "")
+        image = f"{reference.host}/{reference.repository}@{self.digest}"
+        section = config.section("secondary-boot-disk")
+        name = names.disk_image_name(config, [image], architecture=section.architecture, kms_key=section.kms_key)
+        return RELEASE.model_copy(update={"run_id": run_id, "image_digest": self.digest, "disk_image": name})
+
+    def baking(self, config: Settings | None = None, run_id: str = "run-1", pace: Pace = PACE) -> Baking:
+        config = config or settings()
+        return Baking(Compute(PROJECT), config, self.release(config, run_id), self.said.append, pace)
+
+    def bake(self, config: Settings | None = None, run_id: str = "run-1", pace: Pace = PACE) -> bool:
+        return self.baking(config, run_id, pace).bake()
+
+    # -- what is there ----------------------------------------------------------------------------------------
+
+    def ask(self, path: str) -> Any:
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        found = requests.get(f"{self.url}/compute/v1/projects/{PROJECT}/{path}", headers=headers, timeout=30)
+        found.raise_for_status()
+        return found.json()
+
+    def there(self) -> dict[str, str]:
+        """Every machine, disk and image that there is (`kind/name`), with its status."""
+        found = {}
+        for kind in ("instances", "disks"):
+            for scope in self.ask(f"aggregated/{kind}")["items"].values():
+                found |= {f"{kind}/{each['name']}": each["status"] for each in scope.get(kind, [])}
+        for each in self.ask("global/images").get("items", []):
+            found[f"images/{each['name']}"] = each["status"]
+        return found
+
+    def image(self, name: str) -> Any:
+        return self.ask(f"global/images/{name}")
+
+    def machine(self) -> Any:
+        """The one machine that there is; None without."""
+        scopes = self.ask("aggregated/instances")["items"].values()
+        return next((each for scope in scopes for each in scope.get("instances", [])), None)
+
+    def writes(self) -> list[str]:
+        """What was asked of Compute Engine that changes something, `METHOD path`."""
+        log = requests.get(f"{self.url}/_emulator/requests", timeout=30).json()
+        made = (f"{each['method']} {each['path'].partition('?')[0]}" for each in log if each["method"] != "GET")
+        return [each for each in made if "/compute/v1/" in each and not each.endswith("/wait")]
+
+    # -- what is to go wrong ----------------------------------------------------------------------------------
+
+    def outcome(self, method: str, path: str, **outcome: Any) -> dict[str, Any]:
+        """What becomes of a request after its answer."""
+        return {"action": "outcome", "method": method, "path": path, "outcome": outcome}
+
+    def script(self, *faults: dict[str, Any]) -> None:
+        requests.post(f"{self.url}/_emulator/faults", json=list(faults), timeout=30).raise_for_status()
+
+    def consumed(self) -> list[int]:
+        return [each["consumed"] for each in requests.get(f"{self.url}/_emulator/faults", timeout=30).json()]
+
+    def in_a_child(self, work: Callable[[], None]) -> multiprocessing.Process:
+        """Runs `work` in a process of its own, which has all that this one has imported."""
+        child = multiprocessing.get_context("fork").Process(target=work)
+        child.start()
+        return child
+
+
+@pytest.fixture
+def new_site(tmp_path: Path, there: Registry, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Site]]:
+    """Makes the site of a test; `compute`: what the emulator is told of Compute Engine."""
+    started: list[process.Process] = []
+
+    def make(**compute: Any) -> Site:
+        config = {
+            "project": {"id": PROJECT, "number": "123456789012"},
+            "service_account": f"runner@{PROJECT}.iam.gserviceaccount.com",
+            "token": TOKEN,
+            "compute": {
+                "folder": str(tmp_path / "compute"),
+                "zones": ZONES,
+                "run_scripts": False,
+                "script_output": WORKS,
+                **compute,
+            },
+        }
+        path = tmp_path / "google.json"
+        path.write_text(json.dumps(config))
+        log = tmp_path / "requests.jsonl"
+        arguments = ("--config", str(path), "--request-log", str(log))
+        started.append(process.start("emulated_cloud.google", *arguments, log=tmp_path / "google.log"))
+        bucket = ("--root", str(tmp_path / "storage"), "--bucket", "demo-bucket")
+        started.append(process.start("emulated_cloud.storage", *bucket, log=tmp_path / "storage.log"))
+        monkeypatch.setenv(google.API_ENDPOINT, started[0].url)
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", started[1].url)
+        return Site(tmp_path, there, started[0].url, there.put_image("v0.33.0", TAR, b"second")["digest"])
+
+    monkeypatch.setattr(google, "credentials", lambda: Credentials(TOKEN))
+    monkeypatch.setattr(bodies, "script", lambda: PLACEHOLDER)
+    plain, conformance = google.client_of, Conformance("compute", "v1")
+
+    def watched(kind: Any) -> Any:
+        client = plain(kind)
+        conformance.watch(client.transport._session)
+        return client
+
+    monkeypatch.setattr(google, "client_of", watched)
+    yield make
+    for each in started:
+        each.stop()
+    errors = tmp_path / "google.log"
+    assert not errors.exists() or errors.read_text() == ""
+
+
+@pytest.fixture
+def site(new_site: Callable[..., Site]) -> Site:
+    return new_site()
