@@ -130,3 +130,9 @@ def waits_deaf(patience: float = 60.0):
 @dsl.pipeline(name="says")
 def says(words: str = "hello"):
     say(words=words)
+
+
+@dsl.pipeline(name="loops")
+def loops(words: list):
+    with dsl.ParallelFor(words) as word:
+        say(words=word)

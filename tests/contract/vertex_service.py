@@ -24,6 +24,7 @@ TOKEN = "a-token-that-nobody-guesses"
 ACCOUNT = "runner@demo.iam.gserviceaccount.com"
 PARENT = "projects/demo/locations/us-central1"
 NUMBERED = "projects/123456789012/locations/us-central1"
+CONFORMANCE = Conformance("aiplatform", "v1")
 TERMINAL = {"PIPELINE_STATE_SUCCEEDED", "PIPELINE_STATE_FAILED", "PIPELINE_STATE_CANCELLED"}
 
 
@@ -34,6 +35,7 @@ class Vertex:
     folder: Path
     options: dict[str, Any] = field(default_factory=dict)
     _started: process.Process | None = None
+    _clients: dict[Any, Any] = field(default_factory=dict)
 
     def start(self) -> None:
         config = {
@@ -51,6 +53,7 @@ class Vertex:
         }
         path = self.folder / "config.json"
         path.write_text(json.dumps(config))
+        self._clients.clear()
         self._started = process.start(
             "emulated_cloud.google", "--config", str(path), log=self.log, env={"TMPDIR": str(self.folder)}
         )
@@ -67,14 +70,20 @@ class Vertex:
     def stop(self) -> None:
         self.process.stop()
 
+    def kill(self) -> None:
+        self.process.popen.kill()
+        self.process.stop()
+
     def client(self, kind: Any) -> Any:
-        client = kind(
-            transport="rest",
-            credentials=Credentials(TOKEN),
-            client_options=ClientOptions(api_endpoint=self.process.url),
-        )
-        Conformance("aiplatform", "v1").watch(client.transport._session)
-        return client
+        if kind not in self._clients:
+            client = kind(
+                transport="rest",
+                credentials=Credentials(TOKEN),
+                client_options=ClientOptions(api_endpoint=self.process.url),
+            )
+            CONFORMANCE.watch(client.transport._session)
+            self._clients[kind] = client
+        return self._clients[kind]
 
     @property
     def jobs(self) -> Any:

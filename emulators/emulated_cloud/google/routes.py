@@ -33,7 +33,8 @@ def call_of(request: Handler, config: Config) -> Call:
     if version == "compute" and path:
         # The one API that says its name in its paths.
         version = f"compute/{path.pop(0)}"
-    if not re.fullmatch(r"(compute/)?v\d\w*", version) or not path:
+    # `ui` is where Vertex AI's clients look for operations first.
+    if not re.fullmatch(r"(compute/)?v\d\w*|ui", version) or not path:
         raise no_such_method()
     path[-1], _, verb = path[-1].partition(":")
     return Call(request.command, version, path, verb, request.query, config, _body(request))

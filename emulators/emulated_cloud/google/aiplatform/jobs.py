@@ -22,7 +22,7 @@ def create(service: AiPlatform, location: str, body: dict[str, Any], job_id: str
     """Accepts a job and begins to run it. Raises HttpError."""
     job = checks.job(service.config, location, body)
     if not job_id:
-        job_id = f"{_pipeline(job)}-{service.clock.now():%Y%m%d%H%M%S}"
+        job_id = f"{_pipeline(job)[:80]}-{service.clock.now():%Y%m%d%H%M%S}-{resources.new_id()[-6:]}"
     elif not checks.JOB_ID.fullmatch(job_id):
         raise errors.invalid(("pipeline_job_id", f"Invalid id {job_id!r}: it must match {checks.JOB_ID.pattern}."))
     return begin(service, location, job, job_id, service.outcome("POST", f"{location}/pipelineJobs"))

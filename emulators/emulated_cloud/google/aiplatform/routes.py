@@ -28,7 +28,7 @@ PAGE_SIZE, MOST_IN_A_PAGE = 100, 1000
 
 
 def answer(service: AiPlatform, call: Call) -> dict[str, Any] | None:
-    if call.version != "v1":
+    if call.version != "v1" and (call.version != "ui" or "operations" not in call.path):
         return None
     match call.path:
         case ["projects", _, "locations", _, "operations", _]:

@@ -199,7 +199,10 @@ class Runner:
         """Whether a task may begin, or be tried again."""
         of_an_exit_task = any(path[: length + 1] in self._exits for length in range(len(path)))
         if self._cancelled.is_set():
-            return of_an_exit_task and path not in self._told and self._scripted.get("exit_after_cancel", True)
+            if of_an_exit_task and not self._scripted.get("exit_after_cancel", True):
+                self._tell(fault=True)
+                return False
+            return of_an_exit_task and path not in self._told
         return of_an_exit_task or not self._request["fail_fast"] or "FAILED" not in [*self._states.values()]
 
     def _scope_ended(self, path: Path_, dag: Any) -> list[str]:
