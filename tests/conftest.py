@@ -49,8 +49,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def emulated_cloud_options() -> dict[str, Any]:
     """What our clients need of every emulated cloud beside the customary variables."""
     from serving.clients.google import API_ENDPOINT
+    from serving.clients.registry import REGISTRY_ENDPOINT
 
-    return {"endpoints": {API_ENDPOINT: "google"}}
+    return {"endpoints": {API_ENDPOINT: "google", REGISTRY_ENDPOINT: "registry"}}
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 _WORD = re.compile(
     r"GP-BAKE (?:heartbeat (?P<heartbeat>\d+)|progress (?P<percent>\d{1,3}) (?P<words>.*)"
-    r"|done (?P<done>[0-9a-f]{64})|failed (?P<failed>.*))"
+    r"|done (?P<done>[0-9a-f]{64})|failed\b ?(?P<failed>.*))"
 )
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[^\x20-\x7e\t\u00a0-\U0010ffff]")
 """Colours and cursors of a console."""

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from components.bake_disk_image import bodies, room
@@ -18,7 +19,7 @@ from components.bake_disk_image.bodies import Bake
 from components.bake_disk_image.serial import Serial
 from serving import names
 from serving.clients import artifact_registry, registry, storage
-from serving.clients.compute import Compute, GoneError, Image, Machine, StockOutError, TakenError
+from serving.clients.compute import Compute, GoneError, Image, Machine, StockOutError, TakenError, carry_out
 from serving.clients.registry import ResolvedImage
 from serving.deployment import disk_images
 from serving.errors import InconclusiveError, PipelineError, RequestError, ToldToEnd
@@ -33,7 +34,6 @@ from serving.weights.release import Release
 _RUNS = ("PROVISIONING", "STAGING", "RUNNING")
 _PASSES = ("PENDING", "DELETING")
 """What an image is for a while."""
-_TRIES = 5
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Pace:
     """Seconds."""
 
     look: float = 10.0
-    """Between two looks at what goes on."""
+    """Between two looks at what goes on, in the long run."""
     start: float = 600.0
     """How long Compute Engine may take to begin, or to end, one thing."""
     silence: float = 180.0
@@ -55,8 +55,7 @@ def run(settings: dict[str, Any], release: dict[str, Any]) -> None:
     with opened("bake_disk_image", settings, release) as step:
         outcome, config, target = step.outcome, step.settings, step.release
         if not secondary_boot_disk.has_disk(config):
-            artifact_registry.prewarm(engine.engine_image(config), target.image_digest)
-            outcome.succeeded("asked Artifact Registry to keep the engine's image warm")
+            outcome.succeeded(prewarm(config, target))
             return
         outcome.details["disk_image"] = target.disk_image
         with step.cluster():
@@ -65,6 +64,14 @@ def run(settings: dict[str, Any], release: dict[str, Any]) -> None:
             outcome.succeeded(f"baked {target.disk_image}")
         else:
             outcome.skipped(f"{target.disk_image} is there")
+
+
+def prewarm(settings: Settings, release: Release) -> str:
+    """Has the engine's image kept warm for nodes that stream it. Returns what became of that."""
+    section, region = settings.section("secondary-boot-disk"), "-".join(settings.location.split("-")[:2])
+    image, digest = engine.engine_image(settings), release.image_digest
+    until = artifact_registry.prewarm(image, digest, region, section.architecture, section.retention_days)
+    return f"Artifact Registry keeps {image} warm in {region}{f' until {until}' if until else ''}"
 
 
 class Baking:
@@ -82,8 +89,8 @@ class Baking:
         Nothing else stays in Compute Engine, whatever happens. Raises QuotaError, RequestError or AccessError for what
         a person has to change, InconclusiveError for the rest: how an image is baked says nothing about a release.
         """
-        disk_images.clear(self._compute, self._settings, self._run_id, self._say, own=False)
         with self._nothing_left():
+            disk_images.clear(self._compute, self._settings, self._run_id, self._say, own=False)
             there = self._settled()
             if there and there.status == "READY":
                 if storage.stat(names.disk_image_record(self._settings, self._name)) is None:
@@ -99,13 +106,16 @@ class Baking:
 
     @contextmanager
     def _nothing_left(self) -> Iterator[None]:
-        """However the block ends: no machine and no disk stays, nor an image that failed."""
+        """However the block ends: no machine and no disk stays, nor an image that is not whole."""
 
         def clear() -> None:
-            disk_images.clear(self._compute, self._settings, self._run_id, self._say)
-            image = self._compute.image(self._name)
-            if image and image.status == "FAILED":
-                disk_images.delete_image(self._compute, image, self._run_id, self._say)
+            try:
+                # First: its making reads the disk.
+                image = self._compute.image(self._name)
+                if image and image.status in ("PENDING", "FAILED"):
+                    disk_images.delete_image(self._compute, image, self._run_id, self._say)
+            finally:
+                disk_images.clear(self._compute, self._settings, self._run_id, self._say)
 
         try:
             yield
@@ -182,12 +192,12 @@ class Baking:
             disk_images.clear(self._compute, self._settings, self._run_id, self._say)
             machine = self._started(wanted)
         self._follow(machine, wanted)
-        request = (self._run_id, machine.id)
-        self._compute.stop_machine(machine, names.request_id("stop", *request)).wait(self._pace.start)
+        stop = partial(self._compute.stop_machine, machine)
+        carry_out(stop, self._run_id, "stop", machine.id, seconds=self._pace.start)
         self._say(f"making disk image {self._name} of {wanted.disk_gb} GB")
-        body = bodies.image(wanted, machine.zone)
-        making = self._compute.make_image(body, names.request_id("image", *request))
-        making.wait(max(self._pace.look, self._ends - time.monotonic()))
+        make = partial(self._compute.make_image, bodies.image(wanted, machine.zone))
+        left = max(self._pace.look, self._ends - time.monotonic())
+        carry_out(make, self._run_id, "image", machine.id, seconds=left)
 
     def _machine(self) -> Machine | None:
         """The machine that this run has started, if it runs."""
@@ -205,7 +215,7 @@ class Baking:
             try:
                 machine = self._started_in(zone, wanted)
             except StockOutError as error:
-                self._say(f"{error} Trying the next zone")
+                self._say(f"{error}. Trying the next zone")
                 continue
             self._say(f"machine {machine.name} ({kind}, a disk of {wanted.disk_gb} GB) started in {zone}")
             return machine
@@ -215,20 +225,17 @@ class Baking:
         )
 
     def _started_in(self, zone: str, wanted: Bake) -> Machine:
-        body = bodies.machine(wanted, zone)
-        for attempt in range(_TRIES):
-            request_id = names.request_id("machine", self._run_id, zone, str(attempt))
-            try:
-                self._compute.make_machine(zone, body, request_id).wait(self._pace.start)
-            except TakenError as error:
-                raise RequestError(
-                    f"{error}. Nothing of this deployment is called so: see whose it is (`gcloud compute instances "
-                    f"list --filter=name~{self._name} --project {self._compute.project}`), and delete it"
-                ) from error
-            if machine := self._machine():
-                return machine
-            # It was the request of an attempt before, whose machine is gone again.
-        raise InconclusiveError(f"machine {self._name} in {zone} goes as soon as it is made. Run again")
+        make = partial(self._compute.make_machine, zone, bodies.machine(wanted, zone))
+        try:
+            machine: Machine = carry_out(
+                make, self._run_id, "machine", zone, seconds=self._pace.start, found=self._machine
+            )
+        except TakenError as error:
+            raise RequestError(
+                f"{error}. Nothing of this deployment is called so: see whose it is (`gcloud compute instances list "
+                f"--filter=name~{self._name} --project {self._compute.project}`), and delete it"
+            ) from error
+        return machine
 
     def _follow(self, machine: Machine, wanted: Bake) -> None:
         """Returns when the machine's script has said that the disk is done.
@@ -236,7 +243,7 @@ class Baking:
         Raises InconclusiveError when the script gives up, when it says nothing for too long, and when the time is up.
         """
         serial, position, heard, told, refusal = Serial(), 0, time.monotonic(), "", ""
-        where = f"machine {machine.name} in {machine.zone}"
+        where, pause = f"machine {machine.name} in {machine.zone}", min(1.0, self._pace.look)
         while True:
             heartbeats = serial.heartbeats
             try:
@@ -270,7 +277,8 @@ class Baking:
                     f"{where} is not done after secondary_boot_disk.timeout ({self._section.timeout}): raise it, or "
                     f"set a machine_type with more processors. Its last lines:\n{serial.tail}"
                 )
-            time.sleep(self._pace.look)
+            time.sleep(pause)
+            pause = min(2 * pause, self._pace.look)  # What is small is done soon.
 
 
 def _why(serial: Serial, disk_gb: int) -> str:

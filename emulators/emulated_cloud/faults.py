@@ -76,10 +76,13 @@ class Faults:
         """The first that says what comes of this request after its answer."""
         return self._take(method, path, of_the_outcome=True)
 
+    def is_scripted(self, fault: Fault) -> bool:
+        """Whether no other script has taken the place of the one that the fault is in."""
+        return any(fault is each for each in self._faults)
+
     def wait_until_replaced(self, fault: Fault) -> None:
-        """Returns when another script has taken the place of the one that the fault is in."""
         with self._replaced:
-            self._replaced.wait_for(lambda: all(fault is not each for each in self._faults))
+            self._replaced.wait_for(lambda: not self.is_scripted(fault))
 
     def _take(self, method: str, path: str, of_the_outcome: bool) -> Fault | None:
         with self._lock:

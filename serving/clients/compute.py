@@ -16,7 +16,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from serving import names
 from serving.clients import google
+from serving.clients.patience import Interrupted, Patience
 from serving.errors import AccessError, InconclusiveError, PipelineError, RequestError
 
 ROLE = "roles/compute.instanceAdmin.v1"
@@ -25,7 +27,8 @@ _LONGEST_WAIT_SECONDS = 130.0
 """Compute Engine answers who waits for an operation after two minutes at the latest."""
 _STOCK_OUT = re.compile(r"ZONE_RESOURCE_POOL_EXHAUSTED|STOCKOUT|does not have enough resources available")
 _QUOTA = re.compile(r"quota", re.IGNORECASE)
-_PASSES = re.compile(r"resourceNotReady|resourceInUse|RESOURCE_NOT_READY|RESOURCE_IN_USE|operationInProgress")
+_ATTEMPTS = 10
+_BUSY = re.compile(r"resourceNotReady|resourceInUse|RESOURCE_NOT_READY|RESOURCE_IN_USE|operationInProgress")
 """What is refused with 400, and will not be when what is going on has ended."""
 
 
@@ -41,6 +44,10 @@ class QuotaError(InconclusiveError):
 
 class GoneError(InconclusiveError):
     """What is asked about is not there (any more)."""
+
+
+class BusyError(InconclusiveError):
+    """Something else is going on with it, or somebody uses it."""
 
 
 class TakenError(InconclusiveError):
@@ -94,7 +101,9 @@ class Operation:
     """Something that Compute Engine does, and goes on doing whether or not anybody waits."""
 
     def __init__(self, what: str, found: Any, look: Callable[[Any, float], Any]):
-        self._what, self._found, self._look = what, found, look
+        self.what, self._found, self._look = what, found, look
+        self.was_over = self._status() == "DONE"
+        """It was so when it was asked for: an attempt before has begun it, with the same request id."""
 
     def wait(self, seconds: float) -> None:
         """Returns when it has succeeded.
@@ -106,7 +115,7 @@ class Operation:
         while self._status() != "DONE":
             left = ends - time.monotonic()
             if left <= 0:
-                raise InconclusiveError(f"{self._what} goes on, and is not done after {seconds:.0f} s. Run again")
+                raise InconclusiveError(f"{self.what} goes on, and is not done after {seconds:.0f} s. Run again")
             self._found = self._look(self._found, min(left, _LONGEST_WAIT_SECONDS))
         if self._found.error.errors:
             raise self._failure()
@@ -117,7 +126,43 @@ class Operation:
 
     def _failure(self) -> PipelineError:
         error = self._found.error.errors[0]
-        return _failure(self._what, error.code, error.message, self._found.http_error_status_code)
+        return _failure(self.what, error.code, error.message, self._found.http_error_status_code)
+
+
+def carry_out(
+    send: Callable[[str], Operation], *parts: str, seconds: float, found: Callable[[], Any] = lambda: True
+) -> Any:
+    """Has one thing done, within so many seconds, and returns what is `found` then. `parts` say which thing it is.
+
+    `send` begins it, given a request id. What an attempt before has begun is waited for; where that failed, or what it
+    made is gone again, it is begun anew. Raises what Operation.wait raises.
+    """
+    failure: PipelineError | None = None
+    for attempt in range(_ATTEMPTS):
+        operation = _begun(send, names.request_id(*parts, str(attempt)))
+        try:
+            operation.wait(seconds)
+        except PipelineError as error:
+            if not operation.was_over:
+                raise
+            failure = error
+            continue
+        if value := found():
+            return value
+    raise failure or InconclusiveError(f"{operation.what} has no effect, however often it is asked for. Run again")
+
+
+def _begun(send: Callable[[str], Operation], request_id: str) -> Operation:
+    """What `send` begins, as soon as nothing else is going on."""
+
+    def attempt() -> Operation:
+        try:
+            return send(request_id)
+        except BusyError as error:
+            raise Interrupted(str(error)) from error
+
+    operation: Operation = Patience().until_it_works("Compute Engine is busy", attempt)
+    return operation
 
 
 class Compute:
@@ -317,11 +362,12 @@ def _errors(what: str) -> Iterator[None]:
 
 def _failure(what: str, code: str, words: str, status: int | None) -> PipelineError:
     """Our error for why Compute Engine did not do something: `code` is its own word, `status` the HTTP status."""
+    words = words.rstrip(".") or code
     if _STOCK_OUT.search(code) or _STOCK_OUT.search(words):
         return StockOutError(f"{what}: {words}")
     if _QUOTA.search(code):
         return QuotaError(
-            f"{what}: {words} Ask for more at https://console.cloud.google.com/iam-admin/quotas, or free what nobody "
+            f"{what}: {words}. Ask for more at https://console.cloud.google.com/iam-admin/quotas, or free what nobody "
             "needs"
         )
     if status in (401, 403):
@@ -329,6 +375,8 @@ def _failure(what: str, code: str, words: str, status: int | None) -> PipelineEr
             f"{what}: {words}. Grant the pipeline's service account {ROLE} (docs/security.md has the permissions one "
             "by one), and roles/iam.serviceAccountUser on a service account that a machine is to run as"
         )
-    if status and 400 <= status < 500 and status not in (404, 408, 409, 429) and not _PASSES.search(code):
+    if _BUSY.search(code):
+        return BusyError(f"{what}: {words}. Run again")
+    if status and 400 <= status < 500 and status not in (404, 408, 409, 429):
         return RequestError(f"{what}: {words}")
-    return InconclusiveError(f"{what}: {words or code}. Run again")
+    return InconclusiveError(f"{what}: {words}. Run again")

@@ -266,23 +266,28 @@ def _numbers(version: str) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", version)]
 
 
+def session() -> Any:
+    """A requests session with our credentials."""
+    from google.auth.transport.requests import AuthorizedSession
+
+    return AuthorizedSession(credentials())
+
+
 def call(service: str, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
     """The answer of one of Google's APIs (`service`, like `logging`) that needs no client library of its own.
 
     Raises what `asked` raises: exceptions of google.api_core, by HTTP codes, for a refusal.
     """
     from google.api_core import exceptions
-    from google.auth.transport.requests import AuthorizedSession
 
     host = os.environ.get(API_ENDPOINT) or f"https://{service}.googleapis.com"
-    session = AuthorizedSession(credentials())
 
     def ask() -> dict[str, Any]:
-        response = session.request(method, f"{host}/{path}", json=body, timeout=_CALL_SECONDS)
+        response = connection.request(method, f"{host}/{path}", json=body, timeout=_CALL_SECONDS)
         if not response.ok:
             raise exceptions.from_http_response(response)
         found: dict[str, Any] = response.json()
         return found
 
-    with session:
+    with session() as connection:
         return cast(dict[str, Any], asked(f"{host}/{path}", ask))

@@ -7,11 +7,12 @@ so a deployment without such a record has nothing in Compute Engine, and nobody 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from serving import names
 from serving.clients import patience, storage
-from serving.clients.compute import Compute, Disk, GoneError, Image, Machine, Operation
+from serving.clients.compute import Compute, Disk, GoneError, Image, Machine, Operation, carry_out
 from serving.clients.registry import ResolvedImage
 from serving.deployment.record import Record
 from serving.errors import InconclusiveError, PipelineError
@@ -74,7 +75,7 @@ def sweep(settings: Settings, run_id: str, say: Say) -> None:
 def delete_image(compute: Compute, image: Image, run_id: str, say: Say) -> None:
     """Deletes a disk image, if it is still there."""
     try:
-        compute.delete_image(image, names.request_id(run_id, "delete", image.id)).wait(patience.left())
+        carry_out(partial(compute.delete_image, image), run_id, "delete", image.id, seconds=patience.left())
     except GoneError:
         return
     say(f"deleted disk image {image.name}")
@@ -90,9 +91,9 @@ def clear(compute: Compute, settings: Settings, run_id: str, say: Say, *, own: b
     def is_wanted(found: Machine | Disk) -> bool:
         return not own and found.labels.get(names.RUN_OF_COMPUTE) == run_id
 
-    def delete(kind: str, found: Machine | Disk, send: Callable[[Any, str], Operation]) -> None:
+    def delete(kind: str, found: Machine | Disk, send: Callable[[str], Operation]) -> None:
         try:
-            send(found, names.request_id(run_id, "delete", found.id)).wait(patience.left())
+            carry_out(send, run_id, "delete", found.id, seconds=patience.left())
             say(f"deleted {kind} {found.name} in {found.zone}")
         except GoneError:
             pass
@@ -103,11 +104,11 @@ def clear(compute: Compute, settings: Settings, run_id: str, say: Say, *, own: b
     failures: list[str] = []
     for machine in compute.machines(*_label(settings)):
         if not is_wanted(machine):
-            delete("instance", machine, compute.delete_machine)
+            delete("instance", machine, partial(compute.delete_machine, machine))
     for disk in compute.disks(*_label(settings)):
         # A machine's disks go with it.
         if not disk.in_use and not is_wanted(disk):
-            delete("disk", disk, compute.delete_disk)
+            delete("disk", disk, partial(compute.delete_disk, disk))
     if failures:
         raise InconclusiveError("; ".join(failures))
 

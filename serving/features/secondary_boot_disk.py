@@ -68,6 +68,9 @@ class Section(BaseSection):
     """Size of the disk; null takes what the images need unpacked, and a tenth more."""
     timeout: Duration = "40m"
     """How long baking may take. Compute Engine itself deletes the machine after it."""
+    retention_days: int | None = Field(None, ge=1, le=365)
+    """With image: streaming, days that Artifact Registry keeps the image warm; null takes its own, 3. Each run that
+    deploys something asks again."""
     threshold: float = Field(100.0, ge=0, le=100)
     """Percent of the engine image's layers that a node has to find in its cache before a generation is promoted."""
     verify_timeout: Duration = "5m"

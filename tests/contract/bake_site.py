@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +22,7 @@ from google.oauth2.credentials import Credentials
 from components.bake_disk_image import bodies
 from components.bake_disk_image.step import Baking, Pace
 from serving import names
-from serving.clients import google, registry
+from serving.clients import google, registry, storage
 from serving.clients.compute import Compute
 from serving.settings import Settings, validated
 from serving.weights.release import Release
@@ -30,6 +32,7 @@ from tests.unit.deployment import RELEASE
 
 __all__ = ["there"]
 
+CONFORMANCE = Conformance("compute", "v1")
 PROJECT = "demo-project"
 TOKEN = "a-token-that-nobody-guesses"
 ZONES = [f"us-central1-{letter}" for letter in "abc"]
@@ -60,6 +63,15 @@ def settings(**changes: Any) -> Settings:
     )
 
 
+def until(found: Callable[[], Any], seconds: float = 30) -> Any:
+    """What is found, as soon as something is."""
+    deadline = time.monotonic() + seconds
+    while not (value := found()):
+        assert time.monotonic() < deadline, "it did not come"
+        time.sleep(0.02)
+    return value
+
+
 @dataclass
 class Site:
     """Compute Engine, as one deployment sees it."""
@@ -70,13 +82,16 @@ class Site:
     digest: str
     """Of the engine image's manifest."""
     said: list[str] = field(default_factory=list)
+    test: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
 
-    def release(self, config: Settings, run_id: str = "run-1") -> Release:
+    def release(self, config: Settings, run_id: str) -> Release:
         """The release of what the registry has."""
         reference = registry.parse(config.engine.image or "")
         image = f"{reference.host}/{reference.repository}@{self.digest}"
         section = config.section("secondary-boot-disk")
         name = names.disk_image_name(config, [image], architecture=section.architecture, kms_key=section.kms_key)
+        # No two tests have one run: it would be asking for the same again.
+        run_id = f"{run_id}-{self.test}"
         return RELEASE.model_copy(update={"run_id": run_id, "image_digest": self.digest, "disk_image": name})
 
     def baking(self, config: Settings | None = None, run_id: str = "run-1", pace: Pace = PACE) -> Baking:
@@ -118,6 +133,25 @@ class Site:
         made = (f"{each['method']} {each['path'].partition('?')[0]}" for each in log if each["method"] != "GET")
         return [each for each in made if "/compute/v1/" in each and not each.endswith("/wait")]
 
+    def clear(self) -> None:
+        """Takes everything away, whoever's it is."""
+        self.script()
+        for kind in ("instances", "disks"):
+            for scope, found in self.ask(f"aggregated/{kind}")["items"].items():
+                for each in found.get(kind, []):
+                    if kind == "instances" or not each.get("users"):
+                        self.delete(f"{scope}/{kind}/{each['name']}")
+        for each in self.ask("global/images").get("items", []):
+            self.delete(f"global/images/{each['name']}")
+        for uri in storage.list_uris("gs://demo-bucket/"):
+            storage.delete(uri)
+        until(lambda: not self.there())
+
+    def delete(self, path: str) -> None:
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        url = f"{self.url}/compute/v1/projects/{PROJECT}/{path}"
+        assert requests.delete(url, headers=headers, timeout=30).status_code in (200, 404)
+
     # -- what is to go wrong ----------------------------------------------------------------------------------
 
     def outcome(self, method: str, path: str, **outcome: Any) -> dict[str, Any]:
@@ -137,52 +171,74 @@ class Site:
         return child
 
 
+@dataclass
+class Emulators:
+    """Compute Engine and a bucket, as processes."""
+
+    folder: Path
+    compute: process.Process
+    storage: process.Process
+
+    def stop(self) -> None:
+        self.compute.stop()
+        self.storage.stop()
+        log = self.folder / "google.log"
+        assert not log.exists() or log.read_text() == "", log.read_text()
+
+
+def started(folder: Path, **compute: Any) -> Emulators:
+    """New emulators; `compute`: what they are told of Compute Engine."""
+    config = {
+        "project": {"id": PROJECT, "number": "123456789012"},
+        "service_account": f"runner@{PROJECT}.iam.gserviceaccount.com",
+        "token": TOKEN,
+        "compute": {
+            "folder": str(folder / "compute"),
+            "zones": ZONES,
+            "run_scripts": False,
+            "script_output": WORKS,
+            **compute,
+        },
+    }
+    path = folder / "google.json"
+    path.write_text(json.dumps(config))
+    arguments = ("--config", str(path), "--request-log", str(folder / "requests.jsonl"))
+    bucket = ("--root", str(folder / "storage"), "--bucket", "demo-bucket")
+    return Emulators(
+        folder,
+        process.start("emulated_cloud.google", *arguments, log=folder / "google.log"),
+        process.start("emulated_cloud.storage", *bucket, log=folder / "storage.log"),
+    )
+
+
+@pytest.fixture(scope="module")
+def emulators(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulators]:
+    """Those of all tests of a file."""
+    found = started(tmp_path_factory.mktemp("bake"))
+    yield found
+    found.stop()
+
+
 @pytest.fixture
-def new_site(tmp_path: Path, there: Registry, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Site]]:
-    """Makes the site of a test; `compute`: what the emulator is told of Compute Engine."""
-    started: list[process.Process] = []
+def site(emulators: Emulators, there: Registry, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    """An empty one."""
+    found = site_of(emulators, there, monkeypatch)
+    yield found
+    found.clear()
 
-    def make(**compute: Any) -> Site:
-        config = {
-            "project": {"id": PROJECT, "number": "123456789012"},
-            "service_account": f"runner@{PROJECT}.iam.gserviceaccount.com",
-            "token": TOKEN,
-            "compute": {
-                "folder": str(tmp_path / "compute"),
-                "zones": ZONES,
-                "run_scripts": False,
-                "script_output": WORKS,
-                **compute,
-            },
-        }
-        path = tmp_path / "google.json"
-        path.write_text(json.dumps(config))
-        log = tmp_path / "requests.jsonl"
-        arguments = ("--config", str(path), "--request-log", str(log))
-        started.append(process.start("emulated_cloud.google", *arguments, log=tmp_path / "google.log"))
-        bucket = ("--root", str(tmp_path / "storage"), "--bucket", "demo-bucket")
-        started.append(process.start("emulated_cloud.storage", *bucket, log=tmp_path / "storage.log"))
-        monkeypatch.setenv(google.API_ENDPOINT, started[0].url)
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", started[1].url)
-        return Site(tmp_path, there, started[0].url, there.put_image("v0.33.0", TAR, b"second")["digest"])
 
+def site_of(emulators: Emulators, there: Registry, monkeypatch: pytest.MonkeyPatch) -> Site:
+    monkeypatch.setenv(google.API_ENDPOINT, emulators.compute.url)
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", emulators.storage.url)
     monkeypatch.setattr(google, "credentials", lambda: Credentials(TOKEN))
     monkeypatch.setattr(bodies, "script", lambda: PLACEHOLDER)
-    plain, conformance = google.client_of, Conformance("compute", "v1")
+    plain = google.client_of
 
     def watched(kind: Any) -> Any:
         client = plain(kind)
-        conformance.watch(client.transport._session)
+        CONFORMANCE.watch(client.transport._session)
         return client
 
     monkeypatch.setattr(google, "client_of", watched)
-    yield make
-    for each in started:
-        each.stop()
-    errors = tmp_path / "google.log"
-    assert not errors.exists() or errors.read_text() == ""
-
-
-@pytest.fixture
-def site(new_site: Callable[..., Site]) -> Site:
-    return new_site()
+    digest = there.put_image("v0.33.0", TAR, b"second")["digest"]
+    return Site(emulators.folder, there, emulators.compute.url, digest)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import io
+import json
 import re
-import time
-from collections.abc import Callable
+import subprocess
+import tarfile
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
+from emulated_cloud.google.compute import boot
 
+from components.bake_disk_image import bodies
+from components.bake_disk_image.step import Pace
 from serving import names
 from serving.clients import patience, storage
 from serving.clients.compute import QuotaError
@@ -25,13 +31,17 @@ from tests.contract.bake_site import (
     WORKS,
     ZONES,
     Site,
-    new_site,
+    emulators,
     settings,
     site,
+    site_of,
+    started,
     there,
+    until,
 )
+from tests.contract.registry_service import Registry
 
-__all__ = ["new_site", "site", "there"]
+__all__ = ["emulators", "site", "there"]
 
 STOCK_OUT = {"code": "ZONE_RESOURCE_POOL_EXHAUSTED"}
 NAME = re.compile("gp-[0-9a-f]{16}")
@@ -51,7 +61,7 @@ def test_an_image_is_baked_once_and_nothing_else_is_left(site: Site):
     made = site.image(name)
     assert (made["architecture"], made["diskSizeGb"], made["family"]) == ("X86_64", "10", "gemma-pipelines-gemma")
     assert made["storageLocations"] == ["us-central1"]
-    assert made["labels"].items() >= names.compute_labels(settings(), "run-1", name).items()
+    assert made["labels"].items() >= names.compute_labels(settings(), f"run-1-{site.test}", name).items()
 
     before = site.writes()
     assert site.bake(run_id="run-2") is False
@@ -92,6 +102,15 @@ def test_no_zone_with_a_machine_is_inconclusive(site: Site):
     assert site.there() == {}
 
 
+def test_a_run_that_is_tried_again_asks_anew(site: Site):
+    site.script(*(site.outcome("POST", f"zones/{zone}/instances$", error=STOCK_OUT) for zone in ZONES))
+    with pytest.raises(InconclusiveError):
+        site.bake()
+    site.script()
+    assert site.bake(), "the zones have machines again, and the request is not the one that failed"
+    assert image_there(site)
+
+
 def test_the_settings_own_zones_are_the_only_ones(site: Site):
     site.script(site.outcome("POST", f"zones/{ZONES[2]}/instances$", error=STOCK_OUT))
     with pytest.raises(InconclusiveError, match=re.escape(f"({ZONES[2]})")):
@@ -108,22 +127,25 @@ def test_the_settings_own_zones_are_the_only_ones(site: Site):
     ],
 )
 def test_a_quota_without_room_ends_it_before_anything_is_made(
-    new_site: Callable[..., Site], quotas: dict[str, float], words: str
+    tmp_path: Path, there: Registry, monkeypatch: pytest.MonkeyPatch, quotas: dict[str, float], words: str
 ):
-    site = new_site(quotas=quotas)
+    emulators = started(tmp_path, quotas=quotas)
+    site = site_of(emulators, there, monkeypatch)
     with pytest.raises(QuotaError, match=words) as raised:
         site.bake()
     assert raised.value.final
     assert site.writes() == []
+    emulators.stop()
 
 
 def test_a_quota_that_runs_out_meanwhile_ends_it_too(site: Site):
     error = {"code": "QUOTA_EXCEEDED", "message": "Quota 'N2_CPUS' exceeded.  Limit: 8.0 in region us-central1."}
     site.script(site.outcome("POST", MACHINES, error=error))
+    before = len(site.writes())
     with pytest.raises(QuotaError, match="Quota 'N2_CPUS' exceeded"):
         site.bake()
     assert site.consumed() == [1]
-    assert [each for each in site.writes() if each.endswith("/instances")] == [
+    assert [each for each in site.writes()[before:] if each.endswith("/instances")] == [
         f"POST /compute/v1/projects/{PROJECT}/zones/{ZONES[0]}/instances"
     ], "another zone of the region would not help"
     assert site.there() == {}
@@ -161,7 +183,7 @@ def test_a_machine_that_is_never_made_goes_when_it_is(site: Site):
 
 
 def test_a_machine_that_is_gone_is_told_of(site: Site):
-    site.script(site.outcome("POST", MACHINES, expires=0.3, machine={"output": WORKS[:2]}))
+    site.script(site.outcome("POST", MACHINES, expires=2, machine={"output": WORKS[:2]}))
     with pytest.raises(InconclusiveError, match="is gone before it was done"):
         site.bake()
     assert site.consumed() == [1]
@@ -213,16 +235,27 @@ def test_an_image_that_is_being_made_is_waited_for(site: Site):
     assert image_there(site)
 
 
-def until(found: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 30
-    while not found():
-        assert time.monotonic() < deadline, "it did not come"
-        time.sleep(0.02)
-
-
 @pytest.mark.parametrize("path", ["/instances", "/stop", "/images", "/instances/gp-[0-9a-f]+"])
 def test_an_answer_that_is_lost_is_the_same_operation_again(site: Site, path: str):
     site.script({"action": "unanswered", "method": "POST|DELETE", "path": rf"{path}\?"})
+    assert site.bake()
+    assert site.consumed() == [1]
+    assert image_there(site)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "reason"),
+    [
+        ("POST", "/images", 400, "resourceNotReady"),
+        ("DELETE", "/instances/gp-[0-9a-f]+", 400, "resourceNotReady"),
+        ("POST", "/instances", 403, "rateLimitExceeded"),
+    ],
+)
+def test_what_is_busy_is_waited_for(site: Site, method: str, path: str, status: int, reason: str):
+    error = {"message": "not now", "domain": "global", "reason": reason}
+    body = json.dumps({"error": {"code": status, "message": error["message"], "errors": [error]}})
+    busy = {"action": "status", "status": status, "body": body, "headers": {"Content-Type": "application/json"}}
+    site.script({**busy, "method": method, "path": rf"{path}\?"})
     assert site.bake()
     assert site.consumed() == [1]
     assert image_there(site)
@@ -252,7 +285,7 @@ def test_what_dead_runs_left_goes_and_what_is_others_stays(site: Site):
     assert len(left) == 6, "two machines with two disks each"
     assert site.bake()
     there = site.there()
-    theirs = site.release(others).disk_image
+    theirs = site.release(others, "run-0").disk_image
     assert {name for name in there if theirs in name} == {name for name in left if theirs in name}
     assert len(there) == 4
 
@@ -311,3 +344,38 @@ def test_an_api_that_stays_away_is_inconclusive(site: Site):
 def test_the_last_word_counts(site: Site):
     site.script(site.outcome("POST", MACHINES, machine={"output": [DONE, "GP-BAKE failed too late"]}))
     assert site.bake()
+
+
+def layer(**files: str) -> bytes:
+    """A layer with files in its root."""
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as archive:
+        for name, text in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(text.encode())
+            archive.addfile(member, io.BytesIO(text.encode()))
+    return content.getvalue()
+
+
+@pytest.mark.skipif(not boot.is_possible(), reason="needs root and loop devices")
+def test_the_script_itself_bakes_what_the_registry_has(
+    tmp_path: Path, there: Registry, monkeypatch: pytest.MonkeyPatch
+):
+    script = bodies.script()
+    emulators = started(tmp_path, run_scripts=True)
+    site = site_of(emulators, there, monkeypatch)
+    monkeypatch.setattr(bodies, "script", lambda: script)
+    site.digest = there.put_image("v0.33.0", layer(greeting="hello"), layer(answer="42"))["digest"]
+    assert site.bake(pace=Pace(look=0.2))
+    name = image_there(site)
+    known = storage.read_json(f"gs://demo-bucket/disk-images/{name}.json")
+    raw = tmp_path / "compute" / "global" / "images" / f"{name}.raw"
+
+    def read(path: str) -> str:
+        return subprocess.run(["debugfs", "-R", f"cat {path}", raw], capture_output=True, check=True, text=True).stdout
+
+    lines = [line.split() for line in read("/snapshots.metadata").splitlines()]
+    assert [line[0] for line in lines] == known["chain_ids"]
+    assert [read(f"/{lines[0][1]}/greeting"), read(f"/{lines[1][1]}/answer")] == ["hello", "42"]
+    assert f"docker.io/vllm/vllm-openai@{site.digest}" in read("/images.metadata")
+    emulators.stop()

@@ -113,6 +113,8 @@ def test_a_disk(compute):
     [
         ({"name": "Upper"}, r"Invalid value for field 'resource\.name'"),
         ({"type_": f"zones/{ZONE}/diskTypes/floppy"}, "diskTypes/floppy' was not found"),
+        ({"type_": "pd-ssd"}, "The URL is malformed"),
+        ({"type_": f"zones/{ZONES[1]}/diskTypes/pd-ssd"}, "of another zone"),
         ({"labels": {"Run": "x"}}, r"resource\.labels"),
         ({"size_gb": 1 << 20}, "between 1 GB and 65536 GB"),
         ({"source_image": "projects/debian-cloud/global/images/family/debian-13"}, "smaller than the image size"),
@@ -247,6 +249,10 @@ def test_lists_over_all_zones(compute):
         ({"scheduling": {"max_run_duration": {"seconds": 5}}}, "at least 30 seconds"),
         ({"scheduling": {"max_run_duration": {"seconds": 60}}}, "Instance termination action"),
         ({"machine_type": f"zones/{ZONE}/machineTypes/c4a-standard-8"}, "not compatible with machine type architect"),
+        (
+            {"machine_type": f"zones/{ZONE}/machineTypes/c4-standard-8"},
+            r"\[pd-standard\] features and \[c4-standard-8\]",
+        ),
     ],
 )
 def test_a_machine_that_cannot_be(compute, change, words):

@@ -55,3 +55,21 @@ def test_a_cloud_of_a_tests_own_has_what_it_asks_for(new_cloud, tiny_gemma4):
     cloud = new_cloud(buckets=["mine"], repositories={"google/gemma-4-E2B-it": tiny_gemma4})
     info = HfApi(endpoint=cloud.url("hub"), token=HUB_TOKEN).model_info("google/gemma-4-E2B-it")
     assert "config.json" in {file.rfilename for file in info.siblings or []}
+
+
+def test_a_cloud_has_a_registry_machines_and_a_log(emulated_cloud, cloud_environment):
+    import json
+
+    import requests
+
+    from serving.clients import google, registry
+
+    image = registry.resolve("vllm/vllm-openai:v0.33.0")
+    assert (len(image.diff_ids), image.registry_url) == (3, emulated_cloud.url("registry"))
+    disks = google.call("compute", "GET", f"compute/v1/projects/{emulated_cloud.project}/aggregated/disks")
+    assert disks["items"].keys() == {f"zones/{emulated_cloud.location}-{zone}" for zone in "abc"}
+    with open(emulated_cloud.logs_file, "a", encoding="utf-8") as log:
+        log.write(json.dumps({"timestamp": "2026-11-29T10:00:00Z", "textPayload": "from a fixture"}) + "\n")
+    asked = {"resourceNames": [f"projects/{emulated_cloud.project}"], "filter": 'textPayload="from a fixture"'}
+    assert len(google.call("logging", "POST", "v2/entries:list", asked)["entries"]) == 1
+    assert requests.get(f"{image.registry_url}/v2/", timeout=10).status_code == 401

@@ -412,3 +412,16 @@ def test_an_image_is_kept_warm(emulator):
         assert ask("POST", f"{repository}:prewarmArtifact", wrong).status_code == 400
     other = ask("POST", f"{repository.replace('demo', 'other')}:prewarmArtifact", {"version": version})
     assert other.status_code == 403
+
+    held = {"action": "outcome", "path": ":prewarmArtifact", "outcome": {"hold": True}}
+    failing = {**held, "outcome": {"error": {"code": 8, "message": "no room"}}}
+    emulator.script(held, failing)
+    begun = ask("POST", f"{repository}:prewarmArtifact", {"version": version.replace("a" * 64, "b" * 64)}).json()
+    failed = ask("POST", f"{repository}:prewarmArtifact", {"version": version.replace("a" * 64, "c" * 64)}).json()
+    assert "done" not in begun
+    assert (failed["done"], failed["error"]) == (True, {"code": 8, "message": "no room"})
+    listed = ask("GET", f"{repository}/prewarmedArtifacts").json()["prewarmedArtifacts"]
+    assert [each["state"] for each in listed] == ["ACTIVE", "CACHING", "FAILED"]
+    assert emulator.consumed() == [1, 1]
+    emulator.script()
+    assert ask("GET", begun["name"]).json()["response"]["prewarmedArtifact"]["state"] == "ACTIVE"

@@ -90,7 +90,7 @@ def test_a_job_that_fails_and_one_that_is_cancelled(sdk, vertex, tmp_path):
     with pytest.raises(RuntimeError, match="The DAG failed because some tasks failed"):
         job.wait()
     vertex.outcome(hold=True)
-    job = job_of(sdk, tmp_path)
+    job = job_of(sdk, tmp_path, job_id="to-be-cancelled")
     job.submit(service_account=ACCOUNT)
     job.cancel()
     job.wait()
@@ -103,7 +103,7 @@ def test_a_schedule(sdk, vertex, tmp_path):
     schedule = job.create_schedule("TZ=Asia/Seoul 0 3 * * *", "nightly", service_account=ACCOUNT)
     CONFORMANCE.watch(schedule.api_client._transport._session)
     assert schedule.state.name == "ACTIVE"
-    assert schedule.next_schedule_time.startswith("2027-01-10T18:00:00")
+    assert schedule._gca_resource.next_run_time.isoformat() == "2027-01-10T18:00:00+00:00"
     schedule.update(cron="TZ=Asia/Seoul 0 4 * * *", max_run_count=1)
     assert schedule.cron == "TZ=Asia/Seoul 0 4 * * *"
     schedule.pause()

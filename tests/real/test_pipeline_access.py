@@ -99,7 +99,7 @@ def left_by_others(settings: Settings) -> set[tuple[str, str, str]]:
     return {(kind.group, kind.plural, "delete") for kind in access.owned_kinds() if kind.kind not in own}
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_the_runs_of_a_deployment_use_every_right_that_is_granted(site: Site) -> None:
     """From a first run to the collection of the oldest generation, a run that waits for a dead one, a rejected release
     and a rollback."""

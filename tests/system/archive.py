@@ -7,7 +7,7 @@ import io
 import subprocess
 import tarfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 TIME = 1_600_000_000
@@ -17,13 +17,13 @@ TIME = 1_600_000_000
 class Blob:
     """A layer as a registry keeps it."""
 
-    content: bytes
+    content: bytes = field(repr=False)
     diff_id: str
     media_type: str
+    digest: str = ""
 
-    @property
-    def digest(self) -> str:
-        return f"sha256:{hashlib.sha256(self.content).hexdigest()}"
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "digest", self.digest or f"sha256:{hashlib.sha256(self.content).hexdigest()}")
 
 
 class Layer:

@@ -25,7 +25,7 @@ class GoogleServer(EmulatorServer):
         if config.aiplatform:
             self.aiplatform = AiPlatform(config, config.aiplatform, self.faults, self.url.removeprefix("http://"))
         # Vertex AI lets through what it does not know of the operations of a location, which others have as well.
-        services = (self.aiplatform, ArtifactRegistry(), self.compute)
+        services = (self.aiplatform, ArtifactRegistry(self.faults), self.compute)
         self.apis = (*routes.APIS, *(service.answer for service in services if service))
 
     def server_close(self) -> None:

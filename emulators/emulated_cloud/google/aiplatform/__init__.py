@@ -34,7 +34,8 @@ A job does what a test scripts for the request that makes it (faults.py, action 
     {"task": "train", "after": "epoch 3"}     that task is killed without a word when it has printed a line that
                                               matches; without `after`, as soon as it runs. `"attempts": 3`: in three
     {"exit_after_cancel": false}              exit tasks are not run when it is cancelled
-    {"refused": {"message": "…"}}             of a schedule's: the request is refused with these words
+    {"refused": {"message": "…"}}             the request is refused after all, with these words: of a schedule's job,
+                                              that is what the schedule shows of its last run
 
 and of one for `POST …/pipelineJobs/ID:cancel` (`path` is then without `:cancel`): `hold` and `seconds`, for as long as
 the job is CANCELLING before its tasks hear of it.

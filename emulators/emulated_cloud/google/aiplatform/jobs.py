@@ -6,7 +6,6 @@ import importlib.util
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from emulated_cloud.faults import Fault
 from emulated_cloud.google.aiplatform import checks, errors, resources
 from emulated_cloud.google.aiplatform.run import Run
 from emulated_cloud.google.errors import refusal
@@ -25,7 +24,7 @@ def create(service: AiPlatform, location: str, body: dict[str, Any], job_id: str
         job_id = f"{_pipeline(job)[:80]}-{service.clock.now():%Y%m%d%H%M%S}-{resources.new_id()[-6:]}"
     elif not checks.JOB_ID.fullmatch(job_id):
         raise errors.invalid(("pipeline_job_id", f"Invalid id {job_id!r}: it must match {checks.JOB_ID.pattern}."))
-    return begin(service, location, job, job_id, service.outcome("POST", f"{location}/pipelineJobs"))
+    return begin(service, location, job, job_id)
 
 
 def begin(
@@ -33,17 +32,20 @@ def begin(
     location: str,
     job: dict[str, Any],
     job_id: str,
-    fault: Fault | None,
     schedule: str = "",
     tick: datetime | None = None,
 ) -> dict[str, Any]:
     """Begins to run a job that was accepted, of a `schedule` for its `tick` or of nobody's. Raises HttpError."""
     if importlib.util.find_spec("kfp") is None:
-        cure = "pip install 'gemma-gke-pipelines-emulators[pipelines]'"
-        raise refusal("UNIMPLEMENTED", f"This emulator runs pipelines with kfp, which is not installed: {cure}")
+        why = "This emulator runs pipelines with kfp, which is not installed. Run: pip install 'kfp>=2.17,<3'"
+        raise refusal("UNIMPLEMENTED", why)
     path = f"{location}/pipelineJobs/{job_id}"
     if service.store.get(path):
         raise errors.already_exists(KIND, service.name(path))
+    fault = service.outcome("POST", f"{location}/pipelineJobs")
+    if fault and "refused" in fault.outcome:
+        service.faults.consume(fault)
+        raise refusal("INVALID_ARGUMENT", fault.outcome["refused"]["message"])
     now = resources.timestamp(service.clock.now())
     run_id = resources.new_id()
     accepted = {

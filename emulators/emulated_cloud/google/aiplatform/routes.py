@@ -40,8 +40,7 @@ def answer(service: AiPlatform, call: Call) -> dict[str, Any] | None:
             return None
     verbs = {"GET": "get" if below else "list", "POST": "create", "PATCH": "update", "DELETE": "delete"}
     verb = call.verb or verbs.get(call.method, "")
-    denied = call.config.is_denied(call.resource) or call.config.is_denied(f"{call.resource}:{verb}")
-    if not call.config.is_project(project) or denied:
+    if not call.config.is_project(project) or call.config.is_denied(call.resource):
         raise permission_denied(f"aiplatform.{kind}.{verb}", "/".join(call.path[:4]))
     if location not in service.aiplatform.locations:
         raise refusal("INVALID_ARGUMENT", f"The location ID {location!r} is not one of this endpoint.")

@@ -24,6 +24,7 @@ import ctypes
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -73,7 +74,7 @@ class Runner:
         self._root = Path(request["folder"]) / "root"
         self._scripted = request["scripted"]
         self._kills_left = self._scripted.get("attempts", 1) if "task" in self._scripted else 0
-        self._isolated = subprocess.run([*_ISOLATED, "true"], capture_output=True, check=False).returncode == 0
+        self._isolated = _may_isolate()
         self._thread = threading.local()
         self._lock = threading.Lock()
         self._cancelled = threading.Event()
@@ -384,6 +385,13 @@ class Runner:
                 line = line[os.write(self._events, line) :]
 
     _telling = threading.Lock()
+
+
+def _may_isolate() -> bool:
+    """Whether this user may have process tables of their own."""
+    if shutil.which(_ISOLATED[0]) is None:
+        return False
+    return subprocess.run([*_ISOLATED, "true"], capture_output=True, check=False).returncode == 0
 
 
 def _is_exit_task(task_spec: Any) -> bool:

@@ -216,14 +216,10 @@ class Ticking(threading.Thread):
         schedule = dict(self._service.existing(KIND, path))
         location = path.partition("/")[0]
         request = schedule["createPipelineJobRequest"]["pipelineJob"]
-        fault = self._service.outcome("POST", f"{location}/pipelineJobs")
         try:
-            if fault and "refused" in fault.outcome:
-                self._service.faults.consume(fault)
-                raise HttpError(400, {"error": fault.outcome["refused"]})
             job = checks.job(self._service.config, location, request)
             job_id = jobs.job_id_of(path, job, tick)
-            jobs.begin(self._service, location, job, job_id, fault, schedule["name"], tick)
+            jobs.begin(self._service, location, job, job_id, schedule["name"], tick)
             said = "OK"
         except HttpError as error:
             said = error.body["error"]["message"]

@@ -19,6 +19,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import signal
 import stat
 import struct
@@ -29,7 +30,7 @@ SYSTEM = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/usr", "/etc", "/opt", "
 EMPTY = ("/mnt", "/root", "/run", "/tmp", "/var", "/var/lib", "/var/tmp", "/proc", "/dev")  # noqa: S108 (a new one)
 DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 
-# linux/sched.h, linux/mount.h, linux/prctl.h, linux/loop.h
+# linux/sched.h, linux/mount.h, linux/prctl.h, linux/loop.h, linux/capability.h
 _CLONE_NEWNS, _CLONE_NEWPID = 0x20000, 0x20000000
 _MS_RDONLY, _MS_NOSUID, _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_PRIVATE = 1, 2, 32, 0x1000, 0x4000, 0x40000
 _MNT_DETACH = 2
@@ -37,12 +38,15 @@ _PR_SET_PDEATHSIG = 1
 _SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}[os.uname().machine]
 _LOOP_CONFIGURE, _LOOP_CTL_GET_FREE, _LO_FLAGS_AUTOCLEAR = 0x4C0A, 0x4C82, 4
 _LOOP_MAJOR = 7
+_CAP_SYS_ADMIN = 21
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def is_possible() -> bool:
-    """Whether this user may have namespaces and loop devices."""
-    return os.geteuid() == 0 and os.access("/dev/loop-control", os.R_OK | os.W_OK)
+    """Whether this user may have namespaces, mounts and loop devices: root in a container often may not."""
+    with open("/proc/self/status", encoding="ascii") as file:
+        capabilities = int(re.search(r"^CapEff:\s*(\w+)", file.read(), re.MULTILINE)[1], 16)  # type: ignore[index]
+    return bool(capabilities >> _CAP_SYS_ADMIN & 1) and os.access("/dev/loop-control", os.R_OK | os.W_OK)
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ REGION_QUOTAS = {
     "T2A_CPUS": 72.0,
     "INSTANCES": 720.0,
     "DISKS_TOTAL_GB": 40960.0,
+    "HDB_TOTAL_GB": 8192.0,
     "SSD_TOTAL_GB": 8192.0,
 }
 """What a project may use unless the configuration says otherwise, in all and in a region. Newer machine families have
@@ -31,8 +32,9 @@ PUBLIC_IMAGES = {
 
 _CPUS = (2, 4, 8, 16, 32, 48)
 _GB_PER_CPU = {"highcpu": 1, "standard": 4, "highmem": 8}
-_FAMILIES = ("e2", "n1", "n2", "n2d", "c3", "c4", "n4", "c4a", "n4a", "t2a")
+_FAMILIES = ("e2", "n1", "n2", "n2d", "c3", "c4", "c4a", "c4d", "n4", "n4a", "n4d", "t2a")
 _ARM = ("c4a", "n4a", "t2a")
+_HYPERDISKS_ALONE = ("c4", "c4a", "c4d", "n4", "n4a", "n4d")
 # Those that count against the quota of all machines, not against one of their own.
 _COMMON = ("e2", "n1")
 
@@ -65,6 +67,10 @@ def _machine_type(project: str, zone: str, family: str, shape: str, cpus: int, g
     }
 
 
+def has_hyperdisks_alone(machine_type: str) -> bool:
+    return machine_type.partition("-")[0] in _HYPERDISKS_ALONE
+
+
 def cpu_quota(machine_type: str) -> str:
     """The quota that a machine's vCPUs count against, beside that of all regions."""
     family = machine_type.partition("-")[0]
@@ -72,6 +78,9 @@ def cpu_quota(machine_type: str) -> str:
 
 
 def disk_quota(disk_type: str) -> str:
+    """The quota that a disk's size counts against; empty for the types that no region shows one of."""
+    if disk_type.startswith("hyperdisk-"):
+        return "HDB_TOTAL_GB" if disk_type == "hyperdisk-balanced" else ""
     return "DISKS_TOTAL_GB" if disk_type == "pd-standard" else "SSD_TOTAL_GB"
 
 

@@ -31,7 +31,10 @@ def insert(compute: Compute, call: Call, zone: str) -> dict[str, Any]:
 
 def described(compute: Compute, zone: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
     """A new disk as it is shown. Raises HttpError for one that cannot be."""
-    kind = body.get("type", "pd-standard").rpartition("/")[2]
+    given = body.get("type") or f"zones/{zone}/diskTypes/pd-standard"
+    kind = given.rpartition("/")[2]
+    if f"zones/{zone}/diskTypes/" not in given:
+        raise errors.invalid("resource.type", given, "The URL is malformed or of another zone.")
     if kind not in TYPES:
         raise errors.not_found(compute.name(f"zones/{zone}/diskTypes/{kind}"))
     size, origin = int(body.get("sizeGb") or 0), {}

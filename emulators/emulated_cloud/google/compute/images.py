@@ -78,6 +78,8 @@ def recover(compute: Compute) -> None:
 
 
 def _make(compute: Compute, path: str, source: str) -> None:
+    if compute.store.get(path) is None:
+        return  # Deleted before it was made.
     compute.check_quotas()
     compute.store.make_data(path, int(compute.existing(source)["sizeGb"]), source)
     with compute.lock:

@@ -33,6 +33,10 @@ def insert(compute: Compute, call: Call, zone: str) -> dict[str, Any]:
         if disk.get("architecture", machine_type["architecture"]) != machine_type["architecture"]:
             why = f"Requested boot disk architecture ({disk['architecture']}) is not compatible with machine type "
             raise errors.refusal(400, "invalid", f"{why}architecture ({machine_type['architecture']}).")
+        disk_type = disk["type"].rpartition("/")[2]
+        if catalog.has_hyperdisks_alone(machine_type["name"]) and not disk_type.startswith("hyperdisk-"):
+            why = "are not compatible for creating instance."
+            raise errors.refusal(400, "badRequest", f"[{disk_type}] features and [{machine_type['name']}] {why}")
     fields = {
         "zone": resources.link(compute.project, f"zones/{zone}"),
         "machineType": machine_type["selfLink"],
@@ -171,7 +175,8 @@ def _disks(
 def _disk_asked_for(wanted: dict[str, Any], attached: dict[str, Any]) -> dict[str, Any]:
     """`initializeParams` in the words of disks.insert."""
     words = {"diskType": "type", "diskSizeGb": "sizeGb"}
-    body = {words.get(key, key): value for key, value in wanted.items() if key != "diskName"}
+    others = ("diskName", "onUpdateAction", "resourceManagerTags")
+    body = {words.get(key, key): value for key, value in wanted.items() if key not in others}
     if attached.get("diskEncryptionKey"):
         body["diskEncryptionKey"] = attached["diskEncryptionKey"]
     return body
@@ -180,14 +185,22 @@ def _disk_asked_for(wanted: dict[str, Any], attached: dict[str, Any]) -> dict[st
 # -- running ------------------------------------------------------------------------------------------------------
 
 
+def _is_to_start(compute: Compute, path: str) -> bool:
+    """Whether nobody has deleted or stopped it before it ran."""
+    instance = compute.store.get(path)
+    return instance is not None and instance["status"] == "PROVISIONING"
+
+
 def _start(compute: Compute, path: str, new_disks: list[str], outcome: dict[str, Any]) -> None:
     with compute.lock:
+        if not _is_to_start(compute, path):
+            return
         compute.check_quotas()
     for disk in new_disks:
         disks.make(compute, disk)
     with compute.lock:
-        if compute.store.get(path) is None or compute.store.get(path)["status"] != "PROVISIONING":  # type: ignore[index]
-            return  # Deleted, or stopped, before it ran.
+        if not _is_to_start(compute, path):
+            return
         compute.store.change(path, status="RUNNING", lastStartTimestamp=resources.now())
         instance = compute.existing(path)
         files = {

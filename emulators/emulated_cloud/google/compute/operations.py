@@ -21,6 +21,8 @@ from emulated_cloud.google.compute import errors, resources
 
 WAIT_SECONDS = 120.0
 """How long the wait method waits at most."""
+OUTCOMES = {"seconds", "hold", "error", "expires", "machine"}
+"""What a test can say of an operation: __init__.py."""
 
 
 class Operations:
@@ -85,6 +87,7 @@ class Operations:
         if request_id := call.query.get("requestId"):
             self._by_request[request_id] = (_asked(call), operation)
         fault = self._faults.take_outcome(call.method, f"/{call.version}/{call.resource}")
+        assert not fault or fault.outcome.keys() <= OUTCOMES, f"an outcome here is of {OUTCOMES}: {fault.outcome}"
         threading.Thread(target=self._run, args=(operation, fault, work, undo), daemon=True).start()
         return dict(operation)
 

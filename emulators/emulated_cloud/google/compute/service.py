@@ -8,7 +8,7 @@ from typing import Any
 
 from emulated_cloud.faults import Faults
 from emulated_cloud.google.call import Call
-from emulated_cloud.google.compute import catalog, errors, machine, resources
+from emulated_cloud.google.compute import catalog, disks, errors, images, instances, machine, resources, routes
 from emulated_cloud.google.compute.machine import Machine
 from emulated_cloud.google.compute.operations import Operations
 from emulated_cloud.google.compute.store import Store
@@ -19,8 +19,6 @@ class Compute:
     """The API, and the machines that run behind it."""
 
     def __init__(self, config: Config, compute: ComputeConfig, faults: Faults):
-        from emulated_cloud.google.compute import disks, images, instances
-
         self.config, self.compute = config, compute
         self.project, self.zones = config.project_id, compute.zones
         self.store = Store(compute.folder)
@@ -35,8 +33,6 @@ class Compute:
         instances.recover(self)
 
     def answer(self, call: Call) -> dict[str, Any] | None:
-        from emulated_cloud.google.compute import routes
-
         return routes.answer(self, call)
 
     def close(self) -> None:
