@@ -227,7 +227,8 @@ class _Image:
 
 def _settle(item: Item, report: Report, say: Say) -> None:
     """Sees to one thing, and adds what became of it."""
-    is_new = any(each.state == "made" for each in report.done)
+    # Where something is left, this has to be run again anyhow, and what follows may fail for that.
+    is_new = report.is_ready and any(each.state == "made" for each in report.done)
 
     def attempt() -> bool:
         try:

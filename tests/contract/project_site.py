@@ -4,7 +4,7 @@ discovery documents."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,9 +56,12 @@ class Project:
     folder: Path
     options: dict[str, Any] = field(default_factory=dict)
     said: list[str] = field(default_factory=list)
+    say: Callable[[str], None] | None = None
+    """What hears of progress in the place of `said`."""
     _running: list[process.Process] = field(default_factory=list)
     url: str = ""
     registry: str = ""
+    storage: str = ""
 
     def start(self) -> None:
         self.folder.mkdir(exist_ok=True)
@@ -67,9 +70,12 @@ class Project:
             *("--root", str(self.folder / "buckets"), "--bucket", BUCKET),
             log=self.folder / "storage.log",
         )
+        token = self.folder / "token"
+        token.write_text(TOKEN)
         images = process.start(
             "emulated_cloud.registry",
-            *("--root", str(self.folder / "registry"), "--own", f"{PROJECT}/gemma-pipelines/.*"),
+            *("--root", str(self.folder / "registry"), "--token", str(token)),
+            *("--own", f"{PROJECT}/gemma-pipelines/.*"),
             log=self.folder / "registry.log",
         )
         config = {
@@ -80,8 +86,8 @@ class Project:
             "registry": str(self.folder / "registry"),
             "logs": str(self.folder / "logging.jsonl"),
             "services": ON,
-            "cloudbuild": {"storage": storage.url},
             **self.options,
+            "cloudbuild": {"storage": storage.url, **self.options.get("cloudbuild", {})},
         }
         path = self.folder / "config.json"
         path.write_text(json.dumps(config))
@@ -105,7 +111,7 @@ class Project:
         }
 
     def bootstrap(self, config: Settings | None = None, **options: Any) -> Report:
-        return bootstrap(config or settings(), self.said.append, pace=PACE, **options)
+        return bootstrap(config or settings(), self.say or self.said.append, pace=PACE, **options)
 
     def script(self, *faults: dict[str, Any]) -> None:
         requests.post(f"{self.url}/_emulator/faults", json=list(faults), timeout=30).raise_for_status()
