@@ -92,7 +92,10 @@ class Project:
         path = self.folder / "config.json"
         path.write_text(json.dumps(config))
         emulated = process.start(
-            "emulated_cloud.google", "--config", str(path), log=self.folder / "google.log",
+            "emulated_cloud.google",
+            "--config",
+            str(path),
+            log=self.folder / "google.log",
             env={"TMPDIR": str(self.folder)},
         )
         self._running = [storage, images, emulated]

@@ -74,7 +74,9 @@ def test_an_empty_project_has_all_that_it_needs_and_a_second_time_changes_nothin
     found = registry.resolve(f"{IMAGE}:{VERSION}")
     assert f"{IMAGE}@{found.digest}" == report.image
     assert storage.has_bucket_binding(BUCKET, "roles/storage.objectUser", f"serviceAccount:{PIPELINE}")
-    on_the_project = {each["role"] for each in project.ask("POST", f"v3/projects/{PROJECT}:getIamPolicy", {})["bindings"]}
+    on_the_project = {
+        each["role"] for each in project.ask("POST", f"v3/projects/{PROJECT}:getIamPolicy", {})["bindings"]
+    }
     assert on_the_project == {
         "roles/aiplatform.user",
         "roles/logging.logWriter",
