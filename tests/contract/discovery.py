@@ -66,7 +66,8 @@ class Conformance:
         return sorted(found, key=lambda each: -len(each[1].pattern))
 
     def watch(self, session: Any, where: str = "") -> None:
-        """Checks every exchange on a requests session from now on, of those in whose address the pattern `where` is found."""
+        """Checks every exchange on a requests session from now on, of those in whose address `where`, a pattern, is
+        found."""
 
         def check(response: Any, **_: Any) -> None:
             if re.search(where, response.request.url):

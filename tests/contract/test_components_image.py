@@ -1,7 +1,8 @@
 """The component image without a container: its Dockerfile's own commands, run in folders, and every step started there.
 
 The build stage's COPY and RUN lines are done as they stand, with a fresh virtual environment for the base image and a
-folder for each of its paths; what is copied comes from the build context that `bootstrap` sends to Cloud Build. What is not done: the base image itself, and the final stage's clean-up of it.
+folder for each of its paths; what is copied comes from the build context that `bootstrap` sends to Cloud Build. What is
+not done: the base image itself, and the final stage's clean-up of it.
 """
 
 from __future__ import annotations

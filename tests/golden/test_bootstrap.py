@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from serving.settings import Settings
 from serving.installation import bootstrap
+from serving.settings import Settings
 
 GOLDEN = Path(__file__).parent / "bootstrap"
 BASE: dict[str, Any] = {
