@@ -8,3 +8,13 @@ VERSION = "0.1.0"
 DEFAULT = f"gemma-gke-pipelines/python-components:{VERSION}"
 """What is compiled in when nobody says `--image`: a name that runs nowhere until an image is pushed under it.
 (kfp.local warns about an image without "python" in its name.)"""
+
+REPOSITORY = "gemma-pipelines"
+"""The repository of Artifact Registry that `bootstrap` makes in a project."""
+PACKAGE = "python-components"
+"""The image's name in it."""
+
+
+def published(project: str, region: str) -> str:
+    """The image's name in the project's own repository, where `bootstrap` builds it; the tag is this VERSION."""
+    return f"{region}-docker.pkg.dev/{project}/{REPOSITORY}/{PACKAGE}"

@@ -2,7 +2,8 @@
 
 `Cloud(folder, …)` is what a laptop run and the test fixtures use. `environment` points the customary variables of the
 unchanged client libraries at it; `kubeconfig` is for kubectl. What must outlive it lies in `folder` (buckets, the
-cluster's objects, disks and images of Compute Engine, container images); what must not lies in `folder/tmp`.
+cluster's objects, disks and images of Compute Engine, container images, jobs and schedules of Vertex AI); what must
+not lies in `folder/tmp`.
 """
 
 from __future__ import annotations
@@ -63,7 +64,9 @@ class Cloud:
     programs of the caller's own: `{"MY_API_ENDPOINT": "google"}`. Startup scripts of machines run unless
     `run_startup_scripts` is false, or this user is not root: then `startup_output` is what they print. `quotas` are
     limits of Compute Engine that differ from google/compute/catalog.py. The registry has every image but those that
-    `absent_images` match, and shows those that `private_images` match to the service account alone.
+    `absent_images` match, and shows those that `private_images` match to the service account alone; repositories that
+    `own_images` match have what was built for them alone. `services` are the APIs that are on (all, if None), and
+    `denied_permissions` what the caller may not do; `build_command` runs in the source of what Cloud Build builds.
 
     `autopilot`: what kind of cluster it is; `node_pools` are those that somebody made, as google/config.py has them.
 
@@ -95,6 +98,10 @@ class Cloud:
     quotas: Mapping[str, float] = field(default_factory=dict)
     private_images: Sequence[str] = ()
     absent_images: Sequence[str] = ()
+    own_images: Sequence[str] = ()
+    services: Sequence[str] | None = None
+    denied_permissions: Sequence[str] = ()
+    build_command: Sequence[str] = ()
     real: Collection[str] = ()
     objects: Sequence[Path] = ()
     show: Sequence[Path] = ()
@@ -169,16 +176,21 @@ class Cloud:
     def environment(self) -> dict[str, str]:
         """All that a program needs that reaches for this cloud and for no other: variables that point Google's and the
         hub's clients here, and what of this process's own a program needs to run on this machine. Nothing else."""
-        tmp = self.folder / "tmp"
+        return self._environment(self._url["google"])
+
+    def _environment(self, google: str) -> dict[str, str]:
+        """`environment`, where Google's APIs other than storage have this address."""
+        tmp = self.folder.absolute() / "tmp"
+        urls = {**self._url, "google": google}
         return {
             **machine_environment(),
             "HF_ENDPOINT": self._url.get("hub", ""),
             "HF_HOME": str(tmp / "huggingface"),
-            "STORAGE_EMULATOR_HOST": self._url["storage"],
-            **{name: self._url[emulator] for name, emulator in self.endpoints.items()},
+            "STORAGE_EMULATOR_HOST": urls["storage"],
+            **{name: urls[emulator] for name, emulator in self.endpoints.items()},
             # google.auth asks the one whether it runs in the cloud, and the other for a token.
-            "GCE_METADATA_IP": self._url["google"].removeprefix("http://"),
-            "GCE_METADATA_HOST": self._url["google"].removeprefix("http://"),
+            "GCE_METADATA_IP": google.removeprefix("http://"),
+            "GCE_METADATA_HOST": google.removeprefix("http://"),
             # Credentials of the person at this machine must not reach an emulator.
             "CLOUDSDK_CONFIG": str(tmp / "gcloud"),
             "NO_PROXY": "127.0.0.1,localhost",
@@ -198,6 +210,16 @@ class Cloud:
     def compute_folder(self) -> Path:
         """The folder in which disks and images of Compute Engine lie (google/compute/store.py)."""
         return self.folder.absolute() / "compute"
+
+    @property
+    def aiplatform_folder(self) -> Path:
+        """The folder in which jobs and schedules of Vertex AI lie (google/aiplatform/store.py)."""
+        return self.folder.absolute() / "aiplatform"
+
+    @property
+    def registry_folder(self) -> Path:
+        """The folder in which container images lie (registry/images.py)."""
+        return self.folder.absolute() / "registry"
 
     @property
     def logs_file(self) -> Path:
@@ -311,10 +333,11 @@ class Cloud:
         self._start(
             "registry",
             "emulated_cloud.registry",
-            *("--root", str(self.folder.absolute() / "registry")),
+            *("--root", str(self.registry_folder)),
             *("--token", str(self.folder / "tmp" / "registry-token")),
             *(argument for pattern in self.private_images for argument in ("--private", pattern)),
             *(argument for pattern in self.absent_images for argument in ("--absent", pattern)),
+            *(argument for pattern in self.own_images for argument in ("--own", pattern)),
             *self._request_log("registry"),
         )
 
@@ -371,7 +394,7 @@ class Cloud:
         return self.location[:-2] if self.location[-2] == "-" else self.location
 
     def _described_region(self) -> dict[str, Any]:
-        """What there is beside secrets and tokens: the cluster, Compute Engine, what is logged."""
+        """What there is beside secrets and tokens: the cluster, Compute Engine, Vertex AI, what is logged."""
         return {
             "clusters": [self._described_cluster()],
             "compute": {
@@ -381,6 +404,21 @@ class Cloud:
                 "run_scripts": self.run_startup_scripts,
                 "script_output": list(self.startup_output),
             },
+            "aiplatform": {
+                "folder": str(self.aiplatform_folder),
+                "locations": [self._region],
+                # What runs in the cloud has the environment of whoever uses it. The emulator knows its own address.
+                "environment": self._environment("http://{self}"),
+            },
+            "cloudbuild": {
+                "storage": self._url["storage"],
+                "command": list(self.build_command),
+                "environment": machine_environment(),
+            },
+            "folder": str(self.folder.absolute() / "project"),
+            "registry": str(self.registry_folder),
+            "services": None if self.services is None else list(self.services),
+            "denied_permissions": list(self.denied_permissions),
             "logs": str(self.logs_file),
         }
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.cli import files, fits, operate, run, weights
+from pipelines.cli import bootstrap, files, fits, operate, run, weights
 from pipelines.cli.output import Output, complain, let_go, settle
 
 app = typer.Typer(
@@ -72,6 +72,7 @@ _add(files.init)
 _add(run.run)
 _add(files.compile)
 _add(files.render)
+_add(bootstrap.bootstrap)
 _add(operate.promote)
 _add(operate.rollback)
 _add(operate.report)

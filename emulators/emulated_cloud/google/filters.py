@@ -1,9 +1,10 @@
-"""The filters of lists (AIP-160), as far as Compute Engine's and Cloud Logging's lists share them.
+"""The filters of lists (AIP-160), as far as the lists of Google's services share them.
 
     labels.run="r1" AND status!=READY          logName="projects/p/logs/x" AND timestamp>="2026-01-01T00:00:00Z"
 
 Comparisons (`=`, `!=`, `:`, `<`, `<=`, `>`, `>=`) of a field with a value, joined by AND (which may be left out), OR
-and NOT, in parentheses. `field:value` is "has": a text holds it, an object or a list has it; `*` is anything.
+and NOT, in parentheses. `field:value` is "has": a text holds it (or is like it, where it has a `*`), an object or a
+list has it; `*` is anything.
 """
 
 from __future__ import annotations
@@ -123,9 +124,13 @@ def _holds(found: Any, operator: str, value: str) -> bool:
         return False
     if value == "*" and operator in ("=", ":"):
         return True
-    if operator == ":" and isinstance(found, (dict, list)):
+    if (operator == ":" and isinstance(found, (dict, list))) or (operator == "=" and isinstance(found, list)):
+        # As of Cloud Build's tags, a list is equal to each that it has.
         return value in found
     text = str(found).lower() if isinstance(found, bool) else str(found)
+    if operator == ":" and "*" in value:
+        pattern = ".*".join(re.escape(part) for part in value.split("*"))
+        return re.fullmatch(pattern, text, re.IGNORECASE | re.DOTALL) is not None
     if operator == ":":
         return value.lower() in text.lower()
     if operator == "=":
