@@ -398,11 +398,11 @@ class _Watch:
         waiting = _state(pod).get("waiting") or {}
         reason, message = waiting.get("reason", ""), waiting.get("message", "")
         container = pod["spec"]["containers"][0]
-        ours = "images.components in the settings, or `compile --image`"
+        setting = "images.components (or `compile --image`)" if "command" in container else "validation.jobs"
         if _CANNOT_START.get(reason) == "image":
             raise RequestError(
                 f"{self._what} cannot start, {reason}: {message}. Is {container['image']} pushed, and may the "
-                f"cluster's nodes pull it? Another is named with {ours if 'command' in container else 'validation.jobs'}"
+                f"cluster's nodes pull it? Another is named with {setting} in the settings"
             )
         if reason in _CANNOT_START:
             raise RequestError(f"{self._what} cannot start, {reason}: {message}")

@@ -368,7 +368,7 @@ def test_a_gates_image_that_cannot_be_pulled_names_its_setting() -> None:
     cluster.happens_at_a_gate = lambda cluster: lives(cluster, cluster.gates[EVAL])
     with pytest.raises(RequestError, match=re.escape(f"Is {EVAL} pushed")) as raised:
         judge(cluster, validation=GATES)
-    assert str(raised.value).endswith("named with validation.jobs")
+    assert str(raised.value).endswith("named with validation.jobs in the settings")
 
 
 def test_gates_come_from_the_mirror_too() -> None:
