@@ -99,8 +99,8 @@ class Settings(_FeatureSections):
     """gs://BUCKET/FOLDER that the model's files come from instead of the hub, a fine-tune say; `model` is then only the
     name it goes by, and `revision` means nothing."""
     weights_key: WeightsKey = ""
-    """Serve these weights and no others: a run whose revision has other files stops. `submit --from RUN` sets it, to
-    what that run validated."""
+    """Serve these weights and no others, what staging validated, say: a run whose revision has other files stops. Empty
+    takes what the revision has."""
     adapters: dict[AdapterName, Adapter] = Field({}, max_length=32)
     """LoRA adapters, each a model that clients ask for by its NAME: {NAME: {model: org/name, revision: main, source:
     null}}. One of them with other weights makes a new generation."""
