@@ -250,6 +250,9 @@ KmsKey = Annotated[
         )
     ),
 ]
+MachineType = Annotated[
+    str, AfterValidator(_matching(r"[a-z]\w*(-\w+)+", "a machine type, like n2-standard-8", longest=63))
+]
 NetworkTag = Annotated[
     str, AfterValidator(_matching(r"[a-z]([-a-z0-9]*[a-z0-9])?", "a network tag, like bake", longest=63))
 ]

@@ -105,7 +105,8 @@ def image(bake: Bake, zone: str) -> dict[str, Any]:
         "family": f"gemma-pipelines-{bake.settings.name}",
         "labels": bake.labels | {"gemma-pipelines-layout": str(names.DISK_LAYOUT)},
         "sourceDisk": f"projects/{project}/zones/{zone}/disks/{_disk_name(bake, DEVICE)}",
-        "storageLocations": [room.region_of(zone)],
+        # Where the nodes are, wherever it is baked.
+        "storageLocations": [room.region_of(bake.settings.location)],
         "architecture": ARCHITECTURES[bake.section.architecture],
         **({"imageEncryptionKey": {"kmsKeyName": key}} if key else {}),
     }

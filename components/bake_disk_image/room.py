@@ -28,8 +28,9 @@ def disk_type(machine_type: str) -> str:
     return "hyperdisk-balanced" if _HYPERDISK_ALONE.match(machine_type) else "pd-ssd"
 
 
-def region_of(zone: str) -> str:
-    return zone.rpartition("-")[0]
+def region_of(place: str) -> str:
+    """Of a zone, or a region itself."""
+    return "-".join(place.split("-")[:2])
 
 
 def zones(compute: Compute, section: Section, location: str, disk_gb: int) -> list[str]:
@@ -37,7 +38,7 @@ def zones(compute: Compute, section: Section, location: str, disk_gb: int) -> li
 
     Raises QuotaError where none has.
     """
-    region = location if location.count("-") == 1 else region_of(location)
+    region = region_of(location)
     there, rooms = compute.region(region)
     candidates = section.zones or there
     known = {region: rooms}

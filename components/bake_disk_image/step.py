@@ -19,7 +19,16 @@ from components.bake_disk_image.bodies import Bake
 from components.bake_disk_image.serial import Serial
 from serving import names
 from serving.clients import artifact_registry, registry, storage
-from serving.clients.compute import Compute, GoneError, Image, Machine, StockOutError, TakenError, carry_out
+from serving.clients.compute import (
+    Compute,
+    GoneError,
+    Image,
+    Machine,
+    NotOfferedError,
+    StockOutError,
+    TakenError,
+    carry_out,
+)
 from serving.clients.registry import ResolvedImage
 from serving.deployment import disk_images
 from serving.errors import InconclusiveError, PipelineError, RequestError, ToldToEnd
@@ -208,17 +217,25 @@ class Baking:
         return None
 
     def _started(self, wanted: Bake) -> Machine:
-        """A new machine, in the first zone that has one. Raises InconclusiveError when none has."""
+        """A new machine, in the first zone that has one. Raises InconclusiveError when none has one now, RequestError
+        when none ever has."""
         kind = self._section.machine_type
         zones = room.zones(self._compute, self._section, self._settings.location, wanted.disk_gb)
+        another_day = False
         for zone in zones:
             try:
                 machine = self._started_in(zone, wanted)
-            except StockOutError as error:
+            except (StockOutError, NotOfferedError) as error:
                 self._say(f"{error}. Trying the next zone")
+                another_day |= isinstance(error, StockOutError)
                 continue
             self._say(f"machine {machine.name} ({kind}, a disk of {wanted.disk_gb} GB) started in {zone}")
             return machine
+        if not another_day:
+            raise RequestError(
+                f"there is no {kind} in {', '.join(zones)}: see `gcloud compute machine-types list --project "
+                f"{self._compute.project}`, and set secondary_boot_disk.machine_type or zones"
+            )
         raise InconclusiveError(
             f"no zone has a {kind} to give now ({', '.join(zones)}). Run again later, or set "
             "secondary_boot_disk.machine_type or zones"

@@ -18,8 +18,8 @@ _QUIET_SECONDS = 300
 """A transfer tells of itself once a minute: of a volume that is bound and silent for so long, the last word was told
 more than an hour ago, when the cluster still knew it. What is on it, the reading says."""
 _ALL_ZONES = "all zones"
-_STAGE = re.compile(r"(waiting for|still active|failed: |Populate operation started).*")
-"""What an event says of a transfer, after whose it is."""
+_STAGE = re.compile(r".*(waiting for|still active|failed: |Populate operation started)", re.DOTALL)
+"""Where an event says how a transfer stands, after it has said whose it is."""
 
 
 def fill(hydration: Hydration, *, quiet_seconds: float = _QUIET_SECONDS) -> Object:
@@ -66,7 +66,8 @@ class _Transfers:
         else:
             for zone in self._named(message):
                 if zone in self._said:
-                    self._said[zone] = stage[0] if (stage := _STAGE.search(message)) else message
+                    stage = _STAGE.match(message)
+                    self._said[zone] = message[stage.start(1) :] if stage else message
 
     @property
     def finished(self) -> bool:

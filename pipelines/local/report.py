@@ -29,7 +29,10 @@ def emulated(settings: Settings, real: Collection[str]) -> str:
     if "secondary-boot-disk" in settings.chosen_features:
         its_script = "its startup script is real" if cloud.runs_startup_scripts() else "its words are scripted"
         parts += ["image registry", f"machine that bakes ({its_script})"]
-    parts += [] if "gcsfuse" in real else ["FUSE mount"]
+    if "hyperdisk-ml" in settings.chosen_features:
+        parts += ["disks"]
+    elif "gcsfuse" not in real:
+        parts += ["FUSE mount"]
     parts += [] if "vllm" in real else ["engine (answers and figures are made up)"]
     return ", ".join(parts)
 

@@ -26,6 +26,7 @@ _CALL_SECONDS = 30.0
 _LONGEST_WAIT_SECONDS = 130.0
 """Compute Engine answers who waits for an operation after two minutes at the latest."""
 _STOCK_OUT = re.compile(r"ZONE_RESOURCE_POOL_EXHAUSTED|STOCKOUT|does not have enough resources available")
+_NOT_OFFERED = re.compile(r"(machine|disk) ?types?\b.*(does not exist|not found)", re.IGNORECASE)
 _QUOTA = re.compile(r"quota", re.IGNORECASE)
 _ATTEMPTS = 10
 _BUSY = re.compile(r"resourceNotReady|resourceInUse|RESOURCE_NOT_READY|RESOURCE_IN_USE|operationInProgress")
@@ -34,6 +35,10 @@ _BUSY = re.compile(r"resourceNotReady|resourceInUse|RESOURCE_NOT_READY|RESOURCE_
 
 class StockOutError(InconclusiveError):
     """A zone has no machine of the kind to give now. Another zone may have."""
+
+
+class NotOfferedError(RequestError):
+    """A zone never has machines, or disks, of the kind. Another zone may."""
 
 
 class QuotaError(InconclusiveError):
@@ -352,7 +357,8 @@ def _errors(what: str) -> Iterator[None]:
     try:
         yield
     except exceptions.NotFound as error:
-        raise GoneError(f"{what}: {google.said(error)}") from error
+        kind = NotOfferedError if _NOT_OFFERED.search(google.said(error)) else GoneError
+        raise kind(f"{what}: {google.said(error)}") from error
     except exceptions.Conflict as error:
         raise TakenError(f"{what}: {google.said(error)}") from error
     except exceptions.ClientError as error:
@@ -365,6 +371,8 @@ def _failure(what: str, code: str, words: str, status: int | None) -> PipelineEr
     words = words.rstrip(".") or code
     if _STOCK_OUT.search(code) or _STOCK_OUT.search(words):
         return StockOutError(f"{what}: {words}")
+    if _NOT_OFFERED.search(words):
+        return NotOfferedError(f"{what}: {words}")
     if _QUOTA.search(code):
         return QuotaError(
             f"{what}: {words}. Ask for more at https://console.cloud.google.com/iam-admin/quotas, or free what nobody "

@@ -32,7 +32,10 @@ def entries(project: str, condition: str) -> list[dict[str, Any]]:
         "pageSize": _MOST,
     }
     try:
-        found: list[dict[str, Any]] = google.call("logging", "POST", "v2/entries:list", wanted).get("entries", [])
+        page = google.call("logging", "POST", "v2/entries:list", wanted)
+        # Without entries but with a token: it has found none so far, and not looked everywhere yet.
+        while "entries" not in page and page.get("nextPageToken"):
+            page = google.call("logging", "POST", "v2/entries:list", wanted | {"pageToken": page["nextPageToken"]})
     except (exceptions.Forbidden, exceptions.Unauthorized) as error:
         raise AccessError(
             f"the logs of {project} may not be read: {google.said(error)}. Grant the pipeline's service account "
@@ -41,4 +44,5 @@ def entries(project: str, condition: str) -> list[dict[str, Any]]:
         ) from error
     except exceptions.ClientError as error:
         raise RequestError(f"the logs of {project}: {google.said(error)}") from error
+    found: list[dict[str, Any]] = page.get("entries", [])
     return found

@@ -389,7 +389,8 @@ class _Watch:
                 self._check_start(self._pod)
 
     def _wait_for(self, what: str) -> None:
-        if what and what != self._waits_for:
+        # What the scheduler counts in brackets changes with every node.
+        if what and what.partition(" (")[0] != self._waits_for.partition(" (")[0]:
             self._say(f"the pod of {self._what} waits for {what}")
         self._waits_for = what
 

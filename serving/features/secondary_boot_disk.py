@@ -17,7 +17,18 @@ from serving.clients import artifact_registry, registry
 from serving.clients.compute import Compute
 from serving.errors import InconclusiveError, RequestError
 from serving.features import Explanation, Symptom
-from serving.values import Duration, Image, KmsKey, Network, NetworkTag, ServiceAccount, Subnetwork, Word, Zone
+from serving.values import (
+    Duration,
+    Image,
+    KmsKey,
+    MachineType,
+    Network,
+    NetworkTag,
+    ServiceAccount,
+    Subnetwork,
+    Word,
+    Zone,
+)
 from serving.values import Section as BaseSection
 
 if TYPE_CHECKING:
@@ -47,7 +58,7 @@ class Section(BaseSection):
     generation's own; node-pool: node pools that you make, of which a run says what is missing."""
     zones: list[Zone] = Field([])
     """Where the image may be baked, tried in this order; empty takes the zones of the cluster's region."""
-    machine_type: Word = "n2-standard-8"
+    machine_type: MachineType = "n2-standard-8"
     """The machine that bakes. It writes as many layers at once as it has processors."""
     network: Network = ""
     """Its network, `projects/HOST/global/networks/NAME` for a Shared VPC; empty takes the project's default."""

@@ -44,6 +44,10 @@ from tests.contract.registry_service import Registry
 __all__ = ["emulators", "site", "there"]
 
 STOCK_OUT = {"code": "ZONE_RESOURCE_POOL_EXHAUSTED"}
+NOT_OFFERED = {
+    "code": "RESOURCE_NOT_FOUND",
+    "message": f"The resource 'projects/{PROJECT}/zones/{ZONES[0]}/machineTypes/n2-standard-8' was not found",
+}
 NAME = re.compile("gp-[0-9a-f]{16}")
 
 
@@ -109,6 +113,21 @@ def test_a_run_that_is_tried_again_asks_anew(site: Site):
     site.script()
     assert site.bake(), "the zones have machines again, and the request is not the one that failed"
     assert image_there(site)
+
+
+def test_a_zone_that_never_has_such_machines_is_passed_over(site: Site):
+    site.script(site.outcome("POST", f"zones/{ZONES[0]}/instances$", error=NOT_OFFERED))
+    assert site.bake()
+    assert site.consumed() == [1]
+    assert f"started in {ZONES[1]}" in "\n".join(site.said)
+
+
+def test_a_machine_type_that_no_zone_has_is_a_wrong_request(site: Site):
+    with pytest.raises(RequestError, match=f"there is no n2-standard-7 in {', '.join(ZONES)}: see `gcloud "):
+        site.bake(settings(section={"machine_type": "n2-standard-7"}))
+    assert [line for line in site.said if "Trying the next zone" in line] == site.said
+    assert len(site.said) == len(ZONES)
+    assert site.there() == {}
 
 
 def test_the_settings_own_zones_are_the_only_ones(site: Site):

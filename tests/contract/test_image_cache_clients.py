@@ -106,6 +106,23 @@ def test_the_words_of_nodes_on_an_image_are_found_the_newest_first(service: Goog
     assert [(line.node, line.disk) for line in found] == [("node-1", 27), ("node-2", 27), ("node-1", 20)]
 
 
+def test_a_page_without_entries_is_not_the_end_while_it_has_a_token(service: Google, monkeypatch: pytest.MonkeyPatch):
+    asked, plain = [], ours.call
+
+    def call(name: str, method: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        asked.append(body)
+        if "pageToken" not in body:
+            return {"nextPageToken": "0"}  # It has looked for long enough, and found none so far.
+        return plain(name, method, path, body)
+
+    monkeypatch.setattr(ours, "call", call)
+    now = step.datetime.datetime.now(step.datetime.UTC)
+    service.say("node-1", 27, now.strftime("%Y-%m-%dT%H:%M:%S.%fZ"), digest := "sha256:" + "c" * 64)
+    assert [line.node for line in step.lines("demo-project", digest)] == ["node-1"]
+    first, second = asked
+    assert second == first | {"pageToken": "0"}
+
+
 def test_logs_that_may_not_be_read_name_the_role(service: Google):
     with pytest.raises(AccessError, match=r"roles/logging\.viewer \(logging\.logEntries\.list\)"):
         logging.entries("somebody-elses", "")

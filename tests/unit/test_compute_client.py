@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from serving.clients import compute
-from serving.clients.compute import BusyError, Operation, QuotaError, StockOutError, carry_out
+from serving.clients.compute import BusyError, NotOfferedError, Operation, QuotaError, StockOutError, carry_out
 from serving.errors import AccessError, InconclusiveError, PipelineError, RequestError
 
 
@@ -18,6 +18,8 @@ from serving.errors import AccessError, InconclusiveError, PipelineError, Reques
         ("ZONE_RESOURCE_POOL_EXHAUSTED", "", 503, StockOutError),
         ("ZONE_RESOURCE_POOL_EXHAUSTED_WITH_DETAILS", "", 503, StockOutError),
         ("UNSUPPORTED_OPERATION", "The zone does not have enough resources available to", 400, StockOutError),
+        ("invalid", "Machine type with name 'x1-y-2' does not exist in zone 'us-central1-a'.", 400, NotOfferedError),
+        ("RESOURCE_NOT_FOUND", "The resource 'projects/p/zones/z/diskTypes/t' was not found", 404, NotOfferedError),
         ("QUOTA_EXCEEDED", "", 403, QuotaError),
         ("quotaExceeded", "", 403, QuotaError),
         ("forbidden", "Required permission", 403, AccessError),

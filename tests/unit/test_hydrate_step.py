@@ -408,7 +408,11 @@ def test_a_zone_that_the_populator_does_not_finish_is_named():
     cluster.events = (
         WORKED[0],
         WORKED[1],
-        ("Warning", "PopulateOperationFailed", f"transfer job in zone {ZONES[1]} failed: no machines"),
+        (
+            "Warning",
+            "PopulateOperationFailed",
+            f"failed: For PVC c, transfer job in zone {ZONES[1]} failed: no machines",
+        ),
     )
     with pytest.raises(InconclusiveError) as caught:
         hydrate(cluster, settings(method="populator"))
