@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -54,6 +52,9 @@ def compile_components(folder: Path, image: str | None = None) -> list[Path]:
 
     `resolve_model` alone knows no image there: `compiled` is an input that such a pipeline gives it.
     """
+    import importlib
+    import pkgutil
+
     import yaml
     from kfp import compiler
 

@@ -106,36 +106,6 @@ def collect_weights(cluster: Cluster, settings: Settings, say: Say) -> list[str]
     return freed
 
 
-def collect_runs(settings: Settings, known: Record, run_id: str, say: Say) -> list[str]:
-    """Deletes the folders of this deployment's runs beyond `keep_runs`, the oldest first. Returns the runs.
-
-    Those that the record names stay, and `run_id`, which is this one. Deployments may share a pipeline_root: whose a
-    run is, the outcome of resolve_model says, without which a folder stays. It goes last, so that a folder of which
-    something is left is found again.
-    """
-    folders: dict[str, list[str]] = {}
-    for uri in storage.list_uris(f"{settings.pipeline_root}/"):
-        folder = uri.removeprefix(f"{settings.pipeline_root}/").partition("/")[0]
-        folders.setdefault(folder, []).append(uri)
-    began: dict[str, str] = {}
-    for run, uris in folders.items():
-        resolved = _resolved(settings, run)
-        outcome = storage.read_json(resolved) if resolved in uris else None
-        if outcome and outcome.get("place") == names.place(settings):
-            began[run] = outcome["started_at"]
-    oldest_first = sorted(began, key=lambda run: began[run])
-    gone = [run for run in oldest_first[: -settings.keep_runs] if run not in known.runs | {run_id}]
-    for run in gone:
-        for uri in sorted(folders[run], key=_resolved(settings, run).__eq__):
-            storage.delete(uri)
-        say(f"deleted {settings.pipeline_root}/{run}")
-    return gone
-
-
-def _resolved(settings: Settings, run: str) -> str:
-    return f"{settings.pipeline_root}/{run}/steps/resolve_model.json"
-
-
 def _put_back(prefix: str, content: Any) -> None:
     try:
         storage.write_json(manifest.uri(prefix), content, if_generation_match=0)
@@ -157,3 +127,33 @@ def shared_entries_alone(in_use: dict[str, set[str]], keys: Iterable[str]) -> se
     count until a person takes them away."""
     naming = [in_use.get(key, set()) for key in keys]
     return set().union(*(uris for uris in naming if all(_SHARED_ENTRY.fullmatch(uri) for uri in uris)))
+
+
+def collect_runs(settings: Settings, known: Record, run_id: str, say: Say) -> list[str]:
+    """Deletes the folders of this deployment's runs beyond `keep_runs`, the oldest first. Returns the runs.
+
+    Those that the record names stay, and `run_id`, which is this one. Deployments may share a pipeline_root: whose a
+    run is, the outcome of resolve_model says, without which a folder stays. It goes last, so that a folder of which
+    something is left is found again.
+    """
+    folders: dict[str, list[str]] = {}
+    for uri in storage.list_uris(f"{settings.pipeline_root}/"):
+        folder = uri.removeprefix(f"{settings.pipeline_root}/").partition("/")[0]
+        folders.setdefault(folder, []).append(uri)
+    began: dict[str, str] = {}
+    for run, uris in folders.items():
+        resolved = _resolved(settings, run)
+        outcome = storage.read_json(resolved) if resolved in uris else None
+        if outcome and outcome.get("deployment") == names.place(settings):
+            began[run] = outcome["started_at"]
+    oldest_first = sorted(began, key=lambda run: began[run])
+    gone = [run for run in oldest_first[: -settings.keep_runs] if run not in known.runs | {run_id}]
+    for run in gone:
+        for uri in sorted(folders[run], key=_resolved(settings, run).__eq__):
+            storage.delete(uri)
+        say(f"deleted {settings.pipeline_root}/{run}")
+    return gone
+
+
+def _resolved(settings: Settings, run: str) -> str:
+    return f"{settings.pipeline_root}/{run}/steps/resolve_model.json"

@@ -179,7 +179,7 @@ def test_generations_beyond_those_kept_go_the_oldest_first(bucket):
 def run_there(run: str, day: int, settings: Settings = SETTINGS, **more: object) -> None:
     folder = f"{SETTINGS.pipeline_root}/{run}"
     resolved = {"name": "resolve_model", "started_at": f"2026-11-{day:02}T03:00:00+00:00", **more}
-    storage.write_json(f"{folder}/steps/resolve_model.json", {"place": names.place(settings), **resolved})
+    storage.write_json(f"{folder}/steps/resolve_model.json", {"deployment": names.place(settings), **resolved})
     storage.write_json(f"{folder}/report.json", {})
     storage.write_text(f"{folder}/task-1/page", "<p>", content_type="text/html")
 
