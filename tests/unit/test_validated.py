@@ -65,7 +65,8 @@ def test_adapters_and_an_assistant_are_pinned_too(left: Any) -> None:
     left[STAGING][0] = {**RESOLVED, "commits": {"korean": "a" * 40, "assistant": "b" * 40}}
     adapters = {"korean": {"model": "acme/korean", "revision": "main"}}
     assistant = {"model": "acme/assistant", "num_speculative_tokens": 4}
-    found = validated.as_in_run(quick(adapters=adapters, assistant=assistant), STAGING)
+    settings = Settings.model_validate({**SETTINGS.model_dump(), "adapters": adapters, "assistant": assistant})
+    found = validated.as_in_run(settings, STAGING)
     assert found.assistant
     assert (found.adapters["korean"].revision, found.assistant.revision) == ("a" * 40, "b" * 40)
 
