@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+from kfp.dsl.executor import Executor
 
 from components.download_weights import component, step
 from components.resolve_model.step import Found, check_weights
@@ -12,7 +15,6 @@ from components.write_report import summary
 from pipelines import validated
 from serving.errors import RequestError
 from serving.settings import Settings
-from serving.weights.release import Release
 from tests.unit.deployment import RELEASE, SETTINGS, quick
 
 STAGING = "gs://staging-bucket/pipelines/run-7"
@@ -136,23 +138,28 @@ def test_other_weights_than_the_settings_take_stop_the_run() -> None:
 # -- lineage ------------------------------------------------------------------------------------------------
 
 
-class Artifact:
-    uri, metadata = "gs://pipelines/task/weights", {}
-
-
 @pytest.mark.parametrize("passed", [True, False])
 def test_the_artifact_says_where_the_weights_are_and_of_which_commit(
-    monkeypatch: pytest.MonkeyPatch, passed: bool
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, passed: bool
 ) -> None:
+    """As kfp's executor hands it to the orchestrator."""
     monkeypatch.setattr(step, "run", lambda settings, release: (passed, [], 3))
-    artifact, release = Artifact(), RELEASE.model_copy(update={"commits": {"korean": "a" * 40}})
-    outputs = component.download_weights.python_func(SETTINGS.as_struct(), release.as_struct(), artifact)
-    assert outputs == (passed, [], 3)
+    release = RELEASE.model_copy(update={"commits": {"korean": "a" * 40}})
+    nowhere, output = str(tmp_path / "task" / "weights"), tmp_path / "output.json"
+    model = {"name": "weights", "type": {"schemaTitle": "system.Model"}, "uri": nowhere, "metadata": {}}
+    given = {
+        "inputs": {"parameterValues": {"settings": SETTINGS.as_struct(), "release": release.as_struct()}},
+        "outputs": {"artifacts": {"weights": {"artifacts": [model]}}, "outputFile": str(output)},
+    }
+    Executor(given, component.download_weights.python_func).execute()
+    said = json.loads(output.read_text())
+    assert said["parameterValues"] == {"passed": passed, "reasons": [], "bytes_transferred": 3}
+    (artifact,) = said["artifacts"]["weights"]["artifacts"]
     if not passed:
-        assert artifact.uri == Artifact.uri, "there are no such weights"
+        assert (artifact["uri"], artifact["metadata"]) == (nowhere, {}), "there are no such weights"
         return
-    assert artifact.uri == Release.model_validate(release).weights_uri
-    assert artifact.metadata == {
+    assert artifact["uri"] == RELEASE.weights_uri
+    assert artifact["metadata"] == {
         "model": RELEASE.model,
         "commit": RELEASE.commit,
         "commit_korean": "a" * 40,
