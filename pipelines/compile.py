@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+import components
 from pipelines.scenarios import pipeline_of
 from serving.image import DEFAULT, VERSION
 from serving.scenarios import Scenario, features_of
@@ -43,3 +44,30 @@ def _handing_over(part: str) -> str:
     """The part of kfp's command with its shell replaced by the step's Python: it is the container's first process,
     which alone is told to end, and a shell would keep that to itself."""
     return part.replace("_KFP_RUNTIME=true python3 -m", "exec env _KFP_RUNTIME=true python3 -m")
+
+
+def compile_components(folder: Path, image: str | None = None) -> list[Path]:
+    """Writes every step as a component of its own, `<folder>/<step>.yaml`, for pipelines of other people's making.
+    Returns their paths.
+
+    `resolve_model` alone knows no image there: `compiled` is an input that such a pipeline gives it.
+    """
+    import importlib
+    import pkgutil
+
+    import yaml
+    from kfp import compiler
+
+    image = DEFAULT if image is None else checked_image(image)
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for step in sorted(module.name for module in pkgutil.iter_modules(components.__path__)):
+        path = folder / f"{step}.yaml"
+        compiler.Compiler().compile(getattr(importlib.import_module(f"components.{step}.component"), step), str(path))
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        (executor,) = document["deploymentSpec"]["executors"].values()
+        command = [_handing_over(part) for part in executor["container"]["command"]]
+        executor["container"].update(image=image, command=command)
+        path.write_text(yaml.safe_dump(document, sort_keys=True, allow_unicode=True), encoding="utf-8")
+        written.append(path)
+    return written

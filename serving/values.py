@@ -280,6 +280,12 @@ Revision = Annotated[
         _matching(r"(?![/-])(?!.*(\.\.|@\{|//))[^\s~^:?*\[\\\x00-\x1f\x7f]+", "a branch, tag or commit", longest=200)
     ),
 ]
+WeightsKey = Annotated[
+    str,
+    AfterValidator(
+        _nothing_or(_matching(r"[0-9a-f]{16}", "a weights key, the 16 hex digits at the end of models/ORG/NAME/KEY"))
+    ),
+]
 Word = Annotated[str, AfterValidator(_matching(r"\w[\w.-]*", "one word", longest=100))]
 """The value of a flag, which never looks like another flag."""
 

@@ -1,5 +1,5 @@
-"""The step that keeps a deployment from growing: old generations go, and weights and disk images that nobody uses any
-more."""
+"""The step that keeps a deployment from growing: old generations and runs go, and weights and disk images that nobody
+uses any more."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from serving.clients import storage
 from serving.clients.kubernetes import Cluster
 from serving.clients.storage import PreconditionError, StoredObject
 from serving.deployment import caches, disk_images, leftovers, record
+from serving.deployment.record import Record
 from serving.log import Say
 from serving.settings import Settings
 from serving.step import opened
@@ -33,10 +34,13 @@ def run(settings: dict[str, Any], release: dict[str, Any]) -> None:
             known = record.read(cluster, step.settings)
             images = disk_images.collect(step.settings, known, step.release.run_id, outcome.say)
             disabled = caches.leave(step.settings, outcome.say)
+            runs = collect_runs(step.settings, known, step.release.run_id, outcome.say)
             hanging = leftovers.hanging(cluster, step.settings)
         outcome.details.update(generations=gone, weights=freed, disk_images=images, caches=disabled, hanging=hanging)
-        if gone or freed or images or disabled or hanging:
+        outcome.details["runs"] = runs
+        if gone or freed or images or disabled or runs or hanging:
             also = f", and {len(images)} disk images" if images else ""
+            also += f", and the folders of {len(runs)} runs" if runs else ""
             words = f"deleted {len(gone)} generations and {len(freed)} sets of weights{also}"
             ended = [f"disabled the Rapid Cache in {', '.join(disabled)}"] if disabled else []
             outcome.succeeded("; ".join([words, *ended, *hanging]))
@@ -123,3 +127,33 @@ def shared_entries_alone(in_use: dict[str, set[str]], keys: Iterable[str]) -> se
     count until a person takes them away."""
     naming = [in_use.get(key, set()) for key in keys]
     return set().union(*(uris for uris in naming if all(_SHARED_ENTRY.fullmatch(uri) for uri in uris)))
+
+
+def collect_runs(settings: Settings, known: Record, run_id: str, say: Say) -> list[str]:
+    """Deletes the folders of this deployment's runs beyond `keep_runs`, the oldest first. Returns the runs.
+
+    Those that the record names stay, and `run_id`, which is this one. Deployments may share a pipeline_root: whose a
+    run is, the outcome of resolve_model says, without which a folder stays. It goes last, so that a folder of which
+    something is left is found again.
+    """
+    folders: dict[str, list[str]] = {}
+    for uri in storage.list_uris(f"{settings.pipeline_root}/"):
+        folder = uri.removeprefix(f"{settings.pipeline_root}/").partition("/")[0]
+        folders.setdefault(folder, []).append(uri)
+    began: dict[str, str] = {}
+    for run, uris in folders.items():
+        resolved = _resolved(settings, run)
+        outcome = storage.read_json(resolved) if resolved in uris else None
+        if outcome and outcome.get("deployment") == names.place(settings):
+            began[run] = outcome["started_at"]
+    oldest_first = sorted(began, key=lambda run: began[run])
+    gone = [run for run in oldest_first[: -settings.keep_runs] if run not in known.runs | {run_id}]
+    for run in gone:
+        for uri in sorted(folders[run], key=_resolved(settings, run).__eq__):
+            storage.delete(uri)
+        say(f"deleted {settings.pipeline_root}/{run}")
+    return gone
+
+
+def _resolved(settings: Settings, run: str) -> str:
+    return f"{settings.pipeline_root}/{run}/steps/resolve_model.json"

@@ -46,6 +46,15 @@ def run(settings: dict[str, Any], release: dict[str, Any]) -> tuple[bool, list[s
         return True, [], moved
 
 
+def lineage(release: dict[str, Any]) -> tuple[str, dict[str, str]]:
+    """The release's weights as KFP's Model: (URI, metadata). Texts alone, `commit_NAME` those of adapters and
+    assistant: the console filters by them."""
+    found = Release.model_validate(release)
+    others = {f"commit_{role}": commit for role, commit in found.commits.items()}
+    own = {"model": found.model, "commit": found.commit, "weights_key": found.weights_key}
+    return found.weights_uri, {**own, **others, "run": found.run_id}
+
+
 def bring(settings: Settings, release: Release, say: Say, limits: Limits = Limits()) -> int:  # noqa: B008 (frozen)
     """Makes the weights complete in the bucket, the manifest last. Returns how many bytes of content it sent.
 

@@ -6,9 +6,10 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from serving.clients import storage
 from serving.clients.kubernetes import Cluster
 from serving.deployment import lease, record, traffic
-from serving.deployment.record import Pin, Record
+from serving.deployment.record import Measured, Pin, Record
 from serving.errors import InconclusiveError, PipelineError, RequestError
 from serving.log import Say
 from serving.settings import Settings
@@ -20,17 +21,24 @@ def run(settings: dict[str, Any], release: dict[str, Any]) -> None:
     """Promotes the release's generation, or with `promotion: manual` notes that it waits for a person."""
     with opened("promote_generation", settings, release) as step, step.cluster() as cluster:
         outcome, target = step.outcome, step.release
+        measured = measured_in(outcome.folder)
         if step.settings.promotion == "manual" and target.generation != target.live:
-            wait_for_a_person(cluster, step.settings, target)
+            wait_for_a_person(cluster, step.settings, target, measured)
             outcome.skipped(f"{target.generation} is validated; {record.command('promote')} puts it into service")
             outcome.details["decision"] = "validated"
-        elif promote(cluster, step.settings, target, outcome.say):
+        elif promote(cluster, step.settings, target, outcome.say, measured):
             outcome.succeeded(f"{target.generation} serves")
         else:
             outcome.skipped(f"{target.generation} already served")
 
 
-def promote(cluster: Cluster, settings: Settings, release: Release, say: Say) -> bool:
+def measured_in(folder: str) -> Measured | None:
+    """What the validation of the run with this folder measured; None where it put nothing under load."""
+    found = storage.read_json(f"{folder}/steps/validate_server.json") or {}
+    return Measured.model_validate(found["measured"]) if found.get("measured") else None
+
+
+def promote(cluster: Cluster, settings: Settings, release: Release, say: Say, measured: Measured | None = None) -> bool:
     """Moves the traffic to the release's generation. Returns False when it already served.
 
     Raises InconclusiveError when another generation is live than the one that this run found.
@@ -41,14 +49,14 @@ def promote(cluster: Cluster, settings: Settings, release: Release, say: Say) ->
             f"{known.live} went live while this run worked on {release.generation}, when {release.live or 'none'} was. "
             "Run again"
         )
-    known.remember(release)
+    known.remember(release, measured)
     return traffic.move(cluster, settings, known, release.generation, run_id=release.run_id, say=say)
 
 
-def wait_for_a_person(cluster: Cluster, settings: Settings, release: Release) -> None:
+def wait_for_a_person(cluster: Cluster, settings: Settings, release: Release, measured: Measured | None = None) -> None:
     """Notes in the record that the generation is validated: it stays beside the live one."""
     known = record.read(cluster, settings)
-    known.remember(release)
+    known.remember(release, measured)
     known.rejected.pop(release.generation, None)
     known.validated = release.generation
     known.write(cluster, settings)

@@ -60,10 +60,13 @@ def run(
     with opened_with_parameters("resolve_model", rest, job, explicit) as outcome:
         outcome.details["compiled"] = compiled
         settings = from_parameters(rest, **explicit)
+        outcome.details["deployment"] = names.place(settings)
         check_compiled(settings, compiled)
         settings = with_image(settings, compiled["image"])
         found = look_up(settings)
-        outcome.details.update(commit=found.commit, commits=found.commits)
+        outcome.details.update(commit=found.commit, commits=found.commits, source=settings.source or "")
+        outcome.details.update(model=settings.model, engine_image=engine.named_image(settings))
+        check_weights(settings, found)
         for warning in found.warnings:
             outcome.say(warning)
         check_architecture(settings, found.architecture)
@@ -109,6 +112,15 @@ def check_compiled(settings: Settings, compiled: dict[str, Any]) -> None:
             f"this pipeline was compiled for {_deployed(compiled['scenario'], compiled['features'])}, and its settings "
             f"ask for {_deployed(wanted.name, features)}. Compile it for them: `gemma-pipelines compile {wanted.name} "
             "-f FILE`"
+        )
+
+
+def check_weights(settings: Settings, found: Found) -> None:
+    """Raises RequestError when the settings take other weights than were found."""
+    if settings.weights_key not in ("", found.weights_key):
+        raise RequestError(
+            f"{settings.source or settings.model} at {found.commit[:12]} has the weights {found.weights_key}, and the "
+            f"settings take {settings.weights_key} alone. Name the commits that have those, or leave weights_key out"
         )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import re
 import time
 from contextlib import AbstractAsyncContextManager
@@ -23,6 +25,17 @@ _SHOWN = 20
 _SHOWN_LENGTH = 600
 
 
+class Live(BaseModel):
+    """What the live generation's own validation measured under the same load (serving/deployment/record.py)."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    generation: str
+    tokens_per_second: float
+    p95_time_to_first_token_ms: float
+    p95_inter_token_latency_ms: float
+
+
 class Plan(BaseModel):
     """What the Job is asked to do: its one argument, as JSON."""
 
@@ -39,6 +52,8 @@ class Plan(BaseModel):
     request_seconds: float
     """The longest that a request may take."""
     validation: Validation
+    live: Live | None = None
+    """What the thresholds that are relative are relative to."""
     reach_seconds: float = REACH_SECONDS
 
 
@@ -123,7 +138,7 @@ class _Checks:
                 f"load: {concurrency} at once, {row['tokens_per_second']:.0f} tokens/s, first token "
                 f"{row['ttft_ms']['p95']:.1f} ms, next {row['itl_ms']['p95']:.2f} ms (p95), {row['errors']} errors"
             )
-        self.reasons += broken(wanted.thresholds, self.figures["load"])
+        self.reasons += broken(wanted.thresholds, self.figures["load"], self._plan.live)
 
     def _begin(self, what: str) -> None:
         self.at = what
@@ -203,7 +218,27 @@ def _said(answer: Answer) -> str:
     return answer.text or f"(thinking) {answer.thought}"
 
 
-def broken(thresholds: Thresholds, rows: list[dict[str, Any]]) -> list[str]:
+def load_of(validation: Validation) -> str:
+    """Digest of the load at the highest concurrency: figures of another one compare with nothing."""
+    load = [max(validation.concurrencies), validation.requests_per_concurrency, validation.load_max_tokens]
+    text = json.dumps([*load, *(prompt.content for prompt in validation.prompts)])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def measured(validation: Validation, rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """What the record keeps of the load, at the highest concurrency; None where there was none."""
+    if not rows:
+        return None
+    row = max(rows, key=lambda row: row["concurrency"])
+    return {
+        "load": load_of(validation),
+        "tokens_per_second": row["tokens_per_second"],
+        "p95_time_to_first_token_ms": row["ttft_ms"]["p95"],
+        "p95_inter_token_latency_ms": row["itl_ms"]["p95"],
+    }
+
+
+def broken(thresholds: Thresholds, rows: list[dict[str, Any]], live: Live | None = None) -> list[str]:
     """The thresholds that the load broke: errors in any round, the rest at the highest concurrency."""
     reasons = []
     for row in rows:
@@ -219,13 +254,26 @@ def broken(thresholds: Thresholds, rows: list[dict[str, Any]]) -> list[str]:
         reasons.append(
             f"{row['tokens_per_second']:.1f} tokens a second {at_once}, fewer than min_tokens_per_second ({fastest:g})"
         )
-    for what, measured, name in (
-        ("the first token", row["ttft_ms"]["p95"], "max_p95_time_to_first_token_ms"),
-        ("the next token", row["itl_ms"]["p95"], "max_p95_inter_token_latency_ms"),
+    share = thresholds.min_tokens_per_second_ratio
+    if live and share is not None and row["tokens_per_second"] < share * live.tokens_per_second:
+        reasons.append(
+            f"{row['tokens_per_second']:.1f} tokens a second {at_once}, and {live.generation}, which is live, brought "
+            f"{live.tokens_per_second:.1f}: fewer than min_tokens_per_second_ratio ({share:g}) allows"
+        )
+    for what, took, name in (
+        ("the first token", row["ttft_ms"]["p95"], "p95_time_to_first_token"),
+        ("the next token", row["itl_ms"]["p95"], "p95_inter_token_latency"),
     ):
-        limit = getattr(thresholds, name)
-        if limit is not None and measured > limit:
-            reasons.append(f"{what} took {measured:.1f} ms at p95 {at_once}, more than {name} ({limit:g})")
+        limit = getattr(thresholds, f"max_{name}_ms")
+        if limit is not None and took > limit:
+            reasons.append(f"{what} took {took:.1f} ms at p95 {at_once}, more than max_{name}_ms ({limit:g})")
+        ratio, of_live = getattr(thresholds, f"max_{name}_ratio"), live and getattr(live, f"{name}_ms")
+        # Where there was nothing to measure, answers of one token say, its figure is 0.
+        if live and ratio is not None and of_live and took > ratio * of_live:
+            reasons.append(
+                f"{what} took {took:.1f} ms at p95 {at_once}, and {of_live:.1f} ms of {live.generation}, which is "
+                f"live: more than max_{name}_ratio ({ratio:g}) allows"
+            )
     return reasons
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from components.validate_server import page
-from components.validate_server.checks import Plan
+from components.validate_server import checks, gates, page
+from components.validate_server.checks import Live, Plan
 from serving import names
 from serving.clients.kubernetes import Cluster, Object
-from serving.deployment import traffic
+from serving.deployment import record, traffic
 from serving.deployment.job import run_job
 from serving.errors import InconclusiveError, ReleaseError, RequestError
 from serving.log import Say
@@ -40,6 +40,8 @@ def run(
                 traffic.bring_up(cluster, config, target.generation, config.serving.replicas, outcome.say)
             verdict = judge(cluster, config, target, outcome.say)
         outcome.details |= {key: verdict[key] for key in ("passed", "reasons", "warnings", "answer", "figures")}
+        outcome.details["gates"] = verdict.get("gates", [])
+        outcome.details["measured"] = checks.measured(config.validation, verdict["figures"]["load"])
         if verdict["passed"]:
             outcome.succeeded(summary(verdict))
         else:
@@ -48,20 +50,23 @@ def run(
 
 
 def judge(cluster: Cluster, settings: Settings, release: Release, say: Say) -> dict[str, Any]:
-    """The Job's verdict (checks.verdict).
+    """The Job's verdict (checks.verdict), and where it is a yes that of the gates, as `gates` (gates.judge).
 
     Raises InconclusiveError when the Job brings none, or when a pod that was asked did not live to the end of the
     questions: what it then failed to answer is not the release's fault. Raises RequestError for settings under which
     the release could not show what they ask of it.
     """
+    url = f"http://{names.server(release.generation)}.{settings.namespace}.svc.cluster.local:{names.PORT}"
+    live, nothing_to_compare = of_live(cluster, settings, release)
     plan = Plan(
-        url=f"http://{names.server(release.generation)}.{settings.namespace}.svc.cluster.local:{names.PORT}",
+        url=url,
         model=settings.model,
         adapters=sorted(settings.adapters),
         # Settings that change in place bring the live generation here.
         in_service=release.generation == release.live,
         request_seconds=in_seconds(settings.serving.request_timeout),
         validation=settings.validation,
+        live=live,
     )
     # Kubernetes expands $(NAME) in arguments; in JSON a dollar can be written so that it does not.
     argument = plan.model_dump_json().replace("$", "\\u0024")
@@ -80,6 +85,10 @@ def judge(cluster: Cluster, settings: Settings, release: Release, say: Say) -> d
         env=api_key(settings),
         resources=ONE_CORE,
     )
+    if verdict["passed"] and settings.validation.jobs and not plan.in_service:
+        verdict["gates"] = gates.judge(cluster, settings, release, url, api_key(settings), say)
+        verdict["reasons"] = [reason for gate in verdict["gates"] for reason in gate["reasons"]]
+        verdict["passed"] = not verdict["reasons"]
     if not verdict["passed"] and (cause := taken_away(before, server_pods(cluster, settings, release))):
         raise InconclusiveError(
             f"{cause} while {release.generation} was validated, which then failed ({'; '.join(verdict['reasons'])}). "
@@ -87,7 +96,28 @@ def judge(cluster: Cluster, settings: Settings, release: Release, say: Say) -> d
         )
     if verdict["undecided"] and not verdict["reasons"]:
         raise RequestError("; ".join(verdict["undecided"]))
+    if nothing_to_compare:
+        verdict["warnings"].append(nothing_to_compare)
+        say(f"warning: {nothing_to_compare}")
     return verdict
+
+
+def of_live(cluster: Cluster, settings: Settings, release: Release) -> tuple[Live | None, str]:
+    """What relative thresholds are relative to, and why there is nothing, in words.
+
+    It is what the live generation's own validation measured, not what it does now: then as now the server was asked by
+    nobody else, while one that serves users looks slower than it is, and load beside theirs would make it so.
+    """
+    if not settings.validation.thresholds.relative or release.live in ("", release.generation):
+        return None, ""
+    origin = record.read(cluster, settings).generations.get(release.live)
+    if origin is None or origin.measured is None:
+        why = "has no figures in the record"
+    elif origin.measured.load != checks.load_of(settings.validation):
+        why = "was measured under another load than validation asks for now"
+    else:
+        return Live(generation=release.live, **origin.measured.model_dump()), ""
+    return None, f"{release.live}, which is live, {why}: thresholds relative to it do not judge {release.generation}"
 
 
 def api_key(settings: Settings) -> list[Object]:
@@ -155,11 +185,12 @@ def numbers(verdict: dict[str, Any]) -> dict[str, float]:
 
 def summary(verdict: dict[str, Any]) -> str:
     """The verdict of a server that passed, in one line."""
-    warnings = f"; warnings: {len(verdict['warnings'])}" if verdict["warnings"] else ""
+    also = f"; gates: {len(verdict['gates'])}" if verdict.get("gates") else ""
+    also += f"; warnings: {len(verdict['warnings'])}" if verdict["warnings"] else ""
     if not verdict["figures"]["load"]:
-        return f"passed: it answers; as it serves already, nothing loaded it{warnings}"
+        return f"passed: it answers; as it serves already, nothing loaded it{also}"
     row = max(verdict["figures"]["load"], key=lambda row: row["concurrency"])
     return (
         f"passed: {row['tokens_per_second']:.0f} tokens/s with {row['concurrency']} at once, first token "
-        f"{row['ttft_ms']['p95']:.0f} ms, next {row['itl_ms']['p95']:.1f} ms (p95){warnings}"
+        f"{row['ttft_ms']['p95']:.0f} ms, next {row['itl_ms']['p95']:.1f} ms (p95){also}"
     )

@@ -60,13 +60,18 @@ def compile(
         str | None, typer.Option(metavar="REF", help="The component image, in the registry that you pushed it to.")
     ] = None,
     file: SettingsFile = None,
+    steps: Annotated[
+        bool, typer.Option("--components", help="Every step as a component, for pipelines of your own making.")
+    ] = False,
 ) -> None:
     """Compile scenarios to the YAML that Vertex AI Pipelines runs."""
     from serving.errors import RequestError
     from serving.scenarios import SCENARIOS, find
 
-    if bool(scenarios) == all_scenarios:
-        raise RequestError("name scenarios, or say --all. See `gemma-pipelines list`")
+    if [bool(scenarios), all_scenarios, steps].count(True) != 1:
+        raise RequestError("name scenarios, or say --all, or --components. See `gemma-pipelines list`")
+    if steps and file:
+        raise RequestError(f"{file} is for one scenario, and components are the same for all: leave it out")
     chosen = SCENARIOS if all_scenarios else [find(scenario) for scenario in scenarios or []]
     if file and len(chosen) > 1:
         raise RequestError(f"{file} is for one scenario: name that one alone")
@@ -74,10 +79,13 @@ def compile(
     if image is None and settings:
         image = settings.images.components
     changes = settings.features if settings else []
-    from pipelines.compile import compile_scenario
+    from pipelines.compile import compile_components, compile_scenario
 
     try:
-        paths = [str(compile_scenario(scenario, output, image, changes)) for scenario in chosen]
+        if steps:
+            paths = [str(path) for path in compile_components(output, image)]
+        else:
+            paths = [str(compile_scenario(scenario, output, image, changes)) for scenario in chosen]
     except OSError as error:
         raise RequestError(f"cannot write below {output}: {error.strerror}") from error
     out.result({"files": paths}, "\n".join(paths))

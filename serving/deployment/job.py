@@ -27,6 +27,7 @@ from serving.settings import Settings
 CONTAINER = "step"
 USER = 65532
 """The numeric user of the component image (images/components/Dockerfile)."""
+PYTHON = ("python",)
 SMALL = {"cpu": "250m", "memory": "256Mi"}
 
 _KEPT_SECONDS = 3600
@@ -49,7 +50,7 @@ _CANNOT_START = {
 
 @dataclass(frozen=True)
 class Work:
-    """What one Job does: `python ARGS…`."""
+    """What one Job does: `python ARGS…`, unless it is told to start another program."""
 
     args: list[str]
     """No secret is in them."""
@@ -74,6 +75,8 @@ def run_job(
     resources: dict[str, str] | None = None,
     capacity: float = math.inf,
     pod: Object | None = None,
+    part: str = "",
+    program: Sequence[str] = PYTHON,
 ) -> dict[str, Any]:
     """Runs one Job and returns the JSON object on its log's last line. The arguments are those of `run_jobs`.
 
@@ -83,7 +86,7 @@ def run_job(
     (end,) = run_jobs(
         cluster,
         settings,
-        [Work(args, pod=pod or {})],
+        [Work(args, part, pod=pod or {})],
         step=step,
         run_id=run_id,
         generation=generation,
@@ -93,6 +96,7 @@ def run_job(
         env=env,
         resources=resources,
         capacity=capacity,
+        program=program,
     )
     if isinstance(end, PipelineError):
         raise end
@@ -113,13 +117,15 @@ def run_jobs(
     env: list[Object] | None = None,
     resources: dict[str, str] | None = None,
     capacity: float = math.inf,
+    program: Sequence[str] = PYTHON,
 ) -> list[dict[str, Any] | PipelineError]:
     """Runs a Job for each work, all at once, to the end of the last. Returns of each the JSON object on its log's last
     line, or the error that `run_job` raises.
 
     A Job of the same step, part and run that is there already is taken over: the step was retried. `env` are Kubernetes
     EnvVars, which may refer to a secret. `timeout`: seconds, waiting for a node included; `capacity`: seconds that the
-    pod may wait for one; `resources`: what the pod requests. When this step is told to end, so are the Jobs.
+    pod may wait for one; `resources`: what the pod requests; `program`: what is started with the arguments, nothing for
+    the image's own entrypoint. When this step is told to end, so are the Jobs.
     """
     bodies = [
         manifest(
@@ -134,6 +140,7 @@ def run_jobs(
             resources=resources or SMALL,
             part=work.part,
             pod=work.pod,
+            program=program,
         )
         for work in works
     ]
@@ -166,6 +173,7 @@ def manifest(
     resources: dict[str, str],
     part: str = "",
     pod: Object | None = None,
+    program: Sequence[str] = PYTHON,
 ) -> Object:
     """The Job. Its pod carries neither the deployment's label nor the generation's: Services and budgets select by
     those, and it is not a server. The settings' patches for kind Job are merged in, after `pod`."""
@@ -211,7 +219,7 @@ def manifest(
                         {
                             "name": CONTAINER,
                             "image": image,
-                            "command": ["python"],
+                            **({"command": list(program)} if program else {}),
                             "args": args,
                             "env": [{"name": "HOME", "value": "/tmp"}, *env],  # noqa: S108
                             "resources": {"requests": resources, "limits": {"memory": resources["memory"]}},
@@ -390,11 +398,12 @@ class _Watch:
         """Notes what a pod waits for. Raises RequestError when waiting cannot help."""
         waiting = _state(pod).get("waiting") or {}
         reason, message = waiting.get("reason", ""), waiting.get("message", "")
-        image = pod["spec"]["containers"][0]["image"]
+        container = pod["spec"]["containers"][0]
+        setting = "images.components (or `compile --image`)" if "command" in container else "validation.jobs"
         if _CANNOT_START.get(reason) == "image":
             raise RequestError(
-                f"{self._what} cannot start, {reason}: {message}. Is {image} pushed, and may the cluster's nodes pull "
-                "it? Another is named with images.components in the settings, or `compile --image`"
+                f"{self._what} cannot start, {reason}: {message}. Is {container['image']} pushed, and may the "
+                f"cluster's nodes pull it? Another is named with {setting} in the settings"
             )
         if reason in _CANNOT_START:
             raise RequestError(f"{self._what} cannot start, {reason}: {message}")

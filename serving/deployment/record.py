@@ -47,8 +47,20 @@ class Pin(BaseModel):
     reason: str
 
 
+class Measured(BaseModel):
+    """What a generation's own validation measured at its highest concurrency, before anybody else called it."""
+
+    model_config = _UNKNOWN_KEYS_STAY
+
+    load: str
+    """Digest of the load: figures of another one compare with nothing."""
+    tokens_per_second: float
+    p95_time_to_first_token_ms: float
+    p95_inter_token_latency_ms: float
+
+
 class Known(BaseModel):
-    """Where a generation came from."""
+    """Where a generation came from, and how fast it was."""
 
     model_config = _UNKNOWN_KEYS_STAY
 
@@ -58,6 +70,10 @@ class Known(BaseModel):
     weights_uri: str
     disk_image: str = ""
     """The disk image that its nodes start with; empty without."""
+    run_id: str = ""
+    """The run that validated it; empty where a version before noted it, or the record was lost."""
+    measured: Measured | None = None
+    """None where nothing loaded it, a version before noted it, or the record was lost."""
 
 
 class Record(BaseModel):
@@ -102,6 +118,12 @@ class Record(BaseModel):
         return {known.disk_image for name, known in self.generations.items() if name in self.named} - {""}
 
     @property
+    def runs(self) -> set[str]:
+        """The runs whose reports tell why generations are here, or are not."""
+        of_generations = {known.run_id for name, known in self.generations.items() if name in self.named}
+        return of_generations | {rejection.run_id for rejection in self.rejected.values()}
+
+    @property
     def of_unknown_origin(self) -> set[str]:
         """The generations in the cluster of which nobody knows what weights they read."""
         return self.named - self.generations.keys()
@@ -116,9 +138,14 @@ class Record(BaseModel):
             "commit": origin.commit if origin else None,
         }
 
-    def remember(self, release: Release) -> None:
-        """Notes where the release's generation came from."""
+    def remember(self, release: Release, measured: Measured | None = None) -> None:
+        """Notes where the release's generation came from, and what its validation measured. Where a run put nothing
+        under load (it changed settings in place), the one before stands."""
+        before = self.generations.get(release.generation)
         known = Known.model_validate(release.model_dump(include=set(Known.model_fields)))
+        known.measured = measured
+        if before and before.measured and not measured:
+            known.measured, known.run_id = before.measured, before.run_id
         self.generations[release.generation] = known
 
     def put_live(self, generation: str) -> None:

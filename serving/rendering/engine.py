@@ -18,7 +18,12 @@ MODEL_PATH = "/model"
 
 def engine_image(settings: Settings) -> str:
     """The engine's image as the pods pull it: from the mirror if there is one."""
-    return mirrored(settings, settings.engine.image or catalog.engine_image())
+    return mirrored(settings, named_image(settings))
+
+
+def named_image(settings: Settings) -> str:
+    """The engine's image as the settings name it, or the catalog: the same whatever mirror it comes from."""
+    return settings.engine.image or catalog.engine_image()
 
 
 def pod_image(settings: Settings, release: Release) -> str:

@@ -54,6 +54,7 @@ from serving.values import (
     Section,
     ServiceAccount,
     SourceFolder,
+    WeightsKey,
 )
 
 EXPLICIT = ("project", "location", "cluster", "namespace", "bucket", "model", "revision")
@@ -97,6 +98,9 @@ class Settings(_FeatureSections):
     source: SourceFolder | None = None
     """gs://BUCKET/FOLDER that the model's files come from instead of the hub, a fine-tune say; `model` is then only the
     name it goes by, and `revision` means nothing."""
+    weights_key: WeightsKey = ""
+    """Serve these weights and no others, what staging validated, say: a run whose revision has other files stops. Empty
+    takes what the revision has."""
     adapters: dict[AdapterName, Adapter] = Field({}, max_length=32)
     """LoRA adapters, each a model that clients ask for by its NAME: {NAME: {model: org/name, revision: main, source:
     null}}. One of them with other weights makes a new generation."""
@@ -121,6 +125,9 @@ class Settings(_FeatureSections):
     """manual: a validated generation waits for `gemma-pipelines promote`."""
     keep_previous: int = Field(1, ge=0, le=10)
     """Generations that stay at zero replicas for `gemma-pipelines rollback`."""
+    keep_runs: int = Field(100, ge=1, le=100_000)
+    """Runs of this deployment whose folders stay below pipeline_root, the newest; those that the record names stay too.
+    What is older goes after a promotion."""
     retry: bool = False
     """Try a release again that was rejected before, or go against a pin."""
     access: Literal["manage", "check"] = "manage"

@@ -180,8 +180,34 @@ class Thresholds(Section):
     """How long 95 in 100 requests may wait for their first token."""
     max_p95_inter_token_latency_ms: float | None = Field(None, gt=0)
     """How long 95 in 100 tokens may wait for the next."""
+    min_tokens_per_second_ratio: float | None = Field(None, gt=0)
+    """The same relative to the live generation, as its own validation measured it: 0.9 lets a tenth go."""
+    max_p95_time_to_first_token_ratio: float | None = Field(None, gt=0)
+    """The same relative to the live generation: 1.2 lets the first token come a fifth later."""
+    max_p95_inter_token_latency_ratio: float | None = Field(None, gt=0)
+    """The same relative to the live generation."""
     max_error_rate: float = Field(0.0, ge=0, le=1)
     """Share of requests that may fail."""
+
+    @property
+    def relative(self) -> bool:
+        """Whether any of them is relative to the live generation."""
+        return any(getattr(self, name) is not None for name in type(self).model_fields if name.endswith("_ratio"))
+
+
+class Gate(Section):
+    """A check of a team's own: a Job in the cluster."""
+
+    image: Image
+    """Its image, of which the entrypoint is started."""
+    args: list[str] = Field([])
+    """Its arguments, in which Kubernetes fills in $(GEMMA_PIPELINES_URL). No secret belongs there."""
+    timeout: Duration = "15m"
+    """How long it may take."""
+    cpu: Quantity = "1"
+    """Processors of its pod."""
+    memory: Quantity = "1Gi"
+    """Memory of its pod."""
 
 
 class Validation(Section):
@@ -205,8 +231,11 @@ class Validation(Section):
     load_max_tokens: int = Field(64, ge=1, le=131_072)
     """Longest answer under load, tokens."""
     thresholds: Thresholds = Thresholds()
+    jobs: list[Gate] = Field([], max_length=16)
+    """Gates of your own, each a Job against a new generation that has passed so far: [{image: …, args: [], timeout:
+    15m, cpu: "1", memory: 1Gi}]. The log's last line is {"passed": true or false, "reasons": [words]}."""
     timeout: Duration = "15m"
-    """How long the whole may take."""
+    """How long all but the gates may take."""
 
 
 class Images(Section):

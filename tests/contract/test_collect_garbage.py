@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from emulated_cloud.process import start
 
-from components.collect_garbage.step import collect_generations, collect_weights
+from components.collect_garbage.step import collect_generations, collect_runs, collect_weights
 from serving import names
 from serving.clients import storage
-from serving.deployment.record import Known, Record
+from serving.deployment.record import Known, Record, Rejection
+from serving.settings import Settings
 from serving.weights import manifest
 from tests.contract.transfer_site import Site, _site, folder, model, site
 from tests.unit.cluster import MemoryCluster
@@ -173,3 +174,63 @@ def test_generations_beyond_those_kept_go_the_oldest_first(bucket):
     Record(live="g4", previous="g3", kept=["g3", "g2", "g1"]).write(cluster, SETTINGS)
     assert collect_generations(cluster, SETTINGS, said) == ["g1", "g2"]
     assert cluster.names("Deployment") == {"vllm-g4", "vllm-g3"}
+
+
+def run_there(run: str, day: int, settings: Settings = SETTINGS, **more: object) -> None:
+    folder = f"{SETTINGS.pipeline_root}/{run}"
+    resolved = {"name": "resolve_model", "started_at": f"2026-11-{day:02}T03:00:00+00:00", **more}
+    storage.write_json(f"{folder}/steps/resolve_model.json", {"deployment": names.place(settings), **resolved})
+    storage.write_json(f"{folder}/report.json", {})
+    storage.write_text(f"{folder}/task-1/page", "<p>", content_type="text/html")
+
+
+def runs_there() -> set[str]:
+    return {uri.split("/")[4] for uri in storage.list_uris(f"{SETTINGS.pipeline_root}/")}
+
+
+def test_the_oldest_runs_go_and_the_newest_and_those_that_the_record_names_stay(bucket):
+    """The names of runs are in no order."""
+    for day, run in enumerate(("e-rejected", "b-old", "d-live", "c-old", "a-new", "f-newest"), 1):
+        run_there(run, day)
+    known = Known(model="m", commit="c", weights_key=LIVE, weights_uri=f"{PREFIX}/{LIVE}", run_id="d-live")
+    rejected = {"g0": Rejection(reason="r", at="t", run_id="e-rejected")}
+    record = Record(live="g1", generations={"g1": known}, rejected=rejected)
+    assert collect_runs(quick(keep_runs=2), record, "f-newest", said) == ["b-old", "c-old"]
+    assert runs_there() == {"e-rejected", "d-live", "a-new", "f-newest"}
+    assert collect_runs(quick(keep_runs=2), record, "f-newest", said) == []
+
+
+def test_the_run_that_collects_keeps_its_folder_though_newer_ones_wait(bucket):
+    run_there("this", 1)
+    run_there("waits", 2)
+    assert collect_runs(quick(keep_runs=1), Record(), "this", said) == []
+
+
+def test_runs_of_other_deployments_and_what_is_no_run_stay(bucket):
+    run_there("old", 1)
+    run_there("theirs", 1, NAMESAKE)
+    run_there("new", 2)
+    storage.write_json(f"{SETTINGS.pipeline_root}/of-nobody/notes.json", {})
+    storage.write_json(f"{SETTINGS.pipeline_root}/before/steps/resolve_model.json", {"started_at": "2026-10-01"})
+    assert collect_runs(quick(keep_runs=1), Record(), "new", said) == ["old"]
+    assert runs_there() == {"theirs", "new", "of-nobody", "before"}
+
+
+def test_a_run_whose_deletion_was_cut_short_is_found_again(bucket, monkeypatch):
+    run_there("old", 1)
+    run_there("new", 2)
+    delete, deletions = storage.delete, []
+
+    def killed_at_the_last(uri: str) -> bool:
+        deletions.append(uri)
+        if len(deletions) == 3:
+            raise SystemExit(143)
+        return delete(uri)
+
+    monkeypatch.setattr(storage, "delete", killed_at_the_last)
+    with pytest.raises(SystemExit):
+        collect_runs(quick(keep_runs=1), Record(), "new", said)
+    monkeypatch.setattr(storage, "delete", delete)
+    assert runs_there() == {"old", "new"}
+    assert collect_runs(quick(keep_runs=1), Record(), "new", said) == ["old"]
+    assert runs_there() == {"new"}

@@ -62,6 +62,8 @@ from serving.scenarios import COLUMNS, SCENARIOS, all_features
         (["fits", str(Path(__file__).parent)], "has no config.json"),
         (["compile"], "name scenarios, or say --all"),
         (["compile", "03", "--all"], "name scenarios, or say --all"),
+        (["compile", "03", "--components"], "name scenarios, or say --all, or --components"),
+        (["compile", "--components", "-f", "x.yaml"], "x.yaml is for one scenario"),
         (["compile", "03", "-f", "nowhere.yaml"], "nowhere.yaml does not exist"),
         (["promote"], "which deployment?"),
         (["rollback", "--state", "nowhere"], "nowhere is not the state of a run"),

@@ -5,7 +5,8 @@ import pytest
 from components.discard_generation.step import discard
 from components.promote_generation import step
 from serving import names
-from serving.deployment import record, traffic
+from serving.clients import kubernetes, storage
+from serving.deployment import lease, record, traffic
 from serving.deployment import replicas as replicas_of
 from serving.deployment.record import Pin, Record, Rejection
 from serving.errors import InconclusiveError, RequestError, ToldToEnd
@@ -254,6 +255,28 @@ def test_with_manual_promotion_the_generation_waits_beside_the_live_one():
     step.promote_by_hand(cluster, SETTINGS, None, said)
     assert serving(cluster) == "g2"
     assert record.read(cluster, SETTINGS).validated == ""
+
+
+@pytest.mark.parametrize("promotion", ["automatic", "manual"])
+def test_what_the_validation_measured_goes_into_the_record(monkeypatch: pytest.MonkeyPatch, promotion: str):
+    measured = {
+        "load": "l",
+        "tokens_per_second": 640.0,
+        "p95_time_to_first_token_ms": 20.0,
+        "p95_inter_token_latency_ms": 2.0,
+    }
+    written: dict[str, object] = {}
+    left = {"gs://demo-bucket/pipelines/run-2/steps/validate_server.json": {"measured": measured}}
+    cluster = first_promotion(deployment("g2"), *owned("g2"))
+    monkeypatch.setattr(kubernetes, "connect", lambda settings: cluster)
+    monkeypatch.setattr(storage, "read_json", left.get)
+    monkeypatch.setattr(storage, "write_json", written.__setitem__)
+    lease.take(cluster, SETTINGS, RELEASE.run_id, said)
+    step.run(quick(promotion=promotion).as_struct(), RELEASE.as_struct())
+    (outcome,) = written.values()
+    assert outcome["status"] == ("succeeded" if promotion == "automatic" else "skipped")
+    origin = record.read(cluster, SETTINGS).generations["g2"]
+    assert (origin.measured, origin.run_id) == (record.Measured(**measured), "run-2")
 
 
 # -- rollback -------------------------------------------------------------------------------------------------

@@ -6,12 +6,13 @@ import pytest
 
 from serving import names
 from serving.deployment import record
-from serving.deployment.record import Known, Record, Rejection
+from serving.deployment.record import Known, Measured, Record, Rejection
 from serving.errors import InconclusiveError, RequestError
 from serving.rendering import render
 from tests.unit.cluster import MemoryCluster
 from tests.unit.deployment import RELEASE, SETTINGS, deployment, owned, route, service
 
+MEASURED = Measured(load="l", tokens_per_second=640.0, p95_time_to_first_token_ms=20.0, p95_inter_token_latency_ms=2.0)
 KNOWN = Known(model="google/gemma-3-4b-it", commit="c" * 40, weights_key="k1", weights_uri="gs://b/models/x/y/k1")
 
 
@@ -98,6 +99,24 @@ def test_a_release_is_remembered_by_its_generation():
     known = Record()
     known.remember(RELEASE)
     assert known.generations[RELEASE.generation].weights_key == RELEASE.weights_key
+
+
+def test_what_was_measured_stands_until_it_is_measured_again():
+    known, later = Record(), RELEASE.model_copy(update={"run_id": "run-3"})
+    known.remember(RELEASE, MEASURED)
+    known.remember(later)
+    origin = known.generations[RELEASE.generation]
+    assert (origin.measured, origin.run_id) == (MEASURED, "run-2")
+    again = MEASURED.model_copy(update={"load": "another"})
+    known.remember(later, again)
+    origin = known.generations[RELEASE.generation]
+    assert (origin.measured, origin.run_id) == (again, "run-3")
+
+
+def test_runs_are_those_of_generations_that_are_there_and_of_rejections():
+    of = {name: KNOWN.model_copy(update={"run_id": f"run-{name}"}) for name in ("g1", "g2", "g3")}
+    known = Record(live="g2", kept=["g1"], generations=of, rejected={"g3": Rejection(reason="r", at="t", run_id="x")})
+    assert known.runs == {"run-g1", "run-g2", "x"}
 
 
 def stored(cluster: MemoryCluster) -> dict:
@@ -214,7 +233,8 @@ def test_the_deployment_says_where_its_generation_came_from():
     known = Record()
     known.remember(RELEASE)
     said = Known.model_validate_json(server["metadata"]["annotations"][names.RELEASE])
-    assert said == known.generations[RELEASE.generation]
+    # Not the run: another one that changes nothing would otherwise replace its pods.
+    assert said == known.generations[RELEASE.generation].model_copy(update={"run_id": ""})
 
 
 # -- who is live, by the entry ----------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from components.validate_server.checks import Plan, verdict
+from components.validate_server.checks import Live, Plan, broken, load_of, measured, verdict
 from serving.settings import Prompt, Thresholds, Validation
 from tests.unit import engine as engines
 from tests.unit.engine import CUT, EVENTS, MODEL, Engine, Reply, event, reply, served, usage
@@ -447,6 +447,64 @@ def test_a_server_that_is_fast_enough_passes() -> None:
         min_tokens_per_second=1, max_p95_time_to_first_token_ms=5000, max_p95_inter_token_latency_ms=5000
     )
     assert judged(Slow(), validation=changed(thresholds=limits))["passed"]
+
+
+ROUND = {
+    "concurrency": 3,
+    "requests": 4,
+    "errors": 0,
+    "tokens_per_second": 90.0,
+    "ttft_ms": {"p95": 120.0},
+    "itl_ms": {"p95": 12.0},
+}
+LIVE = Live(generation="g1", tokens_per_second=100, p95_time_to_first_token_ms=100, p95_inter_token_latency_ms=10)
+
+
+@pytest.mark.parametrize(
+    ("name", "bad", "good", "words"),
+    [
+        ("min_tokens_per_second_ratio", 0.95, 0.9, "g1, which is live, brought 100.0: fewer than min_tokens"),
+        ("max_p95_time_to_first_token_ratio", 1.1, 1.2, "120.0 ms at p95 with 3 at once, and 100.0 ms of g1"),
+        ("max_p95_inter_token_latency_ratio", 1.1, 1.2, "the next token took 12.0 ms"),
+    ],
+)
+def test_a_release_is_held_to_the_live_generation(name: str, bad: float, good: float, words: str) -> None:
+    (reason,) = broken(Thresholds.model_validate({name: bad}), [ROUND], LIVE)
+    assert words in reason
+    assert f"{name} ({bad})" in reason
+    assert broken(Thresholds.model_validate({name: good}), [ROUND], LIVE) == []
+    assert broken(Thresholds.model_validate({name: bad}), [ROUND]) == []
+
+
+def test_a_figure_that_live_has_not_is_held_against_nobody() -> None:
+    answers_of_one_token = LIVE.model_copy(update={"p95_inter_token_latency_ms": 0.0})
+    assert broken(Thresholds(max_p95_inter_token_latency_ratio=1.1), [ROUND], answers_of_one_token) == []
+
+
+def test_the_job_compares_with_what_it_is_told_of_live() -> None:
+    fast = LIVE.model_copy(update={"tokens_per_second": 1e9})
+    (reason,) = judged(Engine(), live=fast, validation=changed(thresholds=Thresholds(min_tokens_per_second_ratio=0.5)))[
+        "reasons"
+    ]
+    assert "fewer than min_tokens_per_second_ratio (0.5) allows" in reason
+
+
+def test_what_is_measured_is_the_highest_concurrency_and_says_of_which_load() -> None:
+    assert measured(QUICK, [{**ROUND, "concurrency": 1}, {**ROUND, "tokens_per_second": 7.0}]) == {
+        "load": load_of(QUICK),
+        "tokens_per_second": 7.0,
+        "p95_time_to_first_token_ms": 120.0,
+        "p95_inter_token_latency_ms": 12.0,
+    }
+    assert measured(QUICK, []) is None
+    for change in (
+        {"concurrencies": [4]},
+        {"requests_per_concurrency": 5},
+        {"load_max_tokens": 9},
+        {"prompts": QUICK.prompts[:1]},
+    ):
+        assert load_of(changed(**change)) != load_of(QUICK)
+    assert load_of(changed(concurrencies=[3, 2])) == load_of(QUICK)
 
 
 class Overloaded(Engine):

@@ -6,13 +6,15 @@ import json
 import re
 from typing import Any
 
+import kubernetes_validate
 import pytest
 
 from components.validate_server import page, step
-from components.validate_server.checks import Plan
+from components.validate_server.checks import Plan, load_of
 from serving import names
 from serving.clients import kubernetes, storage
 from serving.clients.kubernetes import Object
+from serving.deployment import record
 from serving.errors import InconclusiveError, RequestError
 from serving.settings import Prompt
 from serving.weights.release import Release
@@ -218,6 +220,161 @@ def test_a_server_that_crashes_all_the_time_is() -> None:
 
 def test_a_server_that_passed_has_passed_whatever_became_of_it() -> None:
     assert judge(ServerCluster(PASSED, ServerCluster.drop_pod)) == PASSED
+
+
+def live_measured(cluster: ServerCluster, load: str) -> None:
+    figures = record.Measured(
+        load=load, tokens_per_second=640, p95_time_to_first_token_ms=20, p95_inter_token_latency_ms=2
+    )
+    origin = record.Known(model="m", commit="c", weights_key="k", weights_uri="u", measured=figures)
+    record.Record(live="g1", generations={"g1": origin}).write(cluster, SETTINGS)  # type: ignore[arg-type]
+
+
+RELATIVE = {"thresholds": {"max_p95_time_to_first_token_ratio": 1.2}}
+
+
+def plan_of(cluster: ServerCluster) -> Plan:
+    return Plan.model_validate_json(cluster.job["spec"]["template"]["spec"]["containers"][0]["args"][2])
+
+
+def test_the_job_is_told_what_live_was_measured_at() -> None:
+    cluster = ServerCluster(PASSED)
+    live_measured(cluster, load_of(SETTINGS.validation))
+    assert judge(cluster, validation=RELATIVE)["warnings"] == []
+    live = plan_of(cluster).live
+    assert live
+    assert (live.generation, live.p95_time_to_first_token_ms) == ("g1", 20)
+    assert judge(cluster)["warnings"] == []
+    assert plan_of(cluster).live is None, "nobody asked for it"
+
+
+@pytest.mark.parametrize(
+    ("load", "words"),
+    [("another", "was measured under another load than validation asks for"), ("", "has no figures in the record")],
+)
+def test_where_there_is_nothing_to_compare_with_the_verdict_warns(load: str, words: str) -> None:
+    cluster = ServerCluster(PASSED)
+    if load:
+        live_measured(cluster, load)
+    (warning,) = judge(cluster, validation=RELATIVE)["warnings"]
+    assert words in warning
+    assert plan_of(cluster).live is None
+
+
+def test_a_first_generation_is_compared_with_nothing() -> None:
+    cluster = ServerCluster(PASSED)
+    assert judge(cluster, RELEASE.model_copy(update={"live": ""}), validation=RELATIVE)["warnings"] == []
+    assert plan_of(cluster).live is None
+
+
+# -- gates of a team's own ----------------------------------------------------------------------------------
+
+EVAL, SAFETY = "us-docker.pkg.dev/p/r/eval:3", "us-docker.pkg.dev/p/r/safety:1"
+GATES = {"jobs": [{"image": EVAL, "args": ["--url=$(GEMMA_PIPELINES_URL)"], "timeout": "1h"}, {"image": SAFETY}]}
+YES, NO = {"passed": True, "reasons": []}, {"passed": False, "reasons": ["score 0.71, below 0.8"]}
+
+
+class GatedCluster(ServerCluster):
+    """Our own checks end with PASSED, a gate with what it `says`; `gates` are the gates' Jobs, by their images."""
+
+    def __init__(self, says: dict[str, Any], happens: Any = lambda cluster: None, checks: Any = PASSED):
+        super().__init__(checks)
+        self.says, self.happens_at_a_gate = says, happens
+        self.gates: dict[str, Object] = {}
+
+    def _validates(self, cluster: JobCluster, job: Object) -> None:
+        image = job["spec"]["template"]["spec"]["containers"][0]["image"]
+        if image not in self.says:
+            return super()._validates(cluster, job)
+        self.gates[image] = job
+        self.happens_at_a_gate(self)
+        said = self.says[image]
+        if said is None:
+            return fails(log="Traceback", terminated={"exitCode": 1})(cluster, job)
+        self.pod(job, log=json.dumps(said), terminated={"exitCode": 0})
+        self.end(job, "Complete")
+        return None
+
+
+def test_gates_judge_one_after_the_other_what_has_passed_so_far() -> None:
+    cluster = GatedCluster({EVAL: YES, SAFETY: YES})
+    verdict = judge(cluster, validation=GATES, engine={"api_key_secret": "projects/p/secrets/s/versions/1"})
+    assert verdict["passed"]
+    assert [(gate["image"], gate["passed"]) for gate in verdict["gates"]] == [(EVAL, True), (SAFETY, True)]
+    assert "; gates: 2" in step.summary(verdict)
+    job = cluster.gates[EVAL]
+    kubernetes_validate.validate({key: value for key, value in job.items() if key != "status"}, "1.35", strict=True)
+    container = job["spec"]["template"]["spec"]["containers"][0]
+    assert "command" not in container, "the image's own entrypoint"
+    assert container["args"] == ["--url=$(GEMMA_PIPELINES_URL)"]
+    environment = {variable["name"]: variable for variable in container["env"]}
+    assert environment["GEMMA_PIPELINES_URL"]["value"] == "http://vllm-g2.gemma.svc.cluster.local:8000"
+    assert environment["GEMMA_PIPELINES_MODEL"]["value"] == SETTINGS.model
+    assert environment["VLLM_API_KEY"]["valueFrom"]["secretKeyRef"]["name"] == names.api_key(SETTINGS)
+    assert job["metadata"]["name"] == "validate-server-gate-1-run-2"
+    assert job["spec"]["activeDeadlineSeconds"] == 3600 + 1800
+
+
+def test_a_gates_pod_is_as_bare_as_ours() -> None:
+    cluster = GatedCluster({EVAL: YES, SAFETY: YES})
+    judge(cluster, validation=GATES)
+    ours, theirs = (job["spec"]["template"]["spec"] for job in (cluster.job, cluster.gates[EVAL]))
+    assert {**theirs, "containers": []} == {**ours, "containers": []}
+    assert theirs["containers"][0]["securityContext"] == ours["containers"][0]["securityContext"]
+
+
+def test_a_gates_no_is_against_the_release_and_no_gate_comes_after_it() -> None:
+    cluster = GatedCluster({EVAL: NO, SAFETY: YES})
+    verdict = judge(cluster, validation=GATES)
+    assert not verdict["passed"]
+    assert verdict["reasons"] == [f"gate 1 ({EVAL}): score 0.71, below 0.8"]
+    assert cluster.gates.keys() == {EVAL}
+
+
+def test_gates_see_nothing_of_a_release_that_has_failed_nor_of_what_serves() -> None:
+    cluster = GatedCluster({EVAL: YES, SAFETY: YES}, checks=FAILED)
+    assert judge(cluster, validation=GATES) == FAILED
+    in_service = GatedCluster({EVAL: YES, SAFETY: YES})
+    judge(in_service, RELEASE.model_copy(update={"live": RELEASE.generation}), validation=GATES)
+    assert cluster.gates == in_service.gates == {}
+
+
+def test_a_gate_that_crashes_is_no_verdict() -> None:
+    with pytest.raises(InconclusiveError, match=r"gate-1-run-2 crashed with exit code 1"):
+        judge(GatedCluster({EVAL: None}), validation=GATES)
+
+
+@pytest.mark.parametrize("said", [{}, {"passed": "yes"}, {"passed": False, "reasons": "slow"}])
+def test_what_is_no_verdict_is_none(said: Any) -> None:
+    with pytest.raises(InconclusiveError, match="which is no verdict: the last line of its log"):
+        judge(GatedCluster({EVAL: said}), validation=GATES)
+
+
+def test_a_no_without_a_reason_is_one() -> None:
+    verdict = judge(GatedCluster({EVAL: {"passed": False}}), validation=GATES)
+    assert verdict["reasons"] == [f"gate 1 ({EVAL}): it does not say why"]
+
+
+def test_a_gate_whose_server_was_taken_away_is_no_verdict() -> None:
+    with pytest.raises(InconclusiveError, match="the pod vllm-g2-x was deleted"):
+        judge(GatedCluster({EVAL: NO}, ServerCluster.drop_pod), validation=GATES)
+
+
+def test_a_gates_image_that_cannot_be_pulled_names_its_setting() -> None:
+    def lives(cluster: JobCluster, job: Object) -> None:
+        cluster.pod(job, waiting={"reason": "ImagePullBackOff", "message": "not found"})
+
+    cluster = GatedCluster({EVAL: YES})
+    cluster.happens_at_a_gate = lambda cluster: lives(cluster, cluster.gates[EVAL])
+    with pytest.raises(RequestError, match=re.escape(f"Is {EVAL} pushed")) as raised:
+        judge(cluster, validation=GATES)
+    assert str(raised.value).endswith("named with validation.jobs in the settings")
+
+
+def test_gates_come_from_the_mirror_too() -> None:
+    cluster = GatedCluster({"mirror.example/p/r/eval:3": YES, "mirror.example/p/r/safety:1": YES})
+    judge(cluster, validation=GATES, images={"registry": "mirror.example"})
+    assert len(cluster.gates) == 2
 
 
 def test_a_job_that_crashes_is_no_verdict() -> None:
