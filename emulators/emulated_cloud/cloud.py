@@ -2,7 +2,8 @@
 
 `Cloud(folder, …)` is what a laptop run and the test fixtures use. `environment` points the customary variables of the
 unchanged client libraries at it; `kubeconfig` is for kubectl. What must outlive it lies in `folder` (buckets, the
-cluster's objects, disks and images of Compute Engine, container images); what must not lies in `folder/tmp`.
+cluster's objects, disks and images of Compute Engine, container images, jobs and schedules of Vertex AI); what must
+not lies in `folder/tmp`.
 """
 
 from __future__ import annotations
@@ -169,16 +170,21 @@ class Cloud:
     def environment(self) -> dict[str, str]:
         """All that a program needs that reaches for this cloud and for no other: variables that point Google's and the
         hub's clients here, and what of this process's own a program needs to run on this machine. Nothing else."""
-        tmp = self.folder / "tmp"
+        return self._environment(self._url["google"])
+
+    def _environment(self, google: str) -> dict[str, str]:
+        """`environment`, where Google's APIs other than storage have this address."""
+        tmp = self.folder.absolute() / "tmp"
+        urls = {**self._url, "google": google}
         return {
             **machine_environment(),
             "HF_ENDPOINT": self._url.get("hub", ""),
             "HF_HOME": str(tmp / "huggingface"),
-            "STORAGE_EMULATOR_HOST": self._url["storage"],
-            **{name: self._url[emulator] for name, emulator in self.endpoints.items()},
+            "STORAGE_EMULATOR_HOST": urls["storage"],
+            **{name: urls[emulator] for name, emulator in self.endpoints.items()},
             # google.auth asks the one whether it runs in the cloud, and the other for a token.
-            "GCE_METADATA_IP": self._url["google"].removeprefix("http://"),
-            "GCE_METADATA_HOST": self._url["google"].removeprefix("http://"),
+            "GCE_METADATA_IP": google.removeprefix("http://"),
+            "GCE_METADATA_HOST": google.removeprefix("http://"),
             # Credentials of the person at this machine must not reach an emulator.
             "CLOUDSDK_CONFIG": str(tmp / "gcloud"),
             "NO_PROXY": "127.0.0.1,localhost",
@@ -198,6 +204,11 @@ class Cloud:
     def compute_folder(self) -> Path:
         """The folder in which disks and images of Compute Engine lie (google/compute/store.py)."""
         return self.folder.absolute() / "compute"
+
+    @property
+    def aiplatform_folder(self) -> Path:
+        """The folder in which jobs and schedules of Vertex AI lie (google/aiplatform/store.py)."""
+        return self.folder.absolute() / "aiplatform"
 
     @property
     def logs_file(self) -> Path:
@@ -371,7 +382,7 @@ class Cloud:
         return self.location[:-2] if self.location[-2] == "-" else self.location
 
     def _described_region(self) -> dict[str, Any]:
-        """What there is beside secrets and tokens: the cluster, Compute Engine, what is logged."""
+        """What there is beside secrets and tokens: the cluster, Compute Engine, Vertex AI, what is logged."""
         return {
             "clusters": [self._described_cluster()],
             "compute": {
@@ -380,6 +391,12 @@ class Cloud:
                 "quotas": dict(self.quotas),
                 "run_scripts": self.run_startup_scripts,
                 "script_output": list(self.startup_output),
+            },
+            "aiplatform": {
+                "folder": str(self.aiplatform_folder),
+                "locations": [self._region],
+                # What runs in the cloud has the environment of whoever uses it. The emulator knows its own address.
+                "environment": self._environment("http://{self}"),
             },
             "logs": str(self.logs_file),
         }

@@ -191,7 +191,14 @@ class Handler(BaseHTTPRequestHandler):
             return self.send_json(self.server.faults.as_list())
         if self.url_path == "/_emulator/requests":
             return self.send_json(self.server.requests_seen)
-        return self.send(404)
+        try:
+            return self.admin()
+        except HttpError as error:
+            return self.send(error.status, error.body)
+
+    def admin(self) -> None:
+        """Answers what tests ask of one emulator alone, below `/_emulator/`."""
+        raise HttpError(404)
 
     def _drain(self) -> None:
         """Reads what is left of the body: it would be taken for the next request of the connection, and a client

@@ -2,9 +2,10 @@
 
 One server for all of them: the metadata server (metadata.py), container (container.py), Secret Manager
 (secretmanager.py), Resource Manager (resourcemanager.py), Cloud Logging (logging.py), Artifact Registry
-(artifactregistry.py) and Compute Engine (compute/, with machines that run), over REST, as the clients speak it with
-`transport="rest"` and `api_endpoint="http://127.0.0.1:PORT"`. An API is a module of its host's name, with its paths and
-its resources: one function answers a call or says that it is not its own (call.py); routes.py asks them in turn.
+(artifactregistry.py), Vertex AI Pipelines (aiplatform/, with jobs that run) and Compute Engine (compute/, with machines
+that run), over REST, as the clients speak it with `transport="rest"` and `api_endpoint="http://127.0.0.1:PORT"`. An API
+is a module of its host's name, with its paths and its resources: one function answers a call or says that it is not its
+own (call.py); routes.py asks them in turn.
 
 google.auth finds its credentials here with nothing but two variables, because it asks whether there is a metadata
 server by address and then everything else by name:
@@ -23,9 +24,11 @@ The configuration is a JSON file (config.py checks it):
                                    "image_streaming": true, "machine_type": "g2-standard-8"}]}],
      "secrets": {"hf-token": {"1": "value", "2": {"value": "other", "state": "DISABLED"}}},
      "compute": {"folder": "/state/compute", "zones": ["us-central1-a", "us-central1-b"]},
+     "aiplatform": {"folder": "/state/aiplatform", "locations": ["us-central1"]},
      "logs": "/state/logging.jsonl",
      "denied": ["projects/my-project/secrets/hf-token"]}
 
-`dns_endpoint`, `node_pools`, `clusters`, `secrets`, `compute`, `logs` and `denied` may be left out; `autopilot` is true
-by default. `state` is ENABLED, DISABLED or DESTROYED. What lies at or below a name in `denied` answers 403.
+`dns_endpoint`, `node_pools`, `clusters`, `secrets`, `compute`, `aiplatform`, `logs` and `denied` may be left out;
+`autopilot` is true by default. `state` is ENABLED, DISABLED or DESTROYED. What lies at or below a name in `denied`
+answers 403.
 """

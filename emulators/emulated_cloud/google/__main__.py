@@ -11,7 +11,7 @@ from emulated_cloud.google.server import GoogleServer
 
 
 def main() -> None:
-    parser = process.arguments("Google's metadata, container, Secret Manager and Resource Manager APIs.")
+    parser = process.arguments("Google's APIs other than storage: emulated_cloud/google/__init__.py lists them.")
     parser.add_argument("--config", type=Path, required=True, help="JSON: see the docstring of emulated_cloud.google")
     arguments = parser.parse_args()
     try:

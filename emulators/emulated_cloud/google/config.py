@@ -1,4 +1,5 @@
-"""What the emulator is told: a project, who its caller is, clusters, secrets, zones of machines, logs."""
+"""What the emulator is told: a project, who its caller is, clusters, secrets, zones of machines, logs, what runs
+pipelines."""
 
 from __future__ import annotations
 
@@ -62,6 +63,17 @@ class ComputeConfig:
 
 
 @dataclass(frozen=True)
+class AiPlatformConfig:
+    """Vertex AI Pipelines in these locations: `folder` keeps what there is, tasks see `environment` (aiplatform/) and
+    have `grace_seconds` to end when they are cancelled."""
+
+    folder: Path
+    locations: list[str]
+    environment: dict[str, str] = field(default_factory=dict)
+    grace_seconds: float = 30.0
+
+
+@dataclass(frozen=True)
 class Config:
     project_id: str
     project_number: str
@@ -71,6 +83,7 @@ class Config:
     secrets: dict[str, dict[str, SecretVersion]] = field(default_factory=dict)
     denied: list[str] = field(default_factory=list)
     compute: ComputeConfig | None = None
+    aiplatform: AiPlatformConfig | None = None
     logs: str = ""
 
     @classmethod
@@ -91,6 +104,7 @@ class Config:
                 },
                 denied=given.pop("denied", []),
                 compute=_compute(given.pop("compute", None)),
+                aiplatform=_aiplatform(given.pop("aiplatform", None)),
                 logs=given.pop("logs", ""),
             )
         except KeyError as error:
@@ -120,6 +134,10 @@ def _compute(given: dict[str, Any] | None) -> ComputeConfig | None:
     if len({zone.rpartition("-")[0] for zone in compute.zones}) != 1:
         raise BadConfig("compute: the zones are those of one region")
     return compute
+
+
+def _aiplatform(given: dict[str, Any] | None) -> AiPlatformConfig | None:
+    return None if given is None else AiPlatformConfig(**{**given, "folder": Path(given["folder"])})
 
 
 def _version(given: Any) -> SecretVersion:

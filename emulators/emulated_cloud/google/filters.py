@@ -3,7 +3,8 @@
     labels.run="r1" AND status!=READY          logName="projects/p/logs/x" AND timestamp>="2026-01-01T00:00:00Z"
 
 Comparisons (`=`, `!=`, `:`, `<`, `<=`, `>`, `>=`) of a field with a value, joined by AND (which may be left out), OR
-and NOT, in parentheses. `field:value` is "has": a text holds it, an object or a list has it; `*` is anything.
+and NOT, in parentheses. `field:value` is "has": a text holds it (or is like it, where it has a `*`), an object or a
+list has it; `*` is anything.
 """
 
 from __future__ import annotations
@@ -126,6 +127,9 @@ def _holds(found: Any, operator: str, value: str) -> bool:
     if operator == ":" and isinstance(found, (dict, list)):
         return value in found
     text = str(found).lower() if isinstance(found, bool) else str(found)
+    if operator == ":" and "*" in value:
+        pattern = ".*".join(re.escape(part) for part in value.split("*"))
+        return re.fullmatch(pattern, text, re.IGNORECASE | re.DOTALL) is not None
     if operator == ":":
         return value.lower() in text.lower()
     if operator == "=":

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from emulated_cloud.google import filters
 from emulated_cloud.google.call import Call
 from emulated_cloud.google.errors import permission_denied, refusal
 
 PAGE_SIZE, MOST_IN_A_PAGE = 50, 1000
+_LOG_ID = re.compile(r'log_id\(\s*"([^"]*)"\s*\)')
 ORDERS = {"": False, "timestamp asc": False, "timestamp desc": True}
 
 
@@ -37,7 +40,7 @@ def entries(call: Call, asked: dict[str, Any]) -> dict[str, Any]:
     if order not in ORDERS:
         raise refusal("INVALID_ARGUMENT", f"Invalid order_by: {order}")
     try:
-        wanted = filters.parse(asked.get("filter", ""))
+        wanted = filters.parse(_LOG_ID.sub(lambda found: _log_name(call, found[1]), asked.get("filter", "")))
     except filters.BadFilter as error:
         raise refusal("INVALID_ARGUMENT", f"Unparseable filter: {error}") from None
     found = [entry for entry in _written(call.config.logs) if wanted(entry)]
@@ -49,6 +52,11 @@ def entries(call: Call, asked: dict[str, Any]) -> dict[str, Any]:
     first = int(token)
     page: dict[str, Any] = {"entries": found[first : first + size]} if found[first:] else {}
     return page | ({"nextPageToken": str(first + size)} if found[first + size :] else {})
+
+
+def _log_name(call: Call, log: str) -> str:
+    """What `log_id("…")` in a filter stands for: the name has the id as it is in a path."""
+    return f'logName="projects/{call.config.project_id}/logs/{quote(log, safe="")}"'
 
 
 def _written(logs: str) -> list[dict[str, Any]]:

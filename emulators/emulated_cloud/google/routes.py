@@ -17,8 +17,9 @@ APIS: tuple[Api, ...] = (
     resourcemanager.answer,  # /v3/projects/…, /v1/projects/…
     logging.answer,  # /v2/entries:list
 )
-"""Those that remember nothing. Artifact Registry (/v1/projects/…/locations/…/{repositories,operations}/…) and Compute
-Engine (/compute/v1/projects/…) do: server.py."""
+"""Those that remember nothing. These do (server.py): Vertex AI (/v1/projects/…/locations/…/{pipelineJobs,schedules}),
+Artifact Registry (/v1/projects/…/locations/…/{repositories,operations}/…) and Compute Engine (/compute/v1/projects/…).
+"""
 
 
 def is_metadata(path: str) -> bool:
@@ -32,7 +33,8 @@ def call_of(request: Handler, config: Config) -> Call:
     if version == "compute" and path:
         # The one API that says its name in its paths.
         version = f"compute/{path.pop(0)}"
-    if not re.fullmatch(r"(compute/)?v\d\w*", version) or not path:
+    # `ui` is where Vertex AI's clients look for operations first.
+    if not re.fullmatch(r"(compute/)?v\d\w*|ui", version) or not path:
         raise no_such_method()
     path[-1], _, verb = path[-1].partition(":")
     return Call(request.command, version, path, verb, request.query, config, _body(request))

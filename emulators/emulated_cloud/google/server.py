@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from emulated_cloud.google import metadata, routes
+from emulated_cloud.google.aiplatform import AiPlatform
+from emulated_cloud.google.aiplatform.resources import time_of, timestamp
 from emulated_cloud.google.artifactregistry import ArtifactRegistry
 from emulated_cloud.google.compute import Compute
 from emulated_cloud.google.config import Config
@@ -19,14 +21,17 @@ class GoogleServer(EmulatorServer):
         self.config = config
         super().__init__(address, GoogleHandler, request_log)
         self.compute = Compute(config, config.compute, self.faults) if config.compute else None
-        self.apis = (
-            *routes.APIS,
-            ArtifactRegistry(self.faults).answer,
-            *([self.compute.answer] if self.compute else []),
-        )
+        self.aiplatform: AiPlatform | None = None
+        if config.aiplatform:
+            self.aiplatform = AiPlatform(config, config.aiplatform, self.faults, self.url.removeprefix("http://"))
+        # Vertex AI lets through what it does not know of the operations of a location, which others have as well.
+        services = (self.aiplatform, ArtifactRegistry(self.faults), self.compute)
+        self.apis = (*routes.APIS, *(service.answer for service in services if service))
 
     def server_close(self) -> None:
         super().server_close()
+        if self.aiplatform:
+            self.aiplatform.close()
         if self.compute:
             self.compute.close()
 
@@ -38,6 +43,14 @@ class GoogleHandler(Handler):
         """The service account, for who has its token."""
         config = self.server.config
         return config.service_account if self.bearer_token() == config.token else "anonymous"
+
+    def admin(self) -> None:
+        """`/_emulator/clock`: the time that Vertex AI's schedules see (aiplatform/__init__.py)."""
+        if self.url_path != "/_emulator/clock" or not (service := self.server.aiplatform):
+            return super().admin()
+        if self.command == "POST":
+            service.ticking.move_to(time_of(self.read_json().get("time"), "time"))
+        return self.send_json({"time": timestamp(service.clock.now())})
 
     def route(self, method: str) -> None:
         config = self.server.config
