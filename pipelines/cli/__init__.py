@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.cli import files, fits, operate, run, weights
+from pipelines.cli import files, fits, operate, oversee, run, weights
 from pipelines.cli.output import Output, complain, let_go, settle
 
 app = typer.Typer(
@@ -75,6 +75,7 @@ _add(files.render)
 _add(operate.promote)
 _add(operate.rollback)
 _add(operate.report)
+_add(oversee.destroy)
 _add(fits.fits)
 _add(weights.verify_weights, "verify-weights")
 

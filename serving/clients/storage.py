@@ -390,6 +390,27 @@ def ensure_bucket_binding(bucket: str, role: str, member: str) -> bool:
     raise InconclusiveError(f"gs://{bucket}: its IAM policy kept changing while {role} was being added. Run again")
 
 
+def remove_bucket_binding(bucket: str, role: str, member: str) -> bool:
+    """Takes the role from the member, where the policy gives it without a condition: returns whether it did."""
+    from google.api_core.exceptions import Conflict, PreconditionFailed
+
+    with _errors(f"gs://{bucket}", role=POLICY_ROLE):
+        for _ in range(10):
+            policy = _policy(bucket)
+            if not _holds(policy, role, member):
+                return False
+            for binding in policy.bindings:
+                if binding["role"] == role and not binding.get("condition"):
+                    binding["members"] = set(binding["members"]) - {member}
+            policy.bindings = [binding for binding in policy.bindings if binding["members"]]
+            try:
+                _bucket(bucket).set_iam_policy(policy, retry=_retry(f"gs://{bucket}"))
+            except (Conflict, PreconditionFailed):
+                continue  # Somebody changed it meanwhile: look again.
+            return True
+    raise InconclusiveError(f"gs://{bucket}: its IAM policy kept changing while {role} was being taken. Run again")
+
+
 def _policy(bucket: str) -> Any:
     retry = _retry(f"gs://{bucket}")
     return _bucket(bucket).get_iam_policy(requested_policy_version=3, retry=retry)

@@ -117,6 +117,9 @@ class MemoryCluster:
     def impatient(self) -> MemoryCluster:
         return self
 
+    def everything_in(self, namespace: str) -> list[Object]:
+        return [copy.deepcopy(body) for (_, its, _), body in self.objects.items() if its == namespace]
+
     def serves(self, kind: str) -> bool:
         return True
 

@@ -145,6 +145,30 @@ class Cluster:
         resources = self._connection.call("GET", f"/apis/{wanted.api_version}")["resources"]
         return any(resource["kind"] == kind for resource in resources)
 
+    def everything_in(self, namespace: str) -> list[Object]:
+        """All objects of a namespace, of whatever kind, but for those that every namespace has."""
+        found: dict[str, Object] = {}
+        for version in ["v1", *self._preferred_versions()]:
+            root = f"/apis/{version}" if "/" in version else f"/api/{version}"
+            for resource in self._connection.call("GET", root)["resources"]:
+                if not resource["namespaced"] or "list" not in resource["verbs"] or "/" in resource["name"]:
+                    continue
+                items = self._connection.call("GET", f"{root}/namespaces/{namespace}/{resource['name']}")["items"]
+                for item in items:
+                    if not _is_in_every_namespace(resource["kind"], item["metadata"]["name"]):
+                        # A kind of two groups is one object.
+                        found[item["metadata"]["uid"]] = {"kind": resource["kind"], **item}
+        return list(found.values())
+
+    def _preferred_versions(self) -> list[str]:
+        """Of all groups but those of figures, which are nobody's objects."""
+        groups = self._connection.call("GET", "/apis")["groups"]
+        return [
+            group["preferredVersion"]["groupVersion"]
+            for group in groups
+            if not group["name"].endswith("metrics.k8s.io")
+        ]
+
     def log(self, pod: str, namespace: str, *, container: str = "", tail: int = 50, previous: bool = False) -> str:
         """The last `tail` lines of a container's log; empty when it has none (yet)."""
         query = {"tailLines": str(tail), "container": container, "previous": "true" if previous else ""}
@@ -176,6 +200,10 @@ class Cluster:
             yield changes
         finally:
             changes.stop()
+
+
+def _is_in_every_namespace(kind: str, name: str) -> bool:
+    return kind == "Event" or (kind, name) in (("ConfigMap", "kube-root-ca.crt"), ("ServiceAccount", "default"))
 
 
 def _place(body: Object) -> tuple[str, str | None, str]:
