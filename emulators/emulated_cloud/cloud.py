@@ -185,6 +185,8 @@ class Cloud:
             # google.auth asks the one whether it runs in the cloud, and the other for a token.
             "GCE_METADATA_IP": google.removeprefix("http://"),
             "GCE_METADATA_HOST": google.removeprefix("http://"),
+            # GKE's DNS endpoint shows a certificate that everybody trusts.
+            **({"SSL_CERT_FILE": str(self._certificate.absolute())} if "apiserver" in self._url else {}),
             # Credentials of the person at this machine must not reach an emulator.
             "CLOUDSDK_CONFIG": str(tmp / "gcloud"),
             "NO_PROXY": "127.0.0.1,localhost",
@@ -371,6 +373,7 @@ class Cloud:
             "name": self.cluster,
             "location": self.location,
             "endpoint": self._url["apiserver"].removeprefix("https://"),
+            "dns_endpoint": self._url["apiserver"].removeprefix("https://"),
             "ca_certificate": self._certificate.read_text(encoding="ascii"),
             "version": "1.35.3-gke.1389000",
             "autopilot": self.autopilot,

@@ -90,8 +90,9 @@ def asked(what: str, ask: Callable[[], Any]) -> Any:
     return Patience().until_it_works(what, attempt)
 
 
-def client_of(client_class: Any) -> Any:
-    endpoint = os.environ.get(API_ENDPOINT)
+def client_of(client_class: Any, host: str = "") -> Any:
+    """A client of one of Google's APIs; `host` is the API's, where it is not the one that the client knows."""
+    endpoint = os.environ.get(API_ENDPOINT) or host
     options = {"api_endpoint": endpoint} if endpoint else None
     return client_class(credentials=credentials(), transport="rest", client_options=options)
 

@@ -24,6 +24,8 @@ _ENDPOINT = "https://storage.googleapis.com"
 OBJECTS_ROLE = "roles/storage.objectUser"
 READER_ROLE = "roles/storage.objectViewer"
 POLICY_ROLE = "roles/storage.admin"
+BUCKET_ROLE = "roles/storage.bucketViewer"
+"""A role with storage.buckets.get."""
 
 
 class PreconditionError(PipelineError):
@@ -358,6 +360,15 @@ def call(bucket: str, method: str, path: str, body: dict[str, Any] | None = None
         else:
             return found
     raise refused
+
+
+def region_of(bucket: str) -> str:
+    """The one region of a bucket, as in us-central1; empty for a bucket of several. Raises RequestError when there is
+    no such bucket."""
+    found = _bucket(bucket)
+    with _errors(f"gs://{bucket}", role=BUCKET_ROLE):
+        found.reload(retry=_retry(f"gs://{bucket}"))
+    return str(found.location).lower() if found.location_type == "region" else ""
 
 
 # -- the bucket's IAM policy --------------------------------------------------------------------------------
