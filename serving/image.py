@@ -14,9 +14,22 @@ DEFAULT = f"gemma-gke-pipelines/python-components:{VERSION}"
 """What is compiled in when nobody says `--image`: a name that runs nowhere until an image is pushed under it.
 (kfp.local warns about an image without "python" in its name.)"""
 
+REPOSITORY = "gemma-pipelines"
+"""The repository of Artifact Registry that `bootstrap` makes in a project."""
+PACKAGE = "python-components"
+"""The image's name in it."""
+
+
+def published(project: str, region: str) -> str:
+    """The image's name in the project's own repository, where `bootstrap` builds it; the tag is this VERSION."""
+    return f"{region}-docker.pkg.dev/{project}/{REPOSITORY}/{PACKAGE}"
+
 
 def wanted(settings: Settings) -> str:
     """The component image of a deployment's runs: the one that its settings name, else this version's, in the mirror if
     there is one, else in the project's own repository, where `bootstrap` puts it."""
-    own = f"{settings.vertex_location}-docker.pkg.dev/{settings.project}"
-    return settings.images.components or f"{settings.images.registry or own}/{DEFAULT}"
+    if settings.images.components:
+        return settings.images.components
+    if settings.images.registry:
+        return f"{settings.images.registry}/{DEFAULT}"
+    return f"{published(settings.project, settings.region)}:{VERSION}"

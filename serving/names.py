@@ -58,6 +58,11 @@ PORT = 8000
 SERVER_CONTAINER = "vllm"
 
 
+def region(location: str) -> str:
+    """The region of a zone, or a region itself."""
+    return "-".join(location.split("-")[:2])
+
+
 def server(generation: str) -> str:
     """Names a generation's Deployment, Service, claim and budget."""
     return f"vllm-{generation}"

@@ -1,7 +1,7 @@
-"""Artifact Registry: keeping an image warm for nodes that stream it.
+"""Artifact Registry: repositories, tags, and keeping an image warm for nodes that stream it.
 
-https://cloud.google.com/artifact-registry/docs/reference/rest. Prewarming came in April 2026; for one call the client
-library is not worth its weight.
+https://cloud.google.com/artifact-registry/docs/reference/rest. Prewarming came in April 2026; for a handful of calls
+the client library is not worth its weight.
 """
 
 from __future__ import annotations
@@ -69,3 +69,50 @@ def prewarm(image: str, digest: str, location: str, architecture: str, days: int
         raise RequestError(f"{image} cannot be prewarmed: {google.said(error)}") from error
     artifact: dict[str, str] = operation.get("response", {}).get("prewarmedArtifact", {})
     return artifact.get("expirationTime", "")
+
+
+# -- repositories of a project's own ------------------------------------------------------------------------
+
+
+def ensure_repository(repository: str) -> bool:
+    """Makes a repository of container images, `projects/P/locations/L/repositories/R`, unless it is there: returns
+    whether it did.
+
+    Raises AccessError, RequestError, InconclusiveError.
+    """
+    from google.api_core import exceptions
+
+    parent, _, name = repository.rpartition("/")
+    with google.refusals(f"repository {repository}"):
+        try:
+            google.call("artifactregistry", "GET", f"v1/{repository}")
+        except exceptions.NotFound:
+            pass
+        else:
+            return False
+        try:
+            operation = google.call(
+                "artifactregistry", "POST", f"v1/{parent}?repositoryId={name}", {"format": "DOCKER"}
+            )
+        except exceptions.Conflict:
+            return False
+        google.finished("artifactregistry", operation)
+        return True
+
+
+def digest_of(image: str, tag: str) -> str:
+    """The digest that an image (HOST/PROJECT/REPOSITORY/PATH) has at a tag; empty when it has no such tag.
+
+    Raises AccessError, RequestError, InconclusiveError.
+    """
+    from google.api_core import exceptions
+
+    place = parse(image)
+    repository = f"projects/{place.project}/locations/{place.location}/repositories/{place.repository}"
+    package = f"{repository}/packages/{quote(place.path, safe='')}"
+    with google.refusals(f"{image}:{tag}"):
+        try:
+            found = google.call("artifactregistry", "GET", f"v1/{package}/tags/{tag}")
+        except exceptions.NotFound:
+            return ""
+    return str(found["version"]).rpartition("/")[2]

@@ -10,7 +10,9 @@ from __future__ import annotations
 import base64
 import os
 import re
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 API_ENDPOINT = "GEMMA_PIPELINES_API_ENDPOINT"
 SCOPES = ["https://www.googleapis.com/auth/cloud-platform"]
 _CALL_SECONDS = 60
+_FIRST_LOOK_SECONDS, _LAST_LOOK_SECONDS = 0.2, 5.0
+"""Between two looks at an operation."""
 NO_CREDENTIALS = "no Google credentials: run `gcloud auth application-default login`, or give the job a service account"
 
 
@@ -70,24 +74,26 @@ def asked(what: str, ask: Callable[[], Any]) -> Any:
 
     ask: the request, which is not to be tried again by the client itself.
     """
+    return Patience().until_it_works(what, lambda: once(ask))
+
+
+def once(ask: Callable[[], Any]) -> Any:
+    """The answer to asking once. Raises Interrupted while the API is away or busy, and what `asked` raises."""
     import requests
     from google.api_core import exceptions
     from google.auth.exceptions import GoogleAuthError
 
-    def attempt() -> Any:
-        try:
-            return ask()
-        except (exceptions.ServerError, exceptions.TooManyRequests, requests.RequestException) as error:
-            raise Interrupted(f"no answer ({said(error)})") from error
-        except exceptions.Forbidden as error:
-            # Compute Engine says so to who asks too often.
-            if "rateLimitExceeded" in {each.get("reason") for each in error.errors}:
-                raise Interrupted(f"asked too often ({said(error)})") from error
-            raise
-        except GoogleAuthError as error:
-            raise _without_token(error) from error
-
-    return Patience().until_it_works(what, attempt)
+    try:
+        return ask()
+    except (exceptions.ServerError, exceptions.TooManyRequests, requests.RequestException) as error:
+        raise Interrupted(f"no answer ({said(error)})") from error
+    except exceptions.Forbidden as error:
+        # Compute Engine says so to who asks too often.
+        if "rateLimitExceeded" in {each.get("reason") for each in error.errors}:
+            raise Interrupted(f"asked too often ({said(error)})") from error
+        raise
+    except GoogleAuthError as error:
+        raise _without_token(error) from error
 
 
 def client_of(client_class: Any, host: str = "") -> Any:
@@ -277,10 +283,13 @@ def session() -> Any:
     return AuthorizedSession(credentials())
 
 
-def call(service: str, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+def call(
+    service: str, method: str, path: str, body: dict[str, Any] | None = None, *, again: bool = True
+) -> dict[str, Any]:
     """The answer of one of Google's APIs (`service`, like `logging`) that needs no client library of its own.
 
-    Raises what `asked` raises: exceptions of google.api_core, by HTTP codes, for a refusal.
+    again: whether to ask once more after a failure that may heal; else that is Interrupted. Raises what `asked` raises:
+    exceptions of google.api_core, by HTTP codes, for a refusal.
     """
     from google.api_core import exceptions
 
@@ -294,4 +303,54 @@ def call(service: str, method: str, path: str, body: dict[str, Any] | None = Non
         return found
 
     with session() as connection:
-        return cast(dict[str, Any], asked(f"{host}/{path}", ask))
+        return cast(dict[str, Any], asked(f"{host}/{path}", ask) if again else once(ask))
+
+
+def finished(service: str, operation: dict[str, Any]) -> dict[str, Any]:
+    """The response of a long-running operation (https://google.aip.dev/151), waited for: nobody tells us when it is
+    done. Raises what `call` raises, RequestError with the operation's own words when it failed."""
+    pause = _FIRST_LOOK_SECONDS
+    while not operation.get("done"):
+        time.sleep(pause)
+        pause = min(pause * 1.5, _LAST_LOOK_SECONDS)
+        operation = call(service, "GET", f"v1/{operation['name']}")
+    if error := operation.get("error"):
+        raise RequestError(f"{service}: {error.get('message') or error}")
+    return dict(operation.get("response", {}))
+
+
+@contextmanager
+def refusals(what: str) -> Iterator[None]:
+    """Says in our words what an API refuses. Raises AccessError with the permission that is missing, or the API that is
+    off; RequestError for the rest."""
+    from google.api_core import exceptions
+
+    try:
+        yield
+    except (exceptions.Forbidden, exceptions.Unauthorized) as error:
+        raise AccessError(f"{what}: {said(error)}. {_cure(error)}") from error
+    except exceptions.ClientError as error:
+        raise RequestError(f"{what}: {said(error)}") from error
+
+
+def _cure(error: Any) -> str:
+    """What a person does about a refusal."""
+    about = error.metadata or {}
+    if error.reason == "SERVICE_DISABLED":
+        project = str(about.get("consumer", "projects/PROJECT")).removeprefix("projects/")
+        return f"Switch it on: `gcloud services enable {about.get('service', 'API')} --project={project}`"
+    if permission := about.get("permission"):
+        return f"Have somebody give you a role with {permission}"
+    return "Have somebody give you a role that permits it"
+
+
+def is_settling(error: BaseException) -> bool:
+    """Whether a refusal may be of something that was made a moment ago, an API switched on or an account made, and that
+    not every server of Google's knows yet."""
+    from google.api_core import exceptions
+
+    cause = error.__cause__
+    if isinstance(cause, exceptions.Forbidden):
+        return cause.reason == "SERVICE_DISABLED"
+    words = said(cause)
+    return isinstance(cause, exceptions.BadRequest) and "ervice account" in words and "does not exist" in words

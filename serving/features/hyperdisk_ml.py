@@ -79,7 +79,7 @@ def check(settings: Settings) -> None:
             f"volume; those of {', '.join(able)} can. Take another accelerator, or features: [gcs-fuse]"
         )
     wanted = _section(settings).zones
-    if elsewhere := [zone for zone in wanted if _region(zone) != _region(settings.location)]:
+    if elsewhere := [zone for zone in wanted if names.region(zone) != names.region(settings.location)]:
         raise RequestError(
             f"hyperdisk_ml.zones: {', '.join(elsewhere)} is not where the cluster is ({settings.location})"
         )
@@ -183,11 +183,6 @@ def explain(settings: Settings, symptom: Symptom) -> Explanation | None:
             InconclusiveError, f"the node under {pod} has all the disks that it may have: {words}. Run again"
         )
     return None
-
-
-def _region(place: str) -> str:
-    """Of a zone, or a region itself."""
-    return "-".join(place.split("-")[:2])
 
 
 def _section(settings: Settings) -> Section:
