@@ -60,6 +60,7 @@ def run(
     with opened_with_parameters("resolve_model", rest, job, explicit) as outcome:
         outcome.details["compiled"] = compiled
         settings = from_parameters(rest, **explicit)
+        outcome.details["deployment"] = names.place(settings)
         check_compiled(settings, compiled)
         settings = with_image(settings, compiled["image"])
         found = look_up(settings)

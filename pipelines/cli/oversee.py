@@ -1,15 +1,37 @@
-"""Commands that look at a deployment as a whole: destroy."""
+"""Commands that look at a deployment as a whole: status, destroy."""
 
 from __future__ import annotations
 
+import datetime
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pipelines.cli.operate import deployment
 from pipelines.cli.options import ScenarioArgument, Sets, SettingsFile, State
-from pipelines.cli.output import Output
+from pipelines.cli.output import Output, columns
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from serving.clients.vertex import Vertex
+    from serving.settings import Settings
+
+
+def status(out: Output, file: SettingsFile = None, sets: Sets = None, state: State = None) -> None:
+    """Show what serves, since when, of which commit, what the last runs came to and why, and what is not as it should
+    be."""
+    from serving.clients import patience
+    from serving.settings import in_seconds
+
+    with deployment(out, file, sets, state) as settings, patience.lasting(in_seconds(settings.patience)):
+        from pipelines.oversight import status as work
+
+        now = datetime.datetime.now(datetime.UTC)
+        with out.progress("looking at Vertex AI, cluster, bucket and hub"):
+            found = work.status(settings, _vertex(settings, state), now)
+    out.result(found, _status_words(found, now))
 
 
 def destroy(
@@ -20,6 +42,9 @@ def destroy(
     state: State = None,
     weights: Annotated[
         bool, typer.Option("--weights", help="Take its weights out of the bucket too, unless another deployment's.")
+    ] = False,
+    cancel: Annotated[
+        bool, typer.Option("--cancel", help="Tell runs that go on to end, instead of waiting for them.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
@@ -33,7 +58,8 @@ def destroy(
             raise RequestError(f"these are settings for scenario {settings.scenario}, not {name}")
         from pipelines.oversight import destroy as work
 
-        found = work.find(settings)
+        vertex = _vertex(settings, state)
+        found = work.find(settings, vertex)
         lines = found.lines(settings, weights=weights)
         if not lines:
             out.result({"removed": [], "kept": found.weights}, "there is nothing of this deployment")
@@ -43,13 +69,96 @@ def destroy(
             out.hint("\n".join(["these weights stay (--weights takes them too):", *(f"  {w}" for w in found.weights)]))
         if not yes:
             _ask(len(lines))
-        removed = work.destroy(settings, found, out.say, weights=weights)
+        removed = work.destroy(settings, found, out.say, weights=weights, vertex=vertex, cancel=cancel)
     kept = [] if weights else found.weights
     out.result({"removed": removed, "kept": kept}, f"took {len(removed)} things away")
     out.hint(
         "reports stay in the bucket, and what an administrator applied in the cluster: `gemma-pipelines render "
         f"{name} -f FILE --access | kubectl delete -f -`"
     )
+
+
+def _vertex(settings: Settings, state: Path | None) -> Vertex | None:
+    """Vertex AI as the deployment uses it; a run on this machine has none."""
+    if state:
+        return None
+    from pipelines.oversight.runs import vertex_of
+
+    return vertex_of(settings)
+
+
+def _status_words(found: dict[str, Any], now: datetime.datetime) -> str:
+    """One screen for a person."""
+    from pipelines.oversight.runs import ago
+
+    rows: list[tuple[str, str]] = []
+
+    def add(name: str, lines: list[str]) -> None:
+        rows.extend(("" if number else name, line) for number, line in enumerate(lines))
+
+    live = found["live"]
+    if live:
+        pods = live["pods"]
+        add(
+            "serves",
+            [
+                f"{live['generation']} since {live['since'] or '?'} ({ago(live['since'], now)}) at {live['endpoint']}",
+                f"{live['model']} at {(live['commit'] or '?')[:12]}, weights {live['weights_key']}",
+                *([f"volume {live['volume']}"] if live["volume"] else []),
+                *([f"disk image {live['disk_image']}"] if live["disk_image"] else []),
+                f"{pods['ready']} of {pods['wanted']} pods are ready",
+                *([_validated(live["validated"], now)] if live["validated"] else []),
+                *([f"pinned: {live['pinned']}"] if live["pinned"] else []),
+            ],
+        )
+    else:
+        add("serves", ["nothing"])
+    add("kept", [_kept_words(each) for each in found["kept"]])
+    add("schedule", _schedule_words(found["schedule"]))
+    add("runs", [_run_words(each, now) for each in found["runs"]] or ["none"])
+    if found["runs"]:
+        add("last run", [_step_words(each) for each in found["runs"][0]["steps"]])
+    add("drift", [_drift_words(each) for each in found["drift"]] or ["none"])
+    return columns(rows)
+
+
+def _validated(said: dict[str, Any], now: datetime.datetime) -> str:
+    from pipelines.oversight.runs import ago
+
+    verdict = "passed" if said["passed"] else "did not pass"
+    return f"validation {verdict} {ago(said['at'], now)} in {said['run']}: {said['message'].splitlines()[0]}"
+
+
+def _kept_words(each: dict[str, Any]) -> str:
+    waits = " waits for `gemma-pipelines promote`" if each["waits"] else ""
+    return f"{each['generation']} at {(each['commit'] or '?')[:12]}, {each['pods']['ready']} pods{waits}"
+
+
+def _schedule_words(said: dict[str, Any] | None) -> list[str]:
+    if said is None:
+        return ["none"]
+    first = f", next {said['next'][0]}" if said["next"] else ""
+    failed = [f"the last start failed: {said['last_error']}"] if said["last_error"] else []
+    return [f"{said['state'].lower()}, {said['cron']} in {said['timezone']}{first}", *failed]
+
+
+def _run_words(run: dict[str, Any], now: datetime.datetime) -> str:
+    from pipelines.oversight.runs import ago
+
+    became = run["status"] or (run["state"] or "?").lower()
+    took = f" in {run['seconds']:.0f} s" if run["seconds"] else ""
+    why = f": {run['error']['step'] or 'the run'}: {run['error']['message'].splitlines()[0]}" if run["error"] else ""
+    return f"{ago(run['started'], now)}  {run['id']}  {became}{took}{why}"
+
+
+def _step_words(step: dict[str, Any]) -> str:
+    again = f", attempt {step['attempts']}" if (step["attempts"] or 1) > 1 else ""
+    lines = (step["message"] or "").splitlines()
+    return f"{step['name']}: {step['status']}{again}{f': {lines[0]}' if lines else ''}"
+
+
+def _drift_words(each: dict[str, str]) -> str:
+    return f"{each['what']}: {each['why']}" + (f". `{each['command']}`" if each["command"] else "")
 
 
 def _ask(number: int) -> None:

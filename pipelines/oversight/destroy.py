@@ -7,13 +7,16 @@ images and, if that is asked for, weights go. Whoever is ended in the middle beg
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from components.collect_garbage.step import free_own_weights, own_weights
 from components.ensure_access.step import bindings
+from pipelines.oversight import runs
+from pipelines.vertex import schedule
 from serving import names
 from serving.clients import kubernetes, storage
 from serving.clients.kubernetes import Cluster, Object
+from serving.clients.vertex import Body, Vertex
 from serving.deployment import caches, disk_images, lease, record, removal
 from serving.deployment.record import Record
 from serving.errors import PipelineError, RequestError
@@ -39,10 +42,14 @@ class Found:
     """Prefixes of all sets of weights that nobody else names; they go only when that is asked for."""
     named: bool
     """Whether the bucket says that the deployment uses weights."""
+    schedule: Body | None = None
+    runs: list[Body] = field(default_factory=list)
+    """Those that go on; they end before anything goes."""
 
     def lines(self, settings: Settings, *, weights: bool) -> list[str]:
         """What goes, a line each."""
-        lines = [f"{item['kind']}/{item['metadata']['name']}" for item in self.objects]
+        lines = [_called(self.schedule)] if self.schedule else []
+        lines += [f"{item['kind']}/{item['metadata']['name']}" for item in self.objects]
         lines += [f"Namespace/{settings.namespace}"] if self.namespace else []
         lines += self.compute
         lines += [f"Rapid Cache of gs://{settings.bucket} in {zone}" for zone in self.caches]
@@ -52,7 +59,7 @@ class Found:
         return lines
 
 
-def find(settings: Settings) -> Found:
+def find(settings: Settings, vertex: Vertex | None = None) -> Found:
     """What there is of the deployment. Reads only; a cluster that is gone holds nothing."""
     cluster = _cluster(settings)
     objects = removal.find(cluster, settings) if cluster else []
@@ -68,20 +75,38 @@ def find(settings: Settings) -> Found:
         _given_bindings(settings) if deployed else [],
         own_weights(settings, known),
         named,
+        schedule.find(vertex, settings) if vertex else None,
+        runs.active(vertex, settings) if vertex else [],
     )
 
 
-def destroy(settings: Settings, found: Found, say: Say, *, weights: bool) -> list[str]:
-    """Takes away what was found. Returns what went, a line each.
+def destroy(
+    settings: Settings,
+    found: Found,
+    say: Say,
+    *,
+    weights: bool,
+    vertex: Vertex | None = None,
+    cancel: bool = False,
+    wait_seconds: float = 3600,
+) -> list[str]:
+    """Takes away what was found. Returns what went, a line each. cancel: runs that go on are told to end, else they are
+    waited for, so many seconds.
 
-    Raises LeaseHeldError while a run holds the Lease, InconclusiveError for what does not go.
+    Raises LeaseHeldError while a run holds the Lease, InconclusiveError for what does not end or does not go.
     """
+    if vertex:
+        if found.schedule and found.schedule["state"] == schedule.ACTIVE:
+            vertex.pause_schedule(found.schedule["name"])
+            say("paused the schedule")
+        runs.wait_until_ended(vertex, settings, say, cancel=cancel, seconds=wait_seconds)
     run_id = f"destroy-{time.strftime('%Y%m%d%H%M%S', time.gmtime())}"
     cluster, gone = _cluster(settings), list[str]()
     if cluster and found.objects:
         lease.take(cluster, settings, run_id, say)
         try:
             with lease.held(cluster, settings, run_id):
+                gone += _schedule(vertex, found, say)
                 _name_weights(settings, found)
                 gone += removal.remove(cluster, settings, _without_lease(found.objects), say)
                 gone += _outside(settings, found, run_id, say)
@@ -91,10 +116,23 @@ def destroy(settings: Settings, found: Found, say: Say, *, weights: bool) -> lis
         if removal.remove_namespace(cluster, settings, say):
             gone.append(f"Namespace/{settings.namespace}")
     else:
+        gone += _schedule(vertex, found, say)
         gone += _outside(settings, found, run_id, say)
     if weights:
         gone += free_own_weights(settings, found.weights, say)
     return gone
+
+
+def _schedule(vertex: Vertex | None, found: Found, say: Say) -> list[str]:
+    if not vertex or not found.schedule:
+        return []
+    vertex.delete_schedule(found.schedule["name"])
+    say(f"deleted {_called(found.schedule)}")
+    return [_called(found.schedule)]
+
+
+def _called(schedule: Body) -> str:
+    return f"schedule {schedule['name']}"
 
 
 def _outside(settings: Settings, found: Found, run_id: str, say: Say) -> list[str]:

@@ -89,9 +89,7 @@ def missing_permissions(resource: Guarded, permissions: Iterable[str]) -> list[s
     """Those of the permissions that the caller has not got on the resource."""
     wanted = list(permissions)
     with google.refusals(f"what this caller may do on {resource.called}"):
-        answer = google.call(
-            resource.service, "POST", f"{resource.path}:testIamPermissions", {"permissions": wanted}
-        )
+        answer = google.call(resource.service, "POST", f"{resource.path}:testIamPermissions", {"permissions": wanted})
     has = set(answer.get("permissions", []))
     return [permission for permission in wanted if permission not in has]
 

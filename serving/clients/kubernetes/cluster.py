@@ -73,6 +73,17 @@ class Cluster:
             content_type="application/apply-patch+yaml",
         )
 
+    def would_be(self, body: Object) -> Object:
+        """What `apply` would make of it, whoever owns its fields. Writes nothing."""
+        found: Object = self._connection.call(
+            "PATCH",
+            kinds.path(*_place(body)),
+            query={"fieldManager": FIELD_MANAGER, "force": "true", "dryRun": "All"},
+            body=body,
+            content_type="application/apply-patch+yaml",
+        )
+        return found
+
     def create(self, body: Object) -> Object:
         """Raises ConflictError when it exists."""
         kind, namespace, name = _place(body)
