@@ -1,4 +1,4 @@
-"""Commands that look at a deployment as a whole: status, destroy."""
+"""Commands that look at a deployment as a whole: plan, status, destroy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipelines.cli.operate import deployment
-from pipelines.cli.options import ScenarioArgument, Sets, SettingsFile, State
+from pipelines.cli.options import RequiredSettingsFile, ScenarioArgument, Sets, SettingsFile, State, settings_of
 from pipelines.cli.output import Output, columns
 
 if TYPE_CHECKING:
@@ -17,6 +17,23 @@ if TYPE_CHECKING:
 
     from serving.clients.vertex import Vertex
     from serving.settings import Settings
+
+
+def plan(out: Output, scenario: ScenarioArgument, file: RequiredSettingsFile, sets: Sets = None) -> None:
+    """Show what a run would change and what it needs, before anything is spent. Exit code 1 when something is
+    missing."""
+    from serving.clients import patience
+    from serving.settings import in_seconds
+
+    settings = settings_of(scenario, file, sets, {})
+    with patience.lasting(in_seconds(settings.patience)):
+        from pipelines.oversight import plan as work
+
+        with out.progress("looking at project, bucket, cluster, hub and Vertex AI"):
+            found = work.plan(settings, datetime.datetime.now(datetime.UTC))
+    out.result(found, _plan_words(found))
+    if not found["ready"]:
+        raise typer.Exit(1)
 
 
 def status(out: Output, file: SettingsFile = None, sets: Sets = None, state: State = None) -> None:
@@ -85,6 +102,23 @@ def _vertex(settings: Settings, state: Path | None) -> Vertex | None:
     from pipelines.oversight.runs import vertex_of
 
     return vertex_of(settings)
+
+
+def _plan_words(found: dict[str, Any]) -> str:
+    """One screen for a person: what is as it should be is named, what changes is told, what is missing is last."""
+    there = [each["what"] for each in found["changes"] if each["change"] == "exists" and not each["details"]]
+    lines = [f"as it should be: {', '.join(there)}"] if there else []
+    rows = []
+    for each in found["changes"]:
+        if each["what"] not in there:
+            first, *more = each["details"] or [""]
+            rows += [(each["change"], each["what"], first), *(("", "", line) for line in more)]
+    lines += [columns(rows)] if rows else []
+    for each in found["missing"]:
+        lines += ["", f"missing: {each['what']}", f"  {each['why']}"]
+        lines += [f"  mend it: {each['command']}"] if each["command"] else []
+    lines += ["", "ready" if found["ready"] else f"not ready: {len(found['missing'])} missing"]
+    return "\n".join(lines).lstrip("\n")
 
 
 def _status_words(found: dict[str, Any], now: datetime.datetime) -> str:

@@ -113,11 +113,11 @@ def destroy(
         finally:
             lease.give_back(cluster, settings, run_id)
         gone += removal.remove(cluster, settings, _lease(cluster, settings), say)
-        if removal.remove_namespace(cluster, settings, say):
-            gone.append(f"Namespace/{settings.namespace}")
     else:
         gone += _schedule(vertex, found, say)
         gone += _outside(settings, found, run_id, say)
+    if cluster and removal.remove_namespace(cluster, settings, say):
+        gone.append(f"Namespace/{settings.namespace}")
     if weights:
         gone += free_own_weights(settings, found.weights, say)
     return gone

@@ -21,7 +21,8 @@ from serving.settings import Settings
 from tests.unit.cluster import MemoryCluster
 from tests.unit.deployment import deployment, job, lease, owned, quick, service
 
-SETTINGS = quick(access="check")
+LONG = {"duration": "15m"}
+SETTINGS = quick(access="check", lease=LONG)
 OTHER = quick(access="check", namespace="elsewhere")
 """A deployment of the same name in another namespace, with weights in the same bucket."""
 BESIDE = quick(access="check", name="beside")
@@ -177,7 +178,7 @@ def test_a_deployment_beside_it_keeps_namespace_and_service_account(bucket, monk
     Record(live="g9").write(cluster, BESIDE)  # type: ignore[arg-type]
     destroyed()
     stays = {(kind, name) for kind, namespace, name in cluster.objects if namespace in ("", SETTINGS.namespace)}
-    assert {("Namespace", "gemma"), ("ServiceAccount", "vllm"), ("ConfigMap", "beside-generations")} <= stays
+    assert {("Namespace", "gemma"), ("ServiceAccount", "gemma-server"), ("ConfigMap", "beside-generations")} <= stays
     assert not {("Deployment", "vllm-g1"), ("ConfigMap", "gemma-generations"), ("Lease", "gemma")} & stays
 
 

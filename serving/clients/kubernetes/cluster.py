@@ -146,6 +146,18 @@ class Cluster:
             return there
         return written
 
+    def allows(self, user: str, namespace: str, name: str, *, group: str, resource: str, verb: str) -> bool:
+        """Whether a user may do something with the objects of a resource, or with the one of that name; in the whole
+        cluster without a namespace. Raises AccessError when we may not ask."""
+        attributes = {"namespace": namespace, "name": name, "group": group, "resource": resource, "verb": verb}
+        body = {
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SubjectAccessReview",
+            "spec": {"user": user, "resourceAttributes": {key: value for key, value in attributes.items() if value}},
+        }
+        answer = self._connection.call("POST", "/apis/authorization.k8s.io/v1/subjectaccessreviews", body=body)
+        return bool(answer["status"]["allowed"])
+
     def serves(self, kind: str) -> bool:
         """Whether the cluster knows the kind: is a CRD there? Only an answer that lists others says no."""
         wanted = kinds.find(kind)
