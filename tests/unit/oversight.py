@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -34,9 +34,8 @@ IMAGE = f"us-central1-docker.pkg.dev/demo-project/gemma-pipelines/python-compone
 class Compute:
     """Compute Engine with room for everything."""
 
-    quotas: dict[str, Room] = {"NVIDIA_L4_GPUS": Room(8, 8), "PREEMPTIBLE_NVIDIA_L4_GPUS": Room(8, 8)}
-    of_project: dict[str, Room] = {"GPUS_ALL_REGIONS": Room(8, 8)}
-    having = ["us-central1-a", "us-central1-c"]
+    quotas: ClassVar[dict[str, Room]] = {"NVIDIA_L4_GPUS": Room(8, 8)}
+    having: ClassVar[list[str]] = ["us-central1-a", "us-central1-c"]
 
     def __init__(self, project: str):
         pass
@@ -45,7 +44,7 @@ class Compute:
         return list(TRAITS.zones), self.quotas
 
     def project_quotas(self) -> dict[str, Room]:
-        return self.of_project
+        return {"GPUS_ALL_REGIONS": Room(8, 8)}
 
     def zones_with(self, accelerator: str) -> list[str]:
         return self.having

@@ -1,4 +1,4 @@
-"""What `plan` says: ready when all is there, and for each cause that it is not, one lack with the command that mends it."""
+"""What `plan` says: ready when all is there; for each cause that it is not, one lack with the command that mends it."""
 
 from __future__ import annotations
 
@@ -85,9 +85,7 @@ def rejected(world: World) -> None:
 MISSING_BUCKET = RequestError(
     "gs://demo-bucket does not exist. Create it: `gcloud storage buckets create gs://demo-bucket`"
 )
-ELSEWHERE = RequestError(
-    "gs://demo-bucket is in europe-west4: `gcloud storage buckets create gs://BUCKET --location=x`"
-)
+ELSEWHERE = RequestError("gs://demo-bucket is in europe-west4: `gcloud storage buckets create gs://B --location=x`")
 NO_CLUSTER = RequestError("no such cluster, or create it: `gcloud container clusters create-auto gemma`")
 NO_LICENCE = AccessError("google/gemma-3-4b-it is gated: accept its licence at https://huggingface.co/google")
 NO_IMAGE = RequestError("no image. `gemma-pipelines bootstrap -f FILE` builds it")
