@@ -260,6 +260,7 @@ def test_a_schedule_is_changed_in_place(vertex, nightly, spec):
         update_mask={"paths": ["cron", "create_pipeline_job_request"]},
     )
     assert changed.display_name == "nightly"
+    assert changed.allow_queueing
     assert changed.next_run_time.isoformat() == "2027-01-12T20:00:00+00:00"
     runs_that_end(vertex, 1)
     tick(vertex, name, "2027-01-12T19:00:00Z")
@@ -268,6 +269,14 @@ def test_a_schedule_is_changed_in_place(vertex, nightly, spec):
     first, second = runs_of(vertex, name)
     assert vertex.get(first)["runtimeConfig"]["parameterValues"] == {"words": "scheduled"}
     assert vertex.get(second)["runtimeConfig"]["parameterValues"] == {"words": "changed"}
+
+
+def test_what_waits_may_be_switched_off(vertex, nightly):
+    name = nightly(allow_queueing=True)
+    changed = vertex.schedules.update_schedule(
+        schedule={"name": name, "allow_queueing": False}, update_mask={"paths": ["allow_queueing"]}
+    )
+    assert not changed.allow_queueing
 
 
 def test_masks_are_taken_in_either_form_and_say_only_what_can_be(vertex, nightly):
