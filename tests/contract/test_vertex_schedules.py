@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
+import requests
 from google.api_core import exceptions
 from google.protobuf import json_format
 
@@ -352,7 +354,11 @@ def test_a_schedule_and_its_runs_outlive_the_emulator_and_the_runs_the_schedule(
     tick(vertex, name, "2027-01-10T18:00:00Z")
     vertex.stop()
     vertex.start()
-    assert get(vertex, name)["startedRunCount"] == "1"
+    schedule = get(vertex, name)
+    assert schedule["startedRunCount"] == "1"
+    now = requests.get(f"{vertex.process.url}/_emulator/clock", timeout=10).json()["time"]
+    tick_ = datetime.fromisoformat(schedule["nextRunTime"]) - datetime.fromisoformat(now)
+    assert timedelta(0) < tick_ <= timedelta(days=1), "the clock is this machine's again, and the next tick ahead"
     runs = runs_of(vertex, name)
     vertex.schedules.delete_schedule(name=name).result(timeout=10)
     with pytest.raises(exceptions.NotFound):
@@ -362,8 +368,6 @@ def test_a_schedule_and_its_runs_outlive_the_emulator_and_the_runs_the_schedule(
 
 
 def test_an_answer_may_be_lost_after_the_schedule_was_made(vertex, nightly):
-    import requests
-
     vertex.script({"action": "unanswered", "method": "POST", "path": "/schedules"})
     with pytest.raises(requests.ConnectionError):
         nightly(display_name="lost")
