@@ -64,7 +64,8 @@ class Cloud:
     programs of the caller's own: `{"MY_API_ENDPOINT": "google"}`. Startup scripts of machines run unless
     `run_startup_scripts` is false, or this user is not root: then `startup_output` is what they print. `quotas` are
     limits of Compute Engine that differ from google/compute/catalog.py. The registry has every image but those that
-    `absent_images` match, and shows those that `private_images` match to the service account alone.
+    `absent_images` match, and shows those that `private_images` match to the service account alone. Vertex AI is in the
+    cluster's region and in `vertex_locations`.
 
     `autopilot`: what kind of cluster it is; `node_pools` are those that somebody made, as google/config.py has them.
 
@@ -96,6 +97,7 @@ class Cloud:
     quotas: Mapping[str, float] = field(default_factory=dict)
     private_images: Sequence[str] = ()
     absent_images: Sequence[str] = ()
+    vertex_locations: Sequence[str] = ()
     real: Collection[str] = ()
     objects: Sequence[Path] = ()
     show: Sequence[Path] = ()
@@ -397,7 +399,7 @@ class Cloud:
             },
             "aiplatform": {
                 "folder": str(self.aiplatform_folder),
-                "locations": [self._region],
+                "locations": sorted({self._region, *self.vertex_locations}),
                 # What runs in the cloud has the environment of whoever uses it. The emulator knows its own address.
                 "environment": self._environment("http://{self}"),
             },
