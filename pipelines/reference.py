@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from serving import catalog, features, sizing
+from serving.installation import roles
 from serving.rendering import manifests
 from serving.scenarios import COLUMNS, REQUIRED, SCENARIOS
 from serving.settings import Settings
@@ -40,8 +41,57 @@ def text() -> str:
         "## Settings",
         "",
         *_settings(),
+        "",
+        "## Roles",
+        "",
+        "What `bootstrap` gives in Google Cloud, and `bootstrap --print` prints: the least that does. The pipeline's "
+        "rights in the cluster are `render --access`; what serving pods need on the bucket `ensure_access` gives.",
+        "",
+        *_table(["account", "role", "on", "for", "when"], list(_roles())),
+        "",
+        "Roles of the project's own, where none of Google's is as little:",
+        "",
+        *(
+            line
+            for role in roles.OWN_ROLES
+            for line in (f"* `{role.id}`: {', '.join(f'`{permission}`' for permission in role.permissions)}",)
+        ),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _roles() -> Iterator[list[str]]:
+    """Every role that some deployment's accounts need, with the settings for which they do."""
+    secret, project = "projects/PROJECT/secrets/NAME", "demo-project"
+    disk = {"features": ["secondary-boot-disk"]}
+    image = {"engine": {"image": "us-docker.pkg.dev/demo-project/mirror/vllm/vllm-openai:v0.33.0"}}
+    account = {"service_account": "bake@demo-project.iam.gserviceaccount.com"}
+    cases: dict[str, dict[str, Any]] = {
+        "always": {"access": "check"},
+        "`access: manage`": {},
+        "a token or an API key is named": {"hub": {"token_secret": f"{secret}/versions/latest"}},
+        "`gcs_fuse.rapid_cache`": {"gcs_fuse": {"profile": "manual", "rapid_cache": True}},
+        "`pipeline_root` elsewhere": {"pipeline_root": "gs://another/pipelines"},
+        "a `source` is named": {"source": "gs://somewhere/model"},
+        "secondary-boot-disk": disk,
+        "… `service_account`": {**disk, "secondary_boot_disk": account},
+        "… the engine's image is in Artifact Registry": {**disk, **image},
+        "… `image: streaming`": {**disk, **image, "secondary_boot_disk": {"image": "streaming"}},
+    }
+    told: set[tuple[str, str, str, str]] = set()
+    base = {"scenario": "gcs-fuse", "project": project, "bucket": "demo-bucket"}
+    for when, changes in cases.items():
+        for grant in roles.grants(Settings.model_validate({**base, **changes})):
+            key = (grant.kind, grant.role, grant.account, grant.why)
+            if key not in told:
+                told.add(key)
+                yield [
+                    grant.account.partition("@")[0],
+                    f"`{grant.role.rpartition('roles/')[2] if grant.role.startswith('projects/') else grant.role}`",
+                    {"account": "the machine's account"}.get(grant.kind, f"the {grant.kind}"),
+                    grant.why,
+                    when,
+                ]
 
 
 def fits() -> str:

@@ -64,8 +64,10 @@ class Cloud:
     programs of the caller's own: `{"MY_API_ENDPOINT": "google"}`. Startup scripts of machines run unless
     `run_startup_scripts` is false, or this user is not root: then `startup_output` is what they print. `quotas` are
     limits of Compute Engine that differ from google/compute/catalog.py. The registry has every image but those that
-    `absent_images` match, and shows those that `private_images` match to the service account alone. Vertex AI is in the
-    cluster's region and in `vertex_locations`.
+    `absent_images` match, and shows those that `private_images` match to the service account alone; repositories that
+    `own_images` match have what was built for them alone. `services` are the APIs that are on (all, if None), and
+    `denied_permissions` what the caller may not do; `build_command` runs in the source of what Cloud Build builds.
+    Vertex AI is in the cluster's region and in `vertex_locations`.
 
     `autopilot`: what kind of cluster it is; `node_pools` are those that somebody made, as google/config.py has them.
 
@@ -98,6 +100,10 @@ class Cloud:
     private_images: Sequence[str] = ()
     absent_images: Sequence[str] = ()
     vertex_locations: Sequence[str] = ()
+    own_images: Sequence[str] = ()
+    services: Sequence[str] | None = None
+    denied_permissions: Sequence[str] = ()
+    build_command: Sequence[str] = ()
     real: Collection[str] = ()
     objects: Sequence[Path] = ()
     show: Sequence[Path] = ()
@@ -215,6 +221,11 @@ class Cloud:
         return self.folder.absolute() / "aiplatform"
 
     @property
+    def registry_folder(self) -> Path:
+        """The folder in which container images lie (registry/images.py)."""
+        return self.folder.absolute() / "registry"
+
+    @property
     def logs_file(self) -> Path:
         """The file of all entries of Cloud Logging, a JSON line each; whoever writes an entry appends one."""
         return self.folder.absolute() / "tmp" / "logging.jsonl"
@@ -326,10 +337,11 @@ class Cloud:
         self._start(
             "registry",
             "emulated_cloud.registry",
-            *("--root", str(self.folder.absolute() / "registry")),
+            *("--root", str(self.registry_folder)),
             *("--token", str(self.folder / "tmp" / "registry-token")),
             *(argument for pattern in self.private_images for argument in ("--private", pattern)),
             *(argument for pattern in self.absent_images for argument in ("--absent", pattern)),
+            *(argument for pattern in self.own_images for argument in ("--own", pattern)),
             *self._request_log("registry"),
         )
 
@@ -403,6 +415,15 @@ class Cloud:
                 # What runs in the cloud has the environment of whoever uses it. The emulator knows its own address.
                 "environment": self._environment("http://{self}"),
             },
+            "cloudbuild": {
+                "storage": self._url["storage"],
+                "command": list(self.build_command),
+                "environment": machine_environment(),
+            },
+            "folder": str(self.folder.absolute() / "project"),
+            "registry": str(self.registry_folder),
+            "services": None if self.services is None else list(self.services),
+            "denied_permissions": list(self.denied_permissions),
             "logs": str(self.logs_file),
         }
 

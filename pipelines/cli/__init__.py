@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.cli import emulators, files, fits, operate, oversee, run, schedule, submit, weights
+from pipelines.cli import bootstrap, emulators, files, fits, operate, oversee, run, schedule, submit, weights
 from pipelines.cli.output import Output, complain, let_go, settle
 
 
@@ -82,6 +82,7 @@ _schedule = _group("schedule", "A refresh again and again on Vertex AI Pipelines
 for _command in (schedule.apply, schedule.show, schedule.pause, schedule.resume, schedule.delete):
     _add(_command, to=_schedule)
 app.add_typer(_schedule)
+_add(bootstrap.bootstrap)
 _add(operate.promote)
 _add(operate.rollback)
 _add(operate.report)

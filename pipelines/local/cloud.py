@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.local import state
+from serving import names
 from serving.errors import PipelineError, RequestError
 
 if TYPE_CHECKING:
@@ -61,10 +62,12 @@ def up(
 
     from serving.clients.google import API_ENDPOINT
     from serving.clients.registry import REGISTRY_ENDPOINT
+    from serving.image import published
     from serving.rendering.engine import component_image
     from serving.rendering.render import admin, as_yaml
 
     endpoint, live = folder / "endpoint", folder / "live"
+    built = published(settings.project, names.region(settings.location))
     served_before = live.exists() or endpoint.exists()
     endpoint.unlink(missing_ok=True)
     model = weights.absolute() if weights else _tiny_model(settings, folder)
@@ -85,6 +88,7 @@ def up(
             # As `run` compiles it in, and as `submit` does.
             for image in (re.escape(component_image(settings)), r"(.*/)?python-components[:@].*")
         ],
+        own_images=[re.escape(built.partition("/")[2])],
         endpoints={API_ENDPOINT: "google", REGISTRY_ENDPOINT: "registry"},
         autopilot=_is_autopilot(settings),
         startup_output=_BAKED,

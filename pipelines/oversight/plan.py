@@ -123,17 +123,18 @@ def _of_objects(
         return
     verdict = "change" if decision.proceed else "exists"
     yield {"what": f"generation {release.generation}", "change": verdict, "details": [decision.reason]}
+    if not decision.proceed:
+        return  # What else is not as it was made, `status` tells: no run changes it.
     there = cluster.get("Namespace", settings.namespace) is not None
     yield objects.change(render.namespace(settings), "exists" if there else "create")
     temporary = render.temporary(settings, release) if deployment is None else []
     for body in [*rendered.shared, *temporary, *rendered.generation]:
         yield from _compared(needs, cluster, body, namespace_is_there=there)
-    if decision.proceed:
-        entry = render.entry(settings, release.generation)
-        now = record.serving_generation(record.entry(cluster, settings))
-        words = [f"sends requests to {release.generation}" + (f" instead of {now}" if now else "")]
-        yield objects.change(entry, "change" if now else "create", words if now != release.generation else [])
-        yield from _what_goes(cluster, settings, known, release)
+    entry = render.entry(settings, release.generation)
+    now = record.serving_generation(record.entry(cluster, settings))
+    words = [f"sends requests to {release.generation}" + (f" instead of {now}" if now else "")]
+    yield objects.change(entry, "change" if now else "create", words if now != release.generation else [])
+    yield from _what_goes(cluster, settings, known, release)
 
 
 def _compared(needs: Needs, cluster: Cluster, body: Object, *, namespace_is_there: bool) -> Iterator[Change]:

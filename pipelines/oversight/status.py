@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from components.resolve_model.decision import Situation
@@ -206,7 +207,8 @@ def _as_live(settings: Settings, origin: Known | None, newest: Found | None) -> 
     if origin is None:
         return None
     if newest and newest.weights_key == origin.weights_key:
-        return newest
+        # The generation keeps the commit that it was made of.
+        return replace(newest, commit=origin.commit)
     if settings.source or len(repositories.of(settings)) > 1:
         return None  # Of adapters and assistant the record knows no commits.
     try:

@@ -1,1 +1,1 @@
-"""What a project needs once, before any pipeline runs in it: APIs, accounts with the least roles, the component image."""
+"""What a project needs once, before a pipeline runs in it: APIs, accounts with the least roles, the component image."""

@@ -66,7 +66,7 @@ class Report:
 
 
 def bootstrap(
-    settings: Settings, say: Say, *, token: str = "", rebuild: bool = False, pace: Pace = Pace()
+    settings: Settings, say: Say, *, token: str = "", rebuild: bool = False, pace: Pace = building.PACE
 ) -> Report:
     """Makes what the project lacks. `token`: the value of the hub's token secret; `rebuild`: build the component image
     of this distribution although another of its version is there.
@@ -115,7 +115,9 @@ def items(settings: Settings, token: str) -> Iterator[Item]:
     project, region = settings.project, names.region(settings.location)
     wanted = apis(settings)
     yield Item(
-        f"{len(wanted)} APIs", f"gcloud services enable {' '.join(wanted)} --project={project}", partial(_apis, project, wanted)
+        f"{len(wanted)} APIs",
+        f"gcloud services enable {' '.join(wanted)} --project={project}",
+        partial(_apis, project, wanted),
     )
     yield Item(
         f"bucket gs://{settings.bucket}",
@@ -225,7 +227,8 @@ class _Image:
 
 def _settle(item: Item, report: Report, say: Say) -> None:
     """Sees to one thing, and adds what became of it."""
-    is_new = any(each.state == "made" for each in report.done)
+    # Where something is left, this has to be run again anyhow, and what follows may fail for that.
+    is_new = report.is_ready and any(each.state == "made" for each in report.done)
 
     def attempt() -> bool:
         try:

@@ -47,6 +47,9 @@ class Pace:
     log: float = _LOG_COMES_LATE_SECONDS
 
 
+PACE = Pace()
+
+
 @dataclass(frozen=True)
 class Source:
     """What is built: a context, and what its image is called."""
@@ -89,7 +92,7 @@ def there(source: Source) -> tuple[str, bool]:
     return found, bool(found) and found == artifact_registry.digest_of(source.image, source.source_tag)
 
 
-def build(settings: Settings, source: Source, say: Say, pace: Pace = Pace()) -> str:
+def build(settings: Settings, source: Source, say: Say, pace: Pace = PACE) -> str:
     """The digest of the image, which is built now.
 
     Raises PipelineError with the log's last lines when the build fails, NotYetAllowed when that may be for the newness

@@ -193,7 +193,7 @@ def _of_the_pipeline(settings: Settings) -> list[Grant]:
         if source != bucket:
             found.append(on("bucket", source, "roles/storage.objectViewer", "what a `source` names comes from it"))
     for secret in secrets(settings):
-        found.append(on("secret", secret, "roles/secretmanager.secretAccessor", "the steps that need its value read it"))
+        found.append(on("secret", secret, "roles/secretmanager.secretAccessor", "the steps that need it read it"))
     if _has(settings, "secondary-boot-disk"):
         found.append(on("project", project, "roles/logging.viewer", "what nodes say of the image cache"))
         if place := _place_of_the_engine(settings):

@@ -66,10 +66,11 @@ class Conformance:
         return sorted(found, key=lambda each: -len(each[1].pattern))
 
     def watch(self, session: Any, where: str = "") -> None:
-        """Checks every exchange on a requests session from now on, of those whose address holds `where`."""
+        """Checks every exchange on a requests session from now on, of those in whose address `where`, a pattern, is
+        found."""
 
         def check(response: Any, **_: Any) -> None:
-            if where in response.request.url:
+            if re.search(where, response.request.url):
                 self.check(response)
 
         session.hooks["response"].append(check)

@@ -1,21 +1,26 @@
 """The component image without a container: its Dockerfile's own commands, run in folders, and every step started there.
 
 The build stage's COPY and RUN lines are done as they stand, with a fresh virtual environment for the base image and a
-folder for each of its paths. What is not done: the base image itself, and the final stage's clean-up of it.
+folder for each of its paths; what is copied comes from the build context that `bootstrap` sends to Cloud Build. What is
+not done: the base image itself, and the final stage's clean-up of it.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import venv
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from serving.installation import context
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = ROOT / "images" / "components" / "Dockerfile"
@@ -45,6 +50,9 @@ class Image:
         self.folder = folder
         build, self.final = stages()
         self.python = folder / "venv" / "bin" / "python"
+        context_folder = folder / "context"
+        with tarfile.open(fileobj=io.BytesIO(context.packed())) as tar:
+            tar.extractall(context_folder, filter="data")
         venv.create(folder / "base", with_pip=True)
         workdir = folder
         for instruction, rest in build:
@@ -54,7 +62,7 @@ class Image:
             elif instruction == "COPY":
                 *sources, target = rest.split()
                 for source in sources:
-                    self._copy(ROOT / source, workdir / target)
+                    self._copy(context_folder / source, workdir / target)
             elif instruction == "RUN":
                 self._run(self._inside(rest), workdir)
             else:

@@ -2,7 +2,8 @@
 
 One server for all of them: the metadata server (metadata.py), container (container.py), Secret Manager
 (secretmanager.py), Resource Manager (resourcemanager.py), Cloud Logging (logging.py), Artifact Registry
-(artifactregistry.py), Vertex AI Pipelines (aiplatform/, with jobs that run) and Compute Engine (compute/, with machines
+(artifactregistry.py), Service Usage (serviceusage.py), IAM (iam.py; the policies of everything: policies.py), Cloud
+Build (cloudbuild/), Vertex AI Pipelines (aiplatform/, with jobs that run) and Compute Engine (compute/, with machines
 that run), over REST, as the clients speak it with `transport="rest"` and `api_endpoint="http://127.0.0.1:PORT"`. An API
 is a module of its host's name, with its paths and its resources: one function answers a call or says that it is not its
 own (call.py); routes.py asks them in turn.
@@ -26,9 +27,16 @@ The configuration is a JSON file (config.py checks it):
      "compute": {"folder": "/state/compute", "zones": ["us-central1-a", "us-central1-b"]},
      "aiplatform": {"folder": "/state/aiplatform", "locations": ["us-central1"]},
      "logs": "/state/logging.jsonl",
-     "denied": ["projects/my-project/secrets/hf-token"]}
+     "folder": "/state/project",
+     "registry": "/state/registry",
+     "cloudbuild": {"storage": "http://127.0.0.1:1", "command": ["make", "check"]},
+     "services": ["serviceusage.googleapis.com"],
+     "denied": ["projects/my-project/secrets/hf-token"],
+     "denied_permissions": ["iam.roles.create"]}
 
-`dns_endpoint`, `node_pools`, `clusters`, `secrets`, `compute`, `aiplatform`, `logs` and `denied` may be left out;
-`autopilot` is true by default. `state` is ENABLED, DISABLED or DESTROYED. What lies at or below a name in `denied`
-answers 403.
+All but the first three lines may be left out, and so may `dns_endpoint` and `node_pools`; `autopilot` is true by
+default. `state` is ENABLED, DISABLED or DESTROYED. `folder` keeps what is made of accounts, roles, policies, secrets,
+repositories, builds and APIs; without it, they go with the emulator. `registry` is the folder of registry/, where built
+images go. `services` are the APIs that are on from the start: all of them, unless it is given. What lies at or below a
+name in `denied` answers 403, and so does what takes a permission of `denied_permissions`.
 """

@@ -74,6 +74,16 @@ class AiPlatformConfig:
 
 
 @dataclass(frozen=True)
+class CloudBuildConfig:
+    """Cloud Build: `storage` is where sources lie, scheme and host; `command` is run in each source, with
+    `environment`, in the place of its steps (cloudbuild/)."""
+
+    storage: str
+    command: list[str] = field(default_factory=list)
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Config:
     project_id: str
     project_number: str
@@ -85,6 +95,11 @@ class Config:
     compute: ComputeConfig | None = None
     aiplatform: AiPlatformConfig | None = None
     logs: str = ""
+    folder: str = ""
+    registry: str = ""
+    services: list[str] | None = None
+    denied_permissions: list[str] = field(default_factory=list)
+    cloudbuild: CloudBuildConfig | None = None
 
     @classmethod
     def load(cls, file: Path) -> Config:
@@ -106,6 +121,11 @@ class Config:
                 compute=_compute(given.pop("compute", None)),
                 aiplatform=_aiplatform(given.pop("aiplatform", None)),
                 logs=given.pop("logs", ""),
+                folder=given.pop("folder", ""),
+                registry=given.pop("registry", ""),
+                services=given.pop("services", None),
+                denied_permissions=given.pop("denied_permissions", []),
+                cloudbuild=_cloudbuild(given.pop("cloudbuild", None)),
             )
         except KeyError as error:
             raise BadConfig(f"{error} is missing") from error
@@ -138,6 +158,10 @@ def _compute(given: dict[str, Any] | None) -> ComputeConfig | None:
 
 def _aiplatform(given: dict[str, Any] | None) -> AiPlatformConfig | None:
     return None if given is None else AiPlatformConfig(**{**given, "folder": Path(given["folder"])})
+
+
+def _cloudbuild(given: dict[str, Any] | None) -> CloudBuildConfig | None:
+    return None if given is None else CloudBuildConfig(**given)
 
 
 def _version(given: Any) -> SecretVersion:

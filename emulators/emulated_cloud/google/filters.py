@@ -1,4 +1,4 @@
-"""The filters of lists (AIP-160), as far as Compute Engine's and Cloud Logging's lists share them.
+"""The filters of lists (AIP-160), as far as the lists of Google's services share them.
 
     labels.run="r1" AND status!=READY          logName="projects/p/logs/x" AND timestamp>="2026-01-01T00:00:00Z"
 
@@ -124,7 +124,8 @@ def _holds(found: Any, operator: str, value: str) -> bool:
         return False
     if value == "*" and operator in ("=", ":"):
         return True
-    if operator == ":" and isinstance(found, (dict, list)):
+    if (operator == ":" and isinstance(found, (dict, list))) or (operator == "=" and isinstance(found, list)):
+        # As of Cloud Build's tags, a list is equal to each that it has.
         return value in found
     text = str(found).lower() if isinstance(found, bool) else str(found)
     if operator == ":" and "*" in value:

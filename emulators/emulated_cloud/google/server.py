@@ -8,9 +8,14 @@ from emulated_cloud.google import metadata, routes
 from emulated_cloud.google.aiplatform import AiPlatform
 from emulated_cloud.google.aiplatform.resources import time_of, timestamp
 from emulated_cloud.google.artifactregistry import ArtifactRegistry
+from emulated_cloud.google.cloudbuild import CloudBuild
 from emulated_cloud.google.compute import Compute
 from emulated_cloud.google.config import Config
 from emulated_cloud.google.errors import unauthenticated
+from emulated_cloud.google.iam import Iam
+from emulated_cloud.google.policies import Policies
+from emulated_cloud.google.secretmanager import SecretManager
+from emulated_cloud.google.serviceusage import ServiceUsage
 from emulated_cloud.http import EmulatorServer, Handler
 
 
@@ -24,14 +29,22 @@ class GoogleServer(EmulatorServer):
         self.aiplatform: AiPlatform | None = None
         if config.aiplatform:
             self.aiplatform = AiPlatform(config, config.aiplatform, self.faults, self.url.removeprefix("http://"))
+        self.usage, iam, secrets = ServiceUsage(config), Iam(config), SecretManager(config)
+        repositories = ArtifactRegistry(config, self.faults)
+        policies = Policies(config, iam, secrets, repositories)
+        self.cloudbuild = (
+            CloudBuild(config, config.cloudbuild, self.faults, iam, policies) if config.cloudbuild else None
+        )
         # Vertex AI lets through what it does not know of the operations of a location, which others have as well.
-        services = (self.aiplatform, ArtifactRegistry(self.faults), self.compute)
+        services = (self.aiplatform, self.cloudbuild, policies, self.usage, iam, secrets, repositories, self.compute)
         self.apis = (*routes.APIS, *(service.answer for service in services if service))
 
     def server_close(self) -> None:
         super().server_close()
         if self.aiplatform:
             self.aiplatform.close()
+        if self.cloudbuild:
+            self.cloudbuild.close()
         if self.compute:
             self.compute.close()
 
@@ -61,4 +74,5 @@ class GoogleHandler(Handler):
         call = routes.call_of(self, config)
         if self.user() != config.service_account:
             raise unauthenticated(with_credentials="Authorization" in self.headers)
+        self.server.usage.check(call)
         return self.send_json(routes.answer(call, self.server.apis))

@@ -19,6 +19,9 @@ def main() -> None:
     parser.add_argument("--private", action="append", default=[], metavar="REGEX", help="repositories that want it")
     parser.add_argument("--absent", action="append", default=[], metavar="REGEX", help="what is not there")
     parser.add_argument(
+        "--own", action="append", default=[], metavar="REGEX", help="repositories that have what was pushed alone"
+    )
+    parser.add_argument(
         "--token-seconds",
         type=float,
         default=TOKEN_SECONDS,
@@ -34,6 +37,7 @@ def main() -> None:
         token=options.token.read_text(encoding="utf-8").strip() if options.token else "",
         private=options.private,
         absent=options.absent,
+        own=options.own,
         token_seconds=options.token_seconds,
         layers=options.layers,
         request_log=options.request_log,

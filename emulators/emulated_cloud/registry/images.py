@@ -1,4 +1,4 @@
-"""Images, made when a tag is first asked for, and kept by digest.
+"""Images, made when a tag is first asked for or pushed by who builds them, and kept by digest.
 
     blobs/sha256/<hex>                     layers and configurations
     repositories/<name>/_manifests/<hex>   indexes and manifests
@@ -17,6 +17,7 @@ import json
 import random
 import tarfile
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,30 @@ class Images:
                 digest = self._write_index(repository, tag)
                 _write(tagged, digest.encode())
         return tagged.read_text(encoding="ascii")
+
+    def push(self, repository: str, tags: Iterable[str], layer: bytes) -> str:
+        """Puts an image of one layer (a tar) there, for one architecture, at these tags: its digest."""
+        packed = gzip.compress(layer, mtime=0)
+        described = resources.descriptor(resources.LAYER, self._put_blob(packed), len(packed))
+        config = resources.config(ARCHITECTURES[0], [_digest(layer)], [])
+        digest, _ = self._write_manifest(repository, [described], json.dumps(config).encode())
+        with self._lock:
+            for tag in tags:
+                _write(self.root / "repositories" / repository / "_tags" / tag, digest.encode(), again=True)
+        return digest
+
+    def tags(self, repository: str) -> dict[str, str]:
+        """The digests of what was pushed to a repository, or asked for, by tags."""
+        folder = self.root / "repositories" / repository / "_tags"
+        if not folder.is_dir():
+            return {}
+        found = sorted(path for path in folder.iterdir() if not path.name.endswith(".part"))
+        return {path.name: path.read_text(encoding="ascii") for path in found}
+
+    def below(self, parent: str) -> list[str]:
+        """The repositories below a path, without it."""
+        folder = self.root / "repositories" / parent
+        return sorted(str(path.parent.relative_to(folder)) for path in folder.rglob("_tags"))
 
     def _manifests(self, repository: str) -> Path:
         return self.root / "repositories" / repository / "_manifests"
@@ -134,9 +159,9 @@ def _digest(content: bytes) -> str:
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
-def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all: who is killed leaves no half of a blob."""
-    if path.exists():
+def _write(path: Path, content: bytes, again: bool = False) -> None:
+    """Whole or not at all: who is killed leaves no half of a blob. `again`: also in another's place."""
+    if path.exists() and not again:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")

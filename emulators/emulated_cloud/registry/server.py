@@ -23,16 +23,25 @@ class RegistryServer(EmulatorServer):
         token: str = "",
         private: Iterable[str] = (),
         absent: Iterable[str] = (),
+        own: Iterable[str] = (),
         token_seconds: float = TOKEN_SECONDS,
         layers: int = 3,
         request_log: Path | None = None,
     ):
         self.images, self.access = Images(root, layers), Access(token, private, token_seconds)
-        self._absent = list(absent)
+        self._absent, self._own = list(absent), list(own)
         super().__init__(address, RegistryHandler, request_log)
 
     def is_absent(self, name: str) -> bool:
-        return any(re.fullmatch(pattern, name) for pattern in self._absent)
+        """Whether an image is not there: somebody said so, or it is of a repository that has what was pushed alone, and
+        this was not."""
+        if any(re.fullmatch(pattern, name) for pattern in self._absent):
+            return True
+        repository, _, tag = name.partition(":")
+        if not any(re.fullmatch(pattern, repository) for pattern in self._own):
+            return False
+        pushed = self.images.tags(repository)
+        return tag not in pushed if tag else not pushed
 
 
 class RegistryHandler(Handler):
