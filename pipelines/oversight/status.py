@@ -196,9 +196,7 @@ def _of_revision(settings: Settings, origin: Known, newest: Found) -> Iterator[D
         words = f"{asked} is {newest.commit[:12]}, with other weights than the live {origin.commit[:12]}"
         yield drifted("revision", words, _SUBMIT)
     elif newest.commit != origin.commit:
-        words = (
-            f"{asked} is {newest.commit[:12]}, with the weights of the live {origin.commit[:12]}: no run changes them"
-        )
+        words = f"{asked} is {newest.commit[:12]}, with the weights of the live {origin.commit[:12]}: no run is needed"
         yield drifted("revision", words)
 
 

@@ -16,7 +16,7 @@ from serving.clients import kubernetes, storage
 from serving.clients.kubernetes.cluster import FIELD_MANAGER
 from serving.deployment import lease as leases
 from serving.deployment.record import Known, Record
-from serving.errors import LeaseHeldError
+from serving.errors import InconclusiveError, LeaseHeldError
 from serving.settings import Settings
 from tests.unit.cluster import MemoryCluster
 from tests.unit.deployment import deployment, job, lease, owned, quick, service
@@ -197,3 +197,66 @@ def test_a_namespace_with_something_of_somebody_in_it_stays(bucket, monkeypatch)
     destroyed()
     assert ("Secret", SETTINGS.namespace, "theirs") in cluster.objects
     assert ("Namespace", "", SETTINGS.namespace) in cluster.objects
+
+
+# -- with Vertex AI -------------------------------------------------------------------------------------------
+
+
+class Pipelines:
+    """What `destroy` asks of Vertex AI, answered by a schedule and a run that ends when it is told to."""
+
+    def __init__(self, order: list[str], settings: Settings = SETTINGS):
+        label = {names.RUNS_AT: names.place_label(settings)}
+        self.order = order
+        self.schedule: dict[str, Any] | None = {
+            "name": "projects/1/locations/l/schedules/7",
+            "state": "ACTIVE",
+            "createPipelineJobRequest": {"pipelineJob": {"labels": label}},
+        }
+        self.run = {"name": "projects/1/locations/l/pipelineJobs/refresh-1", "state": "PIPELINE_STATE_RUNNING"}
+
+    def schedules(self, display_name: str) -> list[dict[str, Any]]:
+        return [self.schedule] if self.schedule else []
+
+    def jobs(self, condition: str, most: int) -> list[dict[str, Any]]:
+        assert condition == f'labels.gemma-place="{names.place_label(SETTINGS)}"'
+        return [self.run]
+
+    def pause_schedule(self, name: str) -> None:
+        self.order.append("paused")
+
+    def cancel(self, name: str) -> None:
+        self.order.append("cancelled")
+        self.run["state"] = "PIPELINE_STATE_CANCELLED"
+
+    def delete_schedule(self, name: str) -> None:
+        self.order.append("deleted the schedule")
+        self.schedule = None
+
+    def console(self, name: str) -> str:
+        return f"https://console/{name}"
+
+
+def test_no_run_begins_any_more_and_those_that_run_end_before_anything_goes(bucket, monkeypatch):
+    cluster, order = at(monkeypatch, a_cluster()), list[str]()
+    vertex: Any = Pipelines(order)
+    cluster.before_write = lambda verb, kind, name: order.append(f"{verb} {kind}")
+    found = work.find(SETTINGS, vertex)
+    assert "schedule projects/1/locations/l/schedules/7" in found.lines(SETTINGS, weights=False)
+    gone = work.destroy(SETTINGS, found, said, weights=False, vertex=vertex, cancel=True)
+    assert gone[0] == "schedule projects/1/locations/l/schedules/7"
+    deleted = next(place for place, each in enumerate(order) if each.startswith("delete "))
+    taken = order.index("replace Lease")
+    assert order[:2] == ["paused", "cancelled"]
+    assert 2 <= taken < order.index("deleted the schedule") < deleted
+    assert work.find(SETTINGS, vertex).lines(SETTINGS, weights=False) == []
+
+
+def test_a_run_that_goes_on_for_too_long_leaves_all_as_it_is(bucket, monkeypatch):
+    cluster, order = at(monkeypatch, a_cluster()), list[str]()
+    vertex: Any = Pipelines(order)
+    found, before = work.find(SETTINGS, vertex), left(cluster)
+    with pytest.raises(InconclusiveError, match=r"refresh-1 still goes on .* https://console/refresh-1.*--cancel"):
+        work.destroy(SETTINGS, found, said, weights=False, vertex=vertex, wait_seconds=0)
+    assert order == ["paused"]
+    assert left(cluster) == before
