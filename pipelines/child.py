@@ -41,9 +41,6 @@ def execute(
     pipelines/execute.py found, or then what the steps had left in their bucket (the folder that is the bucket of a
     name). Raises PipelineError when that process itself broke.
     """
-    from serving.settings import EXPLICIT
-
-    values = settings.as_struct()
     work = Path(tempfile.mkdtemp(dir=folder / "tmp", prefix="run-"))
     request = work / "request.json"
     request.write_text(
@@ -51,10 +48,7 @@ def execute(
             {
                 "scenario": scenario.name,
                 "image": settings.images.components,
-                "parameters": {
-                    **{key: values[key] for key in EXPLICIT},
-                    "settings": {key: value for key, value in values.items() if key not in EXPLICIT},
-                },
+                "parameters": settings.as_parameters(),
                 "folder": str(work),
             }
         ),

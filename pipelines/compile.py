@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import components
 from pipelines.scenarios import pipeline_of
@@ -13,7 +15,18 @@ from serving.values import checked_image
 
 
 def compile_scenario(scenario: Scenario, folder: Path, image: str | None = None, changes: Iterable[str] = ()) -> Path:
-    """Writes `<folder>/<scenario>.yaml` and returns its path.
+    """Writes `<folder>/<scenario>.yaml`, which is `specification`, and returns its path."""
+    import yaml
+
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{scenario.name}.yaml"
+    document = specification(scenario, image, changes)
+    path.write_text(yaml.safe_dump(document, sort_keys=True, allow_unicode=True), encoding="utf-8")
+    return path
+
+
+def specification(scenario: Scenario, image: str | None = None, changes: Iterable[str] = ()) -> dict[str, Any]:
+    """The compiled pipeline.
 
     `image`: the component image of every step, and of the Jobs that steps run in the cluster. `changes`: the
     `features` of a settings file. What was compiled is a constant of the document, `compiled: {"scenario", "features",
@@ -22,22 +35,20 @@ def compile_scenario(scenario: Scenario, folder: Path, image: str | None = None,
     import yaml
     from kfp import compiler
 
-    image = DEFAULT if image is None else checked_image(image)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{scenario.name}.yaml"
     compiled = {
         "scenario": scenario.name,
         "features": list(features_of(scenario, changes)),
-        "image": image,
+        "image": DEFAULT if image is None else checked_image(image),
         "version": VERSION,
     }
-    compiler.Compiler().compile(pipeline_of(scenario, compiled), str(path))
-    specification = yaml.safe_load(path.read_text(encoding="utf-8"))
-    for executor in specification["deploymentSpec"]["executors"].values():
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{scenario.name}.yaml"
+        compiler.Compiler().compile(pipeline_of(scenario, compiled), str(path))
+        found: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for executor in found["deploymentSpec"]["executors"].values():
         executor["container"]["image"] = compiled["image"]
         executor["container"]["command"] = [_handing_over(part) for part in executor["container"]["command"]]
-    path.write_text(yaml.safe_dump(specification, sort_keys=True, allow_unicode=True), encoding="utf-8")
-    return path
+    return found
 
 
 def _handing_over(part: str) -> str:

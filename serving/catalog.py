@@ -74,6 +74,12 @@ def node_selector(accelerator: str) -> dict[str, str]:
     return dict(_catalog()["accelerators"][accelerator]["node_selector"])
 
 
+def quota(accelerator: str) -> str:
+    """The quota of Compute Engine that the accelerator counts against; empty where Compute Engine shows none."""
+    found: str = _catalog()["accelerators"][accelerator].get("quota", "")
+    return found
+
+
 def machine_family(accelerator: str) -> str:
     """The machine family that has the accelerator."""
     family: str = _catalog()["accelerators"][accelerator]["machine_family"]

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from serving.settings import Settings
+
 VERSION = "0.1.0"
 """The distribution's version (setup.cfg says the same; a test holds them together)."""
 
@@ -18,3 +23,13 @@ PACKAGE = "python-components"
 def published(project: str, region: str) -> str:
     """The image's name in the project's own repository, where `bootstrap` builds it; the tag is this VERSION."""
     return f"{region}-docker.pkg.dev/{project}/{REPOSITORY}/{PACKAGE}"
+
+
+def wanted(settings: Settings) -> str:
+    """The component image of a deployment's runs: the one that its settings name, else this version's, in the mirror if
+    there is one, else in the project's own repository, where `bootstrap` puts it."""
+    if settings.images.components:
+        return settings.images.components
+    if settings.images.registry:
+        return f"{settings.images.registry}/{DEFAULT}"
+    return f"{published(settings.project, settings.region)}:{VERSION}"

@@ -41,6 +41,15 @@ BAKE = "gemma-pipelines-bake"
 DISK_LAYOUT = 1
 """Version of how layers lie on a disk image: one that is laid out otherwise is another."""
 
+RUNS = "gemma-pipelines"
+"""Label of a run of Vertex AI: its scenario, on every run of ours."""
+RUNS_OF = "gemma-deployment"
+"""Label of a run of Vertex AI: the settings' `name`."""
+RUNS_AT = "gemma-place"
+"""Label of a run of Vertex AI: the deployment's place, by which its runs and its schedule are found again."""
+SPEC = "gemma-spec"
+"""Label of a run of Vertex AI: digest of all that was asked for, labels left out."""
+
 LABELS = (DEPLOYMENT, GENERATION, NAMESPACE)
 """By which the project finds its objects again."""
 
@@ -136,6 +145,25 @@ def compute_labels(settings: Settings, run_id: str, disk_image: str) -> dict[str
 def place_label(settings: Settings) -> str:
     """The deployment's place as a label's value."""
     return hashlib.sha256(place(settings).encode()).hexdigest()[:32]
+
+
+def schedule(settings: Settings) -> str:
+    """What the deployment's schedule is called in Vertex AI: not its id, but the one thing that lists are filtered by.
+    Without the scenario, so that another one is no second schedule."""
+    return _shown(f"gemma-pipelines {place(settings)}")
+
+
+def shown_run(settings: Settings) -> str:
+    """What the console of Vertex AI calls a run, beside its id."""
+    where = "/".join((settings.project, settings.cluster, settings.namespace, settings.name))
+    return _shown(f"gemma-pipelines {settings.scenario} {where}")
+
+
+def _shown(text: str) -> str:
+    """A display name of Vertex AI, which has at most 128 characters."""
+    if len(text) <= 128:
+        return text
+    return f"{text[:117]}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
 def request_id(*parts: str) -> str:

@@ -5,8 +5,10 @@ Durations, quantities, names and secret references are texts in the file and sta
 
 from __future__ import annotations
 
+import datetime
 import re
 import warnings
+import zoneinfo
 from collections.abc import Callable
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -133,6 +135,55 @@ def _regular_expression(value: str) -> str:
     return value
 
 
+_CRON_PART = r"(\*|(\d{1,2}|[A-Za-z]{3})(-(\d{1,2}|[A-Za-z]{3}))?)(/\d{1,2})?"
+
+
+def _cron(value: str) -> str:
+    from cronsim import CronSim, CronSimError
+
+    fields = value.split()
+    if "TZ=" in value:
+        raise ValueError(f"{value!r} has a time zone in it: that stands in schedule.timezone")
+    if len(fields) != 5 or not all(re.fullmatch(rf"{_CRON_PART}(,{_CRON_PART})*", field) for field in fields):
+        raise ValueError(
+            f"{value!r} is not a cron expression of five fields (minute, hour, day, month, weekday), like 0 3 * * *"
+        )
+    try:
+        next(CronSim(value, datetime.datetime.now(datetime.UTC)))
+    except CronSimError as error:
+        raise ValueError(f"{value!r} is not a cron expression: {str(error).lower()}") from error
+    except StopIteration as error:
+        raise ValueError(f"{value!r} names a day that never comes") from error
+    return " ".join(fields)
+
+
+def _time_zone(value: str) -> str:
+    try:
+        zoneinfo.ZoneInfo(value)
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError) as error:
+        if not zoneinfo.available_timezones():
+            raise ValueError(f"{value!r}: this machine knows no time zones: `pip install tzdata`") from error
+        raise ValueError(f"{value!r} is not a time zone, like Asia/Seoul or UTC") from error
+    return value
+
+
+def _instant(value: str) -> str:
+    try:
+        found = datetime.datetime.fromisoformat(value)
+    except ValueError as error:
+        raise ValueError(f"{value!r} is not a time, like 2027-01-31T03:00:00+09:00") from error
+    if found.tzinfo is None:
+        raise ValueError(f"{value!r} does not say how far from UTC: write Z or +09:00 behind it")
+    return value
+
+
+def _own_vertex_label(key: str) -> str:
+    _matching(r"[a-z][-_a-z0-9]*", "the key of a label in Google Cloud: lower-case letters, digits, - and _", 63)(key)
+    if key.startswith(("gemma-", "goog-", "vertex-ai-")):
+        raise ValueError(f"{key!r}: keys that begin with gemma-, goog- or vertex-ai- are not yours to set")
+    return key
+
+
 _QUALIFIED = r"([a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-_.A-Za-z0-9]{0,61}[A-Za-z0-9])?"
 
 
@@ -201,6 +252,7 @@ Project = Annotated[
     ),
 ]
 Location = Annotated[str, AfterValidator(_matching(r"[a-z]+-[a-z]+\d+(-[a-z])?", "a region or zone, like us-central1"))]
+Region = Annotated[str, AfterValidator(_nothing_or(_matching(r"[a-z]+-[a-z]+\d+", "a region, like us-central1")))]
 Zone = Annotated[str, AfterValidator(_matching(r"[a-z]+-[a-z]+\d+-[a-z]", "a zone, like us-central1-a"))]
 Model = Annotated[
     str, AfterValidator(_matching(r"\w[\w.-]*/\w[\w.-]*", "a model of the hub, like google/gemma-3-4b-it", longest=200))
@@ -253,6 +305,30 @@ KmsKey = Annotated[
 MachineType = Annotated[
     str, AfterValidator(_matching(r"[a-z]\w*(-\w+)+", "a machine type, like n2-standard-8", longest=63))
 ]
+NetworkAttachment = Annotated[
+    str,
+    AfterValidator(
+        _nothing_or(
+            _matching(
+                r"projects/[^/\s]+/regions/[-a-z0-9]+/networkAttachments/[-a-z0-9]+",
+                "a network attachment, like projects/PROJECT/regions/REGION/networkAttachments/NAME",
+            )
+        )
+    ),
+]
+DnsDomain = Annotated[
+    str, AfterValidator(_matching(r"([-_a-z0-9]+\.)+", "a domain with a dot at its end, like corp.internal."))
+]
+VertexLabel = Annotated[str, AfterValidator(_own_vertex_label)]
+VertexLabelValue = Annotated[
+    str,
+    AfterValidator(
+        _matching(r"[-_a-z0-9]*", "a label's value in Google Cloud: lower-case letters, digits, - and _", longest=63)
+    ),
+]
+Cron = Annotated[str, AfterValidator(_nothing_or(_cron))]
+TimeZone = Annotated[str, AfterValidator(_time_zone)]
+Instant = Annotated[str, AfterValidator(_nothing_or(_instant))]
 NetworkTag = Annotated[
     str, AfterValidator(_matching(r"[a-z]([-a-z0-9]*[a-z0-9])?", "a network tag, like bake", longest=63))
 ]

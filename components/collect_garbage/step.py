@@ -4,7 +4,7 @@ uses any more."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Container, Iterable
 from typing import Any
 
 from serving import names
@@ -19,7 +19,7 @@ from serving.step import opened
 from serving.weights import manifest
 
 # gs://BUCKET/models/ORG/NAME/KEY/FILE, as download_weights writes it; anything else in the bucket is somebody else's.
-_WEIGHTS = re.compile(r"(gs://[^/]+/models/[^/]+/[^/]+/([0-9a-f]{16}))/.+")
+_WEIGHTS = re.compile(r"(gs://[^/]+/models/[^/]+/[^/]+/[0-9a-f]{16})/.+")
 # Versions before named weights in CLUSTER/NAMESPACE/NAME.json, which deployments of several projects may have shared.
 _SHARED_ENTRY = re.compile(r"gs://[^/]+/deployments/[^/]+/[^/]+/[^/]+\.json")
 
@@ -75,35 +75,79 @@ def collect_weights(cluster: Cluster, settings: Settings, say: Say) -> list[str]
         )
         return []
     storage.write_json_if_changed(names.weights_in_use(settings), {"weights_keys": sorted(known.weights_in_use)})
-    there: dict[str, list[StoredObject]] = {}
-    keys: dict[str, str] = {}
-    for stored in storage.list_objects(f"gs://{settings.bucket}/models/"):
-        if match := _WEIGHTS.fullmatch(stored.uri):
-            there.setdefault(match[1], []).append(stored)
-            keys[match[1]] = match[2]
-    in_use = weights_in_use(settings)
+    there, in_use = _stored(settings), weights_in_use(settings)
+    keys = {prefix: _key(prefix) for prefix in there}
     for entry in sorted(shared_entries_alone(in_use, keys.values())):
         say(
             f"{entry}, written by a version before, keeps weights that nothing else names. When all deployments that "
             f"are called so have run with this version: `gcloud storage rm {entry}`"
         )
-    freed = []
-    for prefix in [prefix for prefix in there if keys[prefix] not in in_use]:
-        content, generation = storage.read_json_with_generation(manifest.uri(prefix))
-        if content is not None:
-            storage.delete(manifest.uri(prefix), generation)
-        if keys[prefix] in weights_in_use(settings):
-            if content is not None:
-                _put_back(prefix, content)
-            continue
-        files = [stored for stored in there[prefix] if stored.uri != manifest.uri(prefix)]
-        left = [stored for stored in files if not storage.delete_as_listed(stored)]
-        if left:
-            say(f"{prefix} is being taken over by another deployment: {len(left)} of its files stay")
-            continue
-        say(f"deleted {prefix}")
-        freed.append(prefix)
+    unused = [prefix for prefix, key in keys.items() if key not in in_use]
+    return [prefix for prefix in unused if _free(settings, prefix, there[prefix], weights_in_use, say)]
+
+
+def own_weights(settings: Settings, known: Record) -> list[str]:
+    """The sets of weights in the bucket that this deployment names or has named, and no other, by their prefixes."""
+    entry = storage.read_json(names.weights_in_use(settings)) or {}
+    own = {*entry.get("weights_keys", []), *(origin.weights_key for origin in known.generations.values())}
+    found = _stored(settings)
+    return [prefix for prefix in found if _key(prefix) in own - _named_by_others(settings)]
+
+
+def free_own_weights(settings: Settings, prefixes: Iterable[str], say: Say) -> list[str]:
+    """Deletes these sets of weights of a deployment that is gone, unless another names them meanwhile. Returns the
+    prefixes of those that went."""
+    there = _stored(settings)
+    freed = [
+        prefix
+        for prefix in prefixes
+        if prefix in there and _free(settings, prefix, there[prefix], _named_by_others, say)
+    ]
+    # Last: whoever is ended before finds here what is left to do.
+    storage.delete(names.weights_in_use(settings))
     return freed
+
+
+def _stored(settings: Settings) -> dict[str, list[StoredObject]]:
+    """The sets of weights in the bucket, by their prefixes."""
+    there: dict[str, list[StoredObject]] = {}
+    for stored in storage.list_objects(f"gs://{settings.bucket}/models/"):
+        if match := _WEIGHTS.fullmatch(stored.uri):
+            there.setdefault(match[1], []).append(stored)
+    return there
+
+
+def _key(prefix: str) -> str:
+    return prefix.rpartition("/")[2]
+
+
+def _named_by_others(settings: Settings) -> set[str]:
+    own = names.weights_in_use(settings)
+    return {key for key, entries in weights_in_use(settings).items() if entries - {own}}
+
+
+def _free(
+    settings: Settings,
+    prefix: str,
+    there: list[StoredObject],
+    in_use: Callable[[Settings], Container[str]],
+    say: Say,
+) -> bool:
+    """Deletes one set of weights as it was listed, which nobody was found to use: returns whether it is gone."""
+    content, generation = storage.read_json_with_generation(manifest.uri(prefix))
+    if content is not None:
+        storage.delete(manifest.uri(prefix), generation)
+    if _key(prefix) in in_use(settings):
+        if content is not None:
+            _put_back(prefix, content)
+        return False
+    files = [stored for stored in there if stored.uri != manifest.uri(prefix)]
+    left = [stored for stored in files if not storage.delete_as_listed(stored)]
+    if left:
+        say(f"{prefix} is being taken over by another deployment: {len(left)} of its files stay")
+        return False
+    say(f"deleted {prefix}")
+    return True
 
 
 def _put_back(prefix: str, content: Any) -> None:

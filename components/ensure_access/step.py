@@ -119,7 +119,7 @@ def ensure_bindings(settings: Settings, wanted: list[Binding], say: Say) -> list
         if missing:
             raise AccessError(
                 f"gs://{settings.bucket} lacks {len(missing)} of {len(wanted)} bindings, and access: check leaves "
-                "them to you:\n" + "\n".join(_commands(settings, missing))
+                "them to you:\n" + "\n".join(commands(settings, missing))
             )
         return []
     changed = []
@@ -139,7 +139,7 @@ def ensure_bindings(settings: Settings, wanted: list[Binding], say: Say) -> list
     return changed
 
 
-def _commands(settings: Settings, missing: list[Binding]) -> list[str]:
+def commands(settings: Settings, missing: list[Binding]) -> list[str]:
     """What a person types, what happens once in a project included."""
     commands = []
     for binding in missing:

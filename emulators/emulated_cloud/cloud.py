@@ -67,6 +67,7 @@ class Cloud:
     `absent_images` match, and shows those that `private_images` match to the service account alone; repositories that
     `own_images` match have what was built for them alone. `services` are the APIs that are on (all, if None), and
     `denied_permissions` what the caller may not do; `build_command` runs in the source of what Cloud Build builds.
+    Vertex AI is in the cluster's region and in `vertex_locations`.
 
     `autopilot`: what kind of cluster it is; `node_pools` are those that somebody made, as google/config.py has them.
 
@@ -98,6 +99,7 @@ class Cloud:
     quotas: Mapping[str, float] = field(default_factory=dict)
     private_images: Sequence[str] = ()
     absent_images: Sequence[str] = ()
+    vertex_locations: Sequence[str] = ()
     own_images: Sequence[str] = ()
     services: Sequence[str] | None = None
     denied_permissions: Sequence[str] = ()
@@ -191,6 +193,8 @@ class Cloud:
             # google.auth asks the one whether it runs in the cloud, and the other for a token.
             "GCE_METADATA_IP": google.removeprefix("http://"),
             "GCE_METADATA_HOST": google.removeprefix("http://"),
+            # GKE's DNS endpoint shows a certificate that everybody trusts.
+            **({"SSL_CERT_FILE": str(self._certificate.absolute())} if "apiserver" in self._url else {}),
             # Credentials of the person at this machine must not reach an emulator.
             "CLOUDSDK_CONFIG": str(tmp / "gcloud"),
             "NO_PROXY": "127.0.0.1,localhost",
@@ -383,6 +387,7 @@ class Cloud:
             "name": self.cluster,
             "location": self.location,
             "endpoint": self._url["apiserver"].removeprefix("https://"),
+            "dns_endpoint": self._url["apiserver"].removeprefix("https://"),
             "ca_certificate": self._certificate.read_text(encoding="ascii"),
             "version": "1.35.3-gke.1389000",
             "autopilot": self.autopilot,
@@ -406,7 +411,7 @@ class Cloud:
             },
             "aiplatform": {
                 "folder": str(self.aiplatform_folder),
-                "locations": [self._region],
+                "locations": sorted({self._region, *self.vertex_locations}),
                 # What runs in the cloud has the environment of whoever uses it. The emulator knows its own address.
                 "environment": self._environment("http://{self}"),
             },

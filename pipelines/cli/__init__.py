@@ -14,18 +14,23 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.cli import bootstrap, files, fits, operate, run, weights
+from pipelines.cli import bootstrap, emulators, files, fits, operate, oversee, run, schedule, submit, weights
 from pipelines.cli.output import Output, complain, let_go, settle
 
-app = typer.Typer(
-    name="gemma-pipelines",
-    help="Take a Gemma release on Hugging Face to a validated, serving vLLM on GKE.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+
+def _group(name: str, about: str) -> typer.Typer:
+    return typer.Typer(
+        name=name,
+        help=about,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+
+app = _group("gemma-pipelines", "Take a Gemma release on Hugging Face to a validated, serving vLLM on GKE.")
 
 _MODE = {
     "as_json": Annotated[bool, typer.Option("--json", help="Print one line of JSON on stdout.")],
@@ -33,7 +38,7 @@ _MODE = {
 }
 
 
-def _add(command: Callable[..., None], name: str | None = None) -> None:
+def _add(command: Callable[..., None], name: str | None = None, to: typer.Typer = app) -> None:
     """Adds a command, with the options that make its Output: so they are the same in every one."""
     signature = inspect.signature(command, eval_str=True)
     _, *own = signature.parameters.values()
@@ -47,7 +52,7 @@ def _add(command: Callable[..., None], name: str | None = None) -> None:
         command(Output(as_json=as_json, quiet=quiet), **options)
 
     with_output.__signature__ = signature.replace(parameters=[*own, *mode])  # type: ignore[attr-defined]
-    app.command(name)(with_output)
+    to.command(name)(with_output)
 
 
 def _version(wanted: bool) -> None:
@@ -72,12 +77,23 @@ _add(files.init)
 _add(run.run)
 _add(files.compile)
 _add(files.render)
+_add(submit.submit)
+_schedule = _group("schedule", "A refresh again and again on Vertex AI Pipelines, as the settings' `schedule` says.")
+for _command in (schedule.apply, schedule.show, schedule.pause, schedule.resume, schedule.delete):
+    _add(_command, to=_schedule)
+app.add_typer(_schedule)
 _add(bootstrap.bootstrap)
 _add(operate.promote)
 _add(operate.rollback)
 _add(operate.report)
+_add(oversee.plan)
+_add(oversee.status)
+_add(oversee.destroy)
 _add(fits.fits)
 _add(weights.verify_weights, "verify-weights")
+_emulators = _group("emulators", "The emulated cloud on this machine.")
+_add(emulators.up, to=_emulators)
+app.add_typer(_emulators)
 
 
 def main() -> None:

@@ -63,7 +63,7 @@ def _by_hand(
     out: Output, action: Any, file: Path | None, to: str | None, sets: list[str] | None, state: Path | None
 ) -> None:
     """Does it in the settings' cluster, or with --state in the one of a run on this machine."""
-    with _deployment(out, file, sets, state) as settings:
+    with deployment(out, file, sets, state) as settings:
         from serving.clients import kubernetes
 
         record = action(kubernetes.connect(settings), settings, to, out.say)
@@ -75,7 +75,7 @@ def _by_hand(
 
 
 @contextmanager
-def _deployment(out: Output, file: Path | None, sets: list[str] | None, state: Path | None) -> Iterator[Settings]:
+def deployment(out: Output, file: Path | None, sets: list[str] | None, state: Path | None) -> Iterator[Settings]:
     """The settings of the deployment that is meant, with the environment that reaches it."""
     from serving.errors import RequestError
     from serving.settings import Settings, override, validated

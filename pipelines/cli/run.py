@@ -11,7 +11,7 @@ import typer
 from pipelines.cli.options import ScenarioArgument, Sets, SettingsFile, State, for_scenario, values_of
 from pipelines.cli.output import Output, columns
 
-_KEYS = (
+KEYS = (
     *("scenario", "status", "run_id", "model", "revision", "generation", "endpoint", "weights"),
     *("bytes_transferred", "seconds", "report", "steps", "error"),
 )
@@ -74,8 +74,12 @@ def run(
         }
         wrong = _request_was_wrong(error)
         if not wrong:
-            words = _words(result, found["outcomes"], local.emulated(settings, parts))
-            out.result({key: result[key] for key in _KEYS}, words)
+            rows = [
+                ("endpoint", result["endpoint"] or ("none" if error else "none: use --keep")),
+                ("report", result["report"] or "none"),
+                ("emulated", local.emulated(settings, parts)),
+            ]
+            out.result({key: result[key] for key in KEYS}, words_of(result, found["outcomes"], rows))
         if serves_on:
             out.hint(f"serving at {site.endpoint}; kubectl --kubeconfig {site.cloud.kubeconfig}; Ctrl-C ends it")
             local.serve_on(site.loss)
@@ -89,8 +93,8 @@ def _request_was_wrong(error: dict[str, Any] | None) -> bool:
     return error is not None and error["step"] == "resolve_model" and error["type"] in ("RequestError", "AccessError")
 
 
-def _words(result: dict[str, Any], outcomes: list[dict[str, Any]], emulated: str) -> str:
-    """What a person wants to know of a run, of which `emulated` was."""
+def words_of(result: dict[str, Any], outcomes: list[dict[str, Any]], more: list[tuple[str, str]]) -> str:
+    """What a person wants to know of a run, with `more` rows of where it was."""
     from components.write_report.page import readable_bytes
 
     lines = ["", f"{result['status']} in {result['seconds']:.1f} s"]
@@ -105,8 +109,6 @@ def _words(result: dict[str, Any], outcomes: list[dict[str, Any]], emulated: str
         ("generation", result["generation"] or "none"),
         ("moved", readable_bytes(result["bytes_transferred"])),
         ("weights", result["weights"] or "none"),
-        ("endpoint", result["endpoint"] or ("none" if result["error"] else "none: use --keep")),
-        ("report", result["report"] or "none"),
-        ("emulated", emulated),
+        *more,
     ]
     return "\n".join([*lines, columns(rows, indent="  ")])

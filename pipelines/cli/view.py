@@ -47,12 +47,21 @@ class View:
                 self._out.say(phase)
             yield
 
+    def wait(self, phase: str) -> None:
+        """`phase` is what is being done from now on, as far as no step shows it."""
+        self._phase = phase
+        if not self._watched:
+            self._out.say(phase)
+
     def show(self, entry: dict[str, Any]) -> None:
-        """Takes one log entry of a step."""
+        """Takes one log entry of a step; `seconds` in it is how long the step took so far, where that is known
+        elsewhere."""
         step = self._steps.get(entry["step"])
         status = entry.get("status")
         if step is None or (status == "running" and step.ended):
             step = self._steps[entry["step"]] = Step(entry["step"])
+        if "seconds" in entry:
+            step.started = time.monotonic() - entry["seconds"]
         if status in (None, "running"):
             step.message = entry["message"] if status is None else step.message
         else:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DEFAULTS",
     "Site",
+    "bare",
     "buckets",
     "deployment",
     "emulated",
@@ -37,6 +38,7 @@ __all__ = [
     "serve_on",
     "settings_for",
     "site",
+    "variables",
 ]
 
 DEFAULTS: dict[str, Any] = {
@@ -101,6 +103,22 @@ def site(
     ):
         state.remember(ours, settings)
         yield Site(ours, emulated)
+
+
+@contextmanager
+def bare(settings: Settings, folder: Path | None, real: Collection[str], say: Callable[[str], None]) -> Iterator[Site]:
+    """The emulated cloud of the settings' project, up while the block runs, for whatever is sent to it. It is what it
+    was in `folder`; without one it begins empty, and goes afterwards. Raises as `site`."""
+    with (
+        state.taken(folder, state.BARE, real, say) as ours,
+        cloud.up(settings, ours, None, real, say) as emulated,
+    ):
+        yield Site(ours, emulated)
+
+
+def variables(site: Site) -> dict[str, str]:
+    """What a shell needs in its environment so that every command in it reaches this cloud."""
+    return cloud.leading_to(site.cloud)
 
 
 @contextmanager

@@ -84,8 +84,9 @@ def up(
         secrets={settings.hub.token_secret.split("/")[3]: "hf_demo"} if settings.hub.token_secret else {},
         service_account=settings.pipeline_service_account,
         images=[
-            {"match": match, "argv0": {"python": [sys.executable]}}
-            for match in (re.escape(component_image(settings)), rf"{re.escape(built)}[:@].*")
+            {"match": image, "argv0": {"python": [sys.executable]}}
+            # As `run` compiles it in, and as `submit` does.
+            for image in (re.escape(component_image(settings)), r"(.*/)?python-components[:@].*")
         ],
         own_images=[re.escape(built.partition("/")[2])],
         endpoints={API_ENDPOINT: "google", REGISTRY_ENDPOINT: "registry"},
@@ -140,6 +141,14 @@ def whole_environment(variables: dict[str, str]) -> dict[str, str]:
     from emulated_cloud.process import machine_environment
 
     return {**machine_environment(), **variables}
+
+
+def leading_to(emulated: Cloud) -> dict[str, str]:
+    """The variables that lead a program to a cloud, without what it needs of this machine."""
+    from emulated_cloud.process import machine_environment
+
+    of_the_machine = {*machine_environment(), "TMPDIR"}
+    return {name: value for name, value in emulated.environment.items() if name not in of_the_machine}
 
 
 @contextmanager

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _PREFIX = "gemma-pipelines-"
 _TAKEN = "session.json"
 """Who uses a state folder now, and the environment that reaches its cloud."""
+BARE = "none"
+"""The scenario of a cloud that whatever comes is sent to (`emulators up`)."""
 _MARK = "scenario.json"
 """What a state folder is about: `{"scenario", "real": [PART…]}`."""
 _SETTINGS = "settings.json"
@@ -193,9 +195,10 @@ def _check(folder: Path, scenario: str, real: Collection[str]) -> None:
             raise RequestError(f"{folder} is not empty, and not the state of a run. Name a new folder with --state")
         return
     if mark["scenario"] != scenario:
-        raise RequestError(
-            f"{folder} is the state of scenario {mark['scenario']}. Name another folder for {scenario}, or delete it"
+        its, wanted = (
+            "`emulators up`" if each == BARE else f"scenario {each}" for each in (mark["scenario"], scenario)
         )
+        raise RequestError(f"{folder} is the state of {its}. Name another folder for {wanted}, or delete it")
     if ("control-plane" in mark["real"]) != ("control-plane" in real):
         its = "the real control plane" if "control-plane" in mark["real"] else "the emulated control plane"
         raise RequestError(f"{folder} is the state of a cluster of {its}. Name another folder, or delete it")

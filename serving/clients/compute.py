@@ -275,6 +275,16 @@ class Compute:
         """What is left of the whole project's quotas, by their metrics."""
         return _rooms(self._ask(f"project {self.project}", self._client("Projects").get).quotas)
 
+    def zones_with(self, accelerator: str) -> list[str]:
+        """The zones, of all regions, that have an accelerator: `nvidia-l4`."""
+        list_all = self._client("AcceleratorTypes").aggregated_list
+        found = self._ask(
+            f"accelerators of {self.project}",
+            lambda request, **options: list(list_all(request, **options)),
+            filter=f"name={accelerator}",
+        )
+        return sorted(_last(each.zone) for _, scope in found for each in scope.accelerator_types)
+
     # -- asking -----------------------------------------------------------------------------------------------
 
     def _ask(self, what: str, call: Callable[..., Any], **fields: Any) -> Any:

@@ -96,8 +96,9 @@ def once(ask: Callable[[], Any]) -> Any:
         raise _without_token(error) from error
 
 
-def client_of(client_class: Any) -> Any:
-    endpoint = os.environ.get(API_ENDPOINT)
+def client_of(client_class: Any, host: str = "") -> Any:
+    """A client of one of Google's APIs; `host` is the API's, where it is not the one that the client knows."""
+    endpoint = os.environ.get(API_ENDPOINT) or host
     options = {"api_endpoint": endpoint} if endpoint else None
     return client_class(credentials=credentials(), transport="rest", client_options=options)
 

@@ -24,6 +24,8 @@ _ENDPOINT = "https://storage.googleapis.com"
 OBJECTS_ROLE = "roles/storage.objectUser"
 READER_ROLE = "roles/storage.objectViewer"
 POLICY_ROLE = "roles/storage.admin"
+BUCKET_ROLE = "roles/storage.bucketViewer"
+"""A role with storage.buckets.get."""
 
 
 class PreconditionError(PipelineError):
@@ -360,6 +362,15 @@ def call(bucket: str, method: str, path: str, body: dict[str, Any] | None = None
     raise refused
 
 
+def region_of(bucket: str) -> str:
+    """The one region of a bucket, as in us-central1; empty for a bucket of several. Raises RequestError when there is
+    no such bucket."""
+    found = _bucket(bucket)
+    with _errors(f"gs://{bucket}", role=BUCKET_ROLE):
+        found.reload(retry=_retry(f"gs://{bucket}"))
+    return str(found.location).lower() if found.location_type == "region" else ""
+
+
 # -- the bucket's IAM policy --------------------------------------------------------------------------------
 
 
@@ -388,6 +399,27 @@ def ensure_bucket_binding(bucket: str, role: str, member: str) -> bool:
                 continue  # Somebody changed it meanwhile: look again.
             return True
     raise InconclusiveError(f"gs://{bucket}: its IAM policy kept changing while {role} was being added. Run again")
+
+
+def remove_bucket_binding(bucket: str, role: str, member: str) -> bool:
+    """Takes the role from the member, where the policy gives it without a condition: returns whether it did."""
+    from google.api_core.exceptions import Conflict, PreconditionFailed
+
+    with _errors(f"gs://{bucket}", role=POLICY_ROLE):
+        for _ in range(10):
+            policy = _policy(bucket)
+            if not _holds(policy, role, member):
+                return False
+            for binding in policy.bindings:
+                if binding["role"] == role and not binding.get("condition"):
+                    binding["members"] = set(binding["members"]) - {member}
+            policy.bindings = [binding for binding in policy.bindings if binding["members"]]
+            try:
+                _bucket(bucket).set_iam_policy(policy, retry=_retry(f"gs://{bucket}"))
+            except (Conflict, PreconditionFailed):
+                continue  # Somebody changed it meanwhile: look again.
+            return True
+    raise InconclusiveError(f"gs://{bucket}: its IAM policy kept changing while {role} was being taken. Run again")
 
 
 def _policy(bucket: str) -> Any:

@@ -224,6 +224,22 @@ def leave(settings: Settings, say: Say) -> list[str]:
     return [zone for zone in remembered(settings) if zone not in wishes and _leave(settings, zone, say)]
 
 
+def present(settings: Settings) -> list[str]:
+    """The zones of the caches that the deployment made or needs, but for those that are going."""
+    known = remembered(settings)
+    there = rapid_cache.caches(settings.bucket) if known else {}
+    return [
+        zone
+        for zone, cache in known.items()
+        if names.place(settings) in cache.needed_by or (zone in there and there[zone].state != "DISABLED")
+    ]
+
+
+def leave_all(settings: Settings, say: Say) -> list[str]:
+    """Gives up all of the deployment's caches, as `leave` does."""
+    return [zone for zone in remembered(settings) if _leave(settings, zone, say)]
+
+
 def _leave(settings: Settings, zone: str, say: Say) -> bool:
     place = names.place(settings)
 

@@ -66,6 +66,24 @@ def collect(settings: Settings, generations: Record, run_id: str, say: Say) -> l
     return [image.name for image in gone]
 
 
+def present(settings: Settings) -> list[str]:
+    """What the deployment has in Compute Engine, and what is remembered of it, in words. Reads only."""
+    known = remembered(settings)
+    if not known:
+        return []
+    compute, label = Compute(settings.project), _label(settings)
+    found = [f"instance {machine.name} in {machine.zone}" for machine in compute.machines(*label)]
+    found += [f"disk {disk.name} in {disk.zone}" for disk in compute.disks(*label)]
+    images = {image.name for image in compute.images(*label)}
+    return found + [f"disk image {name}" for name in sorted(images | known.keys())]
+
+
+def remove_all(settings: Settings, run_id: str, say: Say) -> list[str]:
+    """Deletes all that the deployment has in Compute Engine, whatever starts from it, and what is remembered of it.
+    Returns the images' names. The caller is as above."""
+    return collect(settings, Record(), run_id, say)
+
+
 def sweep(settings: Settings, run_id: str, say: Say) -> None:
     """Takes away all that baking left, whatever features the deployment has now. The caller is as above."""
     if remembered(settings):

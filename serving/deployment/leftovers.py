@@ -20,7 +20,7 @@ from serving.weights.release import Release
 
 _CLAIM = "PersistentVolumeClaim"
 _FILLS_A_CLAIM = "GCPDataSource"
-_GOES_SECONDS = 240
+GOES_SECONDS = 240
 """How long a claim may take to go: as long as a pod that still uses it."""
 
 
@@ -51,7 +51,7 @@ def remove(cluster: Cluster, settings: Settings, record: Record, run_id: str, ge
 
     Returns what it took away, as `Kind/name`.
     """
-    removed = _delete(cluster, find(cluster, settings, record, run_id, generation), say)
+    removed = delete(cluster, find(cluster, settings, record, run_id, generation), say)
     for deployment in running_though_kept(cluster, settings, record):
         name = deployment["metadata"]["name"]
         replicas.scale(cluster, settings, _label(deployment, names.GENERATION), 0)
@@ -68,7 +68,7 @@ def remove_run(cluster: Cluster, settings: Settings, record: Record, run_id: str
         for item in _owned(cluster, settings)
         if _label(item, names.RUN) == run_id and _label(item, names.GENERATION) not in record.named
     ]
-    return _delete(cluster, own, say)
+    return delete(cluster, own, say)
 
 
 def let_rest(cluster: Cluster, settings: Settings, record: Record, generation: str, say: Say) -> None:
@@ -82,14 +82,14 @@ def let_rest(cluster: Cluster, settings: Settings, record: Record, generation: s
 
 def remove_generation(cluster: Cluster, settings: Settings, generation: str, say: Say) -> list[str]:
     """Takes away all that a generation alone owns (never weights)."""
-    return _delete(cluster, [o for o in _owned(cluster, settings) if _label(o, names.GENERATION) == generation], say)
+    return delete(cluster, [o for o in _owned(cluster, settings) if _label(o, names.GENERATION) == generation], say)
 
 
 def remove_temporary(cluster: Cluster, settings: Settings, release: Release, say: Say) -> list[str]:
     """Takes away what was needed only while the release's generation was made."""
     wanted = {(item["kind"], item["metadata"]["name"]) for item in render.temporary(settings, release)}
     there = _owned(cluster, settings) if wanted else []
-    return _delete(cluster, [item for item in there if (item["kind"], item["metadata"]["name"]) in wanted], say)
+    return delete(cluster, [item for item in there if (item["kind"], item["metadata"]["name"]) in wanted], say)
 
 
 def _owned(cluster: Cluster, settings: Settings) -> list[Object]:
@@ -112,7 +112,8 @@ def _list(cluster: Cluster, kind: str, namespace: str | None, labels: str) -> li
         raise
 
 
-def _delete(cluster: Cluster, items: list[Object], say: Say) -> list[str]:
+def delete(cluster: Cluster, items: list[Object], say: Say) -> list[str]:
+    """Deletes these, in their order; what fills a claim stays while that does. Returns what went, as `Kind/name`."""
     deleted = []
     for item in items:
         what = f"{item['kind']}/{item['metadata']['name']}"
@@ -128,7 +129,7 @@ def _has_claim(cluster: Cluster, source: Object) -> bool:
     """Whether the claim that is filled from this source is still there, after it had time to go: without its source it
     would never go. (It is listed again and again: of what another feature made, to list and to delete is our right.)"""
     name, namespace = source["metadata"]["name"], source["metadata"]["namespace"]
-    give_up = time.monotonic() + _GOES_SECONDS
+    give_up = time.monotonic() + GOES_SECONDS
     while cluster.list(_CLAIM, namespace, fields=f"metadata.name={name}"):
         if time.monotonic() > give_up:
             return True
@@ -143,7 +144,7 @@ def hanging(cluster: Cluster, settings: Settings) -> list[str]:
     found = []
     for claim in cluster.list(_CLAIM, settings.namespace, labels=names.selector(settings)):
         name, since = claim["metadata"]["name"], claim["metadata"].get("deletionTimestamp")
-        if since and (now - datetime.datetime.fromisoformat(since)).total_seconds() > _GOES_SECONDS:
+        if since and (now - datetime.datetime.fromisoformat(since)).total_seconds() > GOES_SECONDS:
             found.append(
                 f"{_CLAIM}/{name} is being deleted since {since} and does not go ({_finalizers(claim)}). See which pod "
                 f"uses it, `kubectl -n {settings.namespace} describe pvc {name}`; where none does, `kubectl -n "

@@ -83,6 +83,8 @@ class Record(BaseModel):
 
     live: str = ""
     """The generation that the entry sends requests to."""
+    since: str = ""
+    """When that began; empty where a version before wrote the record."""
     previous: str = ""
     """The generation that was live before it, and that `rollback` goes back to."""
     kept: list[str] = []
@@ -153,7 +155,7 @@ class Record(BaseModel):
         if generation == self.live:
             return
         self.kept = [name for name in [self.live, *self.kept] if name and name != generation]
-        self.previous, self.live = self.live, generation
+        self.previous, self.live, self.since = self.live, generation, now()
         self.rejected.pop(generation, None)
         if self.validated == generation:
             self.validated = ""

@@ -6,6 +6,7 @@ Source: https://cloud.google.com/kubernetes-engine/docs/how-to/cloud-storage-fus
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
@@ -16,6 +17,7 @@ from serving.values import Duration, Zone, in_seconds
 from serving.values import Section as BaseSection
 
 if TYPE_CHECKING:
+    from serving.clients.google import ClusterTraits
     from serving.settings import Settings
     from serving.weights.release import Release
 
@@ -26,6 +28,8 @@ PROFILE_PERMISSIONS = (
     "storage.objects.list,storage.buckets.get,storage.anywhereCaches.create,storage.anywhereCaches.get,"
     "storage.anywhereCaches.list,storage.anywhereCaches.update"
 )
+_PROFILES_SINCE = "1.35.1-gke.1616000"
+"""https://cloud.google.com/kubernetes-engine/docs/how-to/cloud-storage-fuse-csi-driver-perf"""
 PROFILE_CONTROLLER = ("gcs-fuse-csi-driver", "gcs-fuse-csi-controller-sa")
 """Namespace and service account of GKE's controller that looks at a bucket before pods mount it by profile."""
 _SIDECAR = "gke-gcsfuse-sidecar"
@@ -91,6 +95,17 @@ def check(settings: Settings) -> None:
         raise RequestError(
             f"gcs_fuse.rapid_cache_zones: {', '.join(elsewhere)} is not where the cluster is ({settings.location})"
         )
+
+
+def suits(settings: Settings, look: Callable[[], ClusterTraits]) -> None:
+    """Raises RequestError for a cluster that has no such profile."""
+    if _section(settings).profile != "serving" or (cluster := look()).is_at_least(_PROFILES_SINCE):
+        return
+    raise RequestError(
+        f"{cluster.name} is GKE {cluster.version}; the profile serving needs {_PROFILES_SINCE}. Set gcs_fuse.profile: "
+        f"manual, or upgrade it: `gcloud container clusters upgrade {settings.cluster} --master --location "
+        f"{settings.location}`"
+    )
 
 
 def caching(settings: Settings) -> Caching | None:

@@ -34,6 +34,20 @@ def owned_kinds() -> list[Kind]:
     return [kind for kind in kinds.known() if kind.kind in found]
 
 
+def admin_kinds() -> set[str]:
+    """The kinds that only an administrator makes."""
+
+    def made(*scopes: Scope) -> set[str]:
+        return {
+            item["kind"]
+            for feature in _everywhere()
+            for scope in scopes
+            for item in manifests.of_any_variant(feature, scope).values()
+        }
+
+    return made("admin") - made("shared", "entry", *_OF_A_GENERATION)
+
+
 def rules(settings: Settings, written: list[Object], entry: list[Object]) -> list[Object]:
     """The rules of the pipeline's Role: for what generations consist of, for `written` (the shared objects) and for
     `entry`, which is read as well."""

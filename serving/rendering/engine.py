@@ -103,8 +103,8 @@ def accelerator(settings: Settings, release: Release) -> dict[str, Any]:
 
 
 def mirrored(settings: Settings, image: str) -> str:
-    """The image's name in the mirror: REGISTRY/<path of the image>, or as it is without a mirror."""
-    if not settings.images.registry:
+    """The image's name in the mirror: REGISTRY/<path of the image>, or as it is without a mirror, or already there."""
+    if not settings.images.registry or image.startswith(f"{settings.images.registry}/"):
         return image
     host, slash, path = image.partition("/")
     # As docker reads names: a first part with a dot or a port is a registry, any other belongs to the path.

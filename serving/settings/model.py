@@ -32,8 +32,10 @@ from serving.settings.sections import (
     Hub,
     Images,
     Lease,
+    Schedule,
     Serving,
     Validation,
+    Vertex,
     check_source,
 )
 from serving.values import (
@@ -60,6 +62,9 @@ from serving.values import (
 EXPLICIT = ("project", "location", "cluster", "namespace", "bucket", "model", "revision")
 """The fields that are pipeline parameters of their own."""
 
+AROUND_A_RUN = ("vertex", "schedule")
+"""The sections that say how runs come about: the command line reads them, and what a run is given has them not, so that
+another hour is not another run."""
 
 _ADAPTERS_AT_ONCE = 8
 
@@ -118,6 +123,8 @@ class Settings(_FeatureSections):
     validation: Validation = Validation()
     images: Images = Images()
     lease: Lease = Lease()
+    vertex: Vertex = Vertex()
+    schedule: Schedule = Schedule()
     patience: Duration = patience.DEFAULT
     """How long the cluster's API server, the hub, the bucket and Google's APIs are waited for while one of them is away
     or busy: longer than the upgrade of a zonal cluster's control plane."""
@@ -233,6 +240,26 @@ class Settings(_FeatureSections):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _vertex_is_in_one_region(self) -> Settings:
+        for key in ("network_attachment", "kms_key"):
+            parts = getattr(self.vertex, key).split("/")
+            if len(parts) > 3 and parts[3] != self.vertex_location:
+                raise ValueError(
+                    f"vertex.{key} is in {parts[3]}, and runs are in {self.vertex_location}: name one that is there, "
+                    "or set vertex.location"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _runs_have_an_account_of_their_own(self) -> Settings:
+        if self.pipeline_service_account.endswith("@developer.gserviceaccount.com"):
+            raise ValueError(
+                f"pipeline_service_account: {self.pipeline_service_account} is Compute Engine's default, which may do "
+                "nearly anything: name an account of the pipeline's own"
+            )
+        return self
+
     @model_validator(mode="before")
     @classmethod
     def _texts_reach_the_steps_as_they_are(cls, values: Any) -> Any:
@@ -320,6 +347,22 @@ class Settings(_FeatureSections):
             adapters_at_once=self.adapters_at_once,
             assistant_bytes=assistant_bytes,
         )
+
+    @property
+    def vertex_location(self) -> str:
+        """The region of Vertex AI that runs are sent to."""
+        return self.vertex.location or self.region
+
+    @property
+    def region(self) -> str:
+        """The cluster's region."""
+        return re.sub("-[a-z]$", "", self.location)
+
+    def as_parameters(self) -> dict[str, Any]:
+        """What a run is given: the pipeline's parameters."""
+        values = self.as_struct()
+        rest = {key: value for key, value in values.items() if key not in (*EXPLICIT, *AROUND_A_RUN)}
+        return {**{key: values[key] for key in EXPLICIT}, "settings": rest}
 
     def as_struct(self) -> dict[str, Any]:
         """The settings as a pipeline parameter: plain values; a struct of kfp cannot hold null, which is left out."""

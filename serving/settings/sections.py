@@ -5,6 +5,7 @@ The text under a field is its documentation, the comment in `init`'s file and th
 
 from __future__ import annotations
 
+import datetime
 from types import UnionType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -12,19 +13,30 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 
 from serving.settings import extra_args
 from serving.values import (
+    Cron,
+    DnsDomain,
     DnsLabel,
     Duration,
     Endpoint,
     Image,
+    Instant,
+    KmsKey,
     MaybeNoTime,
     Model,
+    Network,
+    NetworkAttachment,
+    Project,
     Quantity,
+    Region,
     Registry,
     RegularExpression,
     Revision,
     SecretVersion,
     Section,
     SourceFolder,
+    TimeZone,
+    VertexLabel,
+    VertexLabelValue,
     Word,
 )
 
@@ -255,6 +267,74 @@ class Lease(Section):
     step."""
     wait: MaybeNoTime = "0s"
     """How long to wait for another run's Lease before giving up."""
+
+
+class DnsPeering(Section):
+    """A domain whose names steps look up in a VPC."""
+
+    domain: DnsDomain
+    """With a dot at its end: corp.internal."""
+    project: Project
+    """The project of that VPC."""
+    network: DnsLabel
+    """The VPC's name."""
+
+
+class Vertex(Section):
+    """Vertex AI Pipelines, to which `submit` and `schedule` send runs. No step of a run reads it."""
+
+    location: Region = ""
+    """Its region; empty is the cluster's. The bucket is best there too."""
+    network_attachment: NetworkAttachment = ""
+    """A network attachment in that region: steps get an address in its VPC (Private Service Connect). For `endpoint:
+    private`, say; `endpoint: dns` needs no network."""
+    dns_peering: list[DnsPeering] = Field([])
+    """Domains that steps look up in a VPC: [{domain: corp.internal., project: HOST, network: NAME}]. Needs a
+    network_attachment."""
+    network: Network = ""
+    """A VPC that is peered with Vertex AI's, projects/NUMBER/global/networks/NAME. It takes a large range of addresses
+    and does not lead to a cluster's private endpoint: rather a network_attachment."""
+    kms_key: KmsKey = ""
+    """The Cloud KMS key, of that region, that what Vertex AI keeps of runs is encrypted with."""
+    labels: dict[VertexLabel, VertexLabelValue] = Field({}, max_length=32)
+    """Further labels on every run, by which bills and lists are filtered."""
+
+    @model_validator(mode="after")
+    def _one_way_into_a_vpc(self) -> Vertex:
+        if self.network and self.network_attachment:
+            raise ValueError(
+                "network and network_attachment are two ways into a VPC, of which Vertex AI takes one: keep "
+                "network_attachment"
+            )
+        if self.dns_peering and not self.network_attachment:
+            raise ValueError("dns_peering goes through a network_attachment: name that too")
+        return self
+
+
+class Schedule(Section):
+    """A refresh again and again (`gemma-pipelines schedule apply`). No step of a run reads it."""
+
+    cron: Cron = ""
+    """Minute, hour, day of the month, month, weekday: "0 3 * * *" is every night at three; empty is no schedule."""
+    timezone: TimeZone = "UTC"
+    """The time zone of cron, by its name: Asia/Seoul."""
+    start: Instant = ""
+    """No run before that time, "2027-01-31T03:00:00+09:00"; empty begins at once."""
+    end: Instant = ""
+    """No run after that time; a schedule that has an end keeps one."""
+
+    @model_validator(mode="after")
+    def _it_ends_after_it_starts(self) -> Schedule:
+        if self.start and self.end and moment(self.end) <= moment(self.start):
+            raise ValueError(f"end {self.end} is not after start {self.start}")
+        if (self.start or self.end) and not self.cron:
+            raise ValueError("cron is missing: start and end say nothing without it")
+        return self
+
+
+def moment(text: str) -> datetime.datetime:
+    """The time that a checked text says."""
+    return datetime.datetime.fromisoformat(text)
 
 
 def section_of(annotation: Any) -> type[BaseModel] | None:

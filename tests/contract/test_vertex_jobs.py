@@ -126,8 +126,11 @@ def test_a_task_is_told_of_its_job_and_how_the_others_ended(vertex, passed):
 
 def test_the_states_of_a_job_are_events_in_the_log(vertex, passed):
     def events(log: str) -> list[dict]:
-        name = f"projects/demo/logs/aiplatform.googleapis.com%2F{log}"
-        return vertex.entries(f'logName="{name}" AND resource.labels.pipeline_job_id="two-ways-1"')
+        found = vertex.entries(
+            f'log_id("aiplatform.googleapis.com/{log}") AND resource.labels.pipeline_job_id="two-ways-1"'
+        )
+        assert {entry["logName"] for entry in found} == {f"projects/demo/logs/aiplatform.googleapis.com%2F{log}"}
+        return found
 
     states = [entry["jsonPayload"]["state"].removeprefix("PIPELINE_STATE_") for entry in events("pipeline_job_events")]
     assert states == ["QUEUED", "PENDING", "RUNNING", "SUCCEEDED"]

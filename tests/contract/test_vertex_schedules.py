@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
+import requests
 from google.api_core import exceptions
 from google.protobuf import json_format
 
@@ -260,6 +262,7 @@ def test_a_schedule_is_changed_in_place(vertex, nightly, spec):
         update_mask={"paths": ["cron", "create_pipeline_job_request"]},
     )
     assert changed.display_name == "nightly"
+    assert changed.allow_queueing
     assert changed.next_run_time.isoformat() == "2027-01-12T20:00:00+00:00"
     runs_that_end(vertex, 1)
     tick(vertex, name, "2027-01-12T19:00:00Z")
@@ -268,6 +271,14 @@ def test_a_schedule_is_changed_in_place(vertex, nightly, spec):
     first, second = runs_of(vertex, name)
     assert vertex.get(first)["runtimeConfig"]["parameterValues"] == {"words": "scheduled"}
     assert vertex.get(second)["runtimeConfig"]["parameterValues"] == {"words": "changed"}
+
+
+def test_what_waits_may_be_switched_off(vertex, nightly):
+    name = nightly(allow_queueing=True)
+    changed = vertex.schedules.update_schedule(
+        schedule={"name": name, "allow_queueing": False}, update_mask={"paths": ["allow_queueing"]}
+    )
+    assert not changed.allow_queueing
 
 
 def test_masks_are_taken_in_either_form_and_say_only_what_can_be(vertex, nightly):
@@ -337,13 +348,17 @@ def test_schedules_are_found_by_name_which_is_nobodys_alone(vertex, nightly):
 
 def test_a_schedule_and_its_runs_outlive_the_emulator_and_the_runs_the_schedule(new_vertex, spec):
     vertex = new_vertex()
-    vertex.set_clock("2027-01-10T12:00:00Z")
+    vertex.set_clock("2020-01-10T12:00:00Z")
     name = create(vertex, spec)
     runs_that_end(vertex, 1)
-    tick(vertex, name, "2027-01-10T18:00:00Z")
+    tick(vertex, name, "2020-01-10T18:00:00Z")
     vertex.stop()
     vertex.start()
-    assert get(vertex, name)["startedRunCount"] == "1"
+    schedule = get(vertex, name)
+    assert schedule["startedRunCount"] == "1"
+    now = requests.get(f"{vertex.process.url}/_emulator/clock", timeout=10).json()["time"]
+    tick_ = datetime.fromisoformat(schedule["nextRunTime"]) - datetime.fromisoformat(now)
+    assert timedelta(0) < tick_ <= timedelta(days=1), "the clock is this machine's again, and the next tick ahead"
     runs = runs_of(vertex, name)
     vertex.schedules.delete_schedule(name=name).result(timeout=10)
     with pytest.raises(exceptions.NotFound):
@@ -353,8 +368,6 @@ def test_a_schedule_and_its_runs_outlive_the_emulator_and_the_runs_the_schedule(
 
 
 def test_an_answer_may_be_lost_after_the_schedule_was_made(vertex, nightly):
-    import requests
-
     vertex.script({"action": "unanswered", "method": "POST", "path": "/schedules"})
     with pytest.raises(requests.ConnectionError):
         nightly(display_name="lost")

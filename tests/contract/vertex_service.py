@@ -194,7 +194,7 @@ def compiled(pipeline: Any, folder: Path) -> dict[str, Any]:
     return found
 
 
-def until(found: Callable[[], Any], seconds: float = 90) -> Any:
+def until(found: Callable[[], Any], seconds: float = 150) -> Any:
     """What is found, as soon as something is."""
     deadline = time.monotonic() + seconds
     while not (value := found()):

@@ -31,6 +31,8 @@ class MemoryCluster:
         """(kind, name) → the manager that owns what says who is live."""
         self.before_write: Callable[[str, str, str], None] = lambda verb, kind, name: None
         """Called before a write is done: raise to be killed at that moment."""
+        self.denied: set[tuple[str, str]] = set()
+        """(verb, resource) that nobody may do."""
         self._version = 0
         self._lock = threading.RLock()
         """One write at a time, as the API server has it."""
@@ -77,6 +79,12 @@ class MemoryCluster:
             merged["spec"].setdefault("replicas", 1)
         return self._store(merged)
 
+    def would_be(self, body: Object) -> Object:
+        return _merged(self.objects.get(_key(body)) or {}, body)
+
+    def allows(self, user: str, namespace: str, name: str, *, group: str, resource: str, verb: str) -> bool:
+        return (verb, resource) not in self.denied
+
     def create(self, body: Object) -> Object:
         with self._writing("create", body):
             if _key(body) in self.objects:
@@ -116,6 +124,9 @@ class MemoryCluster:
 
     def impatient(self) -> MemoryCluster:
         return self
+
+    def everything_in(self, namespace: str) -> list[Object]:
+        return [copy.deepcopy(body) for (_, its, _), body in self.objects.items() if its == namespace]
 
     def serves(self, kind: str) -> bool:
         return True

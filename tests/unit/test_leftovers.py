@@ -94,7 +94,7 @@ def test_what_is_deleted_is_the_object_that_was_found_and_not_its_successor():
     cluster = MemoryCluster(deployment("g7"))
     found = leftovers.find(cluster, SETTINGS, Record(), "run-9")
     cluster.objects[("Deployment", SETTINGS.namespace, "vllm-g7")]["metadata"]["uid"] = "another"
-    assert leftovers._delete(cluster, found, said) == []
+    assert leftovers.delete(cluster, found, said) == []
     assert cluster.names("Deployment") == {"vllm-g7"}
 
 
@@ -135,7 +135,7 @@ def test_a_source_waits_until_the_claim_that_is_filled_from_it_is_gone(monkeypat
 
 def test_a_source_whose_claim_hangs_stays_and_the_next_run_takes_it_away(monkeypatch: pytest.MonkeyPatch):
     cluster, heard = MemoryCluster(of_a_volume("GCPDataSource"), of_a_volume("PersistentVolumeClaim")), list[str]()
-    monkeypatch.setattr(leftovers, "_GOES_SECONDS", 0)
+    monkeypatch.setattr(leftovers, "GOES_SECONDS", 0)
     monkeypatch.setattr(leftovers.time, "sleep", lambda seconds: None)
     hanging = cluster.objects["PersistentVolumeClaim", SETTINGS.namespace, "vllm-g7"]
     monkeypatch.setattr(cluster, "delete", lambda body: body["kind"] == "PersistentVolumeClaim")

@@ -29,13 +29,13 @@ def a_state(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("sets", "wait"), [(["lease.wait=30m"], "30m"), (None, SETTINGS.lease.wait)])
 def test_a_setting_of_a_local_run_may_be_another_for_one_command(sets: list[str] | None, wait: str):
     """As an error advises: `--set lease.wait=30m`."""
-    with operate._deployment(Output(), None, sets, Path("state")) as settings:
+    with operate.deployment(Output(), None, sets, Path("state")) as settings:
         assert (settings.lease.wait, settings.bucket) == (wait, SETTINGS.bucket)
 
 
 def test_a_local_run_has_its_settings_and_no_file():
     with (
         pytest.raises(RequestError, match="leave -f out"),
-        operate._deployment(Output(), Path("gemma.yaml"), None, Path("state")),
+        operate.deployment(Output(), Path("gemma.yaml"), None, Path("state")),
     ):
         pass

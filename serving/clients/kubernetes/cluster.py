@@ -73,6 +73,17 @@ class Cluster:
             content_type="application/apply-patch+yaml",
         )
 
+    def would_be(self, body: Object) -> Object:
+        """What `apply` would make of it, whoever owns its fields. Writes nothing."""
+        found: Object = self._connection.call(
+            "PATCH",
+            kinds.path(*_place(body)),
+            query={"fieldManager": FIELD_MANAGER, "force": "true", "dryRun": "All"},
+            body=body,
+            content_type="application/apply-patch+yaml",
+        )
+        return found
+
     def create(self, body: Object) -> Object:
         """Raises ConflictError when it exists."""
         kind, namespace, name = _place(body)
@@ -135,6 +146,18 @@ class Cluster:
             return there
         return written
 
+    def allows(self, user: str, namespace: str, name: str, *, group: str, resource: str, verb: str) -> bool:
+        """Whether a user may do something with the objects of a resource, or with the one of that name; in the whole
+        cluster without a namespace. Raises AccessError when we may not ask."""
+        attributes = {"namespace": namespace, "name": name, "group": group, "resource": resource, "verb": verb}
+        body = {
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SubjectAccessReview",
+            "spec": {"user": user, "resourceAttributes": {key: value for key, value in attributes.items() if value}},
+        }
+        answer = self._connection.call("POST", "/apis/authorization.k8s.io/v1/subjectaccessreviews", body=body)
+        return bool(answer["status"]["allowed"])
+
     def serves(self, kind: str) -> bool:
         """Whether the cluster knows the kind: is a CRD there? Only an answer that lists others says no."""
         wanted = kinds.find(kind)
@@ -144,6 +167,30 @@ class Cluster:
             return False
         resources = self._connection.call("GET", f"/apis/{wanted.api_version}")["resources"]
         return any(resource["kind"] == kind for resource in resources)
+
+    def everything_in(self, namespace: str) -> list[Object]:
+        """All objects of a namespace, of whatever kind, but for those that every namespace has."""
+        found: dict[str, Object] = {}
+        for version in ["v1", *self._preferred_versions()]:
+            root = f"/apis/{version}" if "/" in version else f"/api/{version}"
+            for resource in self._connection.call("GET", root)["resources"]:
+                if not resource["namespaced"] or "list" not in resource["verbs"] or "/" in resource["name"]:
+                    continue
+                items = self._connection.call("GET", f"{root}/namespaces/{namespace}/{resource['name']}")["items"]
+                for item in items:
+                    if not _is_in_every_namespace(resource["kind"], item["metadata"]["name"]):
+                        # A kind of two groups is one object.
+                        found[item["metadata"]["uid"]] = {"kind": resource["kind"], **item}
+        return list(found.values())
+
+    def _preferred_versions(self) -> list[str]:
+        """Of all groups but those of figures, which are nobody's objects."""
+        groups = self._connection.call("GET", "/apis")["groups"]
+        return [
+            group["preferredVersion"]["groupVersion"]
+            for group in groups
+            if not group["name"].endswith("metrics.k8s.io")
+        ]
 
     def log(self, pod: str, namespace: str, *, container: str = "", tail: int = 50, previous: bool = False) -> str:
         """The last `tail` lines of a container's log; empty when it has none (yet)."""
@@ -176,6 +223,10 @@ class Cluster:
             yield changes
         finally:
             changes.stop()
+
+
+def _is_in_every_namespace(kind: str, name: str) -> bool:
+    return kind == "Event" or (kind, name) in (("ConfigMap", "kube-root-ca.crt"), ("ServiceAccount", "default"))
 
 
 def _place(body: Object) -> tuple[str, str | None, str]:

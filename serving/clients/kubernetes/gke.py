@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from serving.clients import google
@@ -29,6 +30,8 @@ def connect(settings: Settings) -> Cluster:
     configuration.connection_pool_maxsize = 16
     # What urllib3 tries again by itself nobody has allowed, and nobody counts.
     configuration.retries = 0
+    # Who trusts another authority, a proxy's say, has the customary variable for it, which the client does not know.
+    configuration.ssl_ca_cert = os.environ.get("SSL_CERT_FILE")
     client = ApiClient(configuration)
     if address.ca_certificate:
         # The client knows certificates as files alone, which would outlive a process that is killed.

@@ -19,6 +19,8 @@ PROJECT = tomllib.loads((ROOT / "emulators" / "pyproject.toml").read_text())["pr
 
 # These run in vLLM's own environment (real/pins), by its Python.
 OF_VLLM = {"engine/read_flags.py", "real/engine.py"}
+# It runs pipelines with kfp, which is an extra, and with what kfp brings.
+OF_KFP = {"google/aiplatform/runner.py"}
 
 
 def imports(file: Path) -> set[str]:
@@ -41,7 +43,7 @@ def imported() -> dict[str, set[str]]:
     """The files that import each distribution."""
     found, distributions = defaultdict(set), packages_distributions()
     for file in PACKAGE.rglob("*.py"):
-        if (name := file.relative_to(PACKAGE).as_posix()) not in OF_VLLM:
+        if (name := file.relative_to(PACKAGE).as_posix()) not in OF_VLLM | OF_KFP:
             for package in imports(file):
                 (distribution,) = distributions[package]
                 found[canonicalize_name(distribution)].add(name)
@@ -57,5 +59,7 @@ def test_what_is_asked_for_is_what_is_imported() -> None:
 def test_what_is_asked_for_is_pinned_as_for_the_product() -> None:
     lines = re.findall(r"^([\w.-]+)==(\S+)", (ROOT / "constraints.txt").read_text(), re.M)
     pins = {canonicalize_name(name): version for name, version in lines}
-    for requirement in map(Requirement, PROJECT["dependencies"]):
+    extras = PROJECT["optional-dependencies"]
+    assert extras.keys() == {"pipelines"}
+    for requirement in map(Requirement, [*PROJECT["dependencies"], *extras["pipelines"]]):
         assert str(requirement.specifier) == f"=={pins[canonicalize_name(requirement.name)]}"

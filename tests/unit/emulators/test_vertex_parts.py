@@ -39,7 +39,7 @@ def test_without_kfp_a_job_is_refused_with_what_to_do(tmp_path: Path, monkeypatc
     path = ["projects", "demo", "locations", "us-central1", "pipelineJobs"]
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     try:
-        with pytest.raises(HttpError, match="pip install 'kfp") as refused:
+        with pytest.raises(HttpError, match="pip install kfp==") as refused:
             service.answer(Call("POST", "v1", path, "", {"pipelineJobId": "a"}, ours, job))
         assert refused.value.status == 501
         assert service.answer(Call("GET", "v1", path, "", {}, ours)) == {}

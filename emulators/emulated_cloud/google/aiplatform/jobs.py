@@ -37,7 +37,7 @@ def begin(
 ) -> dict[str, Any]:
     """Begins to run a job that was accepted, of a `schedule` for its `tick` or of nobody's. Raises HttpError."""
     if importlib.util.find_spec("kfp") is None:
-        why = "This emulator runs pipelines with kfp, which is not installed. Run: pip install 'kfp>=2.17,<3'"
+        why = "This emulator runs pipelines with kfp, which is not installed. Run: pip install kfp==2.17.0"
         raise refusal("UNIMPLEMENTED", why)
     path = f"{location}/pipelineJobs/{job_id}"
     if service.store.get(path):

@@ -43,7 +43,8 @@ class Run(threading.Thread):
         try:
             self._run()
         except Exception:  # noqa: BLE001 (nobody waits for this thread: who looks at the job must learn of it)
-            traceback.print_exc(file=sys.stderr)
+            if not self._stopped:
+                traceback.print_exc(file=sys.stderr)
             self._finish("FAILED", errors.INTERNAL_ERROR)
         finally:
             with self._service.lock:

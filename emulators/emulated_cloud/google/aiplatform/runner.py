@@ -35,6 +35,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from google.protobuf import json_format
 from kfp import dsl, local
 from kfp.local import io, subprocess_task_handler, utils
 from kfp.local.orchestrator import enhanced_dag_orchestrator, task_executor
@@ -82,6 +83,7 @@ class Runner:
         self._told: set[Path_] = set()
         """Those whose process was told to end."""
         self._exits: set[Path_] = set()
+        """Exit tasks: they run whatever came before."""
         self._states: dict[Path_, str] = {}
         self._errors: dict[Path_, dict[str, Any]] = {}
 
@@ -115,8 +117,6 @@ class Runner:
 
     def _specification(self) -> Any:
         """The pipeline, with what kfp's local runner would put in otherwise, or does not know."""
-        from google.protobuf import json_format
-
         text = json.dumps(self._request["specification"])
         for placeholder, value in {
             dsl.PIPELINE_JOB_NAME_PLACEHOLDER: self._job_id,
@@ -306,7 +306,7 @@ class Runner:
     def _read(self, path: Path_, process: Any, stream: Any, custom_job: str, severity: str) -> None:
         for line in stream:
             self._tell(custom_job=custom_job, line=line.rstrip("\n"), severity=severity)
-            if self._is_to_be_killed(path, line):
+            if process.poll() is None and self._is_to_be_killed(path, line):
                 self._kill(process)
         stream.close()
 

@@ -51,8 +51,9 @@ def update(service: AiPlatform, path: str, body: dict[str, Any], mask: str) -> d
     if schedule["state"] not in ("ACTIVE", "PAUSED"):
         raise errors.wrong_state(KIND, schedule["name"], schedule["state"], "updated")
     named &= checks.GIVEN_FIELDS  # The others are the service's to say, and ignored.
+    given.setdefault("allowQueueing", False)  # Clients do not send what is false.
     for name in named:
-        if given.get(name) in (None, "", 0) and schedule.get(name):
+        if name != "allowQueueing" and not given.get(name) and schedule.get(name):
             raise errors.invalid((f"schedule.{resources.snake(name)}", "A field that is set cannot be unset."))
     location = path.partition("/")[0]
     changes = checks.schedule(service.config, location, {name: given[name] for name in named if name in given})
@@ -108,9 +109,8 @@ def recover(service: AiPlatform) -> None:
 
 
 def _set_next(schedule: dict[str, Any], after: str) -> None:
-    """Notes the first tick after a time; a time that a schedule starts at may be a tick itself."""
-    start = _time(after)
-    tick = cron.parse(schedule["cron"]).after(start)
+    """Notes the first tick after a time."""
+    tick = cron.parse(schedule["cron"]).after(_time(after))
     assert tick, "an expression without ticks was refused"
     schedule["nextRunTime"] = resources.timestamp(tick)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from emulated_cloud.google.compute import resources
 
-PROJECT_QUOTAS = {"CPUS_ALL_REGIONS": 72.0, "IMAGES": 2000.0, "SNAPSHOTS": 5000.0}
+PROJECT_QUOTAS = {"CPUS_ALL_REGIONS": 72.0, "GPUS_ALL_REGIONS": 16.0, "IMAGES": 2000.0, "SNAPSHOTS": 5000.0}
 REGION_QUOTAS = {
     "CPUS": 72.0,
     "N2_CPUS": 72.0,
@@ -18,6 +18,8 @@ REGION_QUOTAS = {
     "INSTANCES": 720.0,
     "DISKS_TOTAL_GB": 40960.0,
     "HDB_TOTAL_GB": 8192.0,
+    "NVIDIA_L4_GPUS": 16.0,
+    "PREEMPTIBLE_NVIDIA_L4_GPUS": 16.0,
     "SSD_TOTAL_GB": 8192.0,
 }
 """What a project may use unless the configuration says otherwise, in all and in a region. Newer machine families have
@@ -29,6 +31,14 @@ PUBLIC_IMAGES = {
     "ubuntu-os-cloud": ["ubuntu-2404-lts-amd64", "ubuntu-2404-lts-arm64"],
 }
 """Families, by the project that has them."""
+
+_ACCELERATORS = (
+    ("nvidia-l4", "NVIDIA L4", 8),
+    ("nvidia-tesla-a100", "NVIDIA A100 40GB", 16),
+    ("nvidia-a100-80gb", "NVIDIA A100 80GB", 8),
+    ("nvidia-h100-80gb", "NVIDIA H100 80GB", 8),
+)
+"""Name, description, and how many a machine may have."""
 
 _CPUS = (2, 4, 8, 16, 32, 48)
 _GB_PER_CPU = {"highcpu": 1, "standard": 4, "highmem": 8}
@@ -89,6 +99,22 @@ def quotas(limits: dict[str, float], given: dict[str, float], used: dict[str, fl
     return [
         {"metric": metric, "limit": float(given.get(metric, limit)), "usage": used.get(metric, 0.0)}
         for metric, limit in limits.items()
+    ]
+
+
+def accelerator_types(project: str, zone: str) -> list[dict[str, Any]]:
+    return [
+        {
+            "kind": "compute#acceleratorType",
+            "id": str(10_000 + number),
+            "creationTimestamp": "1969-12-31T16:00:00.000-08:00",
+            "name": name,
+            "description": description,
+            "maximumCardsPerInstance": cards,
+            "zone": resources.link(project, f"zones/{zone}"),
+            "selfLink": resources.link(project, f"zones/{zone}/acceleratorTypes/{name}"),
+        }
+        for number, (name, description, cards) in enumerate(_ACCELERATORS)
     ]
 
 

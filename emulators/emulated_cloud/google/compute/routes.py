@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from emulated_cloud.google import filters
@@ -62,10 +63,19 @@ def _read(compute: Compute, call: Call, path: list[str]) -> dict[str, Any] | Non
                 if found["name"] == name:
                     return found
             raise errors.not_found(compute.name("/".join(path)))
+        case ["zones", zone, "acceleratorTypes"]:
+            return _page(compute, call, "AcceleratorType", catalog.accelerator_types(project, zone))
+        case ["aggregated", "acceleratorTypes" as kind]:
+            found = [
+                (f"zones/{zone}/{kind}/{each['name']}", each)
+                for zone in compute.zones
+                for each in catalog.accelerator_types(project, zone)
+            ]
+            return _aggregated(compute, call, kind, "acceleratorType", found)
         case ["zones", _, "instances", _, "serialPort"]:
             return instances.serial_port(compute, call, "/".join(path[:4]))
         case ["aggregated", "disks" | "instances" as kind]:
-            return _aggregated(compute, call, kind)
+            return _aggregated(compute, call, kind, _first_small(_KINDS[kind]), compute.store.of_kind(kind))
         case ["global", "images", "family", family]:
             return images.from_family(compute, family)
         case ["zones", _, "disks" | "instances" as kind] | ["global", "images" as kind]:
@@ -140,11 +150,12 @@ def _page(compute: Compute, call: Call, kind: str, found: list[dict[str, Any]]) 
     return resources.listed(_first_small(kind), compute.project, "/".join(call.path[2:]), page, token)
 
 
-def _aggregated(compute: Compute, call: Call, collection: str) -> dict[str, Any]:
+def _aggregated(
+    compute: Compute, call: Call, collection: str, kind: str, there: Iterable[tuple[str, dict[str, Any]]]
+) -> dict[str, Any]:
     wanted = _filter(call)
-    page, token = _cut(call, [(at, each) for at, each in compute.store.of_kind(collection) if wanted(each)])
+    page, token = _cut(call, [(at, each) for at, each in there if wanted(each)])
     scopes = [f"zones/{zone}" for zone in compute.zones]
-    kind = _first_small(_KINDS[collection])
     return resources.aggregated(kind, compute.project, collection, scopes, page, token)
 
 

@@ -1,0 +1,226 @@
+"""What a refresh needs and may lack: each lack with its reason and the command that mends it. Reads only."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from components.ensure_access.step import bindings, commands
+from pipelines.vertex import preflight
+from serving import catalog
+from serving.clients import google, iam, service_usage, storage
+from serving.clients.compute import Compute, Room
+from serving.clients.google import ClusterTraits
+from serving.clients.kubernetes import Cluster
+from serving.errors import AccessError, PipelineError
+from serving.installation import bootstrap, roles
+from serving.rendering import render
+from serving.settings import Settings
+
+Answer = TypeVar("Answer")
+
+BOOTSTRAP = "gemma-pipelines bootstrap -f FILE"
+_SUBMITS = ("aiplatform.pipelineJobs.create", "aiplatform.pipelineJobs.get")
+_ACTS = ("iam.serviceAccounts.actAs",)
+
+
+@dataclass
+class Needs:
+    """What was looked at: what is missing, and what nobody may see from here."""
+
+    missing: list[dict[str, str]] = field(default_factory=list)
+    """`{"what", "why", "command"}`"""
+    unknown: list[dict[str, Any]] = field(default_factory=list)
+    """What could not be looked at, as changes are told."""
+
+    def lacks(self, what: str, why: str, command: str = "") -> None:
+        found = {"what": what, "why": why, "command": command}
+        if found not in self.missing:
+            self.missing.append(found)
+
+    def look(self, what: str, ask: Callable[[], Answer]) -> Answer | None:
+        """The answer, or None when what keeps it from coming is missing."""
+        try:
+            return ask()
+        except PipelineError as error:
+            self.lacks(what, str(error), command_in(str(error)))
+            return None
+
+    def look_if_allowed(self, what: str, ask: Callable[[], Answer]) -> Answer | None:
+        """The same, of what another may look at if this caller may not."""
+        try:
+            return ask()
+        except AccessError as error:
+            self.unknown.append({"what": what, "change": "unknown", "details": [str(error)]})
+            return None
+        except PipelineError as error:
+            self.lacks(what, str(error), command_in(str(error)))
+            return None
+
+
+def command_in(words: str) -> str:
+    """The command that an error advises: the first that stands in it."""
+    found = re.search(r"`((?:gcloud|gemma-pipelines|kubectl|pip|curl)[^`]*)`", words)
+    return found[1] if found else ""
+
+
+# -- the project ----------------------------------------------------------------------------------------------
+
+
+def of_project(needs: Needs, settings: Settings) -> None:
+    """APIs, accounts and their roles, what this caller may do, bucket and component image."""
+    project, account = settings.project, settings.pipeline_service_account
+    enabled = needs.look_if_allowed("APIs", lambda: service_usage.enabled(project))
+    if enabled is not None:
+        for api in bootstrap.apis(settings):
+            if api not in enabled:
+                needs.lacks(api, f"it is not enabled in {project}", f"gcloud services enable {api} --project={project}")
+    needs.look("bucket", lambda: preflight.check_buckets(settings))
+    needs.look("component image", lambda: preflight.digest_of(settings))
+    there = needs.look_if_allowed(f"service account {account}", lambda: iam.account_exists(account))
+    if there is False:
+        needs.lacks(f"service account {account}", "it does not exist", BOOTSTRAP)
+    elif there:
+        _of_account(needs, settings)
+    own = needs.look_if_allowed("your own roles", lambda: iam.missing_permissions(iam.of_project(project), _SUBMITS))
+    if own:
+        needs.lacks(
+            "your own roles",
+            f"you lack {', '.join(own)} on {project}",
+            f"gcloud projects add-iam-policy-binding {project} --member=user:YOU --role=roles/aiplatform.user",
+        )
+
+
+def _of_account(needs: Needs, settings: Settings) -> None:
+    account = settings.pipeline_service_account
+    acts = needs.look_if_allowed("acting as", lambda: iam.missing_permissions(iam.of_account(account), _ACTS))
+    if acts:
+        needs.lacks(
+            f"acting as {account}",
+            f"you lack {', '.join(acts)} on it, with which runs get it",
+            f"gcloud iam service-accounts add-iam-policy-binding {account} --project={settings.project} "
+            "--member=user:YOU --role=roles/iam.serviceAccountUser",
+        )
+    for grant in roles.grants(settings):
+        if grant.account != account:
+            continue
+        if needs.look_if_allowed(grant.words, grant.is_given) is False:
+            needs.lacks(grant.words, grant.why, grant.command)
+
+
+# -- the cluster ----------------------------------------------------------------------------------------------
+
+
+def of_pods(needs: Needs, settings: Settings) -> Iterator[dict[str, Any]]:
+    """The roles on the bucket that pods need: those that a run is going to give, as changes."""
+    wanted = needs.look("pods' roles", lambda: bindings(settings)) or []
+    for binding in wanted:
+        given = needs.look_if_allowed(
+            binding.role, lambda each=binding: storage.has_bucket_binding(settings.bucket, each.role, each.member)
+        )
+        who = binding.member.partition("/subject/")[2]
+        what = f"{binding.role} on gs://{settings.bucket} for {who}"
+        if given:
+            yield {"what": what, "change": "exists", "details": []}
+        elif given is False and settings.access == "manage":
+            yield {"what": what, "change": "create", "details": []}
+        elif given is False:
+            needs.lacks(what, "access: check leaves it to you", " && ".join(commands(settings, [binding])))
+
+
+def of_rights(needs: Needs, cluster: Cluster, settings: Settings) -> None:
+    """What the pipeline's account may do in the cluster, by the API server's own word."""
+    denied = needs.look_if_allowed("rights in the cluster", lambda: list(_denied(cluster, settings)))
+    if denied:
+        more = f" and {len(denied) - 6} more" if len(denied) > 6 else ""
+        needs.lacks(
+            f"rights of {settings.pipeline_service_account} in the cluster",
+            f"it may not {', '.join(denied[:6])}{more}",
+            f"gemma-pipelines render {settings.scenario} -f FILE --access | kubectl apply --server-side -f -",
+        )
+
+
+def _denied(cluster: Cluster, settings: Settings) -> Iterator[str]:
+    for item in render.admin(settings):
+        if item["kind"] not in ("Role", "ClusterRole"):
+            continue
+        namespace = settings.namespace if item["kind"] == "Role" else ""
+        for rule in item["rules"]:
+            for resource in rule.get("resources", []):
+                for verb in rule["verbs"]:
+                    attributes = {"group": rule["apiGroups"][0], "resource": resource, "verb": verb}
+                    name = (rule.get("resourceNames") or [""])[0]
+                    if not cluster.allows(settings.pipeline_service_account, namespace, name, **attributes):
+                        yield f"{verb} {resource}"
+
+
+def of_accelerators(needs: Needs, settings: Settings, traits: ClusterTraits, *, serves: bool) -> list[str]:
+    """Cards for two generations side by side, by quota and by zone. Returns what there is to say of them.
+
+    serves: a generation has its cards already.
+    """
+    asked = settings.accelerator
+    one = asked.count * settings.serving.replicas
+    lines = [
+        f"{one} × {asked.type}{' (spot)' if asked.spot else ''} serve: {one * 24} accelerator-hours a day",
+        f"{2 * one} while a refresh validates the new generation beside the live one",
+    ]
+    compute, region = Compute(settings.project), settings.region
+    found = needs.look_if_allowed("quota", lambda: (compute.region(region)[1], compute.project_quotas()))
+    if found is None:
+        return lines
+    metric = catalog.quota(asked.type)
+    metric = f"PREEMPTIBLE_{metric}" if metric and asked.spot else metric
+    of_region, of_project = found
+    if metric not in of_region:
+        lines.append(f"Compute Engine shows no quota of {asked.type} in {region}: see the console's quotas page")
+    for name, rooms, where in ((metric, of_region, region), ("GPUS_ALL_REGIONS", of_project, "")):
+        if name in rooms:
+            _of_quota(needs, settings, name, rooms[name], where, one=one, serves=serves)
+    _of_zones(needs, settings, compute, traits)
+    return lines
+
+
+def _of_quota(
+    needs: Needs, settings: Settings, metric: str, room: Room, region: str, *, one: int, serves: bool
+) -> None:
+    where = f"in {region}" if region else f"in all of {settings.project}"
+    in_use = room.limit - room.left
+    # A live generation's cards are in use already.
+    wanted = one if serves else 2 * one
+    if room.left >= wanted:
+        return
+    needed = max(in_use + wanted, 2 * one)
+    scope = f"per-project-region --dimensions=region={region}" if region else "per-project"
+    needs.lacks(
+        f"quota {metric} {where}",
+        f"the limit is {room.limit:g}, {in_use:g} are in use; two generations side by side need {2 * one}, so {wanted} "
+        "have to be free",
+        f"gcloud beta quotas preferences create --project={settings.project} --service=compute.googleapis.com "
+        f"--preferred-value={needed:g} --quota-id={metric.replace('_', '-')}-{scope}",
+    )
+
+
+def _of_zones(needs: Needs, settings: Settings, compute: Compute, traits: ClusterTraits) -> None:
+    kind = next(iter(catalog.node_selector(settings.accelerator.type).values()))
+    having = needs.look_if_allowed("zones", lambda: compute.zones_with(kind))
+    if having is None:
+        return
+    usable = sorted(set(having) & set(traits.zones))
+    if not usable:
+        near = sorted(zone for zone in having if zone.startswith(f"{settings.region}-"))
+        needs.lacks(
+            f"{settings.accelerator.type} in {', '.join(traits.zones) or settings.location}",
+            f"no zone of the cluster has it; in {settings.region} have it: {', '.join(near) or 'none'}",
+            f"gcloud container clusters update {settings.cluster} --location={settings.location} "
+            f"--project={settings.project} --node-locations={','.join(near)}"
+            if near
+            else f"gcloud compute accelerator-types list --project={settings.project} --filter=name={kind}",
+        )
+
+
+def of_cluster(needs: Needs, settings: Settings) -> ClusterTraits | None:
+    """What the cluster is, if it is there."""
+    return needs.look("cluster", lambda: google.cluster_traits(settings))

@@ -1,0 +1,261 @@
+"""How a deployment is: what serves, since when, of which commit, what its last runs came to, and what is not as it
+should be. Reads only."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from components.resolve_model.decision import Situation
+from components.resolve_model.step import Found, key_version, look_around, look_up, name_release, zones
+from pipelines.oversight import objects, runs
+from pipelines.vertex import preflight, schedule
+from serving import names
+from serving.clients import kubernetes
+from serving.clients.kubernetes import Cluster, Object
+from serving.clients.vertex import Body, Vertex
+from serving.deployment import record, replicas
+from serving.deployment.record import Known, Record
+from serving.errors import PipelineError
+from serving.rendering import render
+from serving.settings import Settings
+from serving.weights import repositories
+from serving.weights.release import Release
+
+Drift = dict[str, str]
+"""`{"what", "why", "command"}`."""
+
+
+def status(settings: Settings, vertex: Vertex | None, now: datetime.datetime) -> dict[str, Any]:
+    """`{"schedule", "runs", "live", "kept", "drift"}`. A part that does not answer leaves its word in `drift`, and the
+    others are told all the same."""
+    unknown: list[Drift] = []
+
+    def told(what: str, ask: Callable[[], Any], without: Any) -> Any:
+        try:
+            return ask()
+        except PipelineError as error:
+            unknown.append(drifted(what, str(error)))
+            return without
+
+    found = told("schedule", lambda: schedule.find(vertex, settings) if vertex else None, None)
+    of_schedule: list[dict[str, Any]] = []
+    if vertex and found:
+        of_schedule = told("schedule", lambda: _schedule_drift(settings, vertex, found, now), [])
+    of_runs = told("runs", lambda: runs.latest(vertex, settings), [])
+    live, kept, drift = None, list[dict[str, Any]](), list[Drift]()
+    if cluster := told("cluster", lambda: kubernetes.connect(settings), None):
+        known = told("record", lambda: record.read(cluster, settings), Record())
+        live = told("live", lambda: _live(cluster, settings, known), None)
+        kept = told("kept", lambda: [_kept(cluster, settings, known, name) for name in _others(known)], [])
+        drift = told("drift", lambda: list(_drift(cluster, settings, known)), [])
+    return {
+        "schedule": _schedule(found, now, of_schedule),
+        "runs": of_runs,
+        "live": live,
+        "kept": kept,
+        "drift": unknown + [_of_field(each) for each in of_schedule] + drift,
+    }
+
+
+# -- the schedule ---------------------------------------------------------------------------------------------
+
+
+def _schedule(found: Body | None, now: datetime.datetime, differs: list[dict[str, Any]]) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    return {**schedule.as_shown(found, now, differs), "last_error": schedule.start_error(found) or None}
+
+
+def _schedule_drift(settings: Settings, vertex: Vertex, found: Body, now: datetime.datetime) -> list[dict[str, Any]]:
+    """In what the schedule's runs are not what the settings ask for today."""
+    if not settings.schedule.cron:
+        return [{"field": "schedule", "there": found["cron"], "wanted": None}]
+    try:
+        image = preflight.digest_of(settings)
+    except PipelineError:
+        image = schedule.image_of(found)
+    asked = schedule.wanted(settings, preflight.job_with(settings, image), vertex, now)
+    return schedule.drift(asked, found)
+
+
+def _of_field(differs: dict[str, Any]) -> Drift:
+    words = f"{differs['there']} there, {differs['wanted']} wanted"
+    return drifted(f"schedule {differs['field']}", words, "gemma-pipelines schedule apply -f FILE")
+
+
+# -- generations ----------------------------------------------------------------------------------------------
+
+
+def _live(cluster: Cluster, settings: Settings, known: Record) -> dict[str, Any] | None:
+    """The chain of what serves: commit, weights, volume or disk image, pods, validation."""
+    if not known.live:
+        return None
+    deployment = _deployment(cluster, settings, known.live)
+    labels = (deployment or {}).get("metadata", {}).get("labels") or {}
+    return {
+        **_origin(known, known.live),
+        "since": known.since or _written(record.entry(cluster, settings)),
+        "volume": _volume(cluster, settings, known.live),
+        "pods": _pods(deployment),
+        "endpoint": f"{settings.name}.{settings.namespace}.svc:{names.PORT}",
+        "pinned": known.pinned.reason if known.pinned else None,
+        "validated": runs.validation_of(settings, labels[names.RUN]) if names.RUN in labels else None,
+    }
+
+
+def _kept(cluster: Cluster, settings: Settings, known: Record, generation: str) -> dict[str, Any]:
+    return {
+        **_origin(known, generation),
+        "pods": _pods(_deployment(cluster, settings, generation)),
+        "waits": generation == known.validated,
+    }
+
+
+def _others(known: Record) -> list[str]:
+    """What is in the cluster beside the live generation: what waits for a person first, then the newest."""
+    order = [known.validated, known.previous, *known.kept]
+    return [name for name in dict.fromkeys(order) if name and name != known.live]
+
+
+def _origin(known: Record, generation: str) -> dict[str, Any]:
+    origin = known.generations.get(generation) or Known(model="", commit="", weights_key="", weights_uri="")
+    return {
+        "generation": generation,
+        "model": origin.model or None,
+        "commit": origin.commit or None,
+        "weights_key": origin.weights_key or None,
+        "weights": origin.weights_uri or None,
+        "disk_image": origin.disk_image or None,
+    }
+
+
+def _volume(cluster: Cluster, settings: Settings, generation: str) -> str | None:
+    claim = cluster.get("PersistentVolumeClaim", names.server(generation), settings.namespace)
+    if claim is None:
+        return None
+    return f"{claim['spec'].get('volumeName') or 'none yet'} ({(claim.get('status') or {}).get('phase', 'Pending')})"
+
+
+def _deployment(cluster: Cluster, settings: Settings, generation: str) -> Object | None:
+    return cluster.get("Deployment", names.server(generation), settings.namespace)
+
+
+def _pods(deployment: Object | None) -> dict[str, int]:
+    return {"wanted": replicas.wanted(deployment) if deployment else 0, "ready": replicas.ready(deployment)}
+
+
+def _written(entry: Object | None) -> str | None:
+    """When an object was last written, as far as it says."""
+    times = [
+        str(each["time"]) for each in (entry or {}).get("metadata", {}).get("managedFields") or [] if "time" in each
+    ]
+    return max(times, default=None)
+
+
+# -- drift ----------------------------------------------------------------------------------------------------
+
+
+def _drift(cluster: Cluster, settings: Settings, known: Record) -> Iterator[Drift]:
+    """Everything in which the live generation, or what the settings name, is not what it was made of or should be."""
+    if not known.live:
+        return
+    try:
+        newest = look_up(settings)
+    except PipelineError as error:
+        yield drifted("revision", str(error))
+        newest = None
+    origin = known.generations.get(known.live)
+    if newest and origin:
+        yield from _of_revision(settings, origin, newest)
+    if (found := _as_live(settings, origin, newest)) is None:
+        return
+    release = name_release(
+        settings, "status", found, live=known.live, key_version=key_version(settings), zones=zones(settings)
+    )
+    if release.generation != known.live:
+        yield drifted(
+            "settings",
+            f"they ask for {release.generation} of the same weights, and {known.live} is live: the engine, its flags, "
+            "accelerator or volume are others",
+            _SUBMIT,
+        )
+        return
+    yield from _of_situation(settings, look_around(cluster, settings, release, known), release)
+    yield from _of_objects(cluster, settings, release)
+
+
+_SUBMIT = "gemma-pipelines submit SCENARIO -f FILE"
+
+
+def _of_revision(settings: Settings, origin: Known, newest: Found) -> Iterator[Drift]:
+    asked = settings.source or f"{settings.model} {settings.revision}"
+    if newest.weights_key != origin.weights_key:
+        words = f"{asked} is {newest.commit[:12]}, with other weights than the live {origin.commit[:12]}"
+        yield drifted("revision", words, _SUBMIT)
+    elif newest.commit != origin.commit:
+        words = f"{asked} is {newest.commit[:12]}, with the weights of the live {origin.commit[:12]}: no run is needed"
+        yield drifted("revision", words)
+
+
+def _as_live(settings: Settings, origin: Known | None, newest: Found | None) -> Found | None:
+    """What the live weights are; None where nobody can tell any more."""
+    if origin is None:
+        return None
+    if newest and newest.weights_key == origin.weights_key:
+        # The generation keeps the commit that it was made of.
+        return replace(newest, commit=origin.commit)
+    if settings.source or len(repositories.of(settings)) > 1:
+        return None  # Of adapters and assistant the record knows no commits.
+    try:
+        return look_up(settings.model_copy(update={"revision": origin.commit, "model": origin.model}))
+    except PipelineError:
+        return None
+
+
+def _of_situation(settings: Settings, seen: Situation, release: Release) -> Iterator[Drift]:
+    kubectl = f"kubectl -n {settings.namespace}"
+    deployment = f"Deployment/{names.server(release.generation)}"
+    if not seen.settings_digest:
+        yield drifted(deployment, "it is gone", _SUBMIT)
+        return
+    if not seen.entry_as_wanted:
+        yield drifted("entry", f"{settings.name} is not what the settings ask for", _SUBMIT)
+    if seen.key_version != release.api_key_version:
+        yield drifted(
+            "API key", f"pods have {seen.key_version or 'none'}, {release.api_key_version or 'none'} is newest", _SUBMIT
+        )
+    if not seen.settled:
+        yield drifted(deployment, f"{seen.replicas} replicas, the settings say {settings.serving.replicas}", _SUBMIT)
+    if not seen.rolled_out:
+        words = f"{seen.ready} of {seen.replicas} pods are ready with its present settings"
+        yield drifted(deployment, words, f"{kubectl} describe deployment {names.server(release.generation)}")
+    for words in seen.damage[:3]:
+        yield drifted("weights", words, f"gemma-pipelines verify-weights {release.weights_uri}")
+    for words in (seen.caches, *seen.missing):
+        if words:
+            yield drifted("outside of the cluster", words, _SUBMIT)
+    for left in seen.leftovers:
+        yield drifted(left, "a dead run left it", _SUBMIT)
+    if seen.dead_holder:
+        yield drifted("Lease", f"the dead run {seen.dead_holder} holds it; the next run takes it over", _SUBMIT)
+
+
+def _of_objects(cluster: Cluster, settings: Settings, release: Release) -> Iterator[Drift]:
+    """What somebody changed by hand, or takes away, or what the settings have since changed in place."""
+    deployment = _deployment(cluster, settings, release.generation)
+    labels = (deployment or {}).get("metadata", {}).get("labels") or {}
+    # As the run that made it rendered it.
+    rendered = render.render(settings, release.model_copy(update={"run_id": labels.get(names.RUN, "status")}))
+    for body in [*rendered.shared, *rendered.generation]:
+        found = objects.compare(cluster, body)
+        if found["change"] == "create":
+            yield drifted(found["what"], "it is gone", _SUBMIT)
+        elif found["change"] == "change":
+            yield drifted(found["what"], "; ".join(found["details"]), _SUBMIT)
+
+
+def drifted(what: str, why: str, command: str = "") -> Drift:
+    return {"what": what, "why": why, "command": command}

@@ -1,0 +1,68 @@
+"""What plan, status and destroy ask of an API server beyond what steps do: dry runs, reviews, all that a namespace has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from emulated_cloud.cloud import Cloud
+
+from pipelines.oversight import objects
+from serving.clients import kubernetes
+from serving.clients.kubernetes import Cluster
+from serving.deployment import removal
+from serving.settings import Settings, validated
+from tests.contract.test_resolve_model import PARAMETERS, REST
+
+SETTINGS = validated(Settings, {**REST, **PARAMETERS, "namespace": "looked-at"})
+NAMESPACE = {
+    "apiVersion": "v1",
+    "kind": "Namespace",
+    "metadata": {"name": "looked-at", "labels": {"app.kubernetes.io/managed-by": "gemma-gke-pipelines"}},
+}
+MAP = {
+    "apiVersion": "v1",
+    "kind": "ConfigMap",
+    "metadata": {"name": "one", "namespace": "looked-at"},
+    "data": {"key": "value"},
+}
+
+
+@pytest.fixture
+def cluster(emulated_cloud: Cloud, cloud_environment: dict[str, str]) -> Iterator[Cluster]:
+    """The cluster with a namespace that we made and a ConfigMap in it."""
+    found = kubernetes.connect(SETTINGS)
+    namespace = found.create(NAMESPACE)
+    found.apply(MAP)
+    yield found
+    found.delete(namespace)
+
+
+def test_a_dry_run_says_what_applying_would_change_and_changes_nothing(cluster: Cluster):
+    assert objects.compare(cluster, MAP)["change"] == "exists"
+    found = objects.compare(cluster, {**MAP, "data": {"key": "other"}})
+    assert (found["change"], found["details"]) == ("change", ["data.key: value -> other"])
+    absent = {**MAP, "metadata": {**MAP["metadata"], "name": "two"}}  # type: ignore[dict-item]
+    assert objects.compare(cluster, absent)["change"] == "create"
+    assert cluster.would_be(absent)["data"] == {"key": "value"}
+    assert [item["metadata"]["name"] for item in _own(cluster)] == ["one"]
+    assert _own(cluster)[0]["data"] == {"key": "value"}
+
+
+def test_a_namespace_goes_only_when_nothing_of_anybody_is_in_it(cluster: Cluster):
+    assert removal.removable_namespace(cluster, SETTINGS) is None
+    going = _own(cluster)
+    assert removal.removable_namespace(cluster, SETTINGS, going)
+    assert removal.remove(cluster, SETTINGS, going, lambda message: None) == ["ConfigMap/one"]
+    assert cluster.everything_in("looked-at") == []
+    assert removal.remove_namespace(cluster, SETTINGS, lambda message: None)
+    assert not removal.remove_namespace(cluster, SETTINGS, lambda message: None)
+
+
+def test_the_api_server_says_what_a_user_may_do(cluster: Cluster):
+    """The emulated one enforces no roles, so it is asked here for the form alone."""
+    assert cluster.allows("somebody@example.com", "looked-at", "", group="apps", resource="deployments", verb="create")
+
+
+def _own(cluster: Cluster) -> list[kubernetes.Object]:
+    return [item for item in cluster.list("ConfigMap", "looked-at") if item["metadata"]["name"] != "kube-root-ca.crt"]

@@ -1,0 +1,147 @@
+"""What `status` says of what serves, and every kind of drift."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+from components.resolve_model import step as resolve
+from pipelines.cli import oversee
+from pipelines.oversight import runs, status
+from serving import names
+from serving.clients import kubernetes
+from serving.errors import InconclusiveError, RequestError
+from serving.settings import Settings
+from tests.unit.deployment import deployment, job, lease, quick
+from tests.unit.oversight import FOUND, World, record_now, world
+
+__all__ = ["world"]
+
+
+def told(world: World, settings: Settings | None = None) -> dict[str, Any]:
+    found = status.status(settings or world.settings, None, record_now())
+    assert json.loads(json.dumps(found)) == found
+    return found
+
+
+def drift(world: World, settings: Settings | None = None) -> list[tuple[str, str]]:
+    return [(each["what"], each["why"]) for each in told(world, settings)["drift"]]
+
+
+def test_what_serves_is_told_from_the_commit_to_the_pods(world: World):
+    release = world.live()
+    found = told(world)
+    live = found["live"]
+    assert (live["generation"], live["commit"], live["weights_key"]) == (
+        release.generation,
+        "c" * 40,
+        FOUND.weights_key,
+    )
+    assert live["pods"] == {"wanted": 1, "ready": 1}
+    assert live["since"]
+    assert found["kept"] == []
+    assert found["drift"] == []
+    words = oversee._status_words(found, record_now())
+    assert f"{release.generation} since" in words
+    assert "1 of 1 pods are ready" in words
+
+
+def test_before_the_first_run_nothing_serves_and_nothing_drifts(world: World):
+    found = told(world)
+    assert found == {"schedule": None, "runs": [], "live": None, "kept": [], "drift": []}
+    assert "nothing" in oversee._status_words(found, record_now())
+
+
+def test_the_hub_has_other_weights(world: World):
+    world.live()
+    world.patch(status, "look_up", lambda settings: dataclasses.replace(FOUND, commit="d" * 40, weights_key="f" * 16))
+    (what, why), *_ = drift(world)
+    assert what == "revision"
+    assert "is dddddddddddd, with other weights than the live cccccccccccc" in why
+
+
+def test_the_hub_has_a_commit_of_the_same_weights(world: World):
+    world.live()
+    world.patch(status, "look_up", lambda settings: dataclasses.replace(FOUND, commit="d" * 40))
+    ((what, why),) = drift(world)
+    assert what == "revision"
+    assert "no run is needed" in why
+
+
+def test_settings_of_another_generation(world: World):
+    world.live()
+    ((what, why),) = drift(world, quick(engine={"max_model_len": 2048}))
+    assert what == "settings"
+    assert "they ask for g" in why
+
+
+def test_settings_that_a_run_applies_in_place(world: World):
+    release = world.live()
+    found = drift(world, quick(labels={"team": "blue"}))
+    assert any(
+        what == f"Deployment/vllm-{release.generation}" and "team: nothing -> blue" in why for what, why in found
+    )
+
+
+def test_an_object_that_somebody_changed(world: World):
+    release = world.live()
+    name = names.server(release.generation)
+    world.cluster.patch("Service", name, "gemma", {"spec": {"ports": [{"name": "http", "port": 1}]}})
+    ((what, why),) = drift(world)
+    assert what == f"Service/{name}"
+    assert "port" in why
+
+
+def test_an_object_that_is_gone(world: World):
+    release = world.live()
+    budget = world.cluster.get("PodDisruptionBudget", names.server(release.generation), "gemma")
+    assert budget
+    world.cluster.delete(budget)
+    assert drift(world) == [(f"PodDisruptionBudget/{names.server(release.generation)}", "it is gone")]
+
+
+def test_pods_that_are_not_ready_and_replicas_that_are_others(world: World):
+    release = world.live()
+    name = names.server(release.generation)
+    world.cluster.patch("Deployment", name, "gemma", {"spec": {"replicas": 3}}, subresource="scale")
+    words = dict(drift(world))[f"Deployment/{name}"]
+    assert "1 of 3 pods are ready" in words
+    assert (f"Deployment/{name}", "3 replicas, the settings say 1") in drift(world)
+
+
+def test_weights_that_are_damaged(world: World):
+    world.live()
+    world.patch(resolve, "damage", lambda uri: ["model.safetensors is missing"])
+    assert drift(world) == [("weights", "model.safetensors is missing")]
+
+
+def test_what_dead_runs_left(world: World):
+    world.live()
+    world.cluster.create(job("validate-server-run-0", "run-0"))
+    world.cluster.create(deployment("gdead", replicas=1))
+    held = world.cluster.get("Lease", "gemma", "gemma")
+    assert held
+    world.cluster.replace({**lease("run-0"), "metadata": held["metadata"]})
+    assert {what for what, _ in drift(world)} == {"Job/validate-server-run-0", "Deployment/vllm-gdead", "Lease"}
+
+
+def test_a_cluster_that_does_not_answer_leaves_the_rest(world: World, monkeypatch):
+    def away(settings: Settings) -> None:
+        raise InconclusiveError("the container API is away")
+
+    monkeypatch.setattr(kubernetes, "connect", away)
+    monkeypatch.setattr(runs, "latest", lambda vertex, settings: [])
+    found = told(world)
+    assert found["live"] is None
+    assert [(each["what"], each["why"]) for each in found["drift"]] == [("cluster", "the container API is away")]
+
+
+def test_a_hub_that_does_not_answer_is_told(world: World):
+    world.live()
+
+    def gone(settings: Settings) -> None:
+        raise RequestError("no such model")
+
+    world.patch(status, "look_up", gone)
+    assert drift(world) == [("revision", "no such model")]
