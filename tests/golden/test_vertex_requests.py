@@ -1,4 +1,4 @@
-"""What Vertex AI is asked to run, and to run again and again: compared with golden files, and judged by its own document.
+"""What Vertex AI is asked to run, once or on a schedule: compared with golden files, judged by its own document.
 
 `make golden` writes them again.
 """

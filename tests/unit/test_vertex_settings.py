@@ -28,7 +28,7 @@ def settings_for(**changes: Any) -> Settings:
         ({"schedule": {"cron": "TZ=Asia/Seoul 0 3 * * *"}}, "that stands in schedule.timezone"),
         ({"schedule": {"cron": "61 3 * * *"}}, "is not a cron expression: "),
         ({"schedule": {"cron": "0 3 L * *"}}, "is not a cron expression of five fields"),
-        ({"schedule": {"cron": "0 3 30 2 *"}}, "never comes"),
+        ({"schedule": {"cron": "0 3 30 2 *"}}, "bad day-of-month"),
         ({"schedule": {"cron": "0 3 * * *", "timezone": "Asia/Soul"}}, "is not a time zone, like Asia/Seoul"),
         ({"schedule": {"cron": "0 3 * * *", "timezone": "../etc"}}, "is not a time zone"),
         ({"schedule": {"cron": "0 3 * * *", "start": "tomorrow"}}, "is not a time, like 2027-"),
