@@ -1,7 +1,8 @@
 """The build context of the component image, made of the distribution that is installed: no clone is needed.
 
 A wheel has the five packages whole, and what beside them builds a wheel again lies in images/components/context/: links
-to the files at the repository's top, with .txt after their names, by which no tool takes the folder for a project. The same distribution gives the same bytes anywhere, so its digest names it.
+to the files at the repository's top, with .txt after their names, by which no tool takes the folder for a project. The
+same distribution gives the same bytes anywhere, so its digest names it.
 """
 
 from __future__ import annotations
