@@ -112,7 +112,7 @@ def _plan_words(found: dict[str, Any]) -> str:
     for each in found["changes"]:
         if each["what"] not in there:
             first, *more = each["details"] or [""]
-            rows += [(each["change"], each["what"], first), *(("", "", line) for line in more)]
+            rows += [(each["change"], f"{each['what']}{f': {first}' if first else ''}"), *(("", line) for line in more)]
     lines += [columns(rows)] if rows else []
     for each in found["missing"]:
         lines += ["", f"missing: {each['what']}", f"  {each['why']}"]
