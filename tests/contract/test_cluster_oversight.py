@@ -66,6 +66,5 @@ def test_the_api_server_says_what_a_user_may_do(cluster: Cluster):
 
 
 def _own(cluster: Cluster) -> list[kubernetes.Object]:
-    return [
-        item for item in cluster.list("ConfigMap", SETTINGS.namespace) if item["metadata"]["name"] != "kube-root-ca.crt"
-    ]
+    there = cluster.list("ConfigMap", SETTINGS.namespace)
+    return [item for item in there if item["metadata"]["name"] != "kube-root-ca.crt"]
