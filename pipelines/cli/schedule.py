@@ -25,7 +25,7 @@ def apply(out: Output, file: RequiredSettingsFile, sets: Sets = None, image: Com
     with _site(file, sets) as (settings, vertex):
         now = datetime.datetime.now(datetime.UTC)
         with out.progress("looking at bucket, component image and schedule"):
-            asked = schedule.wanted(settings, checked_job(settings, image), vertex, now)
+            asked = schedule.wanted(settings, checked_job(settings, image), vertex.parent, now)
             found, done = schedule.apply(vertex, settings, asked)
     _tell(out, found, schedule.drift(asked, found), f"{done}: ")
     if settings.schedule.start and "startTime" not in asked:
@@ -106,7 +106,7 @@ def _drift(out: Output, settings: Settings, vertex: Vertex, found: Body, image: 
         components = schedule.image_of(found)
     job = preflight.job_with(settings, components)
     now = datetime.datetime.now(datetime.UTC)
-    return schedule.drift(schedule.wanted(settings, job, vertex, now), found)
+    return schedule.drift(schedule.wanted(settings, job, vertex.parent, now), found)
 
 
 def _tell(out: Output, found: Body | None, differs: list[dict[str, Any]], done: str = "") -> None:

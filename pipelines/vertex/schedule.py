@@ -29,8 +29,9 @@ _JSON = ("pipelineSpec", "parameterValues")
 """Fields that hold any JSON at all, in which false and nothing differ."""
 
 
-def wanted(settings: Settings, job: Body, vertex: Vertex, now: datetime.datetime) -> Body:
-    """The schedule that the settings ask for, of a run (request.py). Raises RequestError when they ask for none.
+def wanted(settings: Settings, job: Body, parent: str, now: datetime.datetime) -> Body:
+    """The schedule that the settings ask for, of a run (request.py), in `parent` (projects/P/locations/L). Raises
+    RequestError when they ask for none.
 
     One run at a time, and a tick that finds one running is dropped. A start that has passed is left out: its missed
     runs would all begin at once.
@@ -48,7 +49,7 @@ def wanted(settings: Settings, job: Body, vertex: Vertex, now: datetime.datetime
         "allowQueueing": False,
         **({"startTime": _utc(asked.start)} if asked.start and moment(asked.start) > now else {}),
         **({"endTime": _utc(asked.end)} if asked.end else {}),
-        _REQUEST: {"parent": vertex.parent, "pipelineJob": job},
+        _REQUEST: {"parent": parent, "pipelineJob": job},
     }
 
 

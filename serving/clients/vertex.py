@@ -260,7 +260,7 @@ class Vertex:
                 "FILE` makes the account"
             )
         if isinstance(error, (exceptions.Forbidden, exceptions.Unauthorized)):
-            permission = (error.error_info.metadata if error.error_info else {}).get("permission")
+            permission = (error.metadata or {}).get("permission")
             return AccessError(
                 f"{what}: {said}. Grant yourself {ROLE}{f' (it has {permission})' if permission else ''}: `gcloud "
                 f"projects add-iam-policy-binding {self.project} --member=user:YOU --role={ROLE}`"
