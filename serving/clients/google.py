@@ -339,6 +339,11 @@ def _cure(error: Any) -> str:
     if error.reason == "SERVICE_DISABLED":
         project = str(about.get("consumer", "projects/PROJECT")).removeprefix("projects/")
         return f"Switch it on: `gcloud services enable {about.get('service', 'API')} --project={project}`"
+    if "act as service account" in said(error):
+        return (
+            "Have somebody give you roles/iam.serviceAccountUser on it: `gcloud iam service-accounts "
+            "add-iam-policy-binding ACCOUNT --member=user:… --role=roles/iam.serviceAccountUser`"
+        )
     if permission := about.get("permission"):
         return f"Have somebody give you a role with {permission}"
     return "Have somebody give you a role that permits it"

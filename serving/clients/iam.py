@@ -163,21 +163,25 @@ def role_permissions(project: str, role_id: str) -> list[str] | None:
     return None if role.get("deleted") else sorted(role.get("includedPermissions", []))
 
 
-def ensure_role(project: str, role_id: str, title: str, permissions: Iterable[str]) -> bool:
-    """Sees to a role of the project's own that permits this and nothing else: returns whether it changed anything."""
+def ensure_role(project: str, role_id: str, title: str, permissions: Iterable[str], *, only: bool = True) -> bool:
+    """Sees to a role of the project's own that permits this: returns whether it changed anything.
+
+    only: that it permits nothing else. A role that others use as well may permit more.
+    """
     from google.api_core.exceptions import Conflict
 
-    wanted = sorted(permissions)
-    if role_permissions(project, role_id) == wanted:
+    wanted, there = sorted(permissions), role_permissions(project, role_id)
+    if there is not None and (there == wanted or (not only and set(wanted) <= set(there))):
         return False
+    if there and not only:
+        wanted = sorted({*wanted, *there})
     path, role = f"v1/projects/{project}/roles", {"title": title, "includedPermissions": wanted, "stage": "GA"}
     with google.refusals(f"role {role_id} of {project}"):
         try:
             google.call("iam", "POST", path, {"roleId": role_id, "role": role})
         except Conflict:
             # It is there with other permissions, or was deleted: its name stays taken for weeks.
-            there = google.call("iam", "GET", f"{path}/{role_id}")
-            if there.get("deleted"):
+            if there is None:
                 google.call("iam", "POST", f"{path}/{role_id}:undelete", {})
-            google.call("iam", "PATCH", f"{path}/{role_id}?updateMask=title,includedPermissions,stage", role)
+            google.call("iam", "PATCH", f"{path}/{role_id}?updateMask=includedPermissions", role)
         return True

@@ -135,7 +135,7 @@ def items(settings: Settings, token: str) -> Iterator[Item]:
     yield _account(settings, settings.pipeline_service_account, "Gemma pipelines")
     yield _account(settings, roles.builder(settings), "Gemma pipelines: builds the component image")
     for role in roles.own_roles(settings):
-        ensure = partial(iam.ensure_role, project, role.id, role.title, role.permissions)
+        ensure = partial(iam.ensure_role, project, role.id, role.title, role.permissions, only=not role.is_shared)
         yield Item(f"role {role.in_project(project)}", role.command(project), ensure)
     for secret in roles.secrets(settings):
         _, owner, _, name = secret.split("/")

@@ -1,7 +1,8 @@
 """The build context of the component image, made of the distribution that is installed: no clone is needed.
 
-A wheel has the five packages whole, and what beside them builds a wheel again lies in images/components/context/ (links
-to the files at the repository's top). The same distribution gives the same bytes anywhere, so its digest names it.
+A wheel has the five packages whole, and what beside them builds a wheel again lies in images/components/context/: links
+to the files at the repository's top, with .txt after their names, by which no tool takes the folder for a project. The
+same distribution gives the same bytes anywhere, so its digest names it.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def digest() -> str:
 def files() -> Iterator[tuple[str, Path]]:
     """Names in the context, in order, and the files that they are."""
     root = Path(__file__).parents[2]
-    top = [(path.name, path) for path in (root / _TOP).iterdir()]
+    top = [(path.name.removesuffix(".txt"), path) for path in (root / _TOP).iterdir()]
     packages = [
         (path.relative_to(root).as_posix(), path)
         for package in PACKAGES

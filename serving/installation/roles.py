@@ -100,6 +100,8 @@ class OwnRole:
     id: str
     title: str
     permissions: tuple[str, ...]
+    is_shared: bool = False
+    """Whether others may have made it, with more permissions, for themselves."""
 
     def in_project(self, project: str) -> str:
         return f"projects/{project}/roles/{self.id}"
@@ -123,7 +125,7 @@ POLICY = OwnRole(
     ("storage.buckets.getIamPolicy", "storage.buckets.setIamPolicy"),
 )
 CACHE = OwnRole("gemmaPipelinesCache", "Gemma pipelines: Rapid Cache", tuple(CACHE_PERMISSIONS.split(",")))
-PROFILE = OwnRole(PROFILE_ROLE, "GKE: GCS FUSE profiles", tuple(PROFILE_PERMISSIONS.split(",")))
+PROFILE = OwnRole(PROFILE_ROLE, "GKE: GCS FUSE profiles", tuple(PROFILE_PERMISSIONS.split(",")), is_shared=True)
 BAKE = OwnRole(
     "gemmaPipelinesBake",
     "Gemma pipelines: bake disk images",

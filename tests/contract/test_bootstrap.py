@@ -220,6 +220,7 @@ def test_who_may_not_act_as_the_builder_is_told_so(project: Project):
     report = project.bootstrap(token="hf_secret")
     (why,) = [each.why for each in report.done if each.state == "left"]
     assert "act as service account" in why
+    assert "roles/iam.serviceAccountUser" in why
     assert project.builds() == []
 
 
@@ -325,12 +326,15 @@ def test_what_the_caller_may_not_do_is_found_out_without_trying(project: Project
 
 @pytest.mark.parametrize("project", [{"services": None}], indirect=True)
 def test_a_role_that_was_changed_or_deleted_is_as_it_should_be_again(project: Project):
-    def ensure(*permissions: str) -> bool:
-        return iam.ensure_role(PROJECT, "ours", "Ours", permissions)
+    def ensure(*permissions: str, only: bool = True) -> bool:
+        return iam.ensure_role(PROJECT, "ours", "Ours", permissions, only=only)
 
     assert [ensure("storage.buckets.get"), ensure("storage.buckets.get")] == [True, False]
     assert ensure("storage.buckets.get", "storage.buckets.list")
     assert iam.role_permissions(PROJECT, "ours") == ["storage.buckets.get", "storage.buckets.list"]
+    assert not ensure("storage.buckets.get", only=False)
+    assert ensure("storage.buckets.update", only=False)
+    assert iam.role_permissions(PROJECT, "ours") == [f"storage.buckets.{verb}" for verb in ("get", "list", "update")]
     project.ask("DELETE", f"v1/projects/{PROJECT}/roles/ours")
     assert iam.role_permissions(PROJECT, "ours") is None
     assert ensure("storage.buckets.get")

@@ -78,8 +78,8 @@ class ArtifactRegistry:
                 return self._create(call)
             case "GET", ["projects", project, "locations", _, "repositories"], "":
                 allow(call, "artifactregistry.repositories.list", call.resource.rpartition("/")[0], project)
-                found = self._repositories.below(self._ours(call))
-                return {"repositories": found} if found else {}
+                there = self._repositories.below(self._ours(call))
+                return {"repositories": there} if there else {}
             case "GET", ["projects", project, "locations", _, "repositories", _], "":
                 allow(call, "artifactregistry.repositories.get", call.resource, project)
                 return self._repository(call)
@@ -88,8 +88,8 @@ class ArtifactRegistry:
                 return self._tags(call)
             case "GET", ["projects", project, "locations", _, "repositories", _, "dockerImages"], "":
                 allow(call, "artifactregistry.dockerimages.list", "/".join(call.path[:6]), project)
-                found = self._docker_images(call)
-                return {"dockerImages": found} if found else {}
+                images = self._docker_images(call)
+                return {"dockerImages": images} if images else {}
         return None
 
     def exists(self, repository: str) -> bool:
