@@ -56,5 +56,5 @@ def test_nothing_is_destroyed_for_want_of_a_yes_or_for_another_scenario(
     assert said.out == ""
     assert "Job/validate" in said.err
     assert "these weights stay" in said.err
-    with pytest.raises(RequestError, match="settings for scenario gcs-fuse, not basic-gpu"):
-        oversee.destroy(Output(), "01", state=Path("state"))
+    with pytest.raises(RequestError, match="settings for scenario gcs-fuse, not hyperdisk-ml"):
+        oversee.destroy(Output(), "04", state=Path("state"))
