@@ -66,11 +66,13 @@ def destroy(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Take away what the deployment's runs made, after a list of it. What an administrator made stays."""
+    from serving.clients import patience
     from serving.errors import RequestError
     from serving.scenarios import find as scenario_of
+    from serving.settings import in_seconds
 
     name = scenario_of(scenario).name
-    with deployment(out, file, sets, state) as settings:
+    with deployment(out, file, sets, state) as settings, patience.lasting(in_seconds(settings.patience)):
         if settings.scenario != name:
             raise RequestError(f"these are settings for scenario {settings.scenario}, not {name}")
         from pipelines.oversight import destroy as work
@@ -112,7 +114,7 @@ def _plan_words(found: dict[str, Any]) -> str:
     for each in found["changes"]:
         if each["what"] not in there:
             first, *more = each["details"] or [""]
-            rows += [(each["change"], each["what"], first), *(("", "", line) for line in more)]
+            rows += [(each["change"], f"{each['what']}{f': {first}' if first else ''}"), *(("", line) for line in more)]
     lines += [columns(rows)] if rows else []
     for each in found["missing"]:
         lines += ["", f"missing: {each['what']}", f"  {each['why']}"]

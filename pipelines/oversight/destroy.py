@@ -37,7 +37,7 @@ class Found:
     caches: list[str]
     """Zones of the bucket's caches."""
     bindings: list[Binding]
-    """Roles on the bucket of a service account that goes."""
+    """Roles on the bucket of accounts that nobody needs any more."""
     weights: list[str]
     """Prefixes of all sets of weights that nobody else names; they go only when that is asked for."""
     named: bool
@@ -173,12 +173,14 @@ def _record(cluster: Cluster | None, settings: Settings) -> Record:
 
 
 def _given_bindings(settings: Settings) -> list[Binding]:
-    """The roles on the bucket that the deployment's own service account has; none where IAM is somebody else's."""
+    """The roles on the bucket that runs gave: those of the deployment's own service account, and those of GKE's own
+    where no other deployment has weights in the bucket. None where IAM is somebody else's."""
     if settings.access == "check":
         return []
     own = f"/ns/{settings.namespace}/sa/{settings.serving.service_account}"
     try:
-        wanted = [binding for binding in bindings(settings) if binding.member.endswith(own)]
+        shared = set(storage.list_uris(names.all_weights_in_use(settings))) - {names.weights_in_use(settings)}
+        wanted = [binding for binding in bindings(settings) if binding.member.endswith(own) or not shared]
         return [each for each in wanted if storage.has_bucket_binding(settings.bucket, each.role, each.member)]
     except PipelineError:
         return []  # Whoever may not see them did not give them.

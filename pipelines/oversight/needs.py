@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 from components.ensure_access.step import bindings, commands
@@ -117,9 +118,8 @@ def of_pods(needs: Needs, settings: Settings) -> Iterator[dict[str, Any]]:
     """The roles on the bucket that pods need: those that a run is going to give, as changes."""
     wanted = needs.look("pods' roles", lambda: bindings(settings)) or []
     for binding in wanted:
-        given = needs.look_if_allowed(
-            binding.role, lambda each=binding: storage.has_bucket_binding(settings.bucket, each.role, each.member)
-        )
+        is_given = partial(storage.has_bucket_binding, settings.bucket, binding.role, binding.member)
+        given = needs.look_if_allowed(binding.role, is_given)
         who = binding.member.partition("/subject/")[2]
         what = f"{binding.role} on gs://{settings.bucket} for {who}"
         if given:

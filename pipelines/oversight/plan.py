@@ -19,6 +19,7 @@ from serving.clients.google import ClusterTraits
 from serving.clients.kubernetes import Cluster, Object
 from serving.deployment import leftovers, record
 from serving.deployment.record import Record
+from serving.progress import size
 from serving.rendering import render
 from serving.settings import Settings
 from serving.weights.release import Release
@@ -92,7 +93,7 @@ def _of_release(needs: Needs, settings: Settings, release: Release, traits: Clus
     """Weights and disk image."""
     damage = needs.look("bucket", lambda: resolve.damage(release.weights_uri))
     if damage is not None:
-        brings = f"{release.weights_bytes / 1e9:.1f} GB" if release.weights_bytes else "all of it"
+        brings = size(release.weights_bytes) if release.weights_bytes else "all of it"
         details = [f"a run brings {brings}"] if damage else []
         yield {"what": release.weights_uri, "change": "create" if damage else "exists", "details": details}
     if release.disk_image:
@@ -121,7 +122,7 @@ def _of_objects(
     decision = needs.look("release", lambda: decide(settings, release, known, situation, rendered.digest))
     if decision is None:
         return
-    verdict = "change" if decision.proceed else "exists"
+    verdict = ("change" if deployment else "create") if decision.proceed else "exists"
     yield {"what": f"generation {release.generation}", "change": verdict, "details": [decision.reason]}
     if not decision.proceed:
         return  # What else is not as it was made, `status` tells: no run changes it.

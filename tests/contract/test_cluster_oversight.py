@@ -1,11 +1,12 @@
-"""What plan, status and destroy ask of an API server beyond what steps do: dry runs, reviews, all that a namespace has."""
+"""What plan, status and destroy ask of an API server beyond what steps do: dry runs, reviews, a namespace's objects."""
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 
 import pytest
-from emulated_cloud.cloud import Cloud
+from emulated_cloud.cloud import Cloud, wait_for
 
 from pipelines.oversight import objects
 from serving.clients import kubernetes
@@ -14,16 +15,13 @@ from serving.deployment import removal
 from serving.settings import Settings, validated
 from tests.contract.test_resolve_model import PARAMETERS, REST
 
-SETTINGS = validated(Settings, {**REST, **PARAMETERS, "namespace": "looked-at"})
-NAMESPACE = {
-    "apiVersion": "v1",
-    "kind": "Namespace",
-    "metadata": {"name": "looked-at", "labels": {"app.kubernetes.io/managed-by": "gemma-gke-pipelines"}},
-}
+SETTINGS = validated(Settings, {**REST, **PARAMETERS, "namespace": f"looked-at-{uuid.uuid4().hex[:8]}"})
+OURS = {"app.kubernetes.io/managed-by": "gemma-gke-pipelines"}
+NAMESPACE = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SETTINGS.namespace, "labels": OURS}}
 MAP = {
     "apiVersion": "v1",
     "kind": "ConfigMap",
-    "metadata": {"name": "one", "namespace": "looked-at"},
+    "metadata": {"name": "one", "namespace": SETTINGS.namespace},
     "data": {"key": "value"},
 }
 
@@ -36,6 +34,7 @@ def cluster(emulated_cloud: Cloud, cloud_environment: dict[str, str]) -> Iterato
     found.apply(MAP)
     yield found
     found.delete(namespace)
+    assert wait_for(lambda: found.get("Namespace", SETTINGS.namespace) is None, 60)
 
 
 def test_a_dry_run_says_what_applying_would_change_and_changes_nothing(cluster: Cluster):
@@ -54,15 +53,18 @@ def test_a_namespace_goes_only_when_nothing_of_anybody_is_in_it(cluster: Cluster
     going = _own(cluster)
     assert removal.removable_namespace(cluster, SETTINGS, going)
     assert removal.remove(cluster, SETTINGS, going, lambda message: None) == ["ConfigMap/one"]
-    assert cluster.everything_in("looked-at") == []
+    assert cluster.everything_in(SETTINGS.namespace) == []
     assert removal.remove_namespace(cluster, SETTINGS, lambda message: None)
     assert not removal.remove_namespace(cluster, SETTINGS, lambda message: None)
 
 
 def test_the_api_server_says_what_a_user_may_do(cluster: Cluster):
     """The emulated one enforces no roles, so it is asked here for the form alone."""
-    assert cluster.allows("somebody@example.com", "looked-at", "", group="apps", resource="deployments", verb="create")
+    assert cluster.allows(
+        "somebody@example.com", SETTINGS.namespace, "", group="apps", resource="deployments", verb="create"
+    )
 
 
 def _own(cluster: Cluster) -> list[kubernetes.Object]:
-    return [item for item in cluster.list("ConfigMap", "looked-at") if item["metadata"]["name"] != "kube-root-ca.crt"]
+    there = cluster.list("ConfigMap", SETTINGS.namespace)
+    return [item for item in there if item["metadata"]["name"] != "kube-root-ca.crt"]

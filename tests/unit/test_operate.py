@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.cli import operate
+from pipelines.cli import operate, oversee
 from pipelines.cli.output import Output
+from pipelines.oversight import destroy as work
 from serving.errors import RequestError
 from serving.settings import Settings
-from tests.unit.deployment import SETTINGS
+from tests.unit.deployment import SETTINGS, job
 
 
 @pytest.fixture(autouse=True)
@@ -39,3 +40,21 @@ def test_a_local_run_has_its_settings_and_no_file():
         operate.deployment(Output(), Path("gemma.yaml"), None, Path("state")),
     ):
         pass
+
+
+def test_nothing_is_destroyed_for_want_of_a_yes_or_for_another_scenario(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """The list is told all the same."""
+    found = work.Found([job("validate", "run-1")], False, [], [], [], ["gs://demo-bucket/models/a/b/1"], True)
+    monkeypatch.setattr(work, "find", lambda settings, vertex: found)
+    monkeypatch.setattr(work, "destroy", lambda *_, **__: pytest.fail("it was not asked for"))
+    monkeypatch.setattr("sys.stdin.isatty", lambda: False)
+    with pytest.raises(RequestError, match="then say --yes"):
+        oversee.destroy(Output(), "03", state=Path("state"))
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "Job/validate" in said.err
+    assert "these weights stay" in said.err
+    with pytest.raises(RequestError, match="settings for scenario gcs-fuse, not hyperdisk-ml"):
+        oversee.destroy(Output(), "04", state=Path("state"))

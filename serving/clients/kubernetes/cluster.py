@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -168,7 +168,7 @@ class Cluster:
         resources = self._connection.call("GET", f"/apis/{wanted.api_version}")["resources"]
         return any(resource["kind"] == kind for resource in resources)
 
-    def everything_in(self, namespace: str) -> list[Object]:
+    def everything_in(self, namespace: str) -> Sequence[Object]:
         """All objects of a namespace, of whatever kind, but for those that every namespace has."""
         found: dict[str, Object] = {}
         for version in ["v1", *self._preferred_versions()]:
@@ -181,9 +181,9 @@ class Cluster:
                     if not _is_in_every_namespace(resource["kind"], item["metadata"]["name"]):
                         # A kind of two groups is one object.
                         found[item["metadata"]["uid"]] = {"kind": resource["kind"], **item}
-        return list(found.values())
+        return [*found.values()]
 
-    def _preferred_versions(self) -> list[str]:
+    def _preferred_versions(self) -> Sequence[str]:
         """Of all groups but those of figures, which are nobody's objects."""
         groups = self._connection.call("GET", "/apis")["groups"]
         return [

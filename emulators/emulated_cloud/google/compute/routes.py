@@ -66,12 +66,12 @@ def _read(compute: Compute, call: Call, path: list[str]) -> dict[str, Any] | Non
         case ["zones", zone, "acceleratorTypes"]:
             return _page(compute, call, "AcceleratorType", catalog.accelerator_types(project, zone))
         case ["aggregated", "acceleratorTypes" as kind]:
-            found = [
+            offered = [
                 (f"zones/{zone}/{kind}/{each['name']}", each)
                 for zone in compute.zones
                 for each in catalog.accelerator_types(project, zone)
             ]
-            return _aggregated(compute, call, kind, "acceleratorType", found)
+            return _aggregated(compute, call, kind, "acceleratorType", offered)
         case ["zones", _, "instances", _, "serialPort"]:
             return instances.serial_port(compute, call, "/".join(path[:4]))
         case ["aggregated", "disks" | "instances" as kind]:
