@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -26,9 +27,9 @@ def caches(emulator: Gcs, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gcs]:
     (A real cache is not for a test: it takes its time, and an hour to go.)"""
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", emulator.endpoint)
     bucket = emulator.client.create_bucket(f"caches-{time.time_ns()}", location="us-central1")
-    emulator.bucket = bucket
     emulator.conformance.watch(storage.client()._http, where="/storage/v1/")
-    yield emulator
+    # The service is the whole session's, its bucket too.
+    yield replace(emulator, bucket=bucket)
     emulator.script()
     bucket.delete(force=True)
 

@@ -60,11 +60,14 @@ def test_a_run_that_is_killed_while_it_fills_a_volume_is_completed_by_the_next_a
 def test_the_populator_fills_the_next_one_and_its_pods_read_the_disks_of_their_zones(site, weights):
     before = disks(site.state)
     changes = ("hyperdisk_ml.method=populator", "serving.replicas=2", "keep_previous=0")
-    result = site.refresh(weights, *(word for change in changes for word in ("--set", change)))
+    run = site.run(weights, "--keep", *(word for change in changes for word in ("--set", change)))
+    result = run.result()
+    # A claim's disk goes after the claim, by the driver: for that the cluster has to be there.
+    assert wait_for(lambda: len(disks(site.state)) == 1, 120), disks(site.state)
+    run.stop()
     assert result["status"] == "succeeded"
     placement = step_of(site.state, result, "verify_placement")["placement"]
     assert [len(pods) for pods in placement.values()] == [1, 1]
-    assert len(disks(site.state)) == 1
     assert not disks(site.state) & before, "the old generation's went with it"
 
 
@@ -84,4 +87,6 @@ def test_bytes_that_changed_on_the_way_to_one_zones_disk_never_serve(site, weigh
     assert result["error"]["message"].startswith(f"{ZONES[1]}: ")
     assert "reads otherwise" in result["error"]["message"]
     assert met == {"corrupt": {ZONES[1]: 1}}
+    # Whatever the cluster had not yet done when the run ended it does in the next one.
+    assert site.refresh(weights, code=1)["error"]["type"] == "RejectedBeforeError"
     assert disks(site.state) == before
