@@ -363,7 +363,7 @@ def test_a_refusal_that_passes(emulator, clusters):
 
 
 def test_what_no_api_knows(emulator):
-    for path in ("/v1/projects/demo/topics", "/v1/projects/demo/secrets/hf-token", "/nothing"):
+    for path in ("/v1/projects/demo/topics", "/v1/projects/demo/secrets/hf-token/topics", "/nothing"):
         response = emulator.get(path, Authorization=f"Bearer {TOKEN}")
         assert response.status_code == 404
         check_refusal(response)

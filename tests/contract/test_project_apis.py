@@ -113,7 +113,7 @@ def test_a_policy_changes_only_for_who_has_seen_it(ask: Caller):
 def test_repositories_and_what_is_in_them(ask: Caller):
     parent = REPOSITORY.rpartition("/")[0]
     assert ask("GET", f"v1/{REPOSITORY}")[:2] == (404, "NOT_FOUND")
-    assert ask("POST", f"v1/{parent}?repositoryId=gemma-pipelines", {"format": "FLOPPY"})[0] == 400
+    assert ask("POST", f"v1/{parent}?repositoryId=gemma-pipelines", {"format": "FORMAT_UNSPECIFIED"})[0] == 400
     operation = ask("POST", f"v1/{parent}?repositoryId=gemma-pipelines", {"format": "DOCKER"})
     assert ask("GET", f"v1/{operation['name']}")["response"]["name"] == REPOSITORY
     assert ask("POST", f"v1/{parent}?repositoryId=gemma-pipelines", {"format": "DOCKER"})[:2] == (409, "ALREADY_EXISTS")
