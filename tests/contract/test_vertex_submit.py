@@ -176,9 +176,10 @@ def test_ctrl_c_leaves_the_run_and_says_how_to_end_it(google, tmp_path, capsys, 
     def interrupted(_: float) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(follow.time, "sleep", interrupted)
-        submit(Output(as_json=True), "03", file_of(tmp_path, model="google/waits"), wait=True)
+        with pytest.raises(KeyboardInterrupt):
+            submit(Output(as_json=True), "03", file_of(tmp_path, model="google/waits"), wait=True)
     out, err = capsys.readouterr()
     assert out == ""
     command = next(line for line in err.splitlines() if line.startswith("to end it: "))

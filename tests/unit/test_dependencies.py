@@ -17,10 +17,6 @@ ROOT = Path(__file__).parents[2]
 PRODUCT = ("components", "images", "manifests", "pipelines", "serving")
 NOT_ON_AN_INDEX = {"emulated_cloud"}
 """Imported by pipelines/local/ alone, which says how to install it when it is not there."""
-NOT_IMPORTED = {
-    "google-cloud-aiplatform": "the extra `vertex`, for what sends the compiled pipeline that "
-    "tests/contract/test_vertex_request.py holds against it",
-}
 
 
 def imported() -> dict[str, set[str]]:
@@ -73,6 +69,6 @@ def test_what_is_imported_is_declared_and_nothing_else_is():
             module = module.rpartition(".")[0]
             assert module, f"{name} is imported by {files}, and no installed distribution brings it"
         used[brings[module]] |= files
-    wanted = set(declared()) - NOT_IMPORTED.keys()
+    wanted = set(declared())
     assert {name: files for name, files in used.items() if name not in wanted} == {}, "declare them in setup.cfg"
     assert wanted - used.keys() == set(), "setup.cfg declares what nothing imports"
