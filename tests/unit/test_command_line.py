@@ -73,6 +73,8 @@ from serving.scenarios import COLUMNS, SCENARIOS, all_features
         (["rollback", "--state", "nowhere"], "nowhere is not the state of a run"),
         (["report", "no-such-run", "--state", "nowhere"], "no report of a run 'no-such-run'"),
         (["render", "03", "-f", "none.yaml"], "none.yaml does not exist"),
+        (["submit", "03", "-f", "none.yaml"], "none.yaml does not exist"),
+        (["schedule", "apply", "-f", "none.yaml"], "none.yaml does not exist"),
     ],
 )
 def test_a_wrong_request_is_one_clear_error(command, arguments, words):
@@ -171,6 +173,24 @@ def test_a_cloud_that_has_to_come_up_first_is_no_silence(command, monkeypatch, t
 def test_serving_on_ends_with_the_cloud(command):
     with pytest.raises(InconclusiveError, match=r"^emulated_cloud\.storage was ended by SIGKILL$"):
         local.serve_on(iter(["", "", "emulated_cloud.storage was ended by SIGKILL"]).__next__)
+
+
+@pytest.mark.parametrize("arguments", [("submit", "03"), ("schedule", "show")], ids=lambda words: words[0])
+def test_without_the_client_of_vertex_ai_its_extra_is_named(command, monkeypatch, tmp_path, arguments):
+    monkeypatch.setitem(sys.modules, "google.cloud.aiplatform_v1", None)
+    monkeypatch.delattr("google.cloud.aiplatform_v1", raising=False)
+    (tmp_path / "a.yaml").write_text("scenario: gcs-fuse\nproject: demo-project\nbucket: demo-bucket\n")
+    code, out, err = command(*arguments, "-f", "a.yaml")
+    assert (code, out) == (2, "")
+    assert "pip install 'gemma-gke-pipelines[vertex]'" in err
+
+
+def test_a_state_of_emulators_is_no_run_s(command, tmp_path):
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "scenario.json").write_text(json.dumps({"scenario": states.BARE}))
+    code, _, err = command("run", "03", "--state", "state")
+    assert code == 2
+    assert "is the state of `emulators up`. Name another folder for scenario gcs-fuse" in err
 
 
 def test_settings_of_another_scenario_are_refused(command, tmp_path):
