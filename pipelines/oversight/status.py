@@ -77,7 +77,7 @@ def _schedule_drift(settings: Settings, vertex: Vertex, found: Body, now: dateti
         image = preflight.digest_of(settings)
     except PipelineError:
         image = schedule.image_of(found)
-    asked = schedule.wanted(settings, preflight.job_with(settings, image), vertex, now)
+    asked = schedule.wanted(settings, preflight.job_with(settings, image), vertex.parent, now)
     return schedule.drift(asked, found)
 
 
