@@ -29,6 +29,15 @@ def submit(
     file: RequiredSettingsFile,
     sets: Sets = None,
     image: ComponentsImage = None,
+    validated_by: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="RUN",
+            help="Serve exactly what that run validated: its id, or the folder of another deployment's, "
+            "gs://BUCKET/pipelines/RUN.",
+        ),
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the run to its end, whose exit code is the run's.")] = (
         False
     ),
@@ -45,6 +54,10 @@ def submit(
 
     settings = settings_of(scenario, file, sets, {})
     with patience.lasting(in_seconds(settings.patience)):
+        if validated_by:
+            from pipelines.validated import as_in_run
+
+            settings = as_in_run(settings, validated_by)
         vertex = Vertex(settings.project, settings.vertex_location)
         with out.progress("looking at bucket and component image"):
             job = checked_job(settings, image)

@@ -13,12 +13,13 @@ import yaml
 from pipelines.cli.output import Output
 from pipelines.cli.submit import submit
 from pipelines.vertex import follow, preflight, request
-from serving.clients import logging, vertex
+from serving.clients import logging, storage, vertex
 from serving.errors import AccessError, InconclusiveError, PipelineError, RequestError
 from serving.settings import Settings, validated
 from tests.contract.discovery import Conformance
 from tests.contract.vertex_fake_run import fake_run
 from tests.contract.vertex_service import compiled, until
+from tests.unit.test_validated import CHECKED, PROMOTED, RESOLVED
 
 CONFORMANCE = Conformance("aiplatform", "v1")
 DEPLOYMENT = {"scenario": "gcs-fuse", "project": "demo-project", "bucket": "demo-bucket", "patience": "60s"}
@@ -101,6 +102,20 @@ def test_without_waiting_the_run_is_begun_and_no_more(google, tmp_path, capsys):
     told = json.loads(capsys.readouterr().out)
     assert told["run"] is None
     assert told["state"] in ("QUEUED", "PENDING", "RUNNING")
+
+
+def test_what_another_run_validated_is_what_is_asked_for(google, tmp_path, capsys):
+    staging = "gs://demo-bucket/pipelines/staging-7"
+    for outcome in (RESOLVED, CHECKED, PROMOTED):
+        recorded = {**outcome, "started_at": "2026-11-29T03:00:00+00:00", "seconds": 1.0, "error": None}
+        storage.write_json(f"{staging}/steps/{outcome['name']}.json", recorded)
+    submit(Output(as_json=True), "03", file_of(tmp_path), validated_by=staging, dry_run=True)
+    parameters = json.loads(capsys.readouterr().out)["pipelineJob"]["runtimeConfig"]["parameterValues"]
+    assert parameters["revision"] == RESOLVED["commit"]
+    assert parameters["settings"]["weights_key"] == RESOLVED["weights_key"]
+    assert parameters["settings"]["engine"]["image"] == RESOLVED["engine_image"]
+    with pytest.raises(RequestError, match="is not the folder of a run"):
+        submit(Output(as_json=True), "03", file_of(tmp_path), validated_by="staging-8", dry_run=True)
 
 
 def test_a_dry_run_prints_the_request_and_sends_nothing(google, tmp_path, capsys):
