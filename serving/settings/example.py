@@ -12,6 +12,9 @@ from serving import features
 from serving.settings.model import Settings
 from serving.settings.sections import section_of
 
+_FOLLOW = {"pipeline_root": "", "pipeline_service_account": ""}
+"""What follows from project and bucket, and would stay behind when somebody fills those in."""
+
 
 def commented_example(scenario: str) -> str:
     """A settings file that says everything there is to say, with its defaults: what `init` writes."""
@@ -19,7 +22,7 @@ def commented_example(scenario: str) -> str:
     lines = [
         "# One deployment. Every key is here with its default: keep what you change, delete what you like.",
         "# Look at the outcome with `gemma-pipelines render`; nothing is done before `run` or `submit`.",
-        *_commented(Settings, example.model_dump(), "", _own_and_features(example)),
+        *_commented(Settings, example.model_dump() | _FOLLOW, "", _own_and_features(example)),
     ]
     return "\n".join(lines) + "\n"
 

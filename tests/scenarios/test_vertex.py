@@ -72,6 +72,7 @@ def cloud(folder: Path) -> Iterator[Cloud]:
 
 
 def test_a_schedule_s_nights_promote_change_nothing_reject_and_promote(cloud: Cloud, tiny_gemma3: Path):
+    assert cloud.command("bootstrap")["ready"]
     assert cloud.command("schedule", "apply")["drift"] == []
     first = cloud.night()
     assert (first["status"], first["error"]) == ("succeeded", None)
