@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -63,8 +62,10 @@ def submit(
             job = checked_job(settings, image)
         job_id = request.job_id(job, datetime.datetime.now(datetime.UTC))
         if dry_run:
+            import yaml
+
             asked = {"parent": vertex.parent, "pipelineJobId": job_id, "pipelineJob": job}
-            out.result(asked, json.dumps(asked, indent=2, ensure_ascii=False))
+            out.result(asked, yaml.safe_dump(asked, sort_keys=False, allow_unicode=True))
             return
         try:
             out.say(f"submitting {job_id} to Vertex AI Pipelines in {vertex.location}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -63,7 +64,7 @@ class Vertex:
         from google.api_core import exceptions
 
         name = f"{self.parent}/pipelineJobs/{job_id}"
-        wanted = self._message(self._library.PipelineJob, job)
+        wanted = self._library.PipelineJob.from_json(json.dumps(job))
 
         def ask() -> Any:
             request = {"parent": self.parent, "pipeline_job": wanted, "pipeline_job_id": job_id}
@@ -135,7 +136,7 @@ class Vertex:
         again."""
         from google.api_core import exceptions
 
-        wanted = self._message(self._library.Schedule, schedule)
+        wanted = self._library.Schedule.from_json(json.dumps(schedule))
         asked_before = False
 
         def ask() -> Any:
@@ -165,17 +166,12 @@ class Vertex:
 
     def update_schedule(self, name: str, changes: Body) -> Body:
         """Changes fields of a schedule in place; the others stay."""
-        from google.protobuf import field_mask_pb2
-
-        wanted = self._message(self._library.Schedule, {"name": name, **changes})
-        paths = [_snake(field) for field in changes]
-        mask = field_mask_pb2.FieldMask(paths=paths)
+        wanted = self._library.Schedule.from_json(json.dumps({"name": name, **changes}))
+        request = {"schedule": wanted, "update_mask": {"paths": [_snake(field) for field in changes]}}
         account = changes.get("createPipelineJobRequest", {}).get("pipelineJob", {}).get("serviceAccount", "")
         return self._asked(
             f"schedule {name}",
-            lambda: self._schedules.update_schedule(
-                schedule=wanted, update_mask=mask, retry=None, timeout=_CALL_SECONDS
-            ),
+            lambda: self._schedules.update_schedule(request, retry=None, timeout=_CALL_SECONDS),
             account=account,
         )
 
@@ -221,17 +217,6 @@ class Vertex:
         with self._errors(what, account):
             found = google.asked(f"{what}: Vertex AI in {self.location}", ask)
         return _as_json(found) if found is not None else {}
-
-    def _message(self, kind: Any, body: Body) -> Any:
-        """A message of the library's. Raises RequestError for what is none."""
-        from google.protobuf import json_format
-
-        message = kind()
-        try:
-            json_format.ParseDict(body, kind.pb(message))
-        except json_format.ParseError as error:
-            raise RequestError(f"this is no {kind.__name__} for Vertex AI: {error}") from error
-        return message
 
     @contextmanager
     def _errors(self, what: str, account: str = "") -> Iterator[None]:
@@ -285,9 +270,8 @@ def _library() -> Any:
 
 
 def _as_json(message: Any) -> Body:
-    from google.protobuf import json_format
-
-    found: Body = json_format.MessageToDict(type(message).pb(message))
+    text = type(message).to_json(message, use_integers_for_enums=False, always_print_fields_with_no_presence=False)
+    found: Body = json.loads(text)
     return found
 
 

@@ -263,10 +263,14 @@ def test_without_the_emulators_a_run_says_what_to_install(command, monkeypatch, 
 
 
 def test_every_command_has_the_same_modes(command):
-    names = re.findall(r"^  ([a-z-]+) ", command("--help")[1].partition("Commands:")[2], re.M)
-    assert "run" in names
-    for name in names:
-        text = command(name, "--help")[1]
+    def commands(*group: str) -> list[str]:
+        """The names below a group's help; none below a command's."""
+        return re.findall(r"^  ([a-z-]+) ", command(*group, "--help")[1].partition("Commands:")[2], re.M)
+
+    every = [(name, *inner) for name in commands() for inner in [[each] for each in commands(name)] or [[]]]
+    assert {("run",), ("schedule", "apply"), ("emulators", "up")} <= set(every)
+    for words in every:
+        text = command(*words, "--help")[1]
         assert re.search(r"^  --json +Print one line of JSON on stdout\.$", text, re.M)
         assert re.search(r"^  -q, --quiet +Say nothing on stderr but what went wrong\.$", text, re.M)
 
