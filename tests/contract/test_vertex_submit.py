@@ -265,7 +265,7 @@ def test_a_bucket_that_is_not_there_is_not_made(google):
 
 def test_the_image_has_its_digest(google):
     job = preflight.digest_of(settings_for())
-    assert job.startswith("us-central1-docker.pkg.dev/demo-project/gemma-gke-pipelines/python-components@sha256:")
+    assert job.startswith("us-central1-docker.pkg.dev/demo-project/gemma-pipelines/python-components@sha256:")
     given = "example.com/ours@sha256:" + "1" * 64
     assert preflight.digest_of(settings_for(), given) == given
 

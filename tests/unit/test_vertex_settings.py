@@ -98,10 +98,10 @@ def test_no_run_is_given_what_is_about_runs():
 
 
 def test_the_component_image_is_the_settings_the_mirror_s_or_the_project_s_own():
-    ours = f"gemma-gke-pipelines/python-components:{image.VERSION}"
-    assert image.wanted(settings_for()) == f"us-central1-docker.pkg.dev/demo-project/{ours}"
+    built = f"us-central1-docker.pkg.dev/demo-project/gemma-pipelines/python-components:{image.VERSION}"
+    assert image.wanted(settings_for()) == built
     mirror = settings_for(images={"registry": "example.com/mirror"})
-    assert image.wanted(mirror) == f"example.com/mirror/{ours}"
+    assert image.wanted(mirror) == f"example.com/mirror/{image.DEFAULT}"
     # What is there already is not looked for in the mirror of the mirror.
     assert mirrored(mirror, image.wanted(mirror)) == image.wanted(mirror)
     named = settings_for(images={"registry": "example.com/mirror", "components": "example.com/own:1"})

@@ -360,7 +360,8 @@ class Runner:
         pid = process.pid
         while self._isolated and process.poll() is None:
             try:
-                pid = int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0])
+                children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+                pid = int(children.read_text(encoding="ascii").split()[0])
                 break
             except (OSError, IndexError):
                 time.sleep(0.01)  # It has not begun yet.
