@@ -28,6 +28,16 @@ class Place:
     repository: str
     path: str
 
+    @property
+    def parent(self) -> str:
+        """The repository's resource name."""
+        return f"projects/{self.project}/locations/{self.location}/repositories/{self.repository}"
+
+    @property
+    def package(self) -> str:
+        """The image's resource name, without a version or tag."""
+        return f"{self.parent}/packages/{quote(self.path, safe='')}"
+
 
 def parse(image: str) -> Place:
     """Where an image is. Raises RequestError for one of another registry, which no node streams."""
@@ -50,15 +60,14 @@ def prewarm(image: str, digest: str, location: str, architecture: str, days: int
     from google.api_core import exceptions
 
     place = parse(image)
-    repository = f"projects/{place.project}/locations/{place.location}/repositories/{place.repository}"
     wanted = {
-        "version": f"{repository}/packages/{quote(place.path, safe='')}/versions/{digest}",
+        "version": f"{place.package}/versions/{digest}",
         "streamLocation": location,
         "platform": {"os": "linux", "architecture": architecture},
         **({"retentionDays": str(days)} if days else {}),
     }
     try:
-        operation = google.call("artifactregistry", "POST", f"v1/{repository}:prewarmArtifact", wanted)
+        operation = google.call("artifactregistry", "POST", f"v1/{place.parent}:prewarmArtifact", wanted)
     except (exceptions.Forbidden, exceptions.Unauthorized) as error:
         raise AccessError(
             f"{image} may not be prewarmed: {google.said(error)}. Grant the pipeline's service account {WRITER_ROLE}: "
@@ -108,11 +117,9 @@ def digest_of(image: str, tag: str) -> str:
     from google.api_core import exceptions
 
     place = parse(image)
-    repository = f"projects/{place.project}/locations/{place.location}/repositories/{place.repository}"
-    package = f"{repository}/packages/{quote(place.path, safe='')}"
     with google.refusals(f"{image}:{tag}"):
         try:
-            found = google.call("artifactregistry", "GET", f"v1/{package}/tags/{tag}")
+            found = google.call("artifactregistry", "GET", f"v1/{place.package}/tags/{tag}")
         except exceptions.NotFound:
             return ""
     return str(found["version"]).rpartition("/")[2]

@@ -99,11 +99,12 @@ def _owned(cluster: Cluster, settings: Settings) -> list[Object]:
     for kind in reversed(access.owned_kinds()):
         deployment = names.selector(settings, cluster_scoped=not kind.namespaced)
         namespace = settings.namespace if kind.namespaced else None
-        found += _list(cluster, kind.kind, namespace, f"{deployment},{names.GENERATION}")
+        found += list_served(cluster, kind.kind, namespace, f"{deployment},{names.GENERATION}")
     return found
 
 
-def _list(cluster: Cluster, kind: str, namespace: str | None, labels: str) -> list[Object]:
+def list_served(cluster: Cluster, kind: str, namespace: str | None, labels: str) -> list[Object]:
+    """The objects of a kind that the labels select; none where the cluster does not have the kind."""
     try:
         return cluster.list(kind, namespace, labels=labels)
     except ApiError as error:

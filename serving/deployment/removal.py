@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 
 from serving import names
-from serving.clients.kubernetes import ApiError, Cluster, Object, Subject, kinds
+from serving.clients.kubernetes import Cluster, Object, Subject, kinds
 from serving.clients.kubernetes.cluster import FIELD_MANAGER
 from serving.deployment import leftovers
 from serving.errors import AccessError, InconclusiveError
@@ -32,7 +32,7 @@ def find(cluster: Cluster, settings: Settings) -> list[Object]:
         if kind.kind in _NEVER_OURS or kind.kind in access.admin_kinds():
             continue
         labels = names.selector(settings, cluster_scoped=not kind.namespaced)
-        items = _list(cluster, kind.kind, settings.namespace if kind.namespaced else None, labels)
+        items = leftovers.list_served(cluster, kind.kind, settings.namespace if kind.namespaced else None, labels)
         found += [item for item in items if not item["metadata"].get("ownerReferences")]
     account = cluster.get("ServiceAccount", settings.serving.service_account, settings.namespace)
     if account and _is_ours_alone(account) and not others(cluster, settings):
@@ -44,7 +44,7 @@ def find(cluster: Cluster, settings: Settings) -> list[Object]:
 
 def others(cluster: Cluster, settings: Settings) -> list[str]:
     """The other deployments of the namespace, by their names."""
-    there = _list(cluster, "ConfigMap", settings.namespace, names.DEPLOYMENT)
+    there = leftovers.list_served(cluster, "ConfigMap", settings.namespace, names.DEPLOYMENT)
     found = {str(item["metadata"]["labels"][names.DEPLOYMENT]) for item in there}
     return sorted(found - {settings.name})
 
@@ -133,12 +133,3 @@ def _is_ours_alone(item: Object) -> bool:
 
 def _is(item: Object, kind: str, name: str) -> bool:
     return bool(item["kind"] == kind and item["metadata"]["name"] == name)
-
-
-def _list(cluster: Cluster, kind: str, namespace: str | None, labels: str) -> list[Object]:
-    try:
-        return cluster.list(kind, namespace, labels=labels)
-    except ApiError as error:
-        if error.status == 404 and not cluster.serves(kind):
-            return []  # A feature's kind, which this cluster does not have.
-        raise

@@ -8,44 +8,27 @@ are a sparse file beside it.
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from emulated_cloud.google.resource_files import ResourceFiles
 
-class Store:
+
+class Store(ResourceFiles):
     """The resources below a folder, by their paths (`zones/us-central1-a/disks/builder`)."""
 
     def __init__(self, folder: Path):
-        self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-        self._resources = {
-            str(file.relative_to(folder))[: -len(".json")]: json.loads(file.read_bytes())
-            for pattern in ("zones/*/*/*.json", "global/*/*.json")
-            for file in folder.glob(pattern)
-        }
-
-    def get(self, path: str) -> dict[str, Any] | None:
-        return self._resources.get(path)
-
-    def put(self, path: str, resource: dict[str, Any]) -> None:
-        self._resources[path] = resource
-        file = self.folder / f"{path}.json"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(".part")
-        part.write_text(json.dumps(resource, indent=2), encoding="utf-8")
-        part.replace(file)
+        super().__init__(folder, ["zones/*/*/*.json", "global/*/*.json"])
 
     def change(self, path: str, **fields: Any) -> None:
         """Sets fields of a resource that is there."""
         self.put(path, {**self._resources[path], **fields})
 
     def remove(self, path: str) -> None:
-        self._resources.pop(path, None)
-        (self.folder / f"{path}.json").unlink(missing_ok=True)
+        super().remove(path)
         self.data(path).unlink(missing_ok=True)
 
     def of_kind(self, kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
