@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
-import requests
-from emulated_cloud import process
 from google.api_core.client_options import ClientOptions
 from google.cloud import compute_v1
 from google.oauth2.credentials import Credentials
 
 from tests.contract.discovery import Conformance
+from tests.contract.google_process import TOKEN, GoogleProcess, until
 
-TOKEN = "a-token-that-nobody-guesses"
-ACCOUNT = "runner@demo.iam.gserviceaccount.com"
 ZONES = [f"us-central1-{letter}" for letter in "abc"]
 ZONE = ZONES[0]
 
@@ -28,38 +22,14 @@ CONFORMANCE = Conformance("compute", "v1")
 """Its document is large."""
 
 
-@dataclass
-class Compute:
-    """An emulator whose state lies in `folder`: started anew, it goes on with it."""
+class Compute(GoogleProcess):
+    """An emulated Compute Engine."""
 
-    folder: Path
-    options: dict[str, Any] = field(default_factory=dict)
-    _started: process.Process | None = None
-
-    def start(self) -> None:
-        config = {
-            "project": {"id": "demo", "number": "123456789012"},
-            "service_account": ACCOUNT,
-            "token": TOKEN,
+    def config(self) -> dict[str, Any]:
+        return {
             "denied": ["projects/demo/global/images/kept-back"],
             "compute": {"folder": str(self.folder / "compute"), "zones": ZONES, **self.options},
-            "logs": str(self.folder / "logging.jsonl"),
         }
-        path = self.folder / "config.json"
-        path.write_text(json.dumps(config))
-        self._started = process.start("emulated_cloud.google", "--config", str(path), log=self.log)
-
-    @property
-    def process(self) -> process.Process:
-        assert self._started
-        return self._started
-
-    @property
-    def log(self) -> Path:
-        return self.folder / "google.log"
-
-    def stop(self) -> None:
-        self.process.stop()
 
     def client(self, kind: Any) -> Any:
         """Its methods that end in `_unary` alone: what the others return asks for the operation at Google's address,
@@ -101,11 +71,7 @@ class Compute:
         faults = [
             {"action": "outcome", "method": method, "path": path, "outcome": what} for method, path, what in outcomes
         ]
-        requests.post(f"{self.process.url}/_emulator/faults", json=faults, timeout=10).raise_for_status()
-
-    def consumed(self) -> list[int]:
-        found = requests.get(f"{self.process.url}/_emulator/faults", timeout=10).json()
-        return [fault["consumed"] for fault in found]
+        self.set_faults(*faults)
 
     def serial(self, name: str, start: int = 0, zone: str = ZONE) -> Any:
         asked = compute_v1.GetSerialPortOutputInstanceRequest(project="demo", zone=zone, instance=name, start=start)
@@ -157,15 +123,6 @@ def machine(
     }
 
 
-def until(found: Callable[[], Any], seconds: float = 60) -> Any:
-    """What is found, as soon as something is."""
-    deadline = time.monotonic() + seconds
-    while not (value := found()):
-        assert time.monotonic() < deadline, "it did not come"
-        time.sleep(0.05)
-    return value
-
-
 def new_id() -> str:
     return str(uuid.uuid4())
 
@@ -184,8 +141,7 @@ def new_compute(tmp_path: Path) -> Iterator[Callable[..., Compute]]:
 
     yield make
     for compute in made:
-        compute.stop()
-        assert compute.log.read_text() == ""
+        compute.stop_in_peace()
 
 
 @pytest.fixture(scope="module")
@@ -194,5 +150,4 @@ def compute(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compute]:
     started = Compute(tmp_path_factory.mktemp("compute"))
     started.start()
     yield started
-    started.stop()
-    assert started.log.read_text() == ""
+    started.stop_in_peace()

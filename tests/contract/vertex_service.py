@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import functools
 import os
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,16 +11,15 @@ from typing import Any
 
 import pytest
 import requests
-from emulated_cloud import process
 from google.api_core.client_options import ClientOptions
 from google.cloud import aiplatform_v1
 from google.oauth2.credentials import Credentials
 from google.protobuf import json_format
 
+from tests.contract import google_process
 from tests.contract.discovery import Conformance
+from tests.contract.google_process import ACCOUNT, TOKEN, GoogleProcess
 
-TOKEN = "a-token-that-nobody-guesses"
-ACCOUNT = "runner@demo.iam.gserviceaccount.com"
 PARENT = "projects/demo/locations/us-central1"
 NUMBERED = "projects/123456789012/locations/us-central1"
 CONFORMANCE = Conformance("aiplatform", "v1")
@@ -29,19 +27,13 @@ TERMINAL = {"PIPELINE_STATE_SUCCEEDED", "PIPELINE_STATE_FAILED", "PIPELINE_STATE
 
 
 @dataclass
-class Vertex:
-    """An emulator whose state lies in `folder`: started anew, it goes on with it."""
+class Vertex(GoogleProcess):
+    """An emulated Vertex AI."""
 
-    folder: Path
-    options: dict[str, Any] = field(default_factory=dict)
-    _started: process.Process | None = None
     _clients: dict[Any, Any] = field(default_factory=dict)
 
-    def start(self) -> None:
-        config = {
-            "project": {"id": "demo", "number": "123456789012"},
-            "service_account": ACCOUNT,
-            "token": TOKEN,
+    def config(self) -> dict[str, Any]:
+        return {
             "denied": ["projects/demo/serviceAccounts/kept-back@demo.iam.gserviceaccount.com"],
             "aiplatform": {
                 "folder": str(self.folder / "aiplatform"),
@@ -49,26 +41,14 @@ class Vertex:
                 "environment": {"FOLDER": str(self.folder), "GCE_METADATA_HOST": "{self}"},
                 **self.options,
             },
-            "logs": str(self.folder / "logging.jsonl"),
         }
-        path = self.folder / "config.json"
-        path.write_text(json.dumps(config))
+
+    def environment(self) -> dict[str, str]:
+        return {"TMPDIR": str(self.folder)}
+
+    def start(self) -> None:
         self._clients.clear()
-        self._started = process.start(
-            "emulated_cloud.google", "--config", str(path), log=self.log, env={"TMPDIR": str(self.folder)}
-        )
-
-    @property
-    def process(self) -> process.Process:
-        assert self._started
-        return self._started
-
-    @property
-    def log(self) -> Path:
-        return self.folder / "google.log"
-
-    def stop(self) -> None:
-        self.process.stop()
+        super().start()
 
     def kill(self) -> None:
         self.process.popen.kill()
@@ -126,15 +106,11 @@ class Vertex:
         return requests.request(method, f"{self.process.url}/v1/{path}", json=body, headers=headers, timeout=30)
 
     def script(self, *faults: dict[str, Any]) -> None:
-        requests.post(f"{self.process.url}/_emulator/faults", json=list(faults), timeout=10).raise_for_status()
+        self.set_faults(*faults)
 
     def outcome(self, path: str = "pipelineJobs$", **outcome: Any) -> None:
         """What becomes of the next request to a path."""
         self.script({"action": "outcome", "path": path, "outcome": outcome})
-
-    def consumed(self) -> list[int]:
-        found = requests.get(f"{self.process.url}/_emulator/faults", timeout=10).json()
-        return [fault["consumed"] for fault in found]
 
     def set_clock(self, text: str) -> None:
         url = f"{self.process.url}/_emulator/clock"
@@ -194,13 +170,8 @@ def compiled(pipeline: Any, folder: Path) -> dict[str, Any]:
     return found
 
 
-def until(found: Callable[[], Any], seconds: float = 150) -> Any:
-    """What is found, as soon as something is."""
-    deadline = time.monotonic() + seconds
-    while not (value := found()):
-        assert time.monotonic() < deadline, "it did not come"
-        time.sleep(0.1)
-    return value
+until = functools.partial(google_process.until, seconds=150)
+"""A run takes longer than a request."""
 
 
 def is_alive(pid: int) -> bool:
@@ -225,8 +196,7 @@ def new_vertex(tmp_path: Path) -> Iterator[Callable[..., Vertex]]:
 
     yield make
     for vertex in made:
-        vertex.stop()
-        assert vertex.log.read_text() == ""
+        vertex.stop_in_peace()
 
 
 @pytest.fixture(scope="module")
@@ -235,6 +205,5 @@ def vertex(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vertex]:
     started = Vertex(tmp_path_factory.mktemp("vertex"))
     started.start()
     yield started
-    started.stop()
-    assert started.log.read_text() == ""
+    started.stop_in_peace()
     assert not [path.name for path in started.folder.iterdir() if path.name.endswith("-")], "a run left its folder"
