@@ -94,7 +94,12 @@ def _build_root(spec: dict[str, Any]) -> None:
 def _make_dev(dev: str) -> None:
     os.mkdir(dev)
     for name in DEVICES:
-        _bind(f"/dev/{name}", f"{dev}/{name}", read_only=False)
+        if _has_users():
+            # Of its own: whoever the pod's user is may use it, whatever has been done to this machine's.
+            os.mknod(f"{dev}/{name}", stat.S_IFCHR, os.stat(f"/dev/{name}").st_rdev)
+            os.chmod(f"{dev}/{name}", 0o666)  # noqa: S103 (as everywhere)
+        else:
+            _bind(f"/dev/{name}", f"{dev}/{name}", read_only=False)
     for name, target in {"fd": "", "stdin": "/0", "stdout": "/1", "stderr": "/2"}.items():
         os.symlink(f"/proc/self/fd{target}", f"{dev}/{name}")
     os.mkdir(f"{dev}/shm")
