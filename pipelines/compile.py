@@ -89,8 +89,8 @@ def compile_components(folder: Path, image: str | None = None) -> list[Path]:
 
 
 def _import_kfp() -> None:
-    """Imports kfp without its client of a KFP server. Nothing here asks one, and it is most of kfp's weight: with it come
-    all models of the Kubernetes client. The switch is kfp's own, for steps; its first import alone looks at it."""
+    """Imports kfp without its client of a KFP server. Nothing here asks one, and it is most of kfp's weight: all models
+    of the Kubernetes client come with it. The switch is kfp's own, for steps; its first import alone looks at it."""
     if "kfp" in sys.modules:
         return
     switch = "_KFP_RUNTIME"
