@@ -19,6 +19,8 @@ class Situation:
 
     serving: str = ""
     """The generation that the entry selects."""
+    down: str = ""
+    """That the live generation is down since a run died that replaced it, in words."""
     entry_as_wanted: bool = False
     """Whether that is the release's alone, by an entry as the settings have it."""
     replicas: int = 0
@@ -95,6 +97,8 @@ def decide(settings: Settings, release: Release, record: Record, situation: Situ
 
 def _wrong(settings: Settings, release: Release, situation: Situation, digest: str, *, serving: bool) -> str:
     """What keeps a generation from being as it should be, in words; empty when nothing does."""
+    if serving and situation.down:
+        return situation.down
     if serving and situation.serving != release.generation:
         return f"{settings.name} sends requests to {situation.serving or 'no generation'}"
     if serving and not situation.entry_as_wanted:

@@ -91,6 +91,7 @@ def up(
         own_images=[re.escape(built.partition("/")[2])],
         endpoints={API_ENDPOINT: "google", REGISTRY_ENDPOINT: "registry"},
         autopilot=_is_autopilot(settings),
+        accelerators=_accelerators(settings),
         startup_output=_BAKED,
         real=real,
         # As an administrator does it before the first run on GKE. (The emulated API server enforces no roles.)
@@ -127,6 +128,18 @@ def _is_autopilot(settings: Settings) -> bool:
     """Node pools of one's own are a Standard cluster's."""
     feature = "secondary-boot-disk"
     return feature not in settings.chosen_features or settings.section(feature).form != "node-pool"
+
+
+def _accelerators(settings: Settings) -> dict[str, int]:
+    """The project's accelerators: plenty, or where generations replace each other as many as one has."""
+    from emulated_cloud.cloud import ACCELERATORS
+
+    from serving import catalog
+
+    if settings.rollout == "beside":
+        return ACCELERATORS
+    kind = next(iter(catalog.node_selector(settings.accelerator.type).values()))
+    return {kind: settings.accelerator.count * settings.serving.replicas}
 
 
 def runs_startup_scripts() -> bool:

@@ -157,7 +157,8 @@ def _denied(cluster: Cluster, settings: Settings) -> Iterator[str]:
 
 
 def of_accelerators(needs: Needs, settings: Settings, traits: ClusterTraits, *, serves: bool) -> list[str]:
-    """Cards for two generations side by side, by quota and by zone. Returns what there is to say of them.
+    """Cards for two generations side by side, or with `rollout: replace` for one, by quota and by zone. Returns what
+    there is to say of them.
 
     serves: a generation has its cards already.
     """
@@ -165,7 +166,9 @@ def of_accelerators(needs: Needs, settings: Settings, traits: ClusterTraits, *, 
     one = asked.count * settings.serving.replicas
     lines = [
         f"{one} × {asked.type}{' (spot)' if asked.spot else ''} serve: {one * 24} accelerator-hours a day",
-        f"{2 * one} while a refresh validates the new generation beside the live one",
+        f"{2 * one} while a refresh validates the new generation beside the live one"
+        if settings.rollout == "beside"
+        else "no more while a refresh validates a new generation: the live one makes room for it (rollout: replace)",
     ]
     compute, region = Compute(settings.project), settings.region
     found = needs.look_if_allowed("quota", lambda: (compute.region(region)[1], compute.project_quotas()))
@@ -188,16 +191,18 @@ def _of_quota(
 ) -> None:
     where = f"in {region}" if region else f"in all of {settings.project}"
     in_use = room.limit - room.left
+    beside = settings.rollout == "beside"
+    whole = 2 * one if beside else one
     # A live generation's cards are in use already.
-    wanted = one if serves else 2 * one
+    wanted = whole - one if serves else whole
     if room.left >= wanted:
         return
-    needed = max(in_use + wanted, 2 * one)
+    needed = max(in_use + wanted, whole)
+    who = f"two generations side by side need {whole}" if beside else f"a generation needs {whole}"
     scope = f"per-project-region --dimensions=region={region}" if region else "per-project"
     needs.lacks(
         f"quota {metric} {where}",
-        f"the limit is {room.limit:g}, {in_use:g} are in use; two generations side by side need {2 * one}, so {wanted} "
-        "have to be free",
+        f"the limit is {room.limit:g}, {in_use:g} are in use; {who}, so {wanted} have to be free",
         f"gcloud beta quotas preferences create --project={settings.project} --service=compute.googleapis.com "
         f"--preferred-value={needed:g} --quota-id={metric.replace('_', '-')}-{scope}",
     )

@@ -33,10 +33,13 @@ def move(cluster: Cluster, settings: Settings, record: Record, generation: str, 
     """
     before = record.live
     live = cluster.get("Deployment", names.server(before), settings.namespace) if before else None
-    bring_up(cluster, settings, generation, max(1, replicas.answering(live)), say)
+    # Of one that made room (replacement.py), those that it had.
+    as_many = record.down.replicas if record.down else replicas.answering(live)
+    bring_up(cluster, settings, generation, max(1, as_many), say)
     record.write(cluster, settings)
     changed = _switch(cluster, settings, generation, expected=before)
     record.put_live(generation)
+    record.serves_again(run_id)
     record.write(cluster, settings)
     if changed:
         instead = f", not to {before}" if before and before != generation else ""

@@ -274,6 +274,9 @@ def _generation_values(settings: Settings, release: Release) -> dict[str, Any]:
         "server": names.server(release.generation),
         "cluster_wide_name": names.cluster_wide(settings, release.generation),
         "bucket": settings.bucket,
+        # With accelerators for one generation alone, a pod goes before its successor comes.
+        "max_surge": 1 if settings.rollout == "beside" else 0,
+        "max_unavailable": 0 if settings.rollout == "beside" else 1,
         "min_available": max(1, serving.replicas - 1),
         "image": engine.pod_image(settings, release),
         "engine_flags": engine.engine_flags(settings, release),
