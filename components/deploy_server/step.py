@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import time
 from typing import Any
@@ -23,6 +24,9 @@ from serving.weights.release import Release
 LOG_LINES = 400
 """Enough of an engine's log: a traceback of the front end, some 40 lines, follows the cause."""
 _SAY_EVERY_SECONDS = 5
+_NODES_GO_SECONDS = 900
+"""Where one generation makes room for another that its nodes do not suit (another disk image, say), the accelerators
+are free when GKE has taken the idle nodes away, ten minutes later."""
 
 
 def run(settings: dict[str, Any], release: dict[str, Any], passed: bool, reasons: list[str]) -> tuple[bool, list[str]]:
@@ -87,7 +91,10 @@ def make_room(cluster: Cluster, settings: Settings, release: Release, server: Ob
 def patience_of(settings: Settings) -> Patience:
     """The settings' two time-outs, and for the rest what Kubernetes needs."""
     serving = settings.serving
-    return Patience(capacity=in_seconds(serving.capacity_timeout), ready=in_seconds(serving.ready_timeout))
+    patience = Patience(capacity=in_seconds(serving.capacity_timeout), ready=in_seconds(serving.ready_timeout))
+    if settings.rollout == "beside":
+        return patience
+    return dataclasses.replace(patience, declined=_NODES_GO_SECONDS, failed=_NODES_GO_SECONDS)
 
 
 def explain(settings: Settings, symptom: Symptom) -> Explanation | None:
