@@ -218,9 +218,9 @@ def test_who_is_told_to_end_has_the_old_one_back(runs: Runs, number: int):
     assert there["spec"]["replicas"] == 1
     with runs.cluster.follow(Subject("Deployment", settings.namespace)) as changes:
         for change in changes.until(float("inf")):
-            if change and change[1]["metadata"]["name"] == names.server(live):
-                if (change[1].get("status") or {}).get("readyReplicas") == 1:
-                    break
+            there = change[1] if change else {"metadata": {"name": ""}}
+            if there["metadata"]["name"] == names.server(live) and there.get("status", {}).get("readyReplicas") == 1:
+                break
     # Its attempts are over, and its exit task tells that it serves again.
     with pytest.raises(SystemExit):
         deploy_server.run(settings.as_struct(), release.model_dump(), True, [])
@@ -279,5 +279,3 @@ def declining(config: Path, words: dict[str, str], request: pytest.FixtureReques
 
     request.addfinalizer(lambda: write({}))
     write(words)
-
-

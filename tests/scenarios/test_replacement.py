@@ -32,7 +32,9 @@ def test_one_generation_replaces_the_other_and_a_bad_one_has_it_back(site: Site,
     found = run.finish()
     assert found["status"] == "succeeded"
     told = run._text()
-    announced = f"rollout: replace: {first['generation']} makes room for {found['generation']}, and nothing serves until"
+    announced = (
+        f"rollout: replace: {first['generation']} makes room for {found['generation']}, and nothing serves until"
+    )
     assert told.index(announced) < told.index("download_weights: started")
 
     broken = Path(shutil.copytree(tiny_gemma3, site.folder / "broken"))
