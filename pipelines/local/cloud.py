@@ -124,7 +124,9 @@ def up(
 
 
 def _is_autopilot(settings: Settings) -> bool:
-    """Node pools of one's own are a Standard cluster's."""
+    """Node pools of one's own are a Standard cluster's, and nodes out of whatever reservation matches."""
+    if settings.capacity == "reservation" and not settings.reservation.name:
+        return False
     feature = "secondary-boot-disk"
     return feature not in settings.chosen_features or settings.section(feature).form != "node-pool"
 

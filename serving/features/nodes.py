@@ -86,7 +86,9 @@ def pool_flags(settings: Settings) -> str:
     if settings.capacity == "reservation":
         asked = settings.reservation
         whose = f"projects/{asked.project}/reservations/{asked.name}" if asked.project else asked.name
-        flags.append(f"--reservation-affinity specific --reservation {whose}" if whose else "--reservation-affinity any")
+        flags.append(
+            f"--reservation-affinity specific --reservation {whose}" if whose else "--reservation-affinity any"
+        )
     return " ".join(flags)
 
 

@@ -188,7 +188,7 @@ def explained(words: str, kind: Any = "words", **values: Any) -> Explanation:
         ),
         (
             "UNKNOWN: TPU initialization failed: open(/dev/vfio/0): Permission denied: Permission denied",
-            "let the server be root: `patches: [{kind: Deployment",
+            "let the server be root, `patches: [{kind: Deployment",
         ),
         (
             "E tpu.cc] Couldn't open device: /dev/accel0 (Operation not permitted); Unable to create Node",
