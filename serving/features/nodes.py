@@ -10,7 +10,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from serving import catalog
-from serving.errors import RequestError
+from serving.errors import InconclusiveError, RequestError
+from serving.features import Explanation, Symptom
 
 if TYPE_CHECKING:
     from serving.catalog import Card
@@ -57,6 +58,21 @@ def values(settings: Settings) -> dict[str, Any]:
     if settings.capacity == "reservation":
         selector |= _reservation_labels(settings)
     return {"accelerators": {found.kind.resource: str(count)}, "node_selector": selector, "tolerations": tolerations}
+
+
+def explain(settings: Settings, symptom: Symptom) -> Explanation | None:
+    """What may be wrong with the reservation when no node comes out of it."""
+    if symptom.kind != "no-node" or settings.capacity != "reservation":
+        return None
+    asked, wanted = settings.reservation, settings.accelerator
+    which = f" --filter name={asked.name}" if asked.name else ""
+    return Explanation(
+        InconclusiveError,
+        f"no node for {symptom.pod}: {symptom.words}. It is to come out of {asked.name or 'a reservation'}, which has "
+        f"to be of machines with {wanted.count} × {wanted.type} in a zone of the cluster, open to {settings.project}, "
+        "and with room for this generation beside the one that serves: `gcloud compute reservations list --project "
+        f"{asked.project or settings.project}{which}`",
+    )
 
 
 def class_rule(settings: Settings) -> dict[str, Any]:

@@ -74,6 +74,8 @@ def values(settings: Settings, release: Release | None) -> dict[str, Any]:
 
 def explain(settings: Settings, symptom: Symptom) -> Explanation | None:
     """What nodes, drivers and chips do to an engine: never the release's doing."""
+    if reserved := nodes.explain(settings, symptom):
+        return reserved
     if symptom.kind == "no-node" and _OF_THE_CHIPS.search(symptom.words):
         asked, found = settings.accelerator, nodes.card(settings)
         machine = found.machine_types[asked.count]

@@ -235,6 +235,16 @@ def test_no_node_is_told_with_the_machine_that_is_looked_for():
     assert explain(settings(), Symptom("no-node", "p1", "GCE quota exceeded")) is None
 
 
+@pytest.mark.parametrize("feature", ["gpu", "tpu"])
+def test_no_node_out_of_a_reservation_is_told_with_the_reservation(feature: str):
+    reservation = {"name": "ours", "project": "shared-chips"}
+    words = "Node scale up in zones us-central1-a associated with this pod failed: GCE out of resources."
+    found = explained(words, "no-node", features=[feature], capacity="reservation", reservation=reservation)
+    assert found.error is InconclusiveError
+    assert "`gcloud compute reservations list --project shared-chips --filter name=ours`" in found.message
+    assert explain(settings(features=[feature]), Symptom("no-node", "p1", words)) is None
+
+
 @pytest.mark.parametrize("features", [["secondary-boot-disk"], ["hyperdisk-ml"]])
 def test_tpus_go_with_the_other_columns(features: list[str]):
     assert settings(features=features).chosen_features[1] == "tpu"
