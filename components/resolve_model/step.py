@@ -73,6 +73,8 @@ def run(
         sized = size(settings, found)
         outcome.details["sizing"] = sized.model_dump()
         outcome.say(f"{settings.accelerator.count} × {settings.accelerator.type}: {sized.in_words}")
+        if warning := sizing.warning(settings.model, settings.wish()):
+            outcome.say(f"warning: {warning}")
         cluster = kubernetes.connect(settings)
         known = record.read(cluster, settings)
         # Whatever becomes of this run, its exit task brings that one back.

@@ -33,8 +33,10 @@ ACCELERATORS = {
     "nvidia-a100-80gb": 8,
     "nvidia-h100-80gb": 8,
     "nvidia-rtx-pro-6000": 8,
+    "tpu-v6e-slice": 16,
+    "tpu7x": 8,
 }
-"""How many of each accelerator the project's quota allows unless said otherwise."""
+"""How many of each accelerator, cards or chips, the project's quota allows unless said otherwise."""
 
 
 def default_images(real: Collection[str] = ()) -> list[dict[str, Any]]:
@@ -48,6 +50,7 @@ def default_images(real: Collection[str] = ()) -> list[dict[str, Any]]:
         engine = {"argv0": {"vllm": [python, "-P", real_engine.__file__]}, "env": real_engine.ENVIRONMENT}
     return [
         {"match": r"(.*/)?vllm-openai[:@].*", **engine},
+        {"match": r"(.*/)?vllm-tpu[:@].*", **engine, "env": {**engine.get("env", {}), "PJRT_DEVICE": "TPU"}},
         {"match": r"(.*/)?python[:@].*", "argv0": {"python": [sys.executable]}},
     ]
 

@@ -125,7 +125,9 @@ def up(
 
 
 def _is_autopilot(settings: Settings) -> bool:
-    """Node pools of one's own are a Standard cluster's."""
+    """Node pools of one's own are a Standard cluster's, and nodes out of whatever reservation matches."""
+    if settings.capacity == "reservation" and not settings.reservation.name:
+        return False
     feature = "secondary-boot-disk"
     return feature not in settings.chosen_features or settings.section(feature).form != "node-pool"
 
@@ -138,8 +140,7 @@ def _accelerators(settings: Settings) -> dict[str, int]:
 
     if settings.rollout == "beside":
         return ACCELERATORS
-    kind = next(iter(catalog.node_selector(settings.accelerator.type).values()))
-    return {kind: settings.accelerator.count * settings.serving.replicas}
+    return {catalog.card(settings.accelerator.type).gke_name: settings.accelerator.count * settings.serving.replicas}
 
 
 def runs_startup_scripts() -> bool:
