@@ -106,6 +106,16 @@ def test_what_makes_another_server_and_what_does_not():
     assert generation.name(settings(patience="1m", serving={"replicas": 3}), RELEASE) == name
 
 
+def test_another_version_of_the_component_image_is_no_change_by_itself():
+    now, later = (
+        settings(images={"components": f"eu-docker.pkg.dev/demo-project/r/python-components:{version}"})
+        for version in (1, 2)
+    )
+    assert pod(now)["initContainers"] != pod(later)["initContainers"]
+    assert render.render(now, RELEASE).digest == render.render(later, RELEASE).digest
+    assert render.render(settings(patience="1m"), RELEASE).digest != render.render(now, RELEASE).digest
+
+
 def test_pods_may_read_the_objects_and_look_at_the_bucket():
     found = streamed.bindings(settings(), lambda namespace, account: f"{namespace}/{account}")
     assert {(binding.role, binding.member) for binding in found} == {
