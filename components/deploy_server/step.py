@@ -62,6 +62,7 @@ def deploy(
     current = (there or {}).get("metadata", {}).get("annotations", {}).get(names.SETTINGS) == rendered.digest
     settled = there is not None and replicas.settled(settings, there)
     if there and current and settled and replicas.rolled_out(there):
+        features.demand(settings, "arrived", release)
         outcome.skipped(f"{name} is there and ready")
         return
     features.demand(settings, "prepared", release, functools.partial(google.cluster_traits, settings))
@@ -72,6 +73,7 @@ def deploy(
     if not settled:
         replicas.scale(cluster, settings, release.generation, settings.serving.replicas)
     seconds = wait_until_ready(cluster, settings, name, outcome, patience or patience_of(settings))
+    features.demand(settings, "arrived", release)
     outcome.succeeded(f"{name} is ready after {seconds:.0f} s")
 
 

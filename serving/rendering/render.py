@@ -38,8 +38,8 @@ class Rendered:
     shared: list[Object]
     generation: list[Object]
     digest: str
-    """Digest over all of it and the replicas, the run and the commit left out; the Deployment carries it as the
-    annotation names.SETTINGS."""
+    """Digest over all of it and the replicas, the run, the commit and the component image left out; the Deployment
+    carries it as the annotation names.SETTINGS."""
 
 
 def render(settings: Settings, release: Release) -> Rendered:
@@ -56,7 +56,8 @@ def render(settings: Settings, release: Release) -> Rendered:
     others = [*admin(settings), *temporary(settings, release), *entry_objects(settings, release.generation)]
     _refuse_idle_patches(settings, [*own, *common], others)
     # Replicas are in no object (serving/deployment/replicas.py), and a change of them alone is one to apply.
-    digest = digest_of([*common, *own, {"replicas": settings.serving.replicas}])
+    ageless = [_of_any_version(settings, item) for item in own]
+    digest = digest_of([*common, *ageless, {"replicas": settings.serving.replicas}])
     for item in own:
         item["metadata"]["labels"][names.RUN] = release.run_id
     server["metadata"].setdefault("annotations", {}).update(
@@ -85,6 +86,14 @@ def digest_of(items: list[Object]) -> str:
     """16 hex digits by which a change of rendered objects is seen."""
     text = json.dumps(items, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _of_any_version(settings: Settings, item: Object) -> Object:
+    """The object without saying which component image its init containers are of: a new version of this tool rolls no
+    server by itself, and goes along with the next change."""
+    text = json.dumps(item).replace(json.dumps(engine.component_image(settings)), '"components"')
+    found: Object = json.loads(text)
+    return found
 
 
 # -- the scopes ---------------------------------------------------------------------------------------------
@@ -279,6 +288,8 @@ def _generation_values(settings: Settings, release: Release) -> dict[str, Any]:
         "max_unavailable": 0 if settings.rollout == "beside" else 1,
         "min_available": max(1, serving.replicas - 1),
         "image": engine.pod_image(settings, release),
+        "component_image": engine.component_image(settings),
+        "model_path": engine.MODEL_PATH,
         "engine_flags": engine.engine_flags(settings, release),
         "port_text": str(names.PORT),
         "api_key": [{"name": "VLLM_API_KEY", "valueFrom": {"secretKeyRef": secret}}]
