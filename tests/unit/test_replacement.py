@@ -17,6 +17,8 @@ from components.ensure_access import step as ensure_access
 from components.promote_generation import step as promote_generation
 from components.resolve_model.decision import Situation, decide
 from components.write_report import step as write_report
+from pipelines.cli import submit
+from pipelines.cli.output import Output
 from serving import names
 from serving.clients import kubernetes, storage
 from serving.clients.kubernetes import ApiError
@@ -536,3 +538,38 @@ def test_promote_brings_it_back_without_a_pin(cluster):
     promote_generation.promote_by_hand(cluster, SETTINGS, "g1", said)
     is_whole(cluster, "g1")
     assert record.read(cluster, SETTINGS).pinned is None
+
+
+# -- said before ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("downtime", "words"),
+    [
+        (None, "How long that takes is not known: it is the first time"),
+        ({"seconds": 214, "at": "2026-11-29T03:04:05Z", "run_id": "r"}, "The last time it was 214 s (until 2026-11-29"),
+    ],
+)
+def test_submit_and_schedule_say_before_that_nothing_will_serve(cluster, capsys, downtime, words):
+    known = record.read(cluster, SETTINGS)
+    known.downtime = downtime and record.Downtime(**downtime)
+    known.write(cluster, SETTINGS)
+    submit.announce_downtime(Output(), SETTINGS)
+    assert words in " ".join(capsys.readouterr().err.split())
+    submit.announce_downtime(Output(), quick())
+    assert capsys.readouterr().err == "", "beside, nothing goes down"
+
+
+def test_submit_does_not_wait_for_a_cluster_that_this_machine_does_not_reach(capsys, monkeypatch):
+    def away(_settings: Settings) -> None:
+        raise InconclusiveError("the cluster does not answer")
+
+    monkeypatch.setattr(kubernetes, "connect", away)
+    submit.announce_downtime(Output(), SETTINGS)
+    assert "which this machine does not reach" in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_first_release_takes_nothing_down(capsys, monkeypatch):
+    monkeypatch.setattr(kubernetes, "connect", lambda settings: MemoryCluster())
+    submit.announce_downtime(Output(), SETTINGS)
+    assert capsys.readouterr().err == ""
