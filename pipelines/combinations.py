@@ -43,8 +43,8 @@ def every() -> Iterator[Combination]:
     common, one at a time."""
     variants = {feature: list(_variants(feature)) for words in COLUMNS.values() for feature in words}
     for words in _columns():
-        for chosen in itertools.product(*(variants[word] for word in words)):
-            yield _made(words, {key: value for own in chosen for key, value in own.items()})
+        for owns in itertools.product(*(variants[word] for word in words)):
+            yield _made(words, {key: value for own in owns for key, value in own.items()})
     for feature, known in variants.items():
         for own in _of_section(feature):
             if own not in known:
