@@ -18,7 +18,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "accelerator": ("gpu",),
     "entry": ("service",),
     "image": ("secondary-boot-disk",),
-    "scaling": (),
+    "scaling": ("queue-hpa",),
 }
 """Column → its features, in the order in which features are rendered."""
 REQUIRED = ("weights", "accelerator", "entry")
