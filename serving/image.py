@@ -35,7 +35,7 @@ def wanted(settings: Settings) -> str:
     return f"{published(settings.project, settings.region)}:{VERSION}"
 
 
-def mirrored(registry: str, image: str) -> str:
+def mirrored(registry: str | None, image: str) -> str:
     """An image's name in a mirror: REGISTRY/<path of the image>, or as it is without a mirror, or already there."""
     if not registry or image.startswith(f"{registry}/"):
         return image

@@ -63,7 +63,8 @@ def renew(cluster: Cluster, settings: Settings, generation: str, run_id: str, sa
 def withdraw(cluster: Cluster, settings: Settings, generation: str, say: Say) -> None:
     """Takes away what scales the generation and is not in the settings any more."""
     wanted = {item["kind"] for item in render.scaling(settings, generation)}
-    leftovers.delete(cluster, [item for item in _there(cluster, settings, generation) if item["kind"] not in wanted], say)
+    idle = [item for item in _there(cluster, settings, generation) if item["kind"] not in wanted]
+    leftovers.delete(cluster, idle, say)
 
 
 def amiss(cluster: Cluster, settings: Settings, generation: str) -> str:
