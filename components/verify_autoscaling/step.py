@@ -190,7 +190,9 @@ def wait_for_metric(cluster: Cluster, settings: Settings, seen: Seen, say: Say) 
     deadline = time.monotonic() + in_seconds(section.metric_timeout)
     tell = _every(
         say,
-        lambda: f"the autoscaler does not know {metric} yet: after a first pod, that can take ten minutes ({seen.words})",
+        lambda: (
+            f"the autoscaler does not know {metric} yet: after a first pod, that can take ten minutes ({seen.words})"
+        ),
     )
     with cluster.follow(*_subjects(settings, seen.server)) as changes:
         for change in changes.until(deadline):
@@ -289,9 +291,7 @@ def wait_for_fewer(cluster: Cluster, settings: Settings, seen: Seen, least: int,
     """Until the pods that came have gone: the seconds that it took. Raises InconclusiveError when they do not go."""
     section, started = settings.section("queue-hpa"), time.monotonic()
     rounds = -(-max(0, seen.wanted - least) // section.scale_down_pods)
-    patience = (
-        in_seconds(section.scale_down_window) + rounds * in_seconds(section.scale_down_period) + 2 * _LAG_SECONDS
-    )
+    patience = in_seconds(section.scale_down_window) + rounds * in_seconds(section.scale_down_period) + 2 * _LAG_SECONDS
     tell = _every(say, lambda: f"the load has ended; {seen.there} pods, to be {least}")
     with cluster.follow(*_subjects(settings, seen.server)) as changes:
         for change in changes.until(started + patience):

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipelines.local import state
 from serving import names
@@ -29,6 +29,8 @@ _BAKED = (
     f"GP-BAKE done {'0' * 64}",
 )
 """What the machine that bakes says where its script cannot run."""
+_OFTEN: dict[str, Any] = {"scrape_seconds": 1.0, "autoscaler_seconds": 1.0}
+"""How often pods are scraped, and autoscalers look, in a deployment that is to scale."""
 _COMES_BACK_SECONDS = {False: 60, True: 300}
 """How long a live generation may take, by whether its engine is vLLM itself."""
 
@@ -91,6 +93,7 @@ def up(
         own_images=[re.escape(built.partition("/")[2])],
         endpoints={API_ENDPOINT: "google", REGISTRY_ENDPOINT: "registry"},
         autopilot=_is_autopilot(settings),
+        **(_OFTEN if "queue-hpa" in settings.chosen_features else {}),
         startup_output=_BAKED,
         real=real,
         # As an administrator does it before the first run on GKE. (The emulated API server enforces no roles.)

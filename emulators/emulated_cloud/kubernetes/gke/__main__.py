@@ -22,6 +22,7 @@ from emulated_cloud.kubernetes.gke.gcsfuse import DRIVER, GcsFuseDriver, LinkMou
 from emulated_cloud.kubernetes.gke.image_cache import ImageCache
 from emulated_cloud.kubernetes.gke.nodes import NodeKeeper
 from emulated_cloud.kubernetes.gke.populator import Populator
+from emulated_cloud.kubernetes.gke.prometheus import ManagedPrometheus
 from emulated_cloud.kubernetes.gke.provisioner import Provisioner
 from emulated_cloud.kubernetes.gke.snapshotter import Snapshotter
 from emulated_cloud.kubernetes.kubelet.csi import NodeDriver
@@ -68,6 +69,7 @@ class Gke:
         self._admission = Admission(client, self._informers)
         self._expose = Expose(self._informers, self._services, config.expose)
         self._balancers = LoadBalancers(client, self._informers, self._services, config.load_balancer_network)
+        self._prometheus = ManagedPrometheus(self._informers, config, config.metrics) if config.metrics else None
         self._proxy: asyncio.Server | None = None
         self._proxy_address = ""
         self._leases: asyncio.Task[None] | None = None
@@ -141,10 +143,14 @@ class Gke:
         await self._kubelet.start()
         await self._expose.start()
         self._balancers.start()
+        if self._prometheus:
+            self._prometheus.start()
 
     async def stop(self) -> None:
         """The pods' processes first, while the rest still serves them."""
         await self._autoscaler.stop()
+        if self._prometheus:
+            await self._prometheus.stop()
         await self._admission.queue.stop()
         for part in self._disk_parts:
             await part.stop()
