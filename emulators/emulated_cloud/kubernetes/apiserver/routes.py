@@ -175,8 +175,8 @@ class Routes:
                 return Answer(body, content_type=discovery.AGGREGATED_TYPE)
             if core:
                 return Answer(discovery.api_versions(call.server))
-            found = discovery.group_list(self.resources)
-            return Answer({**found, "groups": [*found["groups"], *aggregation.groups(self.storage.store)]})
+            listed = discovery.group_list(self.resources)
+            return Answer({**listed, "groups": [*listed["groups"], *aggregation.groups(self.storage.store)]})
         found = None
         if parts == ["api", "v1"]:
             found = discovery.resource_list(self.resources, "", "v1")
