@@ -37,10 +37,15 @@ ACCELERATORS = {
 """How many of each accelerator the project's quota allows unless said otherwise."""
 
 
-def default_images(real: Collection[str] = ()) -> list[dict[str, Any]]:
+def default_images(
+    real: Collection[str] = (), engine_environment: Mapping[str, str] | None = None
+) -> list[dict[str, Any]]:
     """What runs for which image: vLLM is the emulated engine or the real one, any `python` this interpreter, and the
     custom-metrics adapter an emulated one."""
-    engine: dict[str, Any] = {"argv0": {"vllm": [sys.executable, "-m", "emulated_cloud.engine"]}}
+    engine: dict[str, Any] = {
+        "argv0": {"vllm": [sys.executable, "-m", "emulated_cloud.engine"]},
+        "env": dict(engine_environment or {}),
+    }
     if "vllm" in real:
         from emulated_cloud.real import engine as real_engine
         from emulated_cloud.real.parts import PARTS
@@ -76,7 +81,7 @@ class Cloud:
     Vertex AI is in the cluster's region and in `vertex_locations`.
 
     Pods are scraped at least every `scrape_seconds` (as PodMonitoring says, if that is sooner), and autoscalers look
-    every `autoscaler_seconds`.
+    every `autoscaler_seconds`. Emulated engines have `engine_environment` (engine/__init__.py: how fast they are).
 
     `autopilot`: what kind of cluster it is; `node_pools` are those that somebody made, as google/config.py has them.
 
@@ -103,6 +108,7 @@ class Cloud:
     scale_up_seconds: float = 0.3
     scrape_seconds: float = 60.0
     autoscaler_seconds: float = 15.0
+    engine_environment: Mapping[str, str] = field(default_factory=dict)
     service_account: str = "pipeline@demo-project.iam.gserviceaccount.com"
     endpoints: Mapping[str, str] = field(default_factory=dict)
     run_startup_scripts: bool = True
@@ -487,7 +493,7 @@ class Cloud:
             "project": {"id": self.project, "number": "123456789012"},
             "images": [
                 {**image, "env": {**self._in_a_pod, **image.get("env", {})}}
-                for image in (*self.images, *default_images(self.real))
+                for image in (*self.images, *default_images(self.real, self.engine_environment))
             ],
             "pods": str(self.folder / "tmp" / "pods"),
             "expose": self.expose,

@@ -29,8 +29,13 @@ _BAKED = (
     f"GP-BAKE done {'0' * 64}",
 )
 """What the machine that bakes says where its script cannot run."""
-_OFTEN: dict[str, Any] = {"scrape_seconds": 1.0, "autoscaler_seconds": 1.0}
-"""How often pods are scraped, and autoscalers look, in a deployment that is to scale."""
+_SCALING: dict[str, Any] = {
+    "scrape_seconds": 1.0,
+    "autoscaler_seconds": 1.0,
+    "engine_environment": {"EMULATED_ENGINE_SEQUENCES": "8", "EMULATED_ENGINE_TOKENS_PER_SECOND": "100"},
+}
+"""For a deployment that is to scale: how often pods are scraped and autoscalers look, and engines that are as slow as
+ones that have a queue."""
 _COMES_BACK_SECONDS = {False: 60, True: 300}
 """How long a live generation may take, by whether its engine is vLLM itself."""
 
@@ -93,7 +98,7 @@ def up(
         own_images=[re.escape(built.partition("/")[2])],
         endpoints={API_ENDPOINT: "google", REGISTRY_ENDPOINT: "registry"},
         autopilot=_is_autopilot(settings),
-        **(_OFTEN if "queue-hpa" in settings.chosen_features else {}),
+        **(_SCALING if "queue-hpa" in settings.chosen_features else {}),
         startup_output=_BAKED,
         real=real,
         # As an administrator does it before the first run on GKE. (The emulated API server enforces no roles.)
