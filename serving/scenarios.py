@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from serving.errors import RequestError
 
 COLUMNS: dict[str, tuple[str, ...]] = {
-    "weights": ("gcs-fuse", "hyperdisk-ml"),
+    "weights": ("gcs-fuse", "hyperdisk-ml", "streamed"),
     "accelerator": ("gpu",),
     "entry": ("service",),
     "image": ("secondary-boot-disk",),

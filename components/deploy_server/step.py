@@ -59,6 +59,7 @@ def deploy(
     settled = there is not None and replicas.settled(settings, there)
     least = autoscaling.least(cluster, settings, release.live, release.generation)
     if there and current and settled and replicas.rolled_out(there):
+        features.demand(settings, "arrived", release)
         outcome.skipped(f"{name} is there and ready")
         return
     features.demand(settings, "prepared", release, functools.partial(google.cluster_traits, settings))
@@ -68,6 +69,7 @@ def deploy(
     if not settled:
         replicas.scale(cluster, settings, release.generation, max(settings.serving.replicas, least))
     seconds = wait_until_ready(cluster, settings, name, outcome, patience or patience_of(settings))
+    features.demand(settings, "arrived", release)
     outcome.succeeded(f"{name} is ready after {seconds:.0f} s")
 
 

@@ -24,6 +24,8 @@ A module has, as it needs them:
                                          before anything is spent; `has_group` asks for one
     prepared(settings, release, look)    raises RequestError for what the cluster lacks when the server is to be
                                          deployed, and a person has to make
+    arrived(settings, release)           raises InconclusiveError when pods that are ready may have read other weights
+                                         than the release's
     missing(settings, release)           what a generation that is deployed needs outside of the cluster and has not,
                                          in words; empty when it has all
     RENAMED                              keys of earlier versions of the settings → what is there in their place

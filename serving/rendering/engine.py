@@ -14,7 +14,8 @@ from serving.weights import repositories
 from serving.weights.release import Release
 
 MODEL_PATH = "/model"
-"""Where a pod finds its weights, in every generation: the path is part of the compile cache's key."""
+"""Where a pod finds its weights, in every generation: the path is part of the compile cache's key. (The feature
+streamed has its base weights nowhere in the pod: serving/features/streamed.py.)"""
 
 
 def engine_image(settings: Settings) -> str:

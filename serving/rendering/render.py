@@ -300,6 +300,8 @@ def _generation_values(settings: Settings, release: Release) -> dict[str, Any]:
         "bucket": settings.bucket,
         "min_available": max(1, serving.replicas - 1),
         "image": engine.pod_image(settings, release),
+        "component_image": engine.component_image(settings),
+        "model_path": engine.MODEL_PATH,
         "engine_flags": engine.engine_flags(settings, release),
         "port_text": str(names.PORT),
         "api_key": [{"name": "VLLM_API_KEY", "valueFrom": {"secretKeyRef": secret}}]

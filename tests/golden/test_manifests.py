@@ -29,6 +29,13 @@ KUBERNETES = ("1.33", "1.35")
 
 RENDERED: dict[str, dict[str, Any]] = {
     **{scenario.name: {"scenario": scenario.name} for scenario in SCENARIOS},
+    "streamed": {
+        "features": ["streamed"],
+        "model": "google/gemma-4-E4B-it",
+        "accelerator": {"count": 2},
+        "adapters": {"korean": {"model": "someone/gemma-4-ko-lora"}},
+        "assistant": {"model": "google/gemma-4-E4B-it-assistant"},
+    },
     "hyperdisk-ml-populator": {"scenario": "hyperdisk-ml", "hyperdisk_ml": {"method": "populator"}},
     "secondary-boot-disk-compute-class": {
         "scenario": "secondary-boot-disk",
@@ -214,15 +221,19 @@ def test_every_pod_passes_the_restricted_standard(case: str):
     assert pod["automountServiceAccountToken"] is False
     assert pod["enableServiceLinks"] is False
     assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
-    for container in pod["containers"]:
+    for container in [*pod["containers"], *pod.get("initContainers", [])]:
         context = container["securityContext"]
         assert context["allowPrivilegeEscalation"] is False
         assert context["privileged"] is False
         assert context["readOnlyRootFilesystem"] is True
         assert context["capabilities"] == {"drop": ["ALL"]}
+    for container in pod["containers"]:
         written = {mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")}
         assert written == {"/cache", "/tmp", "/dev/shm"}
-    assert {next(iter(volume.keys() - {"name"})) for volume in pod["volumes"]} == {"persistentVolumeClaim", "emptyDir"}
+    kinds = {next(iter(volume.keys() - {"name"})) for volume in pod["volumes"]}
+    assert kinds == {"emptyDir"} | (
+        set() if "streamed" in config_of(case).chosen_features else {"persistentVolumeClaim"}
+    )
 
 
 @each_case
@@ -237,12 +248,14 @@ def test_a_pod_that_goes_has_time_to_finish_its_slowest_request(case: str):
 
 @each_case
 def test_nothing_names_the_generation_inside_the_pod(case: str):
-    """The path of the model is part of the compile cache's key, so it is the same in every generation."""
+    """The path of the model is part of the compile cache's key, so it is the same in every generation, where vLLM lets
+    it be (serving/features/streamed.py)."""
     (deployment,) = (item for item in documents(case) if item["kind"] == "Deployment")
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     inside = {key: container[key] for key in ("command", "args", "env", "volumeMounts")}
     assert "g0123456789" not in yaml.safe_dump(inside)
-    assert container["args"][0] == "/model"
+    streamed = "streamed" in config_of(case).chosen_features
+    assert container["args"][0] == (release_of(config_of(case)).weights_uri if streamed else "/model")
 
 
 @each_case

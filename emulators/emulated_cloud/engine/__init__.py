@@ -7,8 +7,11 @@ answer says is made up (text.py), but it is a function of the weights, the promp
 tokenised with the checkpoint's own tokenizer. A checkpoint whose embeddings are all zero answers as a real engine does:
 padding only.
 
+A model at a `gs://` address is streamed as vLLM streams it (streamer.py).
+
 The environment variables that vLLM reads and this emulator too: VLLM_API_KEY, VLLM_ALLOW_RUNTIME_LORA_UPDATING,
-VLLM_PLUGINS, VLLM_LORA_RESOLVER_CACHE_DIR, VLLM_ALLOW_LONG_MAX_MODEL_LEN.
+VLLM_PLUGINS, VLLM_LORA_RESOLVER_CACHE_DIR, VLLM_ALLOW_LONG_MAX_MODEL_LEN,
+VLLM_ASSETS_CACHE; and STORAGE_EMULATOR_HOST, as Google's client does.
 
 Knobs that a real engine does not have come by environment, so that they never reach a manifest's arguments:
 
