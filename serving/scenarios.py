@@ -46,6 +46,15 @@ class Scenario:
 
 SCENARIOS = (
     Scenario(
+        "01",
+        "basic-gpu",
+        "weights streamed from a bucket into the card, as many pods as the queue asks for",
+        weights="streamed",
+        accelerator="gpu",
+        entry="service",
+        scaling="queue-hpa",
+    ),
+    Scenario(
         "02",
         "secondary-boot-disk",
         "the engine's image on a disk that nodes start with",
