@@ -177,7 +177,7 @@ def verify(cluster: Cluster, settings: Settings, release: Release, outcome: Outc
     gone = wait_for_fewer(cluster, settings, seen, before, outcome.say)
     outcome.details["autoscaling"] |= {"back_to": before, "gone_seconds": gone}
     outcome.succeeded(
-        f"{grown['from']} pods became {grown['to']}: asked for {grown['asked_seconds']:.0f} s after the load began, "
+        f"{grown['from']} pod{'' if grown['from'] == 1 else 's'} became {grown['to']}: asked for {grown['asked_seconds']:.0f} s after the load began, "
         f"ready after {grown['ready_seconds']:.0f} s; back to {before} {gone:.0f} s after it ended"
     )
     return []
@@ -209,13 +209,16 @@ def wait_for_metric(cluster: Cluster, settings: Settings, seen: Seen, say: Say) 
 def loading(cluster: Cluster, settings: Settings, release: Release, seen: Seen, say: Say) -> Any:
     """The Job that lets the queue grow, for as long as the block runs."""
     section = settings.section("queue-hpa")
-    ready = [pod for pod in seen.pods.values() if pod.get("status", {}).get("podIP")]
+    pods = cluster.list("Pod", settings.namespace, labels=names.selector(settings, release.generation))
+    addresses = [pod["status"]["podIP"] for pod in pods if (pod.get("status") or {}).get("podIP")]
+    if not addresses:
+        raise InconclusiveError(f"{seen.server} has no pod to be loaded. Run again")
     plan = Plan(
         url=f"http://{seen.server}.{settings.namespace}.svc.cluster.local:{names.PORT}",
         model=settings.model,
-        addresses=[pod["status"]["podIP"] for pod in ready],
+        addresses=addresses,
         # Well above the target, so that no tolerance hides it.
-        waiting=2 * section.target * max(1, len(ready)),
+        waiting=2 * section.target * len(addresses),
         requests=section.verify_requests,
         request_seconds=in_seconds(settings.serving.request_timeout),
     )

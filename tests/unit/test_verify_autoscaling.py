@@ -129,7 +129,7 @@ def test_pods_that_come_and_go_are_told_in_seconds():
     assert reasons == []
     seen = outcome.details["autoscaling"]
     assert (seen["from"], seen["to"], seen["back_to"]) == (1, 3, 1)
-    assert outcome.message.startswith("1 pods became 3: asked for")
+    assert outcome.message.startswith("1 pod became 3: asked for")
     assert site.names("Job") == set(), "the load is given back"
 
 
