@@ -55,11 +55,13 @@ class Section(BaseSection):
     scale_up_pods: int = Field(4, ge=1, le=1000)
     """Pods that may come within scale_up_period, or as many as there are, whichever is more."""
     scale_up_period: Duration = "15s"
+    """The time that scale_up_pods are for."""
     scale_down_window: MaybeNoTime = "5m"
     """How long fewer pods must have been wanted before one goes."""
     scale_down_pods: int = Field(1, ge=1, le=1000)
     """Pods that may go within scale_down_period."""
     scale_down_period: Duration = "1m"
+    """The time that scale_down_pods are for."""
     verify: bool = True
     """Put a new generation under load before it serves, and see pods come and go."""
     verify_requests: int = Field(2048, ge=1, le=16_384)
