@@ -176,9 +176,10 @@ def verify(cluster: Cluster, settings: Settings, release: Release, outcome: Outc
     outcome.details["autoscaling"] = grown
     gone = wait_for_fewer(cluster, settings, seen, before, outcome.say)
     outcome.details["autoscaling"] |= {"back_to": before, "gone_seconds": gone}
+    pods = f"{grown['from']} pod{'' if grown['from'] == 1 else 's'} became {grown['to']}"
     outcome.succeeded(
-        f"{grown['from']} pod{'' if grown['from'] == 1 else 's'} became {grown['to']}: asked for {grown['asked_seconds']:.0f} s after the load began, "
-        f"ready after {grown['ready_seconds']:.0f} s; back to {before} {gone:.0f} s after it ended"
+        f"{pods}: asked for {grown['asked_seconds']:.0f} s after the load began, ready after "
+        f"{grown['ready_seconds']:.0f} s; back to {before} {gone:.0f} s after it ended"
     )
     return []
 
@@ -350,8 +351,8 @@ def _who_brings_it(settings: Settings) -> str:
     if settings.section("queue-hpa").adapter == "autoscaling-metric":
         return f"See {describe} and `kubectl -n {settings.namespace} get autoscalingmetrics -o yaml`, then run again"
     return (
-        f"See {describe}, `kubectl -n {namespace} logs deployment/{account}`, and whether that may read metrics: "
-        f"`{queue_hpa.viewer_command(settings)}`; then run again"
+        f"See {describe}, `kubectl -n {namespace} logs deployment/{account}`, and whether that has "
+        "roles/monitoring.viewer (`gemma-pipelines bootstrap -f FILE` gives it); then run again"
     )
 
 

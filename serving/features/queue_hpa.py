@@ -165,24 +165,12 @@ def served(settings: Settings, has_group: Callable[[str], bool]) -> None:
         raise RequestError(
             f"the cluster has no adapter that brings {METRIC} from Cloud Monitoring to the autoscaler (no "
             f"{_API[section.adapter]}). An administrator installs it once: `gemma-pipelines render {settings.scenario} "
-            "-f FILE --access | kubectl apply --server-side -f -` with queue_hpa.install_adapter: true; and gives it "
-            f"roles/monitoring.viewer: `{viewer_command(settings)}`"
+            "-f FILE --access | kubectl apply --server-side -f -` with queue_hpa.install_adapter: true; "
+            "`gemma-pipelines bootstrap -f FILE` gives it roles/monitoring.viewer"
         )
     raise RequestError(
         "the cluster does not serve AutoscalingMetric (autoscaling.gke.io), a Preview of GKE's Rapid channel. Set "
         "queue_hpa.adapter to stackdriver"
-    )
-
-
-def viewer_command(settings: Settings) -> str:
-    """What lets the Stackdriver adapter read the metric, for a person."""
-    namespace, account = ADAPTER
-    number = f"$(gcloud projects describe {settings.project} --format='value(projectNumber)')"
-    pool = f"projects/{number}/locations/global/workloadIdentityPools/{settings.project}.svc.id.goog"
-    member = f"principal://iam.googleapis.com/{pool}/subject/ns/{namespace}/sa/{account}"
-    return (
-        f"gcloud projects add-iam-policy-binding {settings.project} --role=roles/monitoring.viewer --condition=None "
-        f"--member={member}"
     )
 
 

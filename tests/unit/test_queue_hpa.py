@@ -143,9 +143,7 @@ def test_a_cluster_in_which_nobody_brings_the_metric_is_refused_before_anything_
         asked.append(group)
         return False
 
-    with pytest.raises(
-        RequestError, match=r"--access \| kubectl apply.*roles/monitoring.viewer.*ns/custom-metrics/sa/"
-    ):
+    with pytest.raises(RequestError, match=r"--access \| kubectl apply.*roles/monitoring.viewer"):
         features.demand(scaled(), "served", has_group)
     with pytest.raises(RequestError, match="does not serve AutoscalingMetric"):
         features.demand(scaled(adapter="autoscaling-metric"), "served", has_group)

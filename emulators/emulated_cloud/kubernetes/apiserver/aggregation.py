@@ -8,15 +8,13 @@ served likewise. Discovery lists the groups, but not (in its aggregated form) wh
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import aiohttp
 
 from emulated_cloud.kubernetes.apiserver import errors
 from emulated_cloud.kubernetes.apiserver.store import Store
-
-if TYPE_CHECKING:
-    from emulated_cloud.kubernetes.apiserver.routes import Answer, Call
 
 Object = dict[str, Any]
 _KEY = ("apiregistration.k8s.io", "apiservices")
@@ -44,24 +42,31 @@ def service_of(store: Store, segments: list[str]) -> Object | None:
     return (found or {}).get("spec", {}).get("service")
 
 
-async def ask(store: Store, session: aiohttp.ClientSession, service: Object, call: Call, path: str) -> Answer:
-    """What the Service's server answers. Raises ApiError 503 when there is none."""
-    from emulated_cloud.kubernetes.apiserver.routes import Answer
-
+async def ask(
+    store: Store,
+    session: aiohttp.ClientSession,
+    service: Object,
+    method: str,
+    path: str,
+    headers: Mapping[str, str],
+    body: bytes,
+    user: str,
+) -> tuple[Any, int, str]:
+    """What the Service's server answers: body (parsed, if it is JSON), status, content type. Raises ApiError 503 when
+    there is none."""
     address = _endpoint(store, service)
-    headers = {name: call.headers[name] for name in ("Accept", "Content-Type") if name in call.headers}
-    headers["X-Remote-User"] = call.user.name
+    passed = {name: headers[name] for name in ("Accept", "Content-Type") if name in headers}
     try:
         async with session.request(
-            call.method,
+            method,
             f"https://{address}{path}",
-            data=call.body or None,
-            headers=headers,
+            data=body or None,
+            headers={**passed, "X-Remote-User": user},
             timeout=aiohttp.ClientTimeout(total=30, connect=5),
         ) as answer:
             text = await answer.text()
-            body = json.loads(text) if "json" in answer.content_type and text else text
-            return Answer(body, answer.status, answer.headers.get("Content-Type", "text/plain"))
+            said = json.loads(text) if "json" in answer.content_type and text else text
+            return said, answer.status, answer.headers.get("Content-Type", "text/plain")
     except (aiohttp.ClientError, TimeoutError) as error:
         raise _unavailable(f"error trying to reach service: {error or type(error).__name__}") from error
 

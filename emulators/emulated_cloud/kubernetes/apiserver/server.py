@@ -129,7 +129,9 @@ class Server:
             status = ApiError(fault.status, "", fault.body or "scripted fault").status()
             return Answer(status, fault.status, extra_headers=fault.headers)
         if service:
-            return await aggregation.ask(self.routes.storage.store, self._session(), service, call, request.path_qs)
+            store, path = self.routes.storage.store, request.raw_path
+            asked = (call.method, path, call.headers, call.body, user.name)
+            return Answer(*await aggregation.ask(store, self._session(), service, *asked))
         return self.routes.answer(call, target)
 
     def _user(self, request: web.Request) -> User | None:
