@@ -13,10 +13,11 @@ from serving.clients.engine import BadAnswer, Server
 from serving.log import Say
 
 _FIRST = 16
-"""Requests at once to begin with; doubled at every look at which too few wait."""
-_IN_VAIN = 15
-"""Looks with all requests that are allowed, after which it is clear that none will wait."""
-_TOKENS = 128
+"""Requests at once to begin with; doubled when all of them are under way and too few wait."""
+_OF_ONE_CLIENT = 16
+_IN_VAIN = 30
+"""Looks without a queue, and with nothing left to try, after which it is clear that there will be none."""
+_TOKENS = 256
 
 
 class Plan(BaseModel):
@@ -41,6 +42,7 @@ async def press(plan: Plan, api_key: str | None, say: Say) -> dict[str, Any]:
     """Loads the server until it is cancelled. Returns only when there is no queue to be had: `{"silent": words}` when
     the engine does not say how many wait, `{"waiting": the most that were seen to, "requests": at once}` when too few
     do though all requests are made that may be."""
+    under_way: set[int] = set()
     streams: list[asyncio.Task[None]] = []
     most, silent, in_vain = 0, 0, 0
     async with AsyncExitStack() as stack:
@@ -49,16 +51,19 @@ async def press(plan: Plan, api_key: str | None, say: Say) -> dict[str, Any]:
             try:
                 waiting, silent = await asyncio.to_thread(_waiting, plan.addresses), 0
                 most = max(most, waiting)
-                say(f"{len(streams)} requests at once, {waiting} of them wait")
+                say(f"{len(under_way)} requests at once, {waiting} of them wait")
                 if waiting >= plan.waiting:
                     in_vain = 0
-                elif len(streams) < plan.requests:
-                    more = min(max(_FIRST, len(streams)), plan.requests - len(streams))
+                elif len(under_way) == len(streams) < plan.requests:
+                    more, in_vain = min(max(_FIRST, len(streams)), plan.requests - len(streams)), 0
+                    clients = -(-more // _OF_ONE_CLIENT)
                     connected = engine.connected(
-                        plan.url, plan.model, api_key=api_key, seconds=plan.request_seconds, clients=more
+                        plan.url, plan.model, api_key=api_key, seconds=plan.request_seconds, clients=clients
                     )
                     servers = await stack.enter_async_context(connected)
-                    streams += [asyncio.create_task(_ask(server, len(streams) + n)) for n, server in enumerate(servers)]
+                    for place in range(len(streams), len(streams) + more):
+                        asking = _ask(servers[place % clients], place, under_way)
+                        streams.append(asyncio.create_task(asking))
                 else:
                     in_vain += 1
             except BadAnswer as error:
@@ -76,12 +81,14 @@ def _waiting(addresses: list[str]) -> int:
         return sum(engine.waiting(client, address) for address in addresses)
 
 
-async def _ask(server: Server, place: int) -> None:
+async def _ask(server: Server, place: int, under_way: set[int]) -> None:
     """One question after the other, each its own, or the prefix cache would answer."""
     number = 0
     while True:
         number += 1
+        under_way.add(place)
         try:
-            await server.stream(f"{place}.{number}: tell a long story.", _TOKENS, ignore_eos=True)
+            await server.chat(f"{place}.{number}: tell a long story.", _TOKENS, ignore_eos=True)
         except BadAnswer:
+            under_way.discard(place)
             await asyncio.sleep(1)  # What a server under load answers is not what is looked at here.

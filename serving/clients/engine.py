@@ -95,9 +95,9 @@ class Server:
         if self._model not in names:
             raise BadAnswer(f"{MODELS} does not show {self._model}; it shows {', '.join(map(str, names)) or 'none'}")
 
-    async def chat(self, prompt: str, max_tokens: int) -> Answer:
+    async def chat(self, prompt: str, max_tokens: int, **options: Any) -> Answer:
         """The whole answer at temperature 0."""
-        body = _json(await self._read("POST", CHAT, self._question(prompt, max_tokens)), CHAT)
+        body = _json(await self._read("POST", CHAT, self._question(prompt, max_tokens) | options), CHAT)
         try:
             self._check_object(body, "chat.completion")
             (choice,) = body["choices"]

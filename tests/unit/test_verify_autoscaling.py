@@ -233,7 +233,7 @@ class Fake:
     def __init__(self, slots: int):
         self.slots, self.asked = slots, 0
 
-    async def stream(self, *_: Any, **__: Any) -> None:
+    async def chat(self, *_: Any, **__: Any) -> None:
         self.asked += 1
         await asyncio.sleep(3600)
 
