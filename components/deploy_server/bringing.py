@@ -28,6 +28,8 @@ _PIECE = 256 << 10
 """Bytes read at a time."""
 _PART = ".part"
 """Ends the name of a file that is not whole yet."""
+_ATTEMPTS = 3
+"""How often a file that arrives with other bytes is asked for."""
 _TOLD = 5
 """Differences that are told: where the whole prefix is another, there is one for every file."""
 
@@ -120,7 +122,23 @@ def _place(folder: Path, path: str) -> Path:
 def _bring(weights_uri: str, file: File, place: Path, passed: Passed) -> None:
     """Makes one file whole. It has its name when it is: an attempt that was killed leaves none that is not."""
     place.parent.mkdir(parents=True, exist_ok=True)
-    part, digest = place.with_name(place.name + _PART), hashlib.sha256()
+    part, arrived = place.with_name(place.name + _PART), ""
+    for _ in range(_ATTEMPTS):
+        arrived = _fetch(weights_uri, file, part, passed)
+        if arrived == file.sha256:
+            part.rename(place)
+            return
+        passed(-file.size)
+    part.unlink()
+    raise InconclusiveError(
+        f"{weights_uri}/{file.path} arrived with other bytes {_ATTEMPTS} times: sha256 {arrived} instead of "
+        f"{file.sha256}. See `gemma-pipelines verify-weights --read {weights_uri}`"
+    )
+
+
+def _fetch(weights_uri: str, file: File, part: Path, passed: Passed) -> str:
+    """Writes an object's bytes into a file, and returns the sha256 of what arrived."""
+    digest = hashlib.sha256()
     with open(part, "wb") as stream:
 
         def take(piece: bytes) -> None:
@@ -135,10 +153,4 @@ def _bring(weights_uri: str, file: File, place: Path, passed: Passed) -> None:
                 f"{weights_uri}/{file.path} is not the object of its manifest any more: somebody deleted it, or wrote "
                 "it again. Run again: download_weights brings it back"
             ) from error
-    if digest.hexdigest() != file.sha256:
-        part.unlink()
-        raise InconclusiveError(
-            f"{weights_uri}/{file.path} arrived with other bytes: sha256 {digest.hexdigest()} instead of "
-            f"{file.sha256}. See `gemma-pipelines verify-weights --read {weights_uri}`"
-        )
-    part.rename(place)
+    return digest.hexdigest()

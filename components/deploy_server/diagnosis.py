@@ -341,9 +341,8 @@ class Diagnosis:
         failed = pod.latest("Failed").message
         said = failed if failed.startswith("Failed to pull") else waiting.get("message", "")
         if re.search(r"not found|manifest unknown|does not exist|name unknown", said, re.IGNORECASE):
-            return Problem(
-                RequestError, f"the image {image} does not exist: {said}. Set engine.image, or images.registry"
-            )
+            setting = "engine.image" if name == names.SERVER_CONTAINER else "images.components"
+            return Problem(RequestError, f"the image {image} does not exist: {said}. Set {setting}, or images.registry")
         if not lasts:
             return None
         if re.search(r"denied|unauthorized|forbidden|\b40[13]\b", said, re.IGNORECASE):

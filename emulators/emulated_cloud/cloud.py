@@ -511,9 +511,10 @@ class Cloud:
     def _in_a_pod(self) -> dict[str, str]:
         """What stands for names that a pod of GKE resolves: Cloud Storage, and the node's metadata server."""
         of_clients = ("STORAGE_EMULATOR_HOST", "GCE_METADATA_HOST", "GCE_METADATA_IP")
-        return {name: value for name, value in self.environment.items() if name in of_clients} | {
-            "EMULATED_GOOGLE": self._url["google"]
-        }
+        found = {name: value for name, value in self.environment.items() if name in of_clients}
+        # What Google's C++ client calls STORAGE_EMULATOR_HOST.
+        found["CLOUD_STORAGE_EMULATOR_ENDPOINT"] = found["STORAGE_EMULATOR_HOST"]
+        return {**found, "EMULATED_GOOGLE": self._url["google"]}
 
     def _cluster_network(self, namespace: Namespace) -> dict[str, Any]:
         """What the cluster's own machine changes for GKE's parts: addresses, mounts, ports that cross."""

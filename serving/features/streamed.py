@@ -57,7 +57,7 @@ _MEANINGS = (
     (
         r"Memory limit supplied: \d+ cannot be smaller than",
         RequestError,
-        "a tensor of the weights is larger than what the streamer may hold. Raise streamed.memory, and "
+        "a tensor of the weights is larger than what the streamer of {pod} may hold. Raise streamed.memory, and "
         "accelerator.memory with it",
     ),
     (

@@ -141,7 +141,7 @@ def test_a_new_version_of_this_tool_rolls_nothing(changes: dict[str, Any], expec
         ({"volume": {"profile": "manual"}}, "volume: is now gcs_fuse: volume.profile is gcs_fuse.profile"),
         (
             {"features": ["tpu"]},
-            "features: 'tpu' is no feature. Did you mean gpu? There are: gcs-fuse, hyperdisk-ml,",
+            "features: 'tpu' is no feature. Did you mean gpu? There are: gcs-fuse, hyperdisk-ml, streamed, gpu",
         ),
         ({"features": ["-gpu"]}, "features: -gpu: no deployment is without accelerator: gpu"),
         ({"features": ["gcs-fuse", "gcs-fuse"]}, "are both for the column weights: a deployment has one"),
