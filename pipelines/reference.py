@@ -109,6 +109,7 @@ def _roles() -> Iterator[list[str]]:
         "… `service_account`": {**disk, "secondary_boot_disk": account},
         "… the engine's image is in Artifact Registry": {**disk, **image},
         "… `image: streaming`": {**disk, **image, "secondary_boot_disk": {"image": "streaming"}},
+        "queue-hpa, `adapter: stackdriver`": {"features": ["queue-hpa"]},
     }
     told: set[tuple[str, str, str, str]] = set()
     base = {"scenario": "gcs-fuse", "project": project, "bucket": "demo-bucket"}

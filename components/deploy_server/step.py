@@ -12,7 +12,7 @@ from components.deploy_server.diagnosis import Diagnosis, Patience, Problem
 from serving import features, names
 from serving.clients import google
 from serving.clients.kubernetes import Cluster, Object, Subject
-from serving.deployment import objects, record, replacement, replicas
+from serving.deployment import autoscaling, objects, record, replacement, replicas
 from serving.errors import InconclusiveError, PipelineError, ReleaseError, RequestError
 from serving.features import Explanation, Symptom
 from serving.outcome import Outcome
@@ -61,17 +61,19 @@ def deploy(
     outcome.details |= {"generation": release.generation, "deployment": name}
     current = (there or {}).get("metadata", {}).get("annotations", {}).get(names.SETTINGS) == rendered.digest
     settled = there is not None and replicas.settled(settings, there)
+    least = autoscaling.least(cluster, settings, release.live, release.generation)
     if there and current and settled and replicas.rolled_out(there):
         features.demand(settings, "arrived", release)
         outcome.skipped(f"{name} is there and ready")
         return
     features.demand(settings, "prepared", release, functools.partial(google.cluster_traits, settings))
+    autoscaling.withdraw(cluster, settings, release.generation, outcome.say)
     for item in [*rendered.shared, *rendered.generation]:
         if item["kind"] == "Deployment" and settings.rollout == "replace":
             make_room(cluster, settings, release, item, outcome)
-        objects.put(cluster, item, outcome.say)
+        objects.put(cluster, autoscaling.keeping(item, least), outcome.say)
     if not settled:
-        replicas.scale(cluster, settings, release.generation, settings.serving.replicas)
+        replicas.scale(cluster, settings, release.generation, max(settings.serving.replicas, least))
     seconds = wait_until_ready(cluster, settings, name, outcome, patience or patience_of(settings))
     features.demand(settings, "arrived", release)
     outcome.succeeded(f"{name} is ready after {seconds:.0f} s")

@@ -25,6 +25,7 @@ def run(settings: dict[str, Any], release: dict[str, Any]) -> None:
         outcome, config, target = step.outcome, step.settings, step.release
         features.demand(config, "suits", functools.partial(google.cluster_traits, config))
         cluster = kubernetes.connect(config)
+        features.demand(config, "served", cluster.has_group)
         changed = ensure_namespace(cluster, render.namespace(config), config)
         with step.holding_lease(cluster, take=True):
             known = ensure_record(cluster, config, outcome.say)

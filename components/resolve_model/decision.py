@@ -27,6 +27,8 @@ class Situation:
     """Pods that the generation's Deployment is to have."""
     settled: bool = False
     """Whether that number is its owner's."""
+    autoscaler: str = ""
+    """In what the autoscaler of a generation that serves is not as the settings want it."""
     ready: int = 0
     """Pods of them that are ready, of its present template."""
     rolled_out: bool = False
@@ -111,6 +113,8 @@ def _wrong(settings: Settings, release: Release, situation: Situation, digest: s
         return "its settings changed"
     if not situation.settled:
         return f"it has {situation.replicas} replicas instead of {settings.serving.replicas}"
+    if serving and situation.autoscaler:
+        return situation.autoscaler
     if not situation.rolled_out:
         return f"{situation.ready} of its {situation.replicas} pods are ready with its present settings"
     if situation.damage:

@@ -105,7 +105,7 @@ def _of_account(needs: Needs, settings: Settings) -> None:
             "--member=user:YOU --role=roles/iam.serviceAccountUser",
         )
     for grant in roles.grants(settings):
-        if grant.account != account:
+        if grant.account != account and not grant.is_of_the_cluster:
             continue
         if needs.look_if_allowed(grant.words, grant.is_given) is False:
             needs.lacks(grant.words, grant.why, grant.command)
@@ -144,7 +144,8 @@ def of_rights(needs: Needs, cluster: Cluster, settings: Settings) -> None:
 
 def _denied(cluster: Cluster, settings: Settings) -> Iterator[str]:
     for item in render.admin(settings):
-        if item["kind"] not in ("Role", "ClusterRole"):
+        # A feature's roles are those of what an administrator installs for it.
+        if item["kind"] not in ("Role", "ClusterRole") or not item["metadata"]["name"].startswith("gemma-pipelines:"):
             continue
         namespace = settings.namespace if item["kind"] == "Role" else ""
         for rule in item["rules"]:
@@ -171,6 +172,10 @@ def of_accelerators(needs: Needs, settings: Settings, traits: ClusterTraits, *, 
         if settings.rollout == "beside"
         else "no more while a refresh validates a new generation: the live one makes room for it (rollout: replace)",
     ]
+    if "queue-hpa" in settings.chosen_features:
+        most = asked.count * settings.section("queue-hpa").max_replicas
+        again = ", and then as many again for a refresh" if settings.rollout == "beside" else ""
+        lines.append(f"{most} when the queue is long{again}; one more than the least to verify")
     if warning := sizing.warning(settings.model, settings.wish()):
         lines.append(f"warning: {warning}")
     compute, region = Compute(settings.project), settings.region

@@ -84,6 +84,18 @@ class Measured(BaseModel):
     p95_inter_token_latency_ms: float
 
 
+class Scaled(BaseModel):
+    """That a generation was seen to get more pods under load, and to give them back (verify_autoscaling)."""
+
+    model_config = _UNKNOWN_KEYS_STAY
+
+    generation: str
+    at: str
+    run_id: str
+    settings: str
+    """Digest of all that it hangs on: how the deployment scales, the engine's flags, the accelerator."""
+
+
 class Known(BaseModel):
     """Where a generation came from, and how fast it was."""
 
@@ -121,6 +133,8 @@ class Record(BaseModel):
     down: Down | None = None
     """That the live generation is down on purpose: noted before it is taken down, until it or another serves."""
     downtime: Downtime | None = None
+    scaled: Scaled | None = None
+    """The last time that autoscaling was seen; None without, or where the record was lost."""
     generations: dict[str, Known] = {}
     """Origin of every generation named above."""
 

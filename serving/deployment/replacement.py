@@ -70,7 +70,9 @@ def bring_back(cluster: Cluster, settings: Settings, record: Record, *, run_id: 
         return ""
     down = record.down
     come_back(cluster, settings, record, say)
-    traffic.bring_up(cluster, settings, down.generation, max(1, down.replicas), say)
+    # An autoscaler may take some of them back meanwhile.
+    least = down.replicas if replicas.owner(settings) == "settings" else min(down.replicas, settings.serving.replicas)
+    traffic.bring_up(cluster, settings, down.generation, max(1, least), say)
     record.serves_again(run_id)
     record.write(cluster, settings)
     say(f"{down.generation} serves again, which was down since {down.since}")

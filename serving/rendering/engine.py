@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 from serving import catalog, features, image, sizing
+from serving.image import mirrored as in_mirror
 from serving.settings import Settings
 from serving.values import in_seconds
 from serving.weights import repositories
@@ -122,10 +123,5 @@ def _cores(settings: Settings) -> int:
 
 
 def mirrored(settings: Settings, image: str) -> str:
-    """The image's name in the mirror: REGISTRY/<path of the image>, or as it is without a mirror, or already there."""
-    if not settings.images.registry or image.startswith(f"{settings.images.registry}/"):
-        return image
-    host, slash, path = image.partition("/")
-    # As docker reads names: a first part with a dot or a port is a registry, any other belongs to the path.
-    has_registry = slash and ("." in host or ":" in host or host == "localhost")
-    return f"{settings.images.registry}/{path if has_registry else image}"
+    """The image's name in the settings' mirror, if they have one."""
+    return in_mirror(settings.images.registry, image)

@@ -49,6 +49,11 @@ RENDERED: dict[str, dict[str, Any]] = {
         "capacity": "reservation",
         "reservation": {"name": "ironwood", "project": "shared-chips"},
     },
+    "queue-hpa-autoscaling-metric": {
+        "features": ["queue-hpa"],
+        "serving": {"replicas": 2},
+        "queue_hpa": {"adapter": "autoscaling-metric", "max_replicas": 8, "scale_down_window": "10m"},
+    },
     "gcs-fuse-manual-volume": {"gcs_fuse": {"profile": "manual"}},
     "gcs-fuse-gemma-4": {
         "model": "google/gemma-4-31B-it",
@@ -99,6 +104,7 @@ RENDERED: dict[str, dict[str, Any]] = {
 
 CUSTOM = {
     "PodMonitoring": "monitoring.googleapis.com_podmonitorings",
+    "AutoscalingMetric": "autoscaling.gke.io_autoscalingmetrics",
     "GCPResourceAllowlist": "node.gke.io_gcpresourceallowlists",
     "ComputeClass": "cloud.google.com_computeclasses",
     "GCPDataSource": "datalayer.gke.io_gcpdatasources",
@@ -196,6 +202,25 @@ def schema_of(kind: str, version: str) -> Any:
     return strict(found["schema"]["openAPIV3Schema"])
 
 
+def server_of(case: str) -> dict[str, Any]:
+    """The Deployment of the generation: an administrator may have installed another."""
+    found = (item for item in documents(case) if item["kind"] == "Deployment")
+    (server,) = (item for item in found if item["metadata"]["name"] == "vllm-g0123456789")
+    return server
+
+
+def test_the_adapter_that_an_administrator_installs_has_no_rights_on_its_node():
+    (adapter,) = (i for i in documents("basic-gpu") if i["kind"] == "Deployment" and i != server_of("basic-gpu"))
+    pod = adapter["spec"]["template"]["spec"]
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    (container,) = pod["containers"]
+    assert container["securityContext"]["allowPrivilegeEscalation"] is False
+    assert container["securityContext"]["readOnlyRootFilesystem"] is True
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert container["ports"][0]["containerPort"] > 1023
+
+
 def strict(schema: Any) -> Any:
     """The schema, refusing fields that it does not know as the API server does (metadata is its own affair)."""
     if not isinstance(schema, dict):
@@ -213,7 +238,7 @@ def strict(schema: Any) -> Any:
 @each_case
 def test_every_pod_passes_the_restricted_standard(case: str):
     """https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted, and beyond it."""
-    (deployment,) = (item for item in documents(case) if item["kind"] == "Deployment")
+    deployment = server_of(case)
     pod = deployment["spec"]["template"]["spec"]
     assert pod["securityContext"]["runAsNonRoot"]
     assert pod["securityContext"]["runAsUser"] > 0
@@ -238,7 +263,7 @@ def test_every_pod_passes_the_restricted_standard(case: str):
 
 @each_case
 def test_a_pod_that_goes_has_time_to_finish_its_slowest_request(case: str):
-    (deployment,) = (item for item in documents(case) if item["kind"] == "Deployment")
+    deployment = server_of(case)
     pod = deployment["spec"]["template"]["spec"]
     (container,) = pod["containers"]
     args = container["args"]
@@ -250,7 +275,7 @@ def test_a_pod_that_goes_has_time_to_finish_its_slowest_request(case: str):
 def test_nothing_names_the_generation_inside_the_pod(case: str):
     """The path of the model is part of the compile cache's key, so it is the same in every generation, where vLLM lets
     it be (serving/features/streamed.py)."""
-    (deployment,) = (item for item in documents(case) if item["kind"] == "Deployment")
+    deployment = server_of(case)
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     inside = {key: container[key] for key in ("command", "args", "env", "volumeMounts")}
     assert "g0123456789" not in yaml.safe_dump(inside)

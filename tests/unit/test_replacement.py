@@ -22,7 +22,7 @@ from pipelines.cli.output import Output
 from serving import names
 from serving.clients import kubernetes, storage
 from serving.clients.kubernetes import ApiError
-from serving.deployment import disk_images, lease, leftovers, record, replacement
+from serving.deployment import autoscaling, disk_images, lease, leftovers, record, replacement, replicas
 from serving.deployment.record import Down, Pin, Record
 from serving.errors import InconclusiveError, RejectedBeforeError, RequestError
 from serving.settings import Settings
@@ -308,6 +308,38 @@ def test_beside_nothing_is_taken_down(cluster):
 def test_nobody_is_waited_for_while_nothing_serves():
     with pytest.raises(RequestError, match="rollout: replace and promotion: manual do not go together"):
         quick(rollout="replace", promotion="manual")
+
+
+# -- with an autoscaler ---------------------------------------------------------------------------------------
+
+
+def test_whoever_takes_over_has_as_many_pods_as_the_autoscaler_had_given_the_one_that_made_room(cluster):
+    """Also when the step is tried again, and nobody serves any more."""
+    scaled = quick(rollout="replace", features=["queue-hpa"])
+    replicas.scale(cluster, scaled, "g1", 3)
+    cluster.set_status("Deployment", "vllm-g1", SETTINGS.namespace, readyReplicas=3)
+    assert autoscaling.least(cluster, scaled, "g1", "g2") == 3
+    known = record.read(cluster, scaled)
+    replacement.make_room(cluster, scaled, known, "g2", run_id="run-2", say=said)
+    assert cluster.replicas() == {"g1": 0}
+    assert autoscaling.least(cluster, scaled, "g1", "g2") == 3
+
+
+def test_one_that_comes_back_serves_although_its_autoscaler_has_taken_pods_away_meanwhile(cluster):
+    scaled = quick(rollout="replace", features=["queue-hpa"])
+    replicas.scale(cluster, scaled, "g1", 3)
+    known = record.read(cluster, scaled)
+    replacement.make_room(cluster, scaled, known, "g2", run_id="run-2", say=said)
+    scale = replicas.scale
+
+    def and_one_less(cluster: OneAtATime, settings: Settings, generation: str, pods: int) -> None:
+        scale(cluster, settings, generation, pods)
+        scale(cluster, settings, generation, 1)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(replicas, "scale", and_one_less)
+        assert replacement.bring_back(cluster, scaled, known, run_id="run-2", say=said) == "g1"
+    assert cluster.replicas() == {"g1": 1}
 
 
 # -- told to end, and killed ----------------------------------------------------------------------------------

@@ -17,4 +17,5 @@ Knobs that a real engine does not have come by environment, so that they never r
 
 EMULATED_ENGINE_START_SECONDS       how long the start takes on top of its real cost (0)
 EMULATED_ENGINE_TOKENS_PER_SECOND   tokens per second and sequence (0: as fast as the machine can)
+EMULATED_ENGINE_SEQUENCES           sequences that run at once where --max-num-seqs does not say (256)
 """
