@@ -165,7 +165,7 @@ class Serving(Section):
     """How the model is offered."""
 
     replicas: int = Field(1, ge=1, le=1000)
-    """Pods of the live generation."""
+    """Pods of the live generation; with queue-hpa, the least of them."""
     exposure: Literal["internal", "public"] = "internal"
     """internal: an address in the cluster. public is refused until its entry lets /v1 alone through."""
     client_namespaces: list[DnsLabel] = Field([])

@@ -16,7 +16,7 @@ from serving import names
 from serving.clients import engine
 from serving.deployment import autoscaling
 from serving.deployment.record import Record, Scaled
-from serving.errors import InconclusiveError, RequestError
+from serving.errors import InconclusiveError, RequestError, ToldToEnd
 from serving.outcome import Outcome
 from serving.settings import Settings
 from tests.unit.cluster import MemoryCluster
@@ -182,6 +182,18 @@ def test_settings_under_which_nothing_waits_are_a_wrong_request():
 def test_a_load_that_somebody_ended_teaches_nothing():
     with pytest.raises(InconclusiveError, match="told to end by somebody else"):
         verify(Site(job={}))
+
+
+def test_told_to_end_the_step_gives_the_load_back(monkeypatch: pytest.MonkeyPatch):
+    def told(*_: Any) -> None:
+        raise ToldToEnd("told to end")
+
+    site = Site()
+    monkeypatch.setattr(step, "wait_for_growth", told)
+    with pytest.raises(ToldToEnd):
+        verify(site)
+    assert ("create", "Job") in {call[:2] for call in site.calls}
+    assert site.names("Job") == set()
 
 
 def test_a_generation_that_has_all_its_pods_already_is_not_loaded():
