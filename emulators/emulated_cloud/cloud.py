@@ -455,6 +455,7 @@ class Cloud:
             "compute": str(self.compute_folder),
             "logs": str(self.logs_file),
             "registry": self._url["registry"],
+            "pools": str(self.folder.absolute() / "project" / "node-pools.json"),
             "node_pools": [
                 {"name": pool["name"], "disk_images": pool.get("disk_images", [])} for pool in self.node_pools
             ],
