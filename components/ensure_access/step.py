@@ -8,7 +8,7 @@ from typing import Any
 from serving import features, names
 from serving.clients import google, kubernetes, storage
 from serving.clients.kubernetes import Cluster, ConflictError, Object
-from serving.deployment import caches, leftovers, record
+from serving.deployment import caches, leftovers, record, removal
 from serving.deployment.record import Record
 from serving.errors import AccessError, RequestError
 from serving.features import Binding
@@ -25,6 +25,7 @@ def run(settings: dict[str, Any], release: dict[str, Any]) -> None:
         outcome, config, target = step.outcome, step.settings, step.release
         features.demand(config, "suits", functools.partial(google.cluster_traits, config))
         cluster = kubernetes.connect(config)
+        features.demand(config, "houses", cluster.get("Namespace", config.namespace), removal.others(cluster, config))
         changed = ensure_namespace(cluster, render.namespace(config), config)
         with step.holding_lease(cluster, take=True):
             known = ensure_record(cluster, config, outcome.say)

@@ -16,6 +16,10 @@ A module has, as it needs them:
     caching(settings)                    the Rapid Cache that the bucket is to have for it (Caching), or None
     zones(settings)                      that the release is to know the zones: those that the settings name
     resolved(settings, image)            fields of the release that follow from what the engine's image is now
+    beside(settings)                     the accelerator that its pods may find in place of the settings' own (Beside)
+    COPIES                               containers of the server's pods → copies of them, which its patch changes
+    houses(settings, namespace, others)  raises RequestError for a namespace (an object, or None) that its pods cannot
+                                         live in, or not beside the `others` that are deployed there
     suits(settings, look)                raises RequestError for a cluster that it cannot run on, before anything is
                                          spent; `look` asks what the cluster is (serving/clients/google.py)
     prepared(settings, release, look)    raises RequestError for what the cluster lacks when the server is to be
@@ -67,6 +71,14 @@ class Caching:
     """How long what nobody reads is kept."""
     timeout_seconds: float
     """How long it may take to make a cache, or to read weights into it."""
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Another accelerator that a deployment's pods run on, in the catalog's words."""
+
+    type: str
+    count: int
 
 
 @dataclass(frozen=True)
@@ -131,6 +143,11 @@ def demand(settings: Settings, question: str, *arguments: Any) -> None:
     """Asks the features something that they answer by raising, or not."""
     for _ in answers(settings, question, *arguments):
         pass
+
+
+def beside(settings: Settings) -> Beside | None:
+    """The accelerator that the pods may find in place of the settings' own; None where there is no choice."""
+    return next((found for _, found in answers(settings, "beside")), None)
 
 
 def explain(settings: Settings, symptom: Symptom) -> Explanation | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
@@ -20,8 +21,8 @@ from serving.values import in_seconds
 from serving.weights.release import Release
 
 APP = "app.kubernetes.io/name"
-_OF_OTHERS_TOO = ("Namespace", "ServiceAccount", "ComputeClass")
-"""What other deployments may use too, unless a generation has it: no deployment's label is on it."""
+_OF_OTHERS_TOO = {"admin": ("Namespace", "ComputeClass"), "shared": ("ServiceAccount",)}
+"""What other deployments may use too, by scope: no deployment's label is on it."""
 
 _ORIGIN = {"model", "commit", "weights_key", "weights_uri", "disk_image"}
 """What a generation's Deployment says of its release (serving/deployment/record.py: Known)."""
@@ -99,7 +100,7 @@ def admin(settings: Settings) -> list[Object]:
         "api_key_rules": access.api_key_rules(settings),
         # Which generation the entry selects does not matter to who may write it.
         "object_rules": access.rules(settings, shared(settings), entry_objects(settings, "")),
-        "cluster_rules": access.cluster_rules(settings),
+        "cluster_rules": access.cluster_rules(settings, shared(settings)),
         "cluster_resources": access.cluster_resources(),
     }
     return _scope(settings, "admin", _values(settings) | rights)
@@ -158,6 +159,8 @@ def _scope(settings: Settings, scope: Scope, values: dict[str, Any], generation:
     for path, manifest in manifests.of(manifests.BASE, scope).items():
         item = manifests.fill(manifest, values, path)
         for feature in settings.chosen_features:
+            if item["kind"] == "Deployment":
+                _add_copies(item, feature)
             for where, patch in manifests.of(feature, "patch", features.variant(settings, feature)).items():
                 if where.endswith(f"/{_file_name(item['kind'])}"):
                     item = patches.apply(item, manifests.fill(patch, values, where))
@@ -165,7 +168,15 @@ def _scope(settings: Settings, scope: Scope, values: dict[str, Any], generation:
     for feature in settings.chosen_features:
         own = manifests.of(feature, scope, features.variant(settings, feature))
         items += [manifests.fill(manifest, values, path) for path, manifest in own.items()]
-    return [patched(settings, _labelled(settings, item, generation)) for item in kinds.in_order(items)]
+    return [patched(settings, _labelled(settings, item, scope, generation)) for item in kinds.in_order(items)]
+
+
+def _add_copies(item: Object, feature: str) -> None:
+    """Gives the server's pods the containers that the feature's patch makes others of."""
+    containers = item["spec"]["template"]["spec"]["containers"]
+    for name, copied in getattr(features.module(feature), "COPIES", {}).items():
+        (found,) = (each for each in containers if each["name"] == name)
+        containers.append({**copy.deepcopy(found), "name": copied})
 
 
 def _file_name(kind: str) -> str:
@@ -173,9 +184,9 @@ def _file_name(kind: str) -> str:
     return re.sub(r"(?<!^)(?=[A-Z])", "-", kind).lower() + ".yaml"
 
 
-def _labelled(settings: Settings, item: Object, generation: str) -> Object:
+def _labelled(settings: Settings, item: Object, scope: Scope, generation: str) -> Object:
     labels = {**settings.labels, "app.kubernetes.io/managed-by": "gemma-gke-pipelines"}
-    if generation or item["kind"] not in _OF_OTHERS_TOO:
+    if item["kind"] not in _OF_OTHERS_TOO.get(scope, ()):
         labels |= {APP: "vllm", names.DEPLOYMENT: settings.name}
         if not kinds.find(item["kind"]).namespaced:
             labels[names.NAMESPACE] = settings.namespace
