@@ -15,7 +15,7 @@ from serving.errors import RequestError
 
 COLUMNS: dict[str, tuple[str, ...]] = {
     "weights": ("gcs-fuse", "hyperdisk-ml"),
-    "accelerator": ("gpu",),
+    "accelerator": ("gpu", "tpu"),
     "entry": ("service",),
     "image": ("secondary-boot-disk",),
     "scaling": (),
@@ -68,6 +68,14 @@ SCENARIOS = (
         "weights on a Hyperdisk ML volume, a read-only copy of it in every zone",
         weights="hyperdisk-ml",
         accelerator="gpu",
+        entry="service",
+    ),
+    Scenario(
+        "06",
+        "tpu",
+        "TPU chips in place of cards, weights mounted with GCS FUSE",
+        weights="gcs-fuse",
+        accelerator="tpu",
         entry="service",
     ),
 )

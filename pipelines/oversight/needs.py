@@ -164,15 +164,15 @@ def of_accelerators(needs: Needs, settings: Settings, traits: ClusterTraits, *, 
     asked = settings.accelerator
     one = asked.count * settings.serving.replicas
     lines = [
-        f"{one} × {asked.type}{' (spot)' if asked.spot else ''} serve: {one * 24} accelerator-hours a day",
+        f"{one} × {asked.type}{'' if settings.capacity == 'on-demand' else f' ({settings.capacity})'} serve: {one * 24} accelerator-hours a day",
         f"{2 * one} while a refresh validates the new generation beside the live one",
     ]
     compute, region = Compute(settings.project), settings.region
     found = needs.look_if_allowed("quota", lambda: (compute.region(region)[1], compute.project_quotas()))
     if found is None:
         return lines
-    metric = catalog.quota(asked.type)
-    metric = f"PREEMPTIBLE_{metric}" if metric and asked.spot else metric
+    metric = catalog.card(asked.type).quota
+    metric = f"PREEMPTIBLE_{metric}" if metric and settings.capacity == "spot" else metric
     of_region, of_project = found
     if metric not in of_region:
         lines.append(f"Compute Engine shows no quota of {asked.type} in {region}: see the console's quotas page")
@@ -204,7 +204,7 @@ def _of_quota(
 
 
 def _of_zones(needs: Needs, settings: Settings, compute: Compute, traits: ClusterTraits) -> None:
-    kind = next(iter(catalog.node_selector(settings.accelerator.type).values()))
+    kind = catalog.card(settings.accelerator.type).gke_name
     having = needs.look_if_allowed("zones", lambda: compute.zones_with(kind))
     if having is None:
         return

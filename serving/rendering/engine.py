@@ -23,7 +23,7 @@ def engine_image(settings: Settings) -> str:
 
 def named_image(settings: Settings) -> str:
     """The engine's image as the settings name it, or the catalog: the same whatever mirror it comes from."""
-    return settings.engine.image or catalog.engine_image()
+    return settings.engine.image or _card(settings).kind.image
 
 
 def pod_image(settings: Settings, release: Release) -> str:
@@ -51,12 +51,14 @@ def engine_flags(settings: Settings, release: Release) -> list[str]:
         flags += ["--max-num-batched-tokens", str(found.max_num_batched_tokens)]
     if found.max_num_seqs:
         flags += ["--max-num-seqs", str(found.max_num_seqs)]
-    if settings.accelerator.count > 1:
-        flags += ["--tensor-parallel-size", str(settings.accelerator.count)]
+    if (cores := _cores(settings)) > 1:
+        flags += ["--tensor-parallel-size", str(cores)]
     if asked.quantization:
         flags += ["--quantization", catalog.quantization_flag(asked.quantization, engine_image(settings))]
     if asked.text_only:
         flags += ["--language-model-only"]
+    else:
+        flags += _card(settings).kind.architecture_flags.get(release.architecture, [])
     flags += _adapter_flags(settings, release.max_lora_rank) + _assistant_flags(settings)
     return [
         *flags,
@@ -91,15 +93,31 @@ def _assistant_flags(settings: Settings) -> list[str]:
 def accelerator(settings: Settings, release: Release) -> dict[str, Any]:
     """The machine of a pod: cards, and the host's part."""
     wanted, on_a_card = settings.accelerator, release.sizing.weights_gib
-    host = sizing.host(settings.model, on_a_card and on_a_card * wanted.count)
+    host = sizing.host(settings.model, on_a_card and on_a_card * _cores(settings))
+    reserved = {"reservation": settings.reservation.model_dump()} if settings.capacity == "reservation" else {}
     return {
         "type": wanted.type,
         "count": wanted.count,
-        "spot": wanted.spot,
+        "spot": settings.capacity == "spot",
+        **reserved,
         "cpu": wanted.cpu or host.cpu,
         "memory": wanted.memory or host.memory,
         "ephemeral_storage": wanted.ephemeral_storage or host.ephemeral_storage,
     }
+
+
+def shared_memory(settings: Settings) -> str:
+    """/dev/shm of a pod, as a Kubernetes quantity."""
+    return f"{max(2 * settings.accelerator.count, _card(settings).kind.shared_memory_gib)}Gi"
+
+
+def _card(settings: Settings) -> catalog.Card:
+    return catalog.card(settings.accelerator.type)
+
+
+def _cores(settings: Settings) -> int:
+    """The devices that the engine splits the model over."""
+    return settings.accelerator.count * _card(settings).cores
 
 
 def mirrored(settings: Settings, image: str) -> str:

@@ -297,7 +297,7 @@ def _generation_values(settings: Settings, release: Release) -> dict[str, Any]:
             "memory": machine["memory"],
             "ephemeral-storage": machine["ephemeral_storage"],
         },
-        "shared_memory": f"{2 * machine['count']}Gi",
+        "shared_memory": engine.shared_memory(settings),
         "startup_failures": math.ceil(ready_seconds / _STARTUP_PERIOD_SECONDS),
         "deadline_seconds": math.ceil(in_seconds(serving.capacity_timeout) + ready_seconds) + 60,
         "stop_delay_seconds": STOP_DELAY_SECONDS,

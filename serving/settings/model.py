@@ -32,6 +32,7 @@ from serving.settings.sections import (
     Hub,
     Images,
     Lease,
+    Reservation,
     Schedule,
     Serving,
     Validation,
@@ -118,6 +119,10 @@ class Settings(_FeatureSections):
     """Which of the cluster's API endpoints the pipeline uses."""
     hub: Hub = Hub()
     accelerator: Accelerator = Accelerator()
+    capacity: Literal["on-demand", "spot", "reservation"] = "on-demand"
+    """How the nodes are paid for. spot: cheaper, and taken away at half a minute's notice; reservation: they come out
+    of one."""
+    reservation: Reservation = Reservation()
     engine: Engine = Engine()
     serving: Serving = Serving()
     validation: Validation = Validation()
@@ -285,16 +290,27 @@ class Settings(_FeatureSections):
         return self
 
     @model_validator(mode="after")
+    def _a_reservation_is_meant(self) -> Settings:
+        if self.capacity != "reservation" and self.reservation != Reservation():
+            raise ValueError(f"reservation: capacity is {self.capacity}, which takes none: set capacity: reservation")
+        if self.reservation.project and not self.reservation.name:
+            raise ValueError("reservation.project: name the reservation in it, too (reservation.name)")
+        return self
+
+    @model_validator(mode="after")
     def _the_engine_can_start(self) -> Settings:
         from serving import catalog, sizing
 
         try:
-            catalog.card(self.accelerator.type, self.accelerator.count)
+            card = catalog.card(self.accelerator.type, self.accelerator.count)
             # What the catalog does not know, resolve_model looks at before anything is spent.
             if self.model in catalog.models() and not self.source:
                 sizing.judged(sizing.of_catalog(self.model), self.wish())
         except RequestError as error:
             raise ValueError(str(error)) from error
+        if not self.serving.ready_timeout:
+            serving = self.serving.model_copy(update={"ready_timeout": card.kind.ready_timeout})
+            object.__setattr__(self, "serving", serving)
         return self
 
     @model_validator(mode="after")

@@ -169,7 +169,7 @@ def test_the_api_key_comes_from_a_secret_of_the_cluster():
 
 
 def test_spot_nodes_are_asked_for_and_tolerated():
-    spec = pod(accelerator={"spot": True})
+    spec = pod(capacity="spot")
     assert spec["nodeSelector"]["cloud.google.com/gke-spot"] == "true"
     assert {"cloud.google.com/gke-spot", "nvidia.com/gpu"} == {entry["key"] for entry in spec["tolerations"]}
 
