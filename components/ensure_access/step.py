@@ -8,7 +8,7 @@ from typing import Any
 from serving import features, names
 from serving.clients import google, kubernetes, storage
 from serving.clients.kubernetes import Cluster, ConflictError, Object
-from serving.deployment import caches, leftovers, record, removal
+from serving.deployment import caches, leftovers, record
 from serving.deployment.record import Record
 from serving.errors import AccessError, RequestError
 from serving.features import Binding
@@ -25,7 +25,8 @@ def run(settings: dict[str, Any], release: dict[str, Any]) -> None:
         outcome, config, target = step.outcome, step.settings, step.release
         features.demand(config, "suits", functools.partial(google.cluster_traits, config))
         cluster = kubernetes.connect(config)
-        features.demand(config, "houses", cluster.get("Namespace", config.namespace), removal.others(cluster, config))
+        others = functools.partial(other_deployments, cluster, config)
+        features.demand(config, "houses", cluster.get("Namespace", config.namespace), others)
         changed = ensure_namespace(cluster, render.namespace(config), config)
         with step.holding_lease(cluster, take=True):
             known = ensure_record(cluster, config, outcome.say)
@@ -52,6 +53,12 @@ def ensure_record(cluster: Cluster, settings: Settings, say: Say) -> Record:
         )
     known.write(cluster, settings)
     return known
+
+
+def other_deployments(cluster: Cluster, settings: Settings) -> list[str]:
+    """The other deployments with servers in the namespace, by their names."""
+    servers = cluster.list("Deployment", settings.namespace, labels=names.DEPLOYMENT)
+    return sorted({str(server["metadata"]["labels"][names.DEPLOYMENT]) for server in servers} - {settings.name})
 
 
 def ensure_namespace(cluster: Cluster, namespace: Object, settings: Settings) -> list[str]:

@@ -206,7 +206,7 @@ def _cards_lacking(settings: Settings, pool: Pool, config: dict[str, Any]) -> It
 
 def _type_of_cards(settings: Settings) -> str:
     """What GKE calls the accelerator."""
-    return next(iter(catalog.node_selector(settings.accelerator.type).values()))
+    return catalog.card(settings.accelerator.type).gke_name
 
 
 def _effect(effect: str) -> str:

@@ -33,8 +33,10 @@ ACCELERATORS = {
     "nvidia-a100-80gb": 8,
     "nvidia-h100-80gb": 8,
     "nvidia-rtx-pro-6000": 8,
+    "tpu-v6e-slice": 16,
+    "tpu7x": 8,
 }
-"""How many of each accelerator the project's quota allows unless said otherwise."""
+"""How many of each accelerator, cards or chips, the project's quota allows unless said otherwise."""
 
 
 def default_images(real: Collection[str] = ()) -> list[dict[str, Any]]:
@@ -48,6 +50,7 @@ def default_images(real: Collection[str] = ()) -> list[dict[str, Any]]:
         engine = {"argv0": {"vllm": [python, "-P", real_engine.__file__]}, "env": real_engine.ENVIRONMENT}
     return [
         {"match": r"(.*/)?vllm-openai[:@].*", **engine},
+        {"match": r"(.*/)?vllm-tpu[:@].*", **engine, "env": {**engine.get("env", {}), "PJRT_DEVICE": "TPU"}},
         {"match": r"(.*/)?python[:@].*", "argv0": {"python": [sys.executable]}},
     ]
 
@@ -69,7 +72,8 @@ class Cloud:
     `denied_permissions` what the caller may not do; `build_command` runs in the source of what Cloud Build builds.
     Vertex AI is in the cluster's region and in `vertex_locations`.
 
-    `autopilot`: what kind of cluster it is; `node_pools` are those that somebody made, as google/config.py has them.
+    `autopilot`: what kind of cluster it is; `node_pools` are those that somebody made, as google/config.py has them, and
+    `pools` those that somebody made by the container API, in its words.
 
     `real` names the parts that are real (real/). Then the cluster is a machine of its own: a private network
     and private mounts, in which containers have roots and users of their own; what is outside reaches the API server
@@ -89,6 +93,7 @@ class Cloud:
     images: Sequence[dict[str, Any]] = ()
     autopilot: bool = True
     node_pools: Sequence[dict[str, Any]] = ()
+    pools: Sequence[dict[str, Any]] = ()
     accelerators: dict[str, int] = field(default_factory=lambda: dict(ACCELERATORS))
     expose: list[dict[str, Any]] = field(default_factory=list)
     scale_up_seconds: float = 0.3
@@ -392,6 +397,7 @@ class Cloud:
             "version": "1.35.3-gke.1389000",
             "autopilot": self.autopilot,
             "node_pools": list(self.node_pools),
+            "pools": list(self.pools),
         }
 
     @property

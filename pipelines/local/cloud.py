@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipelines.local import state
 from serving import names
@@ -91,6 +91,7 @@ def up(
         own_images=[re.escape(built.partition("/")[2])],
         endpoints={API_ENDPOINT: "google", REGISTRY_ENDPOINT: "registry"},
         autopilot=_is_autopilot(settings),
+        pools=_node_pools(settings),
         startup_output=_BAKED,
         real=real,
         # As an administrator does it before the first run on GKE. (The emulated API server enforces no roles.)
@@ -125,8 +126,17 @@ def up(
 
 def _is_autopilot(settings: Settings) -> bool:
     """Node pools of one's own are a Standard cluster's."""
-    feature = "secondary-boot-disk"
-    return feature not in settings.chosen_features or settings.section(feature).form != "node-pool"
+    disk, chosen = "secondary-boot-disk", settings.chosen_features
+    return "gpu-or-tpu" not in chosen and (disk not in chosen or settings.section(disk).form != "node-pool")
+
+
+def _node_pools(settings: Settings) -> list[dict[str, Any]]:
+    """Those that a run looks for and does not make: as somebody made them before."""
+    if "gpu-or-tpu" not in settings.chosen_features or settings.section("gpu-or-tpu").nodes == "create":
+        return []
+    from components.ensure_cluster.step import wanted
+
+    return [wanted(settings, pool) for pool in settings.section("gpu-or-tpu").pools]
 
 
 def runs_startup_scripts() -> bool:

@@ -19,7 +19,7 @@ A module has, as it needs them:
     beside(settings)                     the accelerator that its pods may find in place of the settings' own (Beside)
     COPIES                               containers of the server's pods → copies of them, which its patch changes
     houses(settings, namespace, others)  raises RequestError for a namespace (an object, or None) that its pods cannot
-                                         live in, or not beside the `others` that are deployed there
+                                         live in; `others` lists the other deployments that are there
     suits(settings, look)                raises RequestError for a cluster that it cannot run on, before anything is
                                          spent; `look` asks what the cluster is (serving/clients/google.py)
     prepared(settings, release, look)    raises RequestError for what the cluster lacks when the server is to be
@@ -79,6 +79,8 @@ class Beside:
 
     type: str
     count: int
+    image: str | None = None
+    """The engine's, if not the catalog's."""
 
 
 @dataclass(frozen=True)

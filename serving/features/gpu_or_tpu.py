@@ -18,8 +18,8 @@ from pydantic import Field, model_validator
 
 from serving import catalog, names
 from serving.errors import InconclusiveError, RequestError
-from serving.features import Beside, Explanation, Symptom, gpu
-from serving.values import Duration, MachineType, NodePoolName, ServiceAccount, Zone
+from serving.features import Beside, Explanation, Symptom, gpu, nodes, tpu
+from serving.values import Duration, Image, MachineType, NodePoolName, ServiceAccount, Zone
 from serving.values import Section as BaseSection
 
 if TYPE_CHECKING:
@@ -78,6 +78,8 @@ class Section(BaseSection):
     """The TPU of a pod."""
     tpu_chips: Literal[1, 4, 8] = 1
     """Chips of a node, all of which its pod has."""
+    tpu_image: Image | None = None
+    """The vLLM image on TPUs, if not the catalog's. (engine.image is that on cards.)"""
     node_service_account: ServiceAccount = ""
     """The Google service account of the nodes that `create` makes; empty takes the project's default."""
     timeout: Duration = "30m"
@@ -102,10 +104,11 @@ def values(settings: Settings, release: Release | None) -> dict[str, Any]:
     of_class = {"pool_class": own, "pool_priorities": [{"nodepools": [pool.name]} for pool in section.pools]}
     if release is None:
         return of_class
-    taints = [{"key": key, "operator": "Exists", "effect": "NoSchedule"} for key in ("nvidia.com/gpu", "google.com/tpu")]
+    resources = [catalog.kind(kind).resource for kind in ("gpu", "tpu")]
+    taints = [{"key": key, "operator": "Exists", "effect": "NoSchedule"} for key in resources]
     taints += [
         {"key": key, "operator": "Equal", "value": value, "effect": "NoSchedule"}
-        for key, value in (("cloud.google.com/gke-spot", "true"), (COMPUTE_CLASS, own))
+        for key, value in ((nodes.SPOT, "true"), (COMPUTE_CLASS, own))
     ]
     return {
         **of_class,
@@ -118,7 +121,12 @@ def values(settings: Settings, release: Release | None) -> dict[str, Any]:
 def beside(settings: Settings) -> Beside:
     """The accelerator that its pods may find in place of the settings' own."""
     section = _section(settings)
-    return Beside(section.tpu_type, section.tpu_chips)
+    return Beside(section.tpu_type, section.tpu_chips, section.tpu_image)
+
+
+def rights(settings: Settings) -> dict[str, set[str]]:
+    """What verify_placement reads in the cluster: what the nodes under the pods have."""
+    return {"Node": {"get"}}
 
 
 def identity(settings: Settings) -> dict[str, Any]:
@@ -134,7 +142,12 @@ def check(settings: Settings) -> None:
             "gpu-or-tpu and secondary-boot-disk do not go together: its pods take their nodes from the node pools of "
             "gpu_or_tpu.pools, and pull two engines' images. Leave one of them out"
         )
-    catalog.card(_section(settings).tpu_type, _section(settings).tpu_chips)
+    if settings.capacity != "on-demand":
+        raise RequestError(
+            f"capacity: {settings.capacity} is for one kind of nodes; with gpu-or-tpu each node pool of "
+            "gpu_or_tpu.pools says whether its nodes are Spot nodes. Leave capacity out"
+        )
+    nodes.check(settings, "gpu")
 
 
 def suits(settings: Settings, look: Callable[[], ClusterTraits]) -> None:
@@ -152,7 +165,7 @@ def suits(settings: Settings, look: Callable[[], ClusterTraits]) -> None:
         )
 
 
-def houses(settings: Settings, namespace: dict[str, Any] | None, others: list[str]) -> None:
+def houses(settings: Settings, namespace: dict[str, Any] | None, others: Callable[[], list[str]]) -> None:
     """Raises RequestError for a namespace that is not an administrator's gift to privileged pods, and theirs alone."""
     name = settings.namespace
     labels = ((namespace or {}).get("metadata") or {}).get("labels") or {}
@@ -164,17 +177,17 @@ def houses(settings: Settings, namespace: dict[str, Any] | None, others: list[st
             f"render {settings.scenario} -f FILE --access | kubectl apply --server-side -f -`, or labels it: `kubectl "
             f"label namespace {name} {ENFORCED}=privileged --overwrite`"
         )
-    if others:
+    if there := others():
         raise RequestError(
-            f"the namespace {name} lets privileged pods in, and {', '.join(others)} is deployed there too: give this "
+            f"the namespace {name} lets privileged pods in, and {', '.join(there)} is deployed there too: give this "
             "deployment a namespace of its own (`namespace` in the settings)"
         )
 
 
 def explain(settings: Settings, symptom: Symptom) -> Explanation | None:
-    """No node of any pool; and what cards do to an engine."""
+    """No node of any pool; and what cards and chips do to an engine."""
     if symptom.kind != "no-node":
-        return gpu.explain(settings, symptom)
+        return gpu.explain(settings, symptom) or tpu.explain(settings, symptom)
     order = ", then ".join(pool.name for pool in _section(settings).pools)
     return Explanation(
         InconclusiveError,
@@ -196,6 +209,8 @@ def _tpu_environment(section: Section) -> dict[str, str]:
     topology = catalog.card(section.tpu_type, section.tpu_chips).topologies[section.tpu_chips]
     bounds = ",".join([*topology.split("x"), "1", "1"][:3])
     return {
+        # What XLA has compiled: a container that starts again in its pod need not do it again.
+        "VLLM_XLA_CACHE_PATH": "/cache/xla",
         "TPU_SKIP_MDS_QUERY": "true",
         "TPU_ACCELERATOR_TYPE": f"{_SLICES[section.tpu_type]}-{section.tpu_chips}",
         "TPU_TOPOLOGY": topology,

@@ -29,6 +29,11 @@ class Container:
         self._pools = Store(config.folder, "node-pools")
         self._operations = Store(config.folder, "container-operations")
         self._scripted: dict[str, Fault] = {}
+        for cluster in config.clusters:
+            parent = f"{self._location(cluster.location)}/clusters/{cluster.name}/nodePools"
+            for pool in cluster.pools:
+                if self._pools.get(f"{parent}/{pool['name']}") is None:
+                    self._pools.put(f"{parent}/{pool['name']}", {**pool, "status": "RUNNING"})
 
     def answer(self, call: Call) -> dict[str, Any] | None:
         if call.version != "v1" or call.verb:
