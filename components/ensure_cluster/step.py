@@ -194,7 +194,9 @@ def _refuse(settings: Settings, there: dict[str, NodePool], begun: list[Pool]) -
 def _cards_lacking(settings: Settings, pool: Pool, config: dict[str, Any]) -> Iterator[str]:
     if pool.accelerator != "gpu":
         return
-    cards = [(each.get("acceleratorType"), int(each.get("acceleratorCount", 0))) for each in config.get("accelerators", [])]
+    cards = [
+        (each.get("acceleratorType"), int(each.get("acceleratorCount", 0))) for each in config.get("accelerators", [])
+    ]
     asked = (_type_of_cards(settings), settings.accelerator.count)
     if cards != [asked]:
         has = ", ".join(f"{count} × {kind}" for kind, count in cards) or "no cards"

@@ -31,7 +31,12 @@ def start(request: pytest.FixtureRequest, device: Path) -> Iterator[Start]:
         argv = [request.param, "-c", entrypoint(), "serve-on", str(device), *command]
         started.append(
             subprocess.Popen(
-                argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8", start_new_session=True
+                argv,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                encoding="utf-8",
+                start_new_session=True,
             )
         )
         return started[-1]

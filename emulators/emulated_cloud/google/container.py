@@ -59,7 +59,9 @@ class Container:
             case "POST", ["projects", project, "locations", location, "clusters", name, "nodePools"]:
                 self._allow(call, "container.clusters.update", project)
                 return self._create(call, self._cluster(location, name), call.body.get("nodePool") or {})
-            case "GET", ["projects", project, "locations", location, "operations", name] if name.startswith("operation-"):
+            case "GET", ["projects", project, "locations", location, "operations", name] if name.startswith(
+                "operation-"
+            ):
                 self._allow(call, "container.operations.get", project)
                 return self._looked_at(f"{self._location(location)}/operations/{name}")
             case "GET", ["projects", project, "locations", location, "operations"]:
@@ -140,7 +142,7 @@ class Container:
         if not re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", asked.get("name", "")):
             raise refusal(
                 "INVALID_ARGUMENT",
-                f"Invalid value for field \"node_pool.name\": {asked.get('name', '')!r} does not match "
+                f'Invalid value for field "node_pool.name": {asked.get("name", "")!r} does not match '
                 "[a-z]([-a-z0-9]{0,38}[a-z0-9])?.",
             )
         scaled = asked.get("autoscaling") or {}

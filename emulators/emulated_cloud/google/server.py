@@ -38,7 +38,17 @@ class GoogleServer(EmulatorServer):
         )
         # Vertex AI and GKE let through what they do not know of the operations of a location, which others have as well.
         gke = Container(config, self.faults)
-        services = (self.aiplatform, gke, self.cloudbuild, policies, self.usage, iam, secrets, repositories, self.compute)
+        services = (
+            self.aiplatform,
+            gke,
+            self.cloudbuild,
+            policies,
+            self.usage,
+            iam,
+            secrets,
+            repositories,
+            self.compute,
+        )
         self.apis = (*routes.APIS, *(service.answer for service in services if service))
 
     def server_close(self) -> None:
