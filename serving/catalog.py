@@ -47,6 +47,8 @@ class Kind:
     node_selector: dict[str, str] = field(default_factory=dict)
     topology_label: str = ""
     """The label of nodes that says how their chips are wired; empty where they are not."""
+    project_quota: str = ""
+    """The quota of Compute Engine that they count against in all regions together; empty without."""
     architecture_flags: dict[str, list[str]] = field(default_factory=dict)
     """Flags of `vllm serve` by the model's architecture."""
     context: int | None = None

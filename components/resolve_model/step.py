@@ -76,6 +76,9 @@ def run(
         if (other := settings.beside) and on_another:
             outcome.details["beside"] = on_another.model_dump()
             outcome.say(f"{other.accelerator.count} × {other.accelerator.type}: {on_another.in_words}")
+        for own in filter(None, (settings, settings.beside)):
+            if warning := sizing.warning(own.model, own.wish()):
+                outcome.say(f"warning: {warning}")
         cluster = kubernetes.connect(settings)
         known = record.read(cluster, settings)
         key, where = key_version(settings), zones(settings)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from components.ensure_access.step import bindings, commands
 from pipelines.vertex import preflight
-from serving import catalog
+from serving import catalog, sizing
 from serving.clients import google, iam, service_usage, storage
 from serving.clients.compute import Compute, Room
 from serving.clients.google import ClusterTraits
@@ -163,24 +163,47 @@ def of_accelerators(needs: Needs, settings: Settings, traits: ClusterTraits, *, 
     """
     asked = settings.accelerator
     one = asked.count * settings.serving.replicas
+    how = "" if settings.capacity == "on-demand" else f" ({settings.capacity})"
     lines = [
-        f"{one} × {asked.type}{'' if settings.capacity == 'on-demand' else f' ({settings.capacity})'} serve: {one * 24} accelerator-hours a day",
+        f"{one} × {asked.type}{how} serve: {one * 24} accelerator-hours a day",
         f"{2 * one} while a refresh validates the new generation beside the live one",
     ]
+    if warning := sizing.warning(settings.model, settings.wish()):
+        lines.append(f"warning: {warning}")
     compute, region = Compute(settings.project), settings.region
     found = needs.look_if_allowed("quota", lambda: (compute.region(region)[1], compute.project_quotas()))
     if found is None:
         return lines
-    metric = catalog.card(asked.type).quota
+    card = catalog.card(asked.type)
+    metric = card.quota
     metric = f"PREEMPTIBLE_{metric}" if metric and settings.capacity == "spot" else metric
     of_region, of_project = found
-    if metric not in of_region:
-        lines.append(f"Compute Engine shows no quota of {asked.type} in {region}: see the console's quotas page")
-    for name, rooms, where in ((metric, of_region, region), ("GPUS_ALL_REGIONS", of_project, "")):
+    quotas = [(metric, of_region, region), (card.kind.project_quota, of_project, "")]
+    if settings.capacity == "reservation":
+        # What is reserved has been counted.
+        lines.append(f"their nodes come out of {settings.reservation.name or 'any reservation that matches'}")
+        quotas = []
+    elif metric not in of_region:
+        lines.append(_quota_elsewhere(settings))
+    for name, rooms, where in quotas:
         if name in rooms:
             _of_quota(needs, settings, name, rooms[name], where, one=one, serves=serves)
-    _of_zones(needs, settings, compute, traits)
+    if not card.machine_types:  # TPUs are not among Compute Engine's accelerators.
+        _of_zones(needs, settings, compute, traits)
     return lines
+
+
+def _quota_elsewhere(settings: Settings) -> str:
+    """Where the quota is to be seen that Compute Engine does not show."""
+    asked, region = settings.accelerator, settings.region
+    words = f"Compute Engine shows no quota of {asked.type} in {region}: see"
+    if not (found := catalog.card(asked.type).quota_ids.get(settings.capacity)):
+        return f"{words} the console's quotas page"
+    dimensions = "".join(f", {key}={value}" for key, value in found.get("dimensions", {}).items())
+    return (
+        f"{words} `gcloud beta quotas info describe {found['id']} --service=compute.googleapis.com "
+        f"--project={settings.project}` (region={region}{dimensions})"
+    )
 
 
 def _of_quota(

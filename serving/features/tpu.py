@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from serving.errors import InconclusiveError
+from serving.errors import InconclusiveError, ReleaseError
 from serving.features import Explanation, Symptom, nodes
 
 if TYPE_CHECKING:
@@ -49,6 +49,9 @@ _MEANINGS = (
     ),
 )
 """Pattern in an engine's log, or in the words of the container runtime → what it means, and the cure."""
+_COMPILES = re.compile(r"([Pp]recompil|Compiling)[^\n]*\Z")
+"""The end of the log of an engine that compiles."""
+_TOO_LARGE = re.compile(r"Ran out of memory in memory space hbm|RESOURCE_EXHAUSTED:.*\bhbm\b", re.IGNORECASE)
 _OF_THE_CHIPS = re.compile(r"node affinity/selector|google\.com/tpu|topology", re.IGNORECASE)
 """In the autoscaler's words: it may be about chips, and not about capacity."""
 
@@ -82,6 +85,17 @@ def explain(settings: Settings, symptom: Symptom) -> Explanation | None:
         )
     if symptom.kind != "words":
         return None
+    if _TOO_LARGE.search(symptom.words):
+        return Explanation(
+            ReleaseError,
+            "it does not fit into the chips' memory with these settings: take more chips (accelerator.count), or a "
+            "smaller engine.max_model_len",
+        )
+    if _COMPILES.search(symptom.words.rstrip()):
+        return Explanation(
+            InconclusiveError,
+            f"XLA still compiled in {symptom.pod} when its time was over: raise serving.ready_timeout",
+        )
     for pattern, meaning in _MEANINGS:
         if re.search(pattern, symptom.words):
             return Explanation(InconclusiveError, meaning.replace("{pod}", symptom.pod))

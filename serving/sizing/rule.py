@@ -143,9 +143,9 @@ def _unmeasured(model: Model, wish: Wish, card: Card) -> Sizing:
     """The same of a model whose weights are known: where they alone are too much, it does not start."""
     found = unknown(model.name, wish)
     found = found.model_copy(update={"max_model_len": min(found.max_model_len or 0, model.architecture.context) or None})
-    if (halved := _halved(wish)) is None:
-        return found
-    weights = _loaded(model, wish, card, halved)
+    if wish.quantization:
+        return found  # Nobody has weighed what is left of them.
+    weights = _loaded(model, wish, card, ())
     left = card.memory_gib * (found.gpu_memory_utilization or 1) - weights / GIB
     update: dict[str, object] = {"weights_gib": round(weights / GIB, 2)}
     if left <= 0:

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from emulated_cloud.engine import log
 from emulated_cloud.engine.args import parse
@@ -50,6 +51,9 @@ def main(argv: Sequence[str]) -> int:
             raise BadModel("TypeError", "Error: --enable-auto-tool-choice requires --tool-call-parser")
     except BadModel as failure:
         return refused(failure)
+    on_tpu = os.environ.get("PJRT_DEVICE") == "TPU"
+    if on_tpu:
+        log.info("__init__.py:253", "Automatically detected platform tpu.")
     log.info("model.py:617", f"Resolved architecture: {checkpoint.architecture}")
     log.info("model.py:1752", f"Using max model len {args.max_model_len}")
     log.info("core.py:112", f"Initializing a V1 LLM engine (emulated) with model={args.model!r}", log.ENGINE_CORE)
@@ -69,6 +73,9 @@ def main(argv: Sequence[str]) -> int:
         log.ENGINE_CORE,
     )
 
+    if on_tpu:
+        precompile()
+
     from emulated_cloud.engine.server import serve
 
     try:
@@ -77,6 +84,18 @@ def main(argv: Sequence[str]) -> int:
         return refused(failure)
     except OSError as failure:
         return refused(BadModel("OSError", str(failure)))
+
+
+def precompile() -> None:
+    """What a TPU engine does before its port opens: every shape is compiled, and kept where it is told to."""
+    started = time.monotonic()
+    cache = Path(os.environ.get("VLLM_XLA_CACHE_PATH", "~/.cache/vllm/xla_cache")).expanduser()
+    cache.mkdir(parents=True, exist_ok=True)
+    for tokens in (16, 32, 64):
+        log.info("compilation_manager.py:91", f"Precompile backbone --> {{'num_tokens': {tokens}}}", log.ENGINE_CORE)
+        (cache / f"jit_backbone-{tokens}").touch()
+    seconds = time.monotonic() - started
+    log.info("compilation_manager.py:99", f"Compilation finished in {seconds:.2f} [secs].", log.ENGINE_CORE)
 
 
 def refused(failure: BadModel) -> int:

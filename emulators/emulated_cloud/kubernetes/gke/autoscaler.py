@@ -35,6 +35,7 @@ from emulated_cloud.kubernetes.gke.machines import (
     compute_class_of,
     family_of,
     node_template,
+    reserve,
 )
 from emulated_cloud.kubernetes.gke.node_pools import NodePools, Pool
 from emulated_cloud.kubernetes.gke.nodes import NodeKeeper
@@ -148,6 +149,7 @@ class Autoscaler:
             _built_in_class(pod),
         )
         self._cache.equip(node, machine, pod)
+        reserve(node, pod)
         return self._expect(node, machine, zone)
 
     async def _node_of(
@@ -232,6 +234,7 @@ class Autoscaler:
                     compute_class=_built_in_class(pod),
                 )
                 self._cache.equip(template, machine, pod)
+                reserve(template, pod)
                 state = NodeState(template)
                 why, _ = misfit(pod, state, needs, [*settled, state])
                 if not why:
