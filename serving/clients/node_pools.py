@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from serving.clients import google
-from serving.clients.patience import Interrupted, Patience
+from serving.clients.patience import Patience
 from serving.errors import InconclusiveError, RequestError
 from serving.log import Say
 
@@ -67,10 +67,10 @@ class NodePools:
             google.call("container", "POST", f"{self._cluster}/nodePools", {"nodePool": pool}, again=False)
         except Conflict:
             return  # Somebody made it meanwhile.
-        except BadRequest as error:
-            if "currently" in google.said(error) and self._under_way():
-                raise Interrupted(google.said(error)) from error
-            raise
+        except BadRequest:
+            # Somebody else was faster, whose operation is waited for first.
+            if not self._under_way():
+                raise
 
     def _status(self, pool: NodePool) -> str:
         return next((str(each["status"]) for each in self.list() if each["name"] == pool["name"]), "")
