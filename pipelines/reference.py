@@ -103,9 +103,10 @@ def fits() -> str:
         "# What fits where",
         "",
         "Made from the code by `make golden`, as `gemma-pipelines fits` prints it: the fewest cards that start a "
-        "model, × the longest context that 4 requests at once find room with (`engine.max_model_len: auto`). On TPUs nobody "
-        "has measured: `?` marks the fewest chips that Google or vLLM's recipes serve the model on, with their context or "
-        "a careful one. Other numbers of chips are allowed, with a warning, unless the weights alone are too much. "
+        "model, × the longest context that 4 requests at once find room with (`engine.max_model_len: auto`). On TPUs "
+        "nobody has measured: `?` marks the fewest chips that Google or vLLM's recipes serve the model on, with their "
+        "context or a careful one. Other numbers of chips are allowed, with a warning, unless the weights alone are "
+        "too much. "
         "`gemma-pipelines fits MODEL` has every count of cards, with weights and KV cache; MODEL may be any fine-tune "
         "of these, on the hub or in a folder.",
         "",

@@ -54,7 +54,7 @@ class Kind:
     context: int | None = None
     """Tokens: --max-model-len where nobody knows better; None: the engine finds out."""
     shared_memory_gib: int = 0
-    """/dev/shm of a pod, at least."""
+    """Shared memory of a pod, at least."""
 
 
 @dataclass(frozen=True)

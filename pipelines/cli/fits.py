@@ -41,8 +41,8 @@ def fits(
     if rows:
         out.hint(
             "context: the longest that 4 requests at once find room with (engine.max_model_len: auto); one alone: the "
-            "longest that can be asked for; weights and KV cache: GiB of one card; with a question mark: what is served, "
-            "or the catalog's careful guess, where nobody has measured"
+            "longest that can be asked for; weights and KV cache: GiB of one card; with a question mark: what is "
+            "served, or the catalog's careful guess, where nobody has measured"
         )
 
 

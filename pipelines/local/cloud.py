@@ -125,7 +125,9 @@ def up(
 
 
 def _is_autopilot(settings: Settings) -> bool:
-    """Node pools of one's own are a Standard cluster's."""
+    """Node pools of one's own are a Standard cluster's, and nodes out of whatever reservation matches."""
+    if settings.capacity == "reservation" and not settings.reservation.name:
+        return False
     disk, chosen = "secondary-boot-disk", settings.chosen_features
     return "gpu-or-tpu" not in chosen and (disk not in chosen or settings.section(disk).form != "node-pool")
 

@@ -68,7 +68,7 @@ def values(settings: Settings, release: Release | None) -> dict[str, Any]:
 def explain(settings: Settings, symptom: Symptom) -> Explanation | None:
     """What drivers and cards do to an engine: never the release's doing."""
     if symptom.kind != "words":
-        return None
+        return nodes.explain(settings, symptom)
     for pattern, meaning in _MEANINGS:
         if re.search(pattern, symptom.words):
             return Explanation(InconclusiveError, meaning.format(pod=symptom.pod))

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from serving import catalog
-from serving.errors import RequestError
+from serving.errors import InconclusiveError, RequestError
+from serving.features import Explanation, Symptom
 
 if TYPE_CHECKING:
     from serving.catalog import Card
@@ -59,6 +60,21 @@ def values(settings: Settings) -> dict[str, Any]:
     return {"accelerators": {found.kind.resource: str(count)}, "node_selector": selector, "tolerations": tolerations}
 
 
+def explain(settings: Settings, symptom: Symptom) -> Explanation | None:
+    """What may be wrong with the reservation when no node comes out of it."""
+    if symptom.kind != "no-node" or settings.capacity != "reservation":
+        return None
+    asked, wanted = settings.reservation, settings.accelerator
+    which = f" --filter name={asked.name}" if asked.name else ""
+    return Explanation(
+        InconclusiveError,
+        f"no node for {symptom.pod}: {symptom.words}. It is to come out of {asked.name or 'a reservation'}, which has "
+        f"to be of machines with {wanted.count} × {wanted.type} in a zone of the cluster, open to {settings.project}, "
+        "and with room for this generation beside the one that serves: `gcloud compute reservations list --project "
+        f"{asked.project or settings.project}{which}`",
+    )
+
+
 def class_rule(settings: Settings) -> dict[str, Any]:
     """The same as a priority of a ComputeClass."""
     found, count = card(settings), settings.accelerator.count
@@ -86,7 +102,9 @@ def pool_flags(settings: Settings) -> str:
     if settings.capacity == "reservation":
         asked = settings.reservation
         whose = f"projects/{asked.project}/reservations/{asked.name}" if asked.project else asked.name
-        flags.append(f"--reservation-affinity specific --reservation {whose}" if whose else "--reservation-affinity any")
+        flags.append(
+            f"--reservation-affinity specific --reservation {whose}" if whose else "--reservation-affinity any"
+        )
     return " ".join(flags)
 
 

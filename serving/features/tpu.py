@@ -33,7 +33,8 @@ _MEANINGS = (
     (
         r"/dev/(vfio|accel)\S* ?\(?\)?:? ?\(?(Permission denied|Operation not permitted)|RLIMIT_MEMLOCK",
         "{pod} may not open its chips, or not lock the memory that they read. It runs as nobody, which has not been "
-        f"confirmed for every version of GKE. If it stays, let the server be root: `{_AS_ROOT}`",
+        f"confirmed for every version of GKE. If it stays, let the server be root, `{_AS_ROOT}`, in a namespace whose "
+        "label pod-security.kubernetes.io/enforce is baseline",
     ),
     (
         r"[Ff]ailed to get global TPU topology|[Tt]opology.*mismatch|TPU_CHIPS_PER_HOST_BOUNDS",
@@ -44,8 +45,8 @@ _MEANINGS = (
     (
         r"No TPU devices? (was |were )?found|TPU initialization failed|Unable to initialize backend 'tpu'"
         r"|Couldn't open device: /dev/accel",
-        "{pod} sees no TPU on its node, whose driver is not ready or has failed. Run again; `kubectl -n kube-system get "
-        "pods -o wide` shows tpu-device-plugin there",
+        "{pod} sees no TPU on its node, whose driver is not ready or has failed. Run again; `kubectl -n kube-system "
+        "get pods -o wide` shows tpu-device-plugin there",
     ),
 )
 """Pattern in an engine's log, or in the words of the container runtime → what it means, and the cure."""
@@ -73,6 +74,8 @@ def values(settings: Settings, release: Release | None) -> dict[str, Any]:
 
 def explain(settings: Settings, symptom: Symptom) -> Explanation | None:
     """What nodes, drivers and chips do to an engine: never the release's doing."""
+    if reserved := nodes.explain(settings, symptom):
+        return reserved
     if symptom.kind == "no-node" and _OF_THE_CHIPS.search(symptom.words):
         asked, found = settings.accelerator, nodes.card(settings)
         machine = found.machine_types[asked.count]

@@ -107,7 +107,7 @@ def accelerator(settings: Settings, release: Release) -> dict[str, Any]:
 
 
 def shared_memory(settings: Settings) -> str:
-    """/dev/shm of a pod, as a Kubernetes quantity."""
+    """How much of its memory a pod's processes may share, as a Kubernetes quantity."""
     on_any = [
         max(2 * own.accelerator.count, _card(own).kind.shared_memory_gib)
         for own in (settings, settings.beside)

@@ -116,7 +116,7 @@ def replayed(row: dict[str, Any]) -> Sizing:
 
 def fewest_cards(rows: Iterable[Fit]) -> list[list[str]]:
     """A table of what starts: a line for each model and quantization, a column for each accelerator, with the fewest
-    cards and the context that they hold; its head first. A question mark: it is served there, and nobody measured it."""
+    cards and the context that they hold; its head first. A question mark: it is served so, and nobody has measured."""
     there = list(rows)
     accelerators = [name for name in catalog.accelerators() if any(fit.accelerator == name for fit in there)]
     table = [["model", "quantization", *accelerators]]

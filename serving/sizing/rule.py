@@ -142,7 +142,9 @@ def warning(name: str, wish: Wish) -> str:
 def _unmeasured(model: Model, wish: Wish, card: Card) -> Sizing:
     """The same of a model whose weights are known: where they alone are too much, it does not start."""
     found = unknown(model.name, wish)
-    found = found.model_copy(update={"max_model_len": min(found.max_model_len or 0, model.architecture.context) or None})
+    found = found.model_copy(
+        update={"max_model_len": min(found.max_model_len or 0, model.architecture.context) or None}
+    )
     if wish.quantization:
         return found  # Nobody has weighed what is left of them.
     weights = _loaded(model, wish, card, ())

@@ -17,6 +17,8 @@ from serving.clients.compute import Room
 from serving.deployment.record import Record, Rejection
 from serving.errors import AccessError, RequestError
 from serving.installation import bootstrap, roles
+from serving.settings import Reservation
+from tests.unit.deployment import quick
 from tests.unit.oversight import World, room, traits, world
 
 __all__ = ["world"]
@@ -195,6 +197,49 @@ def test_a_live_generations_cards_are_in_use_and_room_for_one_more_is_enough(wor
     assert world.planned()["ready"]
     room(world, NVIDIA_L4_GPUS=Room(2, 0))
     assert [each["what"] for each in world.planned()["missing"]] == ["quota NVIDIA_L4_GPUS in us-central1"]
+
+
+def uses(found: dict[str, Any]) -> str:
+    """What is said of the accelerators."""
+    return "\n".join(*(each["details"] for each in found["changes"] if each["what"] == "accelerators"))
+
+
+def test_spot_nodes_count_against_a_quota_of_their_own(world: World):
+    room(world, PREEMPTIBLE_NVIDIA_L4_GPUS=Room(1, 1))
+    found = world.planned(capacity="spot")
+    assert [each["what"] for each in found["missing"]] == ["quota PREEMPTIBLE_NVIDIA_L4_GPUS in us-central1"]
+    assert "1 × nvidia-l4 (spot) serve" in uses(found)
+
+
+def test_what_is_reserved_has_been_counted(world: World):
+    room(world, NVIDIA_L4_GPUS=Room(0, 0))
+    assert not world.planned()["ready"]
+    found = world.planned(capacity="reservation", reservation=Reservation(name="ours"))
+    assert found["ready"]
+    assert "their nodes come out of ours" in uses(found)
+
+
+@pytest.mark.parametrize(
+    ("capacity", "quota"),
+    [
+        (
+            "on-demand",
+            "TPUS-PER-TPU-FAMILY-per-project-region --service=compute.googleapis.com --project=demo-project`",
+        ),
+        ("spot", "PREEMPTIBLE-TPU-V6E-per-project-region"),
+    ],
+)
+def test_tpus_count_against_no_cards_and_what_nobody_serves_so_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, capacity: str, quota: str
+):
+    world = World(monkeypatch, quick(features=["tpu"], accelerator={"type": ""}))
+    monkeypatch.setattr(checks.Compute, "having", [])
+    monkeypatch.setattr(checks.Compute, "project_quotas", lambda compute: {"GPUS_ALL_REGIONS": Room(0, 0)})
+    found = world.planned(capacity=capacity)
+    assert found["ready"], found["missing"]
+    assert quota in uses(found)
+    assert ("tpu_family=CT6E" in uses(found)) == (capacity == "on-demand")
+    assert "warning: nobody is known to serve google/gemma-3-4b-it on 1 × tpu-v6e-slice" in uses(found)
 
 
 def test_who_may_not_see_a_policy_is_told_so_and_it_is_no_lack(world: World):

@@ -166,10 +166,10 @@ def test_a_new_version_of_this_tool_rolls_nothing(changes: dict[str, Any], expec
         ({"features": ["tpu"], "accelerator": {"type": "nvidia-l4"}}, "nvidia-l4 is none of the feature tpu"),
         (
             {"features": ["tpu"], "accelerator": {"count": 16}},
-            "accelerator.count: GKE puts 1 (1x1), 4 (2x2), 8 (2x4) of tpu-v6e-slice on a node, not 16. A slice of several "
-            "nodes is one server in several pods, which come and go together: that is not to be had here",
+            "accelerator.count: GKE puts 1 (1x1), 4 (2x2), 8 (2x4) of tpu-v6e-slice on a node, not 16. A slice of "
+            "several nodes is one server in several pods, which come and go together: that is not to be had here",
         ),
-        ({"features": ["tpu"], "model": "google/gemma-3-27b-it"}, "on 1 × tpu-v6e-slice cannot start: its weights take"),
+        ({"features": ["tpu"], "model": "google/gemma-3-27b-it"}, "on 1 × tpu-v6e-slice cannot start: its weights"),
         ({"accelerator": {"count": 0}}, "accelerator.count: must be greater than or equal to 1, not 0"),
         ({"namespace": "Gemma_1"}, "namespace: 'Gemma_1' is not a Kubernetes name"),
         ({"namespace": "n" * 64}, "has 64 characters; a Kubernetes name"),

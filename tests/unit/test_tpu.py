@@ -188,7 +188,7 @@ def explained(words: str, kind: Any = "words", **values: Any) -> Explanation:
         ),
         (
             "UNKNOWN: TPU initialization failed: open(/dev/vfio/0): Permission denied: Permission denied",
-            "let the server be root: `patches: [{kind: Deployment",
+            "let the server be root, `patches: [{kind: Deployment",
         ),
         (
             "E tpu.cc] Couldn't open device: /dev/accel0 (Operation not permitted); Unable to create Node",
@@ -233,6 +233,16 @@ def test_no_node_is_told_with_the_machine_that_is_looked_for():
     assert found.error is InconclusiveError
     assert "8 × tpu-v6e-slice in the topology 2x4, which is a ct6e-standard-8t" in found.message
     assert explain(settings(), Symptom("no-node", "p1", "GCE quota exceeded")) is None
+
+
+@pytest.mark.parametrize("feature", ["gpu", "tpu"])
+def test_no_node_out_of_a_reservation_is_told_with_the_reservation(feature: str):
+    reservation = {"name": "ours", "project": "shared-chips"}
+    words = "Node scale up in zones us-central1-a associated with this pod failed: GCE out of resources."
+    found = explained(words, "no-node", features=[feature], capacity="reservation", reservation=reservation)
+    assert found.error is InconclusiveError
+    assert "`gcloud compute reservations list --project shared-chips --filter name=ours`" in found.message
+    assert explain(settings(features=[feature]), Symptom("no-node", "p1", words)) is None
 
 
 @pytest.mark.parametrize("features", [["secondary-boot-disk"], ["hyperdisk-ml"]])

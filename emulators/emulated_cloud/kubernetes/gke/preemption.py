@@ -1,15 +1,13 @@
 """Compute Engine takes a node away: what a Spot node's end, or any machine's, is to the cluster.
 
-A test annotates a Node with `emulated-cloud/preempt: SECONDS`, the notice that it gets (Compute Engine: 30). The node is
-tainted `cloud.google.com/impending-node-termination`, says that it shuts down, ends its pods within that time, and is
-gone. Their controllers make others, for which the autoscaler finds another node. That it happened is the absence of
-the Node.
+A test annotates a Node with `emulated-cloud/preempt: SECONDS`, the notice that it gets (Compute Engine: 30). The node
+is tainted `cloud.google.com/impending-node-termination`, says that it shuts down, ends its pods within that time, and
+is gone. Their controllers make others, for which the autoscaler finds another node. That it happened is the absence
+of the Node.
 Source: https://cloud.google.com/kubernetes-engine/docs/concepts/spot-vms (graceful termination).
 """
 
 from __future__ import annotations
-
-import asyncio
 
 from emulated_cloud.kubernetes.client import Client, Informers, Object, timestamp
 from emulated_cloud.kubernetes.events import EventRecorder
@@ -67,16 +65,14 @@ class Preemption:
             "lastTransitionTime": timestamp(),
         }
         body = {"status": {"conditions": [target]}}
-        self._pods.observe(
-            await self._client.patch(PODS, meta["name"], meta["namespace"], body, "strategic", "status")
-        )
+        self._pods.observe(await self._client.patch(PODS, meta["name"], meta["namespace"], body, "strategic", "status"))
         grace = min(pod["spec"].get("terminationGracePeriodSeconds", 30), seconds)
         await self._client.delete(PODS, meta["name"], meta["namespace"], uid=meta["uid"], grace_seconds=grace)
 
     async def _announce(self, node: Object) -> None:
         meta = node["metadata"]
         taints = [*(node["spec"].get("taints") or []), TAINT]
-        self._events.event(node, "Warning", "PreemptScheduled", "Node is scheduled for preemption by Compute Engine")
+        self._events.event(node, "Normal", "Shutdown", "Shutdown manager detected shutdown event")
         spec = {"metadata": {"resourceVersion": meta["resourceVersion"]}, "spec": {"taints": taints}}
         self._nodes.observe(await self._client.patch(NODES, meta["name"], "", spec))
         not_ready = {
