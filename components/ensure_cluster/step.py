@@ -1,7 +1,8 @@
 """The step that sees to the node pools of gpu_or_tpu.pools: each there, of the class, and scaled by the autoscaler.
 
 With `nodes: check` it says what is not so, with the command that mends each. With `create` it makes those that are not
-there, one after another as GKE wants it; one that an earlier attempt began is waited for. It changes none that is there.
+there, one after another as GKE wants it; one that an earlier attempt began is waited for. It changes none that is
+there.
 """
 
 from __future__ import annotations
@@ -125,8 +126,8 @@ def lacking(settings: Settings, pool: Pool, there: NodePool | None) -> Iterator[
         yield f"it is not scaled by the autoscaler: `{change} --enable-autoscaling {bounds}`"
     if config.get("machineType") != pool.machine_type:
         yield (
-            f"its machines are {config.get('machineType')}, not {pool.machine_type}: change machine_type of the pool in "
-            "gpu_or_tpu.pools"
+            f"its machines are {config.get('machineType')}, not {pool.machine_type}: change machine_type of the pool "
+            "in gpu_or_tpu.pools"
         )
     if bool(config.get("spot")) != pool.spot:
         is_spot = "are" if config.get("spot") else "are no"
@@ -143,7 +144,8 @@ def command(settings: Settings, pool: Pool) -> str:
     ]
     if pool.accelerator == "gpu":
         words.append(
-            f"--accelerator type={_type_of_cards(settings)},count={settings.accelerator.count},gpu-driver-version=latest"
+            f"--accelerator type={_type_of_cards(settings)},count={settings.accelerator.count},"
+            "gpu-driver-version=latest"
         )
     if pool.spot:
         words.append("--spot")
@@ -162,7 +164,8 @@ def command(settings: Settings, pool: Pool) -> str:
 
 
 def wait_for_the_kind(cluster: Cluster, settings: Settings, say: Say) -> None:
-    """A new cluster learns of ComputeClasses a while after it is there; nothing tells when. Raises InconclusiveError."""
+    """A new cluster learns of ComputeClasses a while after it is there, and nothing tells when. Raises
+    InconclusiveError."""
     deadline, told = time.monotonic() + in_seconds(_section(settings).timeout), False
     while not cluster.serves(_KIND):
         if time.monotonic() > deadline:
@@ -201,8 +204,8 @@ def _cards_lacking(settings: Settings, pool: Pool, config: dict[str, Any]) -> It
     if cards != [asked]:
         has = ", ".join(f"{count} × {kind}" for kind, count in cards) or "no cards"
         yield (
-            f"its nodes have {has}, not {asked[1]} × {asked[0]}: change accelerator.type and accelerator.count, or take "
-            "another node pool"
+            f"its nodes have {has}, not {asked[1]} × {asked[0]}: change accelerator.type and accelerator.count, or "
+            "take another node pool"
         )
 
 

@@ -72,8 +72,8 @@ class Cloud:
     `denied_permissions` what the caller may not do; `build_command` runs in the source of what Cloud Build builds.
     Vertex AI is in the cluster's region and in `vertex_locations`.
 
-    `autopilot`: what kind of cluster it is; `node_pools` are those that somebody made, as google/config.py has them, and
-    `pools` those that somebody made by the container API, in its words.
+    `autopilot`: what kind of cluster it is; `node_pools` are those that somebody made, as google/config.py has them,
+    and `pools` those that somebody made by the container API, in its words.
 
     `real` names the parts that are real (real/). Then the cluster is a machine of its own: a private network
     and private mounts, in which containers have roots and users of their own; what is outside reaches the API server

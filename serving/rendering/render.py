@@ -281,7 +281,9 @@ def _generation_values(settings: Settings, release: Release) -> dict[str, Any]:
     ready_seconds = in_seconds(serving.ready_timeout)
     secret = {"name": names.api_key(settings), "key": names.API_KEY}
     other = engine.beside(settings, release)
-    on_another = {"beside_image": engine.pod_image(*other), "beside_flags": engine.engine_flags(*other)} if other else {}
+    on_another = (
+        {"beside_image": engine.pod_image(*other), "beside_flags": engine.engine_flags(*other)} if other else {}
+    )
     return {
         **on_another,
         "generation": release.generation,

@@ -1,4 +1,4 @@
-"""Settings of gpu-or-tpu, what its pods are, and where they may live; what is wrong with a node pool, and what mends it."""
+"""Settings of gpu-or-tpu, what its pods are, where they may live; what a node pool lacks, and what mends it."""
 
 from __future__ import annotations
 

@@ -48,6 +48,11 @@ def start(request: pytest.FixtureRequest, device: Path) -> Iterator[Start]:
         process.communicate()
 
 
+def said_first(process: subprocess.Popen[str]) -> str:
+    assert process.stdout
+    return process.stdout.readline()
+
+
 def test_where_its_device_is_the_command_runs_in_its_place_with_every_argument(start: Start, device: Path):
     device.parent.mkdir()
     device.touch()
@@ -67,7 +72,7 @@ def test_the_commands_end_and_signals_are_its_own(start: Start, device: Path):
         "signal.pause()"
     )
     process = start(sys.executable, "-c", program)
-    assert process.stdout is not None and process.stdout.readline() == "up\n"
+    assert said_first(process) == "up\n"
     process.terminate()
     assert process.wait(timeout=120) == 42
 
@@ -77,8 +82,7 @@ def test_on_the_wrong_node_it_idles_until_it_is_told_to_end(start: Start, device
     device.parent.mkdir()
     (device.parent / "nvidiactl").touch()
     process = start("touch", str(device.parent / "served"))
-    assert process.stdout is not None
-    assert f"there is no {device} on this node: idle" in process.stdout.readline()
+    assert f"there is no {device} on this node: idle" in said_first(process)
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(timeout=0.5)
     process.send_signal(told)
@@ -88,11 +92,12 @@ def test_on_the_wrong_node_it_idles_until_it_is_told_to_end(start: Start, device
 
 def test_a_device_that_comes_late_is_served_by_the_next_start(start: Start, device: Path):
     process = start("echo", "served")
-    assert process.stdout is not None and "idle" in process.stdout.readline()
+    assert "idle" in said_first(process)
     device.parent.mkdir()
     device.touch()
     said, _ = process.communicate(timeout=120)
-    assert process.returncode == 1 and said.startswith(f"serve-on: {device} has come")
+    assert process.returncode == 1
+    assert said.startswith(f"serve-on: {device} has come")
     assert start("echo", "served").communicate(timeout=120)[0] == "served\n"
 
 

@@ -16,8 +16,9 @@ APIS: tuple[Api, ...] = (
     logging.answer,  # /v2/entries:list
 )
 """Those that remember nothing. These do (server.py): Vertex AI (/v1/projects/…/locations/…/{pipelineJobs,schedules}),
-GKE (…/{clusters,serverConfig,operations}), Cloud Build (…/builds), Artifact Registry (…/{repositories,operations}/…), Secret Manager (/v1/projects/…/secrets/…),
-IAM (/v1/projects/…/{serviceAccounts,roles}/…), Service Usage (/v1/projects/…/services), Compute Engine
+GKE (…/{clusters,serverConfig,operations}), Cloud Build (…/builds), Artifact Registry
+(…/{repositories,operations}/…), Secret Manager (/v1/projects/…/secrets/…), IAM
+(/v1/projects/…/{serviceAccounts,roles}/…), Service Usage (/v1/projects/…/services), Compute Engine
 (/compute/v1/projects/…); and the IAM policies of everything (`:getIamPolicy` and so on)."""
 
 

@@ -36,7 +36,7 @@ class GoogleServer(EmulatorServer):
         self.cloudbuild = (
             CloudBuild(config, config.cloudbuild, self.faults, iam, policies) if config.cloudbuild else None
         )
-        # Vertex AI and GKE let through what they do not know of the operations of a location, which others have as well.
+        # Vertex AI and GKE let through what they do not know of the operations of a location, which others have, too.
         gke = Container(config, self.faults)
         services = (
             self.aiplatform,

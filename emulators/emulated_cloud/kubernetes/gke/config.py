@@ -5,8 +5,8 @@ accelerators         {"nvidia-l4": 4, "tpu-v6e-slice": 4, …}: quota in cards o
 machine_types        ["g2-standard-8", …]: the machine types to be had; all known ones if absent
 cpu_quota            vCPUs of all nodes together
 scale_up_seconds     from the announcement of a scale-up to the node
-decline              {accelerator, "cpu", or a node pool's name: words}: scale-ups fail with these words ("GCE out of resources").
-                     Read again at each scale-up, so that a test can take it away
+decline              {accelerator, "cpu", or a node pool's name: words}: scale-ups fail with these words ("GCE out
+                     of resources"). Read again at each scale-up, so that a test can take it away
 backoff_seconds      how long the autoscaler leaves a failed scale-up alone (GKE: 300)
 cluster              name of the cluster, in node names
 project              {"id", "number"}
@@ -118,8 +118,8 @@ class Config:
         return self.zones[0].rsplit("-", 1)[0]
 
     def declined(self, pool: str) -> str:
-        """The words with which a scale-up of `pool` (an accelerator, `cpu`, or the name of a node pool) fails; empty when
-        it does not."""
+        """The words with which a scale-up of `pool` (an accelerator, `cpu`, or a node pool's name) fails; empty when it
+        does not."""
         words: str = self._now().get("decline", {}).get(pool, "")
         return words
 
