@@ -1,4 +1,4 @@
-"""Scenario 07: node pools that the run makes, in an order that changes in place, and each choice out of stock."""
+"""Scenario 07: node pools that the run makes, in an order that changes in place, and none left."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from emulated_cloud.hub import models
 
 from serving.scenarios import Scenario, find
-from tests.scenarios.command import MODEL, Run, Site, Traffic, processes_below, requests
+from tests.scenarios.command import MODEL, Run, Site, Traffic, processes_below
 
-OUT = "GCE out of resources"
 POOLS: list[dict[str, Any]] = [
     {"name": "v6e-1", "accelerator": "tpu", "machine_type": "ct6e-standard-1t", "max_nodes": 1},
     {"name": "l4-spot", "accelerator": "gpu", "machine_type": "g2-standard-8", "spot": True, "max_nodes": 1},
@@ -40,13 +38,13 @@ def step_of(site: Site, result: dict[str, Any], name: str) -> dict[str, Any]:
     return found
 
 
-def out_of_stock(site: Site, *names: str) -> None:
-    """From now on, in the run that is under way."""
-    file = site.state / "tmp" / "gke.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "decline": dict.fromkeys(names, OUT)}))
+@pytest.fixture(scope="module")
+def history() -> list[str]:
+    """Generations in the order in which they went live."""
+    return []
 
 
-def test_the_run_makes_the_node_pools_and_each_accelerator_comes(site: Site, weights: Path):
+def test_the_run_makes_the_node_pools_and_each_accelerator_comes(site: Site, weights: Path, history: list[str]):
     result = run(site, weights).finish()
     assert result["status"] == "succeeded"
     assert [step["name"] for step in result["steps"]] == [
@@ -70,35 +68,32 @@ def test_the_run_makes_the_node_pools_and_each_accelerator_comes(site: Site, wei
     }
     assert came["waiting"] == []
     assert processes_below(site.state) == []
+    history.append(result["generation"])
 
 
-def test_another_order_changes_in_place(site: Site, weights: Path):
-    before = run(site, weights).finish()
-    assert before["status"] == "unchanged"
+def test_another_order_changes_in_place(site: Site, weights: Path, history: list[str]):
     result = run(site, weights, "--set", "gpu_or_tpu.placement_pods=1", order=(1, 2, 0)).finish()
-    assert (result["status"], result["generation"]) == ("succeeded", before["generation"])
+    assert (result["status"], result["generation"]) == ("succeeded", history[-1])
     assert step_of(site, result, "ensure_cluster")["status"] == "skipped", "the pools are there"
 
 
-def test_with_no_choice_left_the_old_generation_serves_on_and_the_release_is_not_held_guilty(site: Site, weights: Path):
-    live = run(site, weights, order=(1, 2, 0)).finish()["generation"]
-    models.readme_only_change(weights)
-    changes = {"engine.max_model_len": 2048, "serving.capacity_timeout": "8s"}
-    started = run(site, weights, order=(1, 2, 0), **changes)
+def test_with_no_choice_left_the_old_generation_serves_on_and_the_release_is_not_held_guilty(
+    site: Site, weights: Path, history: list[str]
+):
+    """Of its three pods two find nodes that are there already, and the third none: every pool is full."""
+    short = {"engine.max_model_len": 2048}
+    started = run(site, weights, order=(1, 2, 0), **short, **{"serving.capacity_timeout": "8s", "serving.replicas": 3})
     with Traffic(site.endpoint, MODEL) as traffic:
-        started.wait_for("download_weights: started")
-        out_of_stock(site, *(pool["name"] for pool in POOLS))
         started.wait_for("write_report: started")
-        refused = [request for request in requests(site.state, "apiserver") if request["status"] == 422]
     result = started.finish(code=1)
     assert traffic.errors == []
     assert len(traffic.answers) > 0
     assert (result["error"]["step"], result["error"]["type"]) == ("deploy_server", "InconclusiveError")
     assert "in any node pool of the order (l4-spot, then l4, then v6e-1): " in result["error"]["message"]
-    assert refused == []
+    assert "didn't match pod anti-affinity rules" in result["error"]["message"], "the scheduler's words"
     assert processes_below(site.state) == []
 
-    # With room again it is tried as if nothing had been: it was not rejected.
-    again = run(site, weights, order=(1, 2, 0), **{"engine.max_model_len": 2048}).finish()
+    # It was not rejected: with room it is served.
+    again = run(site, weights, order=(1, 2, 0), **short).finish()
     assert again["status"] == "succeeded"
-    assert again["generation"] not in (live, "")
+    assert again["generation"] == result["generation"] != history[-1]
