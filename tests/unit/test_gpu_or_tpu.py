@@ -10,6 +10,7 @@ import pytest
 from components.ensure_access import step as ensure_access
 from components.ensure_cluster import step
 from components.resolve_model.step import sizes
+from pipelines.oversight import needs
 from serving import features, names, sizing
 from serving.clients.google import ClusterTraits
 from serving.errors import InconclusiveError, RequestError
@@ -159,6 +160,12 @@ def test_no_node_in_any_pool_is_told_with_the_order_and_the_words():
     said = features.explain(SETTINGS, Symptom("words", "pod-1", "NCCL error"))
     assert said is not None
     assert said.error is InconclusiveError
+
+
+def test_plan_counts_no_quota_against_a_pod_that_has_a_choice():
+    lines = needs.of_accelerators(needs.Needs(), settings(serving={"replicas": 2}), None, serves=False)  # type: ignore[arg-type]
+    assert lines[0] == "2 pods serve, each on 1 × nvidia-l4 or 1 × tpu-v6e-slice: 48 node-hours a day"
+    assert any(line.startswith("warning: ") and "tpu-v6e-slice" in line for line in lines)
 
 
 # -- where it may live --------------------------------------------------------------------------------------
