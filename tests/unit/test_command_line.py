@@ -532,7 +532,7 @@ def test_a_run_here_waits_for_another_as_long_as_it_is_told(asked, wait):
 
 FIT = (
     *("model", "accelerator", "count", "quantization", "starts", "max_model_len", "requests_at_once", "weights_gib"),
-    *("kv_gib", "measured"),
+    *("kv_gib", "measured", "warning"),
 )
 
 
@@ -544,6 +544,8 @@ def test_fits_tells_a_program_what_starts_where(command):
     seen = {(row["accelerator"], row["count"], row["quantization"]): row for row in rows}
     assert seen["nvidia-l4", 1, None]["starts"] is False
     assert seen["nvidia-a100-80gb", 1, None]["measured"]
+    assert (seen["tpu-v6e-slice", 4, None]["starts"], seen["tpu-v6e-slice", 4, None]["warning"]) == (None, "")
+    assert seen["tpu-v6e-slice", 8, None]["warning"].startswith("nobody is known to serve google/gemma-4-31B-it on 8 ×")
 
 
 def test_fits_takes_a_folder_and_one_accelerator(command, tmp_path):

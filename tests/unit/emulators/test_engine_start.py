@@ -7,7 +7,7 @@ import re
 import shutil
 
 import pytest
-from emulated_cloud.engine.__main__ import main
+from emulated_cloud.engine.__main__ import main, precompile
 from emulated_cloud.engine.architectures import required_tensors
 from emulated_cloud.engine.args import parse
 from emulated_cloud.engine.checkpoint import BadModel, load_weights, open_config
@@ -444,3 +444,12 @@ def test_zero_embeddings_are_noticed(tiny, broken):
     assert not load(tiny).padding_only
     models.zero_weights(broken)
     assert load(broken).padding_only
+
+
+def test_on_a_tpu_every_shape_is_compiled_and_kept_before_the_port_opens(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("VLLM_XLA_CACHE_PATH", str(tmp_path / "cache" / "xla"))
+    precompile()
+    said = capsys.readouterr().err
+    assert "Precompile backbone --> {'num_tokens': 16}" in said
+    assert "Compilation finished in" in said
+    assert len(list((tmp_path / "cache" / "xla").iterdir())) == 3

@@ -9,7 +9,7 @@ import pytest
 from aiohttp import web
 from emulated_cloud.kubernetes.gke.config import ConfigError, Project, load
 from emulated_cloud.kubernetes.gke.gcsfuse import GcsFuseDriver, LinkMounter
-from emulated_cloud.kubernetes.gke.machines import MACHINE_TYPES, node_template
+from emulated_cloud.kubernetes.gke.machines import MACHINE_TYPES, node_template, reserve
 from emulated_cloud.kubernetes.kubelet.csi import CsiError, PublishRequest
 from emulated_cloud.kubernetes.quantity import parse_quantity
 
@@ -73,6 +73,16 @@ def test_a_tpu_node_has_its_topology():
     assert labels["cloud.google.com/gke-tpu-accelerator"] == "tpu-v6e-slice"
     assert labels["cloud.google.com/gke-tpu-topology"] == "2x2"
     assert node["status"]["capacity"]["google.com/tpu"] == "4"
+    assert [taint["key"] for taint in node["spec"]["taints"]] == ["google.com/tpu"]
+
+
+@pytest.mark.parametrize("spot", [False, True])
+def test_a_node_out_of_a_reservation_has_its_labels_unless_it_is_spot(spot):
+    node = node_template(_machine("tpu7x-standard-1t"), "us-east5-b", "c", "p", spot, "", "gk3-t")
+    ours = {"cloud.google.com/reservation-name": "ours", "cloud.google.com/reservation-affinity": "specific"}
+    reserve(node, {"spec": {"nodeSelector": {**ours, "else": "where"}}})
+    assert (ours.items() <= node["metadata"]["labels"].items()) != spot
+    assert "else" not in node["metadata"]["labels"]
 
 
 @pytest.mark.parametrize(
