@@ -66,6 +66,11 @@ def up(
     from serving.rendering.engine import component_image
     from serving.rendering.render import admin, as_yaml
 
+    if "control-plane" in real and "gpu-or-tpu" in settings.chosen_features:
+        raise RequestError(
+            "gpu-or-tpu does not run with --real control-plane: its pods mount files of their node, which containers "
+            "with a root of their own have no place for here. Run it without, or another scenario"
+        )
     endpoint, live = folder / "endpoint", folder / "live"
     built = published(settings.project, names.region(settings.location))
     served_before = live.exists() or endpoint.exists()
