@@ -105,6 +105,11 @@ def _roles() -> Iterator[list[str]]:
         "`gcs_fuse.rapid_cache`": {"gcs_fuse": {"profile": "manual", "rapid_cache": True}},
         "`pipeline_root` elsewhere": {"pipeline_root": "gs://another/pipelines"},
         "a `source` is named": {"source": "gs://somewhere/model"},
+        "gpu-or-tpu, `nodes: create`": {"features": ["gpu-or-tpu"], "gpu_or_tpu": {"nodes": "create"}},
+        "… `node_service_account`": {
+            "features": ["gpu-or-tpu"],
+            "gpu_or_tpu": {"nodes": "create", "node_service_account": "nodes@demo-project.iam.gserviceaccount.com"},
+        },
         "secondary-boot-disk": disk,
         "… `service_account`": {**disk, "secondary_boot_disk": account},
         "… the engine's image is in Artifact Registry": {**disk, **image},
@@ -121,7 +126,7 @@ def _roles() -> Iterator[list[str]]:
                 yield [
                     grant.account.partition("@")[0],
                     f"`{grant.role.rpartition('roles/')[2] if grant.role.startswith('projects/') else grant.role}`",
-                    {"account": "the machine's account"}.get(grant.kind, f"the {grant.kind}"),
+                    {"account": "that account"}.get(grant.kind, f"the {grant.kind}"),
                     grant.why,
                     when,
                 ]

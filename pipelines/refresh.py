@@ -15,6 +15,7 @@ from components.deploy_server.component import deploy_server
 from components.discard_generation.component import discard_generation
 from components.download_weights.component import download_weights
 from components.ensure_access.component import ensure_access
+from components.ensure_cluster.component import ensure_cluster
 from components.hydrate_volume.component import hydrate_volume
 from components.promote_generation.component import promote_generation
 from components.resolve_model.component import resolve_model
@@ -26,6 +27,7 @@ from components.write_report.component import write_report
 from serving.scenarios import Scenario
 
 DISK = "secondary-boot-disk"
+EITHER = "gpu-or-tpu"
 
 
 def refresh(scenario: Scenario, compiled: dict[str, Any]) -> Any:
@@ -62,6 +64,9 @@ def refresh(scenario: Scenario, compiled: dict[str, Any]) -> Any:
             found = {"settings": resolved.outputs["merged"], "release": resolved.outputs["release"]}
             with dsl.If(resolved.outputs["Output"] == True, name="there-is-something-to-do"):  # noqa: E712
                 access = _retried(ensure_access(**found), "Ensure access")
+                if EITHER in compiled["features"]:
+                    # What is not as it has to be is said before bytes have moved.
+                    access = _retried(ensure_cluster(**found), "Ensure the cluster").after(access)
                 judged = _retried(download_weights(**found), "Download the weights").after(access)
                 if "hyperdisk-ml" in compiled["features"]:
                     judged = _retried(hydrate_volume(**found, **_verdict(judged)), "Hydrate the volume")
@@ -71,7 +76,7 @@ def refresh(scenario: Scenario, compiled: dict[str, Any]) -> Any:
                 judged = _retried(validate_server(**found, **_verdict(judged)), "Validate the server")
                 if DISK in compiled["features"]:
                     judged = _retried(verify_image_cache(**found, **_verdict(judged)), "Verify the image cache")
-                if "hyperdisk-ml" in compiled["features"]:
+                if {"hyperdisk-ml", EITHER} & set(compiled["features"]):
                     judged = _retried(verify_placement(**found, **_verdict(judged)), "Verify the placement")
                 if "queue-hpa" in compiled["features"]:
                     judged = _retried(verify_autoscaling(**found, **_verdict(judged)), "Verify the autoscaling")

@@ -56,6 +56,8 @@ LABELS = (DEPLOYMENT, GENERATION, NAMESPACE)
 PORT = 8000
 """The engine's port, and the port of every Service."""
 SERVER_CONTAINER = "vllm"
+TPU_CONTAINER = "vllm-tpu"
+SERVER_CONTAINERS = (SERVER_CONTAINER, TPU_CONTAINER)
 
 
 def region(location: str) -> str:
@@ -86,6 +88,12 @@ def compute_class(settings: Settings, generation: str) -> str:
     """Names a generation's ComputeClass: it is a label's value too, for which `cluster_wide` is too long."""
     digest = hashlib.sha256(cluster_wide(settings, generation).encode()).hexdigest()[:8]
     return f"{server(generation)}-{digest}"
+
+
+def pool_class(settings: Settings) -> str:
+    """Names the deployment's ComputeClass, whose nodes all its generations run on: a label's value, too."""
+    digest = hashlib.sha256(f"{settings.namespace}.{settings.name}".encode()).hexdigest()[:8]
+    return f"{settings.name}-{digest}"
 
 
 def record(settings: Settings) -> str:

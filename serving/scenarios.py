@@ -15,7 +15,7 @@ from serving.errors import RequestError
 
 COLUMNS: dict[str, tuple[str, ...]] = {
     "weights": ("gcs-fuse", "hyperdisk-ml", "streamed"),
-    "accelerator": ("gpu", "tpu"),
+    "accelerator": ("gpu", "tpu", "gpu-or-tpu"),
     "entry": ("service",),
     "image": ("secondary-boot-disk",),
     "scaling": ("queue-hpa",),
@@ -85,6 +85,14 @@ SCENARIOS = (
         "TPU chips in place of cards, weights mounted with GCS FUSE",
         weights="gcs-fuse",
         accelerator="tpu",
+        entry="service",
+    ),
+    Scenario(
+        "07",
+        "fungibility",
+        "a GPU or a TPU, whichever is to be had, in an order of node pools",
+        weights="gcs-fuse",
+        accelerator="gpu-or-tpu",
         entry="service",
     ),
 )

@@ -246,6 +246,7 @@ LabelValue = Annotated[
 ]
 DnsLabel = Annotated[str, _name("a Kubernetes name", longest=63)]
 """A DNS-1035 label: what Kubernetes allows as the name of a Service."""
+NodePoolName = Annotated[str, _name("a node pool's name", longest=40)]
 Namespace = Annotated[DnsLabel, AfterValidator(_namespace)]
 AdapterName = Annotated[DnsLabel, AfterValidator(_adapter_name)]
 DeploymentName = Annotated[str, _name("a deployment's name", longest=40)]

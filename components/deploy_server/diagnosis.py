@@ -307,7 +307,7 @@ class Diagnosis:
         """What the runtime said of a container's start. Its image is the release's; all else is the node's, and may
         pass when it is tried again."""
         described = f"container {name} of {pod.name} cannot be started: {words}"
-        if name == names.SERVER_CONTAINER and _NOT_IN_THE_IMAGE.search(words):
+        if name in names.SERVER_CONTAINERS and _NOT_IN_THE_IMAGE.search(words):
             return Problem(ReleaseError, described)
         if not again:
             return None
@@ -317,7 +317,7 @@ class Diagnosis:
 
     def _keeps_ending(self, pod: _Pod, name: str, last: Object) -> Problem:
         code = last["exitCode"]
-        if name != names.SERVER_CONTAINER:
+        if name not in names.SERVER_CONTAINERS:
             said = (last.get("message") or "").strip() or f"exit code {code}"
             message = f"container {name} of {pod.name} keeps ending: {said}"
             if known := self._explain(Symptom("words", pod.name, said, name)):
@@ -326,8 +326,8 @@ class Diagnosis:
         node = pod.body["spec"].get("nodeName", "its node")
         if by := killed(code, limit=_memory_limit(pod, name), node=node):
             message = f"the engine of {pod.name} keeps being killed (exit code {code}): {by}"
-            return Problem(InconclusiveError, message, pod.name)
-        return Problem(ReleaseError, f"the engine ends with exit code {code}", pod.name)
+            return Problem(InconclusiveError, message, pod.name, name)
+        return Problem(ReleaseError, f"the engine ends with exit code {code}", pod.name, name)
 
     def _in_pull(self, pod: _Pod, container: Object, waiting: Object, now: float) -> Problem | None:
         reason, image, name = waiting.get("reason", ""), container.get("image", ""), container["name"]
@@ -366,7 +366,7 @@ class Diagnosis:
         limit = f"container {container} of {pod.name} was killed for want of memory (OOMKilled): its limit is "
         if known := self._explain(Symptom("out-of-memory", pod.name, container=container)):
             cure = known.message
-        elif container == names.SERVER_CONTAINER:
+        elif container in names.SERVER_CONTAINERS:
             cure = (
                 "accelerator.memory sets it (engine.gpu_memory_utilization and engine.max_model_len are about the "
                 "card's memory, not this)"

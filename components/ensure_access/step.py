@@ -26,6 +26,8 @@ def run(settings: dict[str, Any], release: dict[str, Any]) -> None:
         features.demand(config, "suits", functools.partial(google.cluster_traits, config))
         cluster = kubernetes.connect(config)
         features.demand(config, "served", cluster.has_group)
+        others = functools.partial(other_deployments, cluster, config)
+        features.demand(config, "houses", cluster.get("Namespace", config.namespace), others)
         changed = ensure_namespace(cluster, render.namespace(config), config)
         with step.holding_lease(cluster, take=True):
             known = ensure_record(cluster, config, outcome.say)
@@ -53,6 +55,12 @@ def ensure_record(cluster: Cluster, settings: Settings, say: Say) -> Record:
         )
     known.write(cluster, settings)
     return known
+
+
+def other_deployments(cluster: Cluster, settings: Settings) -> list[str]:
+    """The other deployments with servers in the namespace, by their names."""
+    servers = cluster.list("Deployment", settings.namespace, labels=names.DEPLOYMENT)
+    return sorted({str(server["metadata"]["labels"][names.DEPLOYMENT]) for server in servers} - {settings.name})
 
 
 def bring_back(cluster: Cluster, settings: Settings, known: Record, run_id: str, say: Say) -> list[str]:

@@ -70,11 +70,15 @@ def run(
         for warning in found.warnings:
             outcome.say(warning)
         check_architecture(settings, found.architecture)
-        sized = size(settings, found)
+        sized, on_another = sizes(settings, found)
         outcome.details["sizing"] = sized.model_dump()
         outcome.say(f"{settings.accelerator.count} × {settings.accelerator.type}: {sized.in_words}")
-        if warning := sizing.warning(settings.model, settings.wish()):
-            outcome.say(f"warning: {warning}")
+        if (other := settings.beside) and on_another:
+            outcome.details["beside"] = on_another.model_dump()
+            outcome.say(f"{other.accelerator.count} × {other.accelerator.type}: {on_another.in_words}")
+        for own in filter(None, (settings, settings.beside)):
+            if warning := sizing.warning(own.model, own.wish()):
+                outcome.say(f"warning: {warning}")
         cluster = kubernetes.connect(settings)
         known = record.read(cluster, settings)
         # Whatever becomes of this run, its exit task brings that one back.
@@ -251,7 +255,13 @@ def check_assistant(where: str, config: dict[str, Any]) -> None:
 
 
 def check_architecture(settings: Settings, architecture: str) -> None:
-    """Raises RequestError when the engine's image is known not to serve the architecture."""
+    """Raises RequestError when the engine's image is known not to serve the architecture, or that of the accelerator
+    that a pod may find in place of the settings' own."""
+    for own in filter(None, (settings, settings.beside)):
+        _check_architecture(own, architecture)
+
+
+def _check_architecture(settings: Settings, architecture: str) -> None:
     image = engine.engine_image(settings)
     served = catalog.supported_architectures(image)
     if served is None or architecture in served:
@@ -276,6 +286,20 @@ def size(settings: Settings, found: Found) -> Sizing:
     return sizing.judged(found.model, wish) if found.model else sizing.unknown(settings.model, wish)
 
 
+def sizes(settings: Settings, found: Found) -> tuple[Sizing, Sizing | None]:
+    """The same, and on the accelerator that a pod may find in their place, where there is a choice: with one context,
+    the smaller of both, since clients do not choose which of them answers."""
+    own, other = size(settings, found), settings.beside
+    if other is None:
+        return own, None
+    contexts = [each.max_model_len for each in (own, size(other, found)) if each.max_model_len]
+    if not contexts:
+        return own, size(other, found)
+    on_both = {"engine": settings.engine.model_copy(update={"max_model_len": min(contexts)})}
+    on_other = {"engine": other.engine.model_copy(update={"max_model_len": min(contexts)})}
+    return size(settings.model_copy(update=on_both), found), size(other.model_copy(update=on_other), found)
+
+
 def engine_of(settings: Settings) -> dict[str, Any]:
     """What the features find out about the engine's image, as fields of the release."""
     found: dict[str, Any] = {}
@@ -288,6 +312,7 @@ def name_release(
     settings: Settings, run_id: str, found: Found, *, live: str, key_version: str = "", zones: Sequence[str] = ()
 ) -> Release:
     """The release, with the generation that it makes under these settings."""
+    sized, on_another = sizes(settings, found)
     release = Release(
         run_id=run_id,
         model=settings.model,
@@ -302,7 +327,8 @@ def name_release(
         architecture=found.architecture,
         weights_bytes=found.weights_bytes,
         zones=list(zones),
-        sizing=size(settings, found),
+        sizing=sized,
+        beside=on_another,
         **engine_of(settings),
     )
     return release.model_copy(update={"generation": generation.name(settings, release)})

@@ -1,1 +1,1 @@
-"""verify_placement: in which zones a generation serves, and from which disks."""
+"""Looks in which zones, and on which accelerators, the generation's pods are."""

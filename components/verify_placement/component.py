@@ -9,7 +9,8 @@ from serving.component import component
 def verify_placement(settings: dict, release: dict, passed: bool, reasons: list) -> NamedTuple(
     "Outputs", [("passed", bool), ("reasons", list)]
 ):
-    """Looks in which zones the generation's pods are, and that each has the volume's disk of its own zone.
+    """Looks in which zones the generation's pods are, and that each has the volume's disk of its own zone; or on which
+    accelerators they come, for which it asks for a few more and gives them back.
 
     Args:
         settings: the whole settings, as resolve_model returns them.

@@ -1,25 +1,12 @@
-"""The step that says in which zones a generation serves, and that each of its pods reads the disk of its own zone.
-
-A zone that has no accelerators left says nothing about a release: what is not as it should be is inconclusive here, and
-the next run looks again.
-"""
+"""The step that says where a generation serves: on which accelerators, and from the disks of which zones."""
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
-from serving import names
-from serving.clients.kubernetes import Cluster, Object
+from components.verify_placement import accelerators, zones
 from serving.deployment import traffic
-from serving.errors import InconclusiveError
-from serving.settings import Settings
 from serving.step import opened
-from serving.weights.release import Release
-
-_ZONE = "topology.kubernetes.io/zone"
-_VOLUMES_ZONE = "topology.gke.io/zone"
-"""The driver's own key."""
 
 
 def run(settings: dict[str, Any], release: dict[str, Any], passed: bool, reasons: list[str]) -> tuple[bool, list[str]]:
@@ -29,77 +16,18 @@ def run(settings: dict[str, Any], release: dict[str, Any], passed: bool, reasons
         if not passed:
             outcome.skipped("nothing is looked at: the release has failed already")
             return passed, reasons
+        said = []
         with step.cluster() as cluster:
             if outcome.was_told_to_end:  # Then it gave the accelerators back.
                 traffic.bring_up(cluster, config, target.generation, config.serving.replicas, outcome.say)
-            placement = verify(cluster, config, target)
-        outcome.details["placement"] = placement
-        where = ", ".join(f"{len(pods)} in {zone}" for zone, pods in placement.items())
-        outcome.succeeded(f"{target.generation} serves from the disk of its own zone: {where}")
+            if "hyperdisk-ml" in config.chosen_features:
+                placement = zones.verify(cluster, config, target)
+                outcome.details["placement"] = placement
+                where = ", ".join(f"{len(pods)} in {zone}" for zone, pods in placement.items())
+                said.append(f"from the disk of its own zone: {where}")
+            if "gpu-or-tpu" in config.chosen_features:
+                came, waiting = accelerators.verify(cluster, config, target, outcome.say)
+                outcome.details.update(accelerators=came, waiting=waiting)
+                said.append("; ".join([accelerators.in_words(came), *waiting]))
+        outcome.succeeded(f"{target.generation} serves {', and '.join(said)}")
     return passed, reasons
-
-
-def verify(cluster: Cluster, settings: Settings, release: Release) -> dict[str, list[str]]:
-    """The ready pods of each zone.
-
-    Raises InconclusiveError for a pod that has no disk of its zone attached, for several pods in one zone, and where
-    there is no pod at all.
-    """
-    claim = cluster.get("PersistentVolumeClaim", names.server(release.generation), settings.namespace)
-    volume = claim and cluster.get("PersistentVolume", claim["spec"].get("volumeName") or "none")
-    if volume is None:
-        raise InconclusiveError(f"the volume of {release.generation} is not there any more. Run again")
-    placement: dict[str, list[str]] = {}
-    for pod in _ready_pods(cluster, settings, release):
-        name, node_name = pod["metadata"]["name"], pod["spec"]["nodeName"]
-        node = cluster.get("Node", node_name)
-        if node is None:
-            raise InconclusiveError(f"the node {node_name} under {name} is not there any more. Run again")
-        zone = node["metadata"]["labels"].get(_ZONE, "no zone")
-        if zone not in _zones_of(volume) or not _is_attached(cluster, volume, node_name):
-            raise InconclusiveError(
-                f"{name} is on {node_name} in {zone}, which has no disk of the volume {volume['metadata']['name']} "
-                f"attached (it has disks in {', '.join(_zones_of(volume))}). See `kubectl describe node {node_name}`, "
-                "then run again"
-            )
-        placement.setdefault(zone, []).append(name)
-    pods = sum(map(len, placement.values()))
-    if not pods or (pods > 1 and len(placement) < 2):
-        where = f"all {pods} ready pods are in {next(iter(placement))}" if pods else "there is no ready pod"
-        raise InconclusiveError(
-            f"{release.generation} is to serve from zones of its own, and {where}. The others may be out of "
-            f"accelerators: see `kubectl -n {settings.namespace} get pods -o wide`, then run again"
-        )
-    return dict(sorted(placement.items()))
-
-
-def _ready_pods(cluster: Cluster, settings: Settings, release: Release) -> list[Object]:
-    pods = cluster.list("Pod", settings.namespace, labels=names.selector(settings, release.generation))
-    return [
-        pod
-        for pod in pods
-        if not pod["metadata"].get("deletionTimestamp")
-        if any(c["type"] == "Ready" and c["status"] == "True" for c in pod["status"].get("conditions") or [])
-    ]
-
-
-def _zones_of(volume: Object) -> list[str]:
-    """Where a volume has disks: one volume, a disk of one name in every zone."""
-    required = ((volume["spec"].get("nodeAffinity") or {}).get("required") or {}).get("nodeSelectorTerms") or []
-    return sorted(
-        {
-            zone
-            for term in required
-            for rule in term.get("matchExpressions") or []
-            if rule["key"] == _VOLUMES_ZONE
-            for zone in rule.get("values") or []
-        }
-    )
-
-
-def _is_attached(cluster: Cluster, volume: Object, node: str) -> bool:
-    csi = volume["spec"]["csi"]
-    # The name that Kubernetes gives it: pkg/volume/csi/csi_attacher.go, getAttachmentName.
-    digest = hashlib.sha256(f"{csi['volumeHandle']}{csi['driver']}{node}".encode()).hexdigest()
-    attachment = cluster.get("VolumeAttachment", f"csi-{digest}")
-    return bool(attachment and (attachment.get("status") or {}).get("attached"))

@@ -86,7 +86,8 @@ class Cloud:
     Pods are scraped at least every `scrape_seconds` (as PodMonitoring says, if that is sooner), and autoscalers look
     every `autoscaler_seconds`. Emulated engines have `engine_environment` (engine/__init__.py: how fast they are).
 
-    `autopilot`: what kind of cluster it is; `node_pools` are those that somebody made, as google/config.py has them.
+    `autopilot`: what kind of cluster it is; `node_pools` are those that somebody made, as google/config.py has them,
+    and `pools` those that somebody made by the container API, in its words.
 
     `real` names the parts that are real (real/). Then the cluster is a machine of its own: a private network
     and private mounts, in which containers have roots and users of their own; what is outside reaches the API server
@@ -106,6 +107,7 @@ class Cloud:
     images: Sequence[dict[str, Any]] = ()
     autopilot: bool = True
     node_pools: Sequence[dict[str, Any]] = ()
+    pools: Sequence[dict[str, Any]] = ()
     accelerators: dict[str, int] = field(default_factory=lambda: dict(ACCELERATORS))
     expose: list[dict[str, Any]] = field(default_factory=list)
     scale_up_seconds: float = 0.3
@@ -422,6 +424,7 @@ class Cloud:
             "version": "1.35.3-gke.1389000",
             "autopilot": self.autopilot,
             "node_pools": list(self.node_pools),
+            "pools": list(self.pools),
         }
 
     @property
@@ -490,6 +493,7 @@ class Cloud:
             "cluster": self.cluster,
             "location": self.location,
             "registry": self._url["registry"],
+            "pools": str(self.folder.absolute() / "project" / "node-pools.json"),
             "node_pools": [
                 {"name": pool["name"], "disk_images": pool.get("disk_images", [])} for pool in self.node_pools
             ],

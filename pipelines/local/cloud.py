@@ -73,6 +73,11 @@ def up(
     from serving.rendering.engine import component_image
     from serving.rendering.render import admin, as_yaml
 
+    if "control-plane" in real and "gpu-or-tpu" in settings.chosen_features:
+        raise RequestError(
+            "gpu-or-tpu does not run with --real control-plane: its pods mount files of their node, which containers "
+            "with a root of their own have no place for here. Run it without, or another scenario"
+        )
     endpoint, live = folder / "endpoint", folder / "live"
     built = published(settings.project, names.region(settings.location))
     served_before = live.exists() or endpoint.exists()
@@ -100,6 +105,7 @@ def up(
         autopilot=_is_autopilot(settings),
         accelerators=_accelerators(settings),
         **(_SCALING if "queue-hpa" in settings.chosen_features else {}),
+        pools=_node_pools(settings),
         startup_output=_BAKED,
         real=real,
         # As an administrator does it before the first run on GKE. (The emulated API server enforces no roles.)
@@ -136,8 +142,17 @@ def _is_autopilot(settings: Settings) -> bool:
     """Node pools of one's own are a Standard cluster's, and nodes out of whatever reservation matches."""
     if settings.capacity == "reservation" and not settings.reservation.name:
         return False
-    feature = "secondary-boot-disk"
-    return feature not in settings.chosen_features or settings.section(feature).form != "node-pool"
+    disk, chosen = "secondary-boot-disk", settings.chosen_features
+    return "gpu-or-tpu" not in chosen and (disk not in chosen or settings.section(disk).form != "node-pool")
+
+
+def _node_pools(settings: Settings) -> list[dict[str, Any]]:
+    """Those that a run looks for and does not make: as somebody made them before."""
+    if "gpu-or-tpu" not in settings.chosen_features or settings.section("gpu-or-tpu").nodes == "create":
+        return []
+    from components.ensure_cluster.step import wanted
+
+    return [wanted(settings, pool) for pool in settings.section("gpu-or-tpu").pools]
 
 
 def _accelerators(settings: Settings) -> dict[str, int]:

@@ -163,6 +163,8 @@ def of_accelerators(needs: Needs, settings: Settings, traits: ClusterTraits, *, 
 
     serves: a generation has its cards already.
     """
+    if other := settings.beside:
+        return _of_either(settings, other)
     asked = settings.accelerator
     one = asked.count * settings.serving.replicas
     how = "" if settings.capacity == "on-demand" else f" ({settings.capacity})"
@@ -199,6 +201,21 @@ def of_accelerators(needs: Needs, settings: Settings, traits: ClusterTraits, *, 
     if not card.machine_types:  # TPUs are not among Compute Engine's accelerators.
         _of_zones(needs, settings, compute, traits)
     return lines
+
+
+def _of_either(settings: Settings, other: Settings) -> list[str]:
+    """What there is to say of pods that run on two kinds of accelerators: no quota of either is lacking, since a choice
+    that has none left is followed by the next."""
+    either = " or ".join(f"{own.accelerator.count} × {own.accelerator.type}" for own in (settings, other))
+    replicas = settings.serving.replicas
+    serve = "pod serves" if replicas == 1 else "pods serve"
+    warnings = [sizing.warning(own.model, own.wish()) for own in (settings, other)]
+    return [
+        f"{replicas} {serve}, each on {either}: {replicas * 24} node-hours a day",
+        f"{2 * replicas} while a refresh validates the new generation beside the live one",
+        "a quota that is used up is a choice that is out of stock: see those of each node pool in the console",
+        *(f"warning: {warning}" for warning in warnings if warning),
+    ]
 
 
 def _quota_elsewhere(settings: Settings) -> str:

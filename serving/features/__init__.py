@@ -18,6 +18,10 @@ A module has, as it needs them:
     caching(settings)                    the Rapid Cache that the bucket is to have for it (Caching), or None
     zones(settings)                      that the release is to know the zones: those that the settings name
     resolved(settings, image)            fields of the release that follow from what the engine's image is now
+    beside(settings)                     the accelerator that its pods may find in place of the settings' own (Beside)
+    COPIES                               containers of the server's pods → copies of them, which its patch changes
+    houses(settings, namespace, others)  raises RequestError for a namespace (an object, or None) that its pods cannot
+                                         live in; `others` lists the other deployments that are there
     suits(settings, look)                raises RequestError for a cluster that it cannot run on, before anything is
                                          spent; `look` asks what the cluster is (serving/clients/google.py)
     served(settings, has_group)          raises RequestError for a cluster that lacks a group of the API that it needs,
@@ -74,6 +78,16 @@ class Caching:
     """How long what nobody reads is kept."""
     timeout_seconds: float
     """How long it may take to make a cache, or to read weights into it."""
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Another accelerator that a deployment's pods run on, in the catalog's words."""
+
+    type: str
+    count: int
+    image: str | None = None
+    """The engine's, if not the catalog's."""
 
 
 @dataclass(frozen=True)
@@ -155,6 +169,11 @@ def far_from_bucket(settings: Settings) -> Explanation | None:
         f"the bucket {settings.bucket} is in {there} and the pods are in {here}, so weights come slowly (and "
         f"their traffic is paid for). Take a bucket in {here}, or give them more time (serving.ready_timeout)",
     )
+
+
+def beside(settings: Settings) -> Beside | None:
+    """The accelerator that the pods may find in place of the settings' own; None where there is no choice."""
+    return next((found for _, found in answers(settings, "beside")), None)
 
 
 def explain(settings: Settings, symptom: Symptom) -> Explanation | None:

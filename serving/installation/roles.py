@@ -136,6 +136,11 @@ CONNECT = OwnRole(
     # What roles/container.clusterViewer has, and what the DNS endpoint asks for, which is not known to be in it.
     ("container.clusters.connect", "container.clusters.get", "container.clusters.list", "resourcemanager.projects.get"),
 )
+NODE_POOLS = OwnRole(
+    "gemmaPipelinesNodePools",
+    "Gemma pipelines: make node pools",
+    ("container.clusters.update", "container.operations.get", "container.operations.list"),
+)
 POLICY = OwnRole(
     "gemmaPipelinesBucketPolicy",
     "Gemma pipelines: let serving pods read the bucket",
@@ -158,7 +163,7 @@ BAKE = OwnRole(
         )
     ),
 )
-OWN_ROLES = (CONNECT, POLICY, CACHE, PROFILE, BAKE)
+OWN_ROLES = (CONNECT, NODE_POOLS, POLICY, CACHE, PROFILE, BAKE)
 
 
 def own_roles(settings: Settings) -> list[OwnRole]:
@@ -213,6 +218,10 @@ def _of_the_pipeline(settings: Settings) -> list[Grant]:
             found.append(on("bucket", source, "roles/storage.objectViewer", "what a `source` names comes from it"))
     for secret in secrets(settings):
         found.append(on("secret", secret, "roles/secretmanager.secretAccessor", "the steps that need it read it"))
+    if _has(settings, "gpu-or-tpu", nodes="create"):
+        found.append(on("project", project, NODE_POOLS.in_project(project), "makes the node pools"))
+        if nodes := settings.section("gpu-or-tpu").node_service_account:
+            found.append(on("account", nodes, "roles/iam.serviceAccountUser", "the nodes run as this account"))
     if _has(settings, "secondary-boot-disk"):
         found.append(on("project", project, "roles/logging.viewer", "what nodes say of the image cache"))
         if place := _place_of_the_engine(settings):

@@ -58,7 +58,7 @@ def rules(settings: Settings, written: list[Object], entry: list[Object]) -> lis
     for name, verbs in _of_steps(settings).items():
         if kinds.find(name).namespaced:
             granted[name][_ANY_NAME] |= verbs
-    for item in [*written, *entry]:
+    for item in _namespaced([*written, *entry]):
         granted[item["kind"]][_ANY_NAME] |= {"create"}
         granted[item["kind"]][item["metadata"]["name"]] |= {"patch"} | ({"get"} if item in entry else set())
     return [
@@ -69,16 +69,28 @@ def rules(settings: Settings, written: list[Object], entry: list[Object]) -> lis
     ]
 
 
-def cluster_rules(settings: Settings) -> list[Object]:
-    """The rules of the pipeline's ClusterRole: for what generations own outside of the namespace, and what features'
-    steps read there."""
+def cluster_rules(settings: Settings, written: list[Object]) -> list[Object]:
+    """The rules of the pipeline's ClusterRole: for what generations own outside of the namespace, for `written` (the
+    shared objects), and what features' steps read there."""
     owned, of_steps = owned_kinds(), _of_steps(settings)
+    shared = {item["kind"] for item in written} - {item["kind"] for item in _namespaced(written)}
     return [
         rule
         for kind in kinds.known()
         if not kind.namespaced
-        if (rule := _rule(kind, (_of_generation(settings, kind) if kind in owned else set()) | of_steps[kind.kind]))
+        if (
+            rule := _rule(
+                kind,
+                (_of_generation(settings, kind) if kind in owned else set())
+                | of_steps[kind.kind]
+                | ({"create", "patch"} if kind.kind in shared else set()),
+            )
+        )
     ]
+
+
+def _namespaced(items: list[Object]) -> list[Object]:
+    return [item for item in items if kinds.find(item["kind"]).namespaced]
 
 
 def cluster_resources() -> list[Object]:

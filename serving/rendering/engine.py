@@ -110,7 +110,12 @@ def accelerator(settings: Settings, release: Release) -> dict[str, Any]:
 
 def shared_memory(settings: Settings) -> str:
     """How much of its memory a pod's processes may share, as a Kubernetes quantity."""
-    return f"{max(2 * settings.accelerator.count, _card(settings).kind.shared_memory_gib)}Gi"
+    on_any = [
+        max(2 * own.accelerator.count, _card(own).kind.shared_memory_gib)
+        for own in (settings, settings.beside)
+        if own is not None
+    ]
+    return f"{max(on_any)}Gi"
 
 
 def _card(settings: Settings) -> catalog.Card:
@@ -120,6 +125,15 @@ def _card(settings: Settings) -> catalog.Card:
 def _cores(settings: Settings) -> int:
     """The devices that the engine splits the model over."""
     return settings.accelerator.count * _card(settings).cores
+
+
+def beside(settings: Settings, release: Release) -> tuple[Settings, Release] | None:
+    """The deployment and its release as they are on the accelerator that a pod may find in place of the settings' own;
+    None where there is no choice."""
+    other = settings.beside
+    if other is None or release.beside is None:
+        return None
+    return other, release.model_copy(update={"sizing": release.beside})
 
 
 def mirrored(settings: Settings, image: str) -> str:

@@ -30,6 +30,12 @@ def name(settings: Settings, release: Release) -> str:
     }
     if release.disk_image:
         subject["disk_image"] = release.disk_image
+    if other := engine.beside(settings, nameless):
+        subject["beside"] = {
+            "image": engine.pod_image(*other),
+            "flags": engine.engine_flags(*other),
+            "accelerator": [other[0].accelerator.type, other[0].accelerator.count],
+        }
     text = json.dumps(subject, sort_keys=True, separators=(",", ":"))
     return "g" + hashlib.sha256(text.encode()).hexdigest()[:10]
 

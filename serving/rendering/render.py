@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
@@ -108,7 +109,7 @@ def admin(settings: Settings) -> list[Object]:
         "api_key_rules": access.api_key_rules(settings),
         # Which generation the entry selects does not matter to who may write it.
         "object_rules": access.rules(settings, shared(settings), entry_objects(settings, "")),
-        "cluster_rules": access.cluster_rules(settings),
+        "cluster_rules": access.cluster_rules(settings, shared(settings)),
         "cluster_resources": access.cluster_resources(),
     }
     return _scope(settings, "admin", _values(settings) | rights)
@@ -180,6 +181,8 @@ def _scope(settings: Settings, scope: Scope, values: dict[str, Any], generation:
     for path, manifest in manifests.of(manifests.BASE, scope).items():
         item = manifests.fill(manifest, values, path)
         for feature in settings.chosen_features:
+            if item["kind"] == "Deployment":
+                _add_copies(item, feature)
             for where, patch in manifests.of(feature, "patch", features.variant(settings, feature)).items():
                 if where.endswith(f"/{_file_name(item['kind'])}"):
                     item = patches.apply(item, manifests.fill(patch, values, where))
@@ -194,6 +197,14 @@ def _scope(settings: Settings, scope: Scope, values: dict[str, Any], generation:
             else:
                 items.append(patched(settings, _labelled(settings, item, generation)))
     return kinds.in_order(items)
+
+
+def _add_copies(item: Object, feature: str) -> None:
+    """Gives the server's pods the containers that the feature's patch makes others of."""
+    containers = item["spec"]["template"]["spec"]["containers"]
+    for name, copied in getattr(features.module(feature), "COPIES", {}).items():
+        (found,) = (each for each in containers if each["name"] == name)
+        containers.append({**copy.deepcopy(found), "name": copied})
 
 
 def _file_name(kind: str) -> str:
@@ -303,8 +314,13 @@ def _generation_values(settings: Settings, release: Release) -> dict[str, Any]:
     serving, machine = settings.serving, engine.accelerator(settings, release)
     ready_seconds = in_seconds(serving.ready_timeout)
     secret = {"name": names.api_key(settings), "key": names.API_KEY}
+    other = engine.beside(settings, release)
+    on_another = (
+        {"beside_image": engine.pod_image(*other), "beside_flags": engine.engine_flags(*other)} if other else {}
+    )
     return {
         **_scaling_values(settings, release.generation),
+        **on_another,
         "cluster_wide_name": names.cluster_wide(settings, release.generation),
         "bucket": settings.bucket,
         # With accelerators for one generation alone, a pod goes before its successor comes.

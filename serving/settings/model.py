@@ -58,6 +58,7 @@ from serving.values import (
     ServiceAccount,
     SourceFolder,
     WeightsKey,
+    in_seconds,
 )
 
 EXPLICIT = ("project", "location", "cluster", "namespace", "bucket", "model", "revision")
@@ -315,15 +316,18 @@ class Settings(_FeatureSections):
     def _the_engine_can_start(self) -> Settings:
         from serving import catalog, sizing
 
+        longest = []
         try:
-            card = catalog.card(self.accelerator.type, self.accelerator.count)
-            # What the catalog does not know, resolve_model looks at before anything is spent.
-            if self.model in catalog.models() and not self.source:
-                sizing.judged(sizing.of_catalog(self.model), self.wish())
+            for own in filter(None, (self, self.beside)):
+                card = catalog.card(own.accelerator.type, own.accelerator.count)
+                longest.append(card.kind.ready_timeout)
+                # What the catalog does not know, resolve_model looks at before anything is spent.
+                if self.model in catalog.models() and not self.source:
+                    sizing.judged(sizing.of_catalog(self.model), own.wish())
         except RequestError as error:
             raise ValueError(str(error)) from error
         if not self.serving.ready_timeout:
-            serving = self.serving.model_copy(update={"ready_timeout": card.kind.ready_timeout})
+            serving = self.serving.model_copy(update={"ready_timeout": max(longest, key=in_seconds)})
             object.__setattr__(self, "serving", serving)
         return self
 
@@ -351,6 +355,16 @@ class Settings(_FeatureSections):
     def section(self, feature: str) -> Any:
         """The section of a feature."""
         return getattr(self, features.section_name(feature))
+
+    @property
+    def beside(self) -> Settings | None:
+        """The same on the accelerator that the pods may find in place of theirs; None where there is no choice."""
+        if not (other := features.beside(self)):
+            return None
+        accelerator = self.accelerator.model_copy(update={"type": other.type, "count": other.count})
+        return self.model_copy(
+            update={"accelerator": accelerator, "engine": self.engine.model_copy(update={"image": other.image})}
+        )
 
     @property
     def adapters_at_once(self) -> int:

@@ -44,6 +44,8 @@ class Release(BaseModel):
     """The Compute Engine image that nodes have a secondary boot disk of; empty without."""
     sizing: Sizing = Sizing()
     """How it runs on the deployment's cards."""
+    beside: Sizing | None = None
+    """How it runs on the accelerator that a pod may find in their place; None where there is no choice."""
 
     def as_struct(self) -> dict[str, Any]:
         """The release as a pipeline parameter: a struct of kfp cannot hold null, which is left out."""

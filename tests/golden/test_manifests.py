@@ -102,6 +102,9 @@ RENDERED: dict[str, dict[str, Any]] = {
     },
 }
 
+PRIVILEGED = ["fungibility"]
+"""Cases whose pods are."""
+
 CUSTOM = {
     "PodMonitoring": "monitoring.googleapis.com_podmonitorings",
     "AutoscalingMetric": "autoscaling.gke.io_autoscalingmetrics",
@@ -140,6 +143,7 @@ def release_of(config: Settings) -> Release:
         image_digest=f"sha256:{'d' * 64}" if "secondary-boot-disk" in config.chosen_features else "",
         disk_image="gp-0123456789abcdef" if "secondary-boot-disk" in config.chosen_features else "",
         sizing=sizing.judged(sizing.of_catalog(config.model), config.wish(rank)),
+        beside=sizing.judged(sizing.of_catalog(config.model), config.beside.wish(rank)) if config.beside else None,
     )
 
 
@@ -235,7 +239,7 @@ def strict(schema: Any) -> Any:
     return made
 
 
-@each_case
+@pytest.mark.parametrize("case", [case for case in RENDERED if case not in PRIVILEGED])
 def test_every_pod_passes_the_restricted_standard(case: str):
     """https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted, and beyond it."""
     deployment = server_of(case)
@@ -261,26 +265,47 @@ def test_every_pod_passes_the_restricted_standard(case: str):
     )
 
 
+@pytest.mark.parametrize("case", PRIVILEGED)
+def test_a_privileged_pod_has_just_the_exceptions_that_are_written_down(case: str):
+    """docs/security.md: devices that no container asks for, and where the driver lies."""
+    (deployment,) = (item for item in documents(case) if item["kind"] == "Deployment")
+    pod = deployment["spec"]["template"]["spec"]
+    assert pod["automountServiceAccountToken"] is False
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
+    paths = {volume["hostPath"]["path"] for volume in pod["volumes"] if "hostPath" in volume}
+    assert paths == {"/dev", "/home/kubernetes/bin/nvidia"}
+    for container in pod["containers"]:
+        assert container["securityContext"]["readOnlyRootFilesystem"] is True
+        assert not container["resources"]["limits"].keys() & {"nvidia.com/gpu", "google.com/tpu"}
+        written = {mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")}
+        assert written == {"/cache", "/tmp", "/dev/shm"}
+    assert [c["securityContext"].get("runAsUser") for c in pod["containers"]] == [None, 0]
+    (namespace,) = (item for item in documents(case) if item["kind"] == "Namespace")
+    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "privileged"
+    (term,) = pod["affinity"]["podAntiAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    assert term["topologyKey"] == "kubernetes.io/hostname"
+    assert term["labelSelector"]["matchLabels"] == {"gemma-pipelines/deployment": "gemma"}
+
+
 @each_case
 def test_a_pod_that_goes_has_time_to_finish_its_slowest_request(case: str):
     deployment = server_of(case)
     pod = deployment["spec"]["template"]["spec"]
-    (container,) = pod["containers"]
-    args = container["args"]
-    delay = container["lifecycle"]["preStop"]["sleep"]["seconds"]
-    assert pod["terminationGracePeriodSeconds"] > delay + int(args[args.index("--shutdown-timeout") + 1])
+    for container in pod["containers"]:
+        args = container["args"]
+        delay = container["lifecycle"]["preStop"]["sleep"]["seconds"]
+        assert pod["terminationGracePeriodSeconds"] > delay + int(args[args.index("--shutdown-timeout") + 1])
 
 
 @each_case
 def test_nothing_names_the_generation_inside_the_pod(case: str):
     """The path of the model is part of the compile cache's key, so it is the same in every generation, where vLLM lets
     it be (serving/features/streamed.py)."""
-    deployment = server_of(case)
-    (container,) = deployment["spec"]["template"]["spec"]["containers"]
-    inside = {key: container[key] for key in ("command", "args", "env", "volumeMounts")}
-    assert "g0123456789" not in yaml.safe_dump(inside)
     streamed = "streamed" in config_of(case).chosen_features
-    assert container["args"][0] == (release_of(config_of(case)).weights_uri if streamed else "/model")
+    for container in server_of(case)["spec"]["template"]["spec"]["containers"]:
+        inside = {key: container[key] for key in ("command", "args", "env", "volumeMounts")}
+        assert "g0123456789" not in yaml.safe_dump(inside)
+        assert container["args"][0] == (release_of(config_of(case)).weights_uri if streamed else "/model")
 
 
 @each_case

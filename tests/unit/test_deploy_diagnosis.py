@@ -400,6 +400,15 @@ def test_an_engine_that_ends_once_is_started_again_and_twice_is_for_its_log_to_e
     assert "exit code 1" in problem.message
 
 
+def test_of_two_engines_the_one_that_ends_is_the_one_whose_log_explains(cluster: Cluster):
+    ended = {"terminated": {"exitCode": 1, "reason": "Error"}}
+    failing = {"state": {"waiting": {"reason": "CrashLoopBackOff"}}, "lastState": ended, "restartCount": 1}
+    idle = {"name": "vllm", "image": IMAGE, "restartCount": 0, "state": {"running": {}}}
+    cluster.pod(node="n1", containerStatuses=[idle, {"name": "vllm-tpu", "image": IMAGE, **failing}])
+    problem = found(cluster)
+    assert (problem.error, problem.container) == (ReleaseError, "vllm-tpu")
+
+
 def limited(cluster: Cluster, container: str, memory: str) -> None:
     """The pod's container has a limit."""
     limit = {"name": container, "resources": {"limits": {"memory": memory}}}

@@ -15,6 +15,7 @@ from serving import names, scenarios
 from serving.errors import RequestError
 from serving.rendering import engine, manifests, render
 from serving.settings import Settings, validated
+from serving.sizing import Sizing
 from serving.weights.release import Release
 
 BASE: dict[str, Any] = {"scenario": "gcs-fuse", "project": "demo-project", "bucket": "demo-bucket"}
@@ -96,7 +97,7 @@ def test_every_value_is_used_by_some_manifest_and_no_file_lies_where_nobody_look
         settings(scenario="hyperdisk-ml", hyperdisk_ml={"method": "populator"}),
         settings(features=["streamed"]),
     ]
-    release = RELEASE.model_copy(update={"zones": ["us-central1-a"]})
+    release = RELEASE.model_copy(update={"zones": ["us-central1-a"], "beside": Sizing()})
     assert placeholders == {name for config in every for name in render._values(config, release)}
 
 

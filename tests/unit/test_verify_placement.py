@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from components.verify_placement import step
+from components.verify_placement import accelerators, step, zones
 from serving import names
 from serving.errors import InconclusiveError
 from serving.settings import Settings, validated
 from tests.unit.cluster import MemoryCluster
-from tests.unit.deployment import RELEASE
+from tests.unit.deployment import RELEASE, deployment
 
 Object = dict[str, Any]
 SETTINGS = validated(Settings, {"scenario": "hyperdisk-ml", "project": "demo-project", "bucket": "demo-bucket"})
@@ -63,7 +63,7 @@ def pod(number: int, zone: str, *, ready: bool = True, attached: bool = True, go
 
 
 def verify(*objects: Object) -> dict[str, list[str]]:
-    return step.verify(MemoryCluster(*objects), SETTINGS, RELEASE)  # type: ignore[arg-type]
+    return zones.verify(MemoryCluster(*objects), SETTINGS, RELEASE)  # type: ignore[arg-type]
 
 
 def test_the_pods_of_each_zone_are_told():
@@ -112,3 +112,86 @@ def test_a_verdict_is_handed_on_and_a_failed_release_is_not_looked_at(monkeypatc
     assert step.run(*arguments, True, []) == (True, [])
     (record,) = written.values()
     assert (record["status"], record["placement"]) == ("succeeded", {ZONES[0]: ["pod-1"]})
+
+
+# -- which accelerators come --------------------------------------------------------------------------------
+
+EITHER = validated(
+    Settings,
+    {
+        "scenario": "fungibility",
+        "project": "demo-project",
+        "bucket": "demo-bucket",
+        "serving": {"capacity_timeout": "0.5s", "ready_timeout": "0.5s"},
+    },
+)
+L4 = {"cloud.google.com/gke-accelerator": "nvidia-l4"}
+SPOT = {**L4, "cloud.google.com/gke-spot": "true"}
+V6E = {"cloud.google.com/gke-tpu-accelerator": "tpu-v6e-slice"}
+WORDS = "0/4 nodes are available: 4 node(s) didn't match pod anti-affinity rules."
+
+
+def on(number: int, labels: dict[str, str] | None) -> list[Object]:
+    """A ready pod on a node with these labels; None: one that has no node, and the scheduler's words."""
+    made, node, _ = pod(number, ZONES[0])
+    if labels is None:
+        made["spec"] = {}
+        made["status"] = {"conditions": [{"type": "PodScheduled", "status": "False", "message": WORDS}]}
+        return [made]
+    node["metadata"]["labels"] |= labels
+    return [made, node]
+
+
+class Scaled(MemoryCluster):
+    """A cluster in which these pods come when as many are asked for; `asked` is every number that was."""
+
+    def __init__(self, *come: list[Object]):
+        super().__init__(deployment(RELEASE.generation), *come[0])
+        self._come, self.asked = come, [1]
+
+    def patch(self, kind: str, name: str, namespace: str | None, body: Object, *, subresource: str = "") -> Object:
+        assert (kind, subresource) == ("Deployment", "scale")
+        self.asked.append(body["spec"]["replicas"])
+        for items in self._come[1 : self.asked[-1]]:
+            for item in items:
+                self._store(item)
+        return super().patch(kind, name, namespace, body, subresource=subresource)
+
+
+def came(cluster: MemoryCluster, settings: Settings = EITHER) -> tuple[dict[str, list[str]], list[str]]:
+    return accelerators.verify(cluster, settings, RELEASE, lambda line: None)  # type: ignore[arg-type]
+
+
+def test_three_are_asked_for_told_apart_and_given_back():
+    cluster = Scaled(on(1, SPOT), on(2, L4), on(3, V6E))
+    placement, waiting = came(cluster)
+    assert placement == {"nvidia-l4": ["pod-2"], "nvidia-l4 (spot)": ["pod-1"], "tpu-v6e-slice": ["pod-3"]}
+    assert accelerators.in_words(placement) == "1 on nvidia-l4, 1 on nvidia-l4 (spot), 1 on tpu-v6e-slice"
+    assert (waiting, cluster.asked) == ([], [1, 3, 1])
+
+
+def test_what_does_not_come_is_told_in_the_schedulers_words_and_is_no_verdict():
+    cluster = Scaled(on(1, V6E), on(2, None), on(3, None))
+    placement, waiting = came(cluster)
+    assert placement == {"tpu-v6e-slice": ["pod-1"]}
+    assert waiting == [f"pod-{number} got no node: {WORDS}" for number in (2, 3)]
+    assert cluster.asked == [1, 3, 1]
+
+
+def test_who_has_as_many_already_is_asked_for_no_more():
+    changes = {"serving": EITHER.serving.model_copy(update={"replicas": 3})}
+    cluster = Scaled(on(1, SPOT))
+    assert came(cluster, EITHER.model_copy(update=changes)) == ({"nvidia-l4 (spot)": ["pod-1"]}, [])
+    assert cluster.asked == [1]
+
+
+def test_pods_are_given_back_though_the_looking_fails():
+    cluster = Scaled(on(1, L4)[:1])
+    with pytest.raises(InconclusiveError, match="the node node-1 under pod-1 is not there any more"):
+        came(cluster)
+    assert cluster.asked == [1, 3, 1]
+
+
+def test_no_ready_pod_is_no_verdict():
+    with pytest.raises(InconclusiveError, match="no pod of g2 is ready"):
+        came(Scaled(on(1, None)))

@@ -38,6 +38,8 @@ class Cluster:
     autopilot: bool = True
     dns_endpoint: str = ""
     node_pools: list[NodePool] = field(default_factory=list)
+    pools: list[dict[str, Any]] = field(default_factory=list)
+    """Node pools that somebody made by the container API, in its words."""
 
 
 @dataclass(frozen=True)

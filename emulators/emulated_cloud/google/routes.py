@@ -5,21 +5,21 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from emulated_cloud.google import container, logging, monitoring, resourcemanager
+from emulated_cloud.google import logging, monitoring, resourcemanager
 from emulated_cloud.google.call import Api, Call
 from emulated_cloud.google.config import Config
 from emulated_cloud.google.errors import no_such_method, refusal
 from emulated_cloud.http import Handler
 
 APIS: tuple[Api, ...] = (
-    container.answer,  # /v1/projects/…/locations/…/{clusters,serverConfig}
     resourcemanager.answer,  # /v3/projects/…, /v1/projects/…
     logging.answer,  # /v2/entries:list
     monitoring.answer,  # /v3/projects/…/{metricDescriptors,timeSeries}
 )
 """Those that remember nothing. These do (server.py): Vertex AI (/v1/projects/…/locations/…/{pipelineJobs,schedules}),
-Cloud Build (…/builds), Artifact Registry (…/{repositories,operations}/…), Secret Manager (/v1/projects/…/secrets/…),
-IAM (/v1/projects/…/{serviceAccounts,roles}/…), Service Usage (/v1/projects/…/services), Compute Engine
+GKE (…/{clusters,serverConfig,operations}), Cloud Build (…/builds), Artifact Registry
+(…/{repositories,operations}/…), Secret Manager (/v1/projects/…/secrets/…), IAM
+(/v1/projects/…/{serviceAccounts,roles}/…), Service Usage (/v1/projects/…/services), Compute Engine
 (/compute/v1/projects/…); and the IAM policies of everything (`:getIamPolicy` and so on)."""
 
 

@@ -11,6 +11,7 @@ from emulated_cloud.google.artifactregistry import ArtifactRegistry
 from emulated_cloud.google.cloudbuild import CloudBuild
 from emulated_cloud.google.compute import Compute
 from emulated_cloud.google.config import Config
+from emulated_cloud.google.container import Container
 from emulated_cloud.google.errors import unauthenticated
 from emulated_cloud.google.iam import Iam
 from emulated_cloud.google.policies import Policies
@@ -35,8 +36,19 @@ class GoogleServer(EmulatorServer):
         self.cloudbuild = (
             CloudBuild(config, config.cloudbuild, self.faults, iam, policies) if config.cloudbuild else None
         )
-        # Vertex AI lets through what it does not know of the operations of a location, which others have as well.
-        services = (self.aiplatform, self.cloudbuild, policies, self.usage, iam, secrets, repositories, self.compute)
+        # Vertex AI and GKE let through what they do not know of the operations of a location, which others have, too.
+        gke = Container(config, self.faults)
+        services = (
+            self.aiplatform,
+            gke,
+            self.cloudbuild,
+            policies,
+            self.usage,
+            iam,
+            secrets,
+            repositories,
+            self.compute,
+        )
         self.apis = (*routes.APIS, *(service.answer for service in services if service))
 
     def server_close(self) -> None:

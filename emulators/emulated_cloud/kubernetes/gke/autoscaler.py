@@ -37,6 +37,7 @@ from emulated_cloud.kubernetes.gke.machines import (
     node_template,
     reserve,
 )
+from emulated_cloud.kubernetes.gke.node_pools import NodePools, Pool
 from emulated_cloud.kubernetes.gke.nodes import NodeKeeper
 from emulated_cloud.kubernetes.pods import is_finished
 from emulated_cloud.kubernetes.quantity import parse_quantity
@@ -49,6 +50,7 @@ log = logging.getLogger(__name__)
 QUOTA_EXCEEDED = "GCE quota exceeded"
 # Autoscaler's words for a pool that has just failed, and for one that is at its limit.
 IN_BACKOFF = "in backoff after failed scale-up"
+POOL_IS_FULL = "max node group size reached"
 POOL_MAXIMUM = 1000
 
 
@@ -65,6 +67,7 @@ class Autoscaler:
     def __init__(self, client: Client, informers: Informers, config: Config, nodes: NodeKeeper, cache: ImageCache):
         self._client, self._informers, self._config, self._keeper = client, informers, config, nodes
         self._cache = cache
+        self._pools = NodePools(informers, config)
         self._pods = informers.of(PODS)
         self._nodes = informers.of(NODES)
         informers.of(CSI_NODES)
@@ -114,6 +117,8 @@ class Autoscaler:
 
     async def _node_for(self, pod: Object, needs: VolumeNeeds, settled: list[NodeState]) -> NodeState | None:
         """Announces a node for the pod; None when there is none to be had."""
+        if (pools := self._pools.in_order(pod)) is not None:
+            return await self._node_of(pools, pod, needs, settled)
         options, reasons = self._options(pod, needs, settled)
         if not options:
             self._decline(pod, reasons)
@@ -130,11 +135,7 @@ class Autoscaler:
         if not failure and not await self._within_quota(machine):
             failure = QUOTA_EXCEEDED
         if failure:
-            words = f"Node scale up in zones {zone} associated with this pod failed: {failure}."
-            self._events.event(pod, "Warning", "FailedScaleUp", f"{words} Pod is at risk of not being scheduled.")
-            self._backoff[pool] = now + self._config.backoff_seconds
-            # The next round says that the pool is being left alone.
-            self.queue.add("all", self._config.scale_up_seconds)
+            self._fail(pod, pool, zone, failure)
             return None
         name = f"gk3-{self._config.cluster}-{pool}-{secrets.token_hex(2)}"
         node = node_template(
@@ -149,12 +150,56 @@ class Autoscaler:
         )
         self._cache.equip(node, machine, pod)
         reserve(node, pod)
+        return self._expect(node, machine, zone)
+
+    async def _node_of(
+        self, pools: list[Pool], pod: Object, needs: VolumeNeeds, settled: list[NodeState]
+    ) -> NodeState | None:
+        """Announces a node of the first of these node pools that has room for one; None when none has."""
+        reasons, now = Counter[str](), asyncio.get_running_loop().time()
+        for pool in pools:
+            if self._backoff.get(pool.name, 0.0) > now:
+                reasons[IN_BACKOFF] += 1
+                continue
+            if self._size(pool.name) >= pool.largest:
+                reasons[POOL_IS_FULL] += 1
+                continue
+            zone = self._zones_by_load()[0]
+            template = NodeState(pool.node(self._config, zone))
+            why, _ = misfit(pod, template, needs, [*settled, template])
+            if why:
+                reasons.update(why)
+                continue
+            self._announce(pod, pool.name, zone, pool.largest)
+            failure = self._config.declined(pool.name) or self._config.declined(pool.machine.accelerator or "cpu")
+            if not failure and not await self._within_quota(pool.machine):
+                failure = QUOTA_EXCEEDED
+            if failure:
+                self._fail(pod, pool.name, zone, failure)
+                # The next round takes the next choice.
+                return None
+            self._declined.pop(pod["metadata"]["uid"], None)
+            name = f"gke-{self._config.cluster}-{pool.name}-{secrets.token_hex(2)}"
+            return self._expect(pool.node(self._config, zone, name), pool.machine, zone)
+        self._decline(pod, reasons)
+        return None
+
+    def _expect(self, node: Object, machine: MachineType, zone: str) -> NodeState:
+        """Has the node come up."""
         upcoming = Upcoming(node, machine, zone)
         self._upcoming.append(upcoming)
         task = asyncio.create_task(self._bring_up(upcoming))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return NodeState(node)
+
+    def _fail(self, pod: Object, pool: str, zone: str, failure: str) -> None:
+        """Says why no node of the pool comes, and leaves it alone for a while."""
+        words = f"Node scale up in zones {zone} associated with this pod failed: {failure}."
+        self._events.event(pod, "Warning", "FailedScaleUp", f"{words} Pod is at risk of not being scheduled.")
+        self._backoff[pool] = asyncio.get_running_loop().time() + self._config.backoff_seconds
+        # The next round says that the pool is being left alone.
+        self.queue.add("all", self._config.scale_up_seconds)
 
     async def _bring_up(self, upcoming: Upcoming) -> None:
         await asyncio.sleep(self._config.scale_up_seconds)
@@ -244,17 +289,21 @@ class Autoscaler:
     def _of_kind(self, accelerator: str) -> list[Upcoming]:
         return [upcoming for upcoming in self._upcoming if accelerator and upcoming.machine.accelerator == accelerator]
 
-    def _announce(self, pod: Object, pool: str, zone: str) -> None:
-        size = sum(
-            (node["metadata"].get("labels") or {}).get("cloud.google.com/gke-nodepool") == pool
-            and (node["metadata"].get("labels") or {}).get("topology.kubernetes.io/zone") == zone
-            for node in self._nodes.items.values()
-        )
+    def _size(self, pool: str, zone: str = "") -> int:
+        """Nodes of a pool, those that come included; with a zone, those in it that are there."""
+        labels = [node["metadata"].get("labels") or {} for node in self._nodes.items.values()]
+        if not zone:
+            labels += [upcoming.node["metadata"]["labels"] for upcoming in self._upcoming]
+        there = [found.get("topology.kubernetes.io/zone") for found in labels if found.get(POOL_LABEL) == pool]
+        return there.count(zone) if zone else len(there)
+
+    def _announce(self, pod: Object, pool: str, zone: str, largest: int = 0) -> None:
+        size = self._size(pool, zone)
         group = (
             f"https://www.googleapis.com/compute/v1/projects/{self._config.project.id}/zones/{zone}/instanceGroups/"
-            f"gk3-{self._config.cluster}-{pool}-grp"
+            f"{'gke' if largest else 'gk3'}-{self._config.cluster}-{pool}-grp"
         )
-        words = f"pod triggered scale-up: [{{{group} {size}->{size + 1} (max: {POOL_MAXIMUM})}}]"
+        words = f"pod triggered scale-up: [{{{group} {size}->{size + 1} (max: {largest or POOL_MAXIMUM})}}]"
         self._events.event(pod, "Normal", "TriggeredScaleUp", words)
 
     def _decline(self, pod: Object, reasons: Counter[str]) -> None:

@@ -5,8 +5,8 @@ accelerators         {"nvidia-l4": 4, "tpu-v6e-slice": 4, …}: quota in cards o
 machine_types        ["g2-standard-8", …]: the machine types to be had; all known ones if absent
 cpu_quota            vCPUs of all nodes together
 scale_up_seconds     from the announcement of a scale-up to the node
-decline              {accelerator, or "cpu": words}: scale-ups fail with these words ("GCE out of resources").
-                     Read again at each scale-up, so that a test can take it away
+decline              {accelerator, "cpu", or a node pool's name: words}: scale-ups fail with these words ("GCE out
+                     of resources"). Read again at each scale-up, so that a test can take it away
 backoff_seconds      how long the autoscaler leaves a failed scale-up alone (GKE: 300)
 cluster              name of the cluster, in node names
 location             its region or zone; the zones' region if left out
@@ -20,6 +20,8 @@ logs                 file to which LogEntry objects are appended, a line each, f
 private_roots        true: containers have a root and a user of their own (emulated_cloud/real/runtime.py)
 show                 [absolute paths]: folders of this machine that containers with a root of their own see, read-only,
                      beside what this Python needs
+pools                the file of the node pools that were made by the container API (google/container.py), read again at
+                     each scale-up
 node_pools           [{"name", "disk_images": ["projects/P/global/images/NAME"]}]: pools that somebody made, with disks
 registry             URL of the registry that says what pulled images are made of
 uncached_layers      that many layers of each image a node does not find on its disk. Read again at each pull
@@ -101,6 +103,7 @@ class Config:
     cluster: str = "gemma"
     storage: Storage | None = None
     disks: Path | None = None
+    pools: Path | None = None
     node_pools: list[dict[str, Any]] = field(default_factory=list)
     compute: Path | None = None
     registry: str = ""
@@ -122,7 +125,8 @@ class Config:
         return self.zones[0].rsplit("-", 1)[0]
 
     def declined(self, pool: str) -> str:
-        """The words with which a scale-up of `pool` (an accelerator, or `cpu`) fails; empty when it does not."""
+        """The words with which a scale-up of `pool` (an accelerator, `cpu`, or a node pool's name) fails; empty when it
+        does not."""
         words: str = self._now().get("decline", {}).get(pool, "")
         return words
 
@@ -157,6 +161,7 @@ def load(path: Path) -> Config:
                 else None,
                 "disks": Path(given["disks"]).absolute() if given.get("disks") else None,
                 "compute": Path(given["compute"]) if given.get("compute") else None,
+                "pools": Path(given["pools"]) if given.get("pools") else None,
                 "logs": Path(given["logs"]) if given.get("logs") else None,
                 "metrics": Path(given["metrics"]) if given.get("metrics") else None,
                 "show": [Path(folder) for folder in given.get("show", [])],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,7 @@ from emulated_cloud.kubernetes.kubelet.environment import (
 )
 from emulated_cloud.kubernetes.kubelet.fields import FieldError
 from emulated_cloud.kubernetes.kubelet.logs import LogFile, last_words, log_path
-from emulated_cloud.kubernetes.kubelet.node import Node
+from emulated_cloud.kubernetes.kubelet.node import ImageMapping, Node
 from emulated_cloud.kubernetes.kubelet.probes import Probe
 from emulated_cloud.kubernetes.kubelet.process import ContainerProcess, StartError, start
 from emulated_cloud.kubernetes.quantity import parse_quantity
@@ -252,8 +253,25 @@ class Container:
             }
             env = {**own, **{key: rewrite(value) for key, value in variables.items()}}
             env["TMPDIR"] = str(worker.folder / "tmp")
+            if image and not self._is_mapped(image):
+                env["PATH"] = f"{self._make_commands(image)}:{env['PATH']}"
             return env, self._argv(variables, rewrite)
         return None
+
+    def _is_mapped(self, image: ImageMapping) -> bool:
+        """Whether the container's command is one that the image has by itself."""
+        given = self.spec.get("command") or [""]
+        return not given[0] or bool({given[0], os.path.basename(given[0])} & image.argv0.keys())
+
+    def _make_commands(self, image: ImageMapping) -> Path:
+        """A folder with the image's commands, for what looks for them by itself: a shell."""
+        folder = self._worker.folder / "work" / self.name / "bin"
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, argv in image.argv0.items():
+            file = folder / name
+            file.write_text(f'#!/bin/sh\nexec {shlex.join(argv)} "$@"\n', encoding="utf-8")
+            file.chmod(0o755)
+        return folder
 
     def _rewriter(self) -> Rewriter:
         worker = self._worker

@@ -53,7 +53,7 @@ class Kubelet:
         self.runtime = runtime
         self.client, self.pods, self.image, self.variables_for = client, pods, image, variables_for
         self.host_ip, self.crash_backoff_seconds = host_ip, crash_backoff_seconds
-        self.volumes = VolumeManager(client, informers, drivers)
+        self.volumes = VolumeManager(client, informers, drivers, pods.with_name("hosts"))
         self._informer = informers.of(PODS)
         self._events = EventRecorder(client, "kubelet")
         self._network = ipaddress.ip_network(pod_network)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from emulated_cloud.kubernetes.attachment import attachment_name, needs_attachment, unique_name
 from emulated_cloud.kubernetes.client import ApiError, Client, Informers, Object
+from emulated_cloud.kubernetes.kubelet import host
 from emulated_cloud.kubernetes.kubelet.csi import CsiError, NodeDriver, PublishRequest
 from emulated_cloud.kubernetes.kubelet.fields import FieldError, field_value, resource_value
 from emulated_cloud.kubernetes.resources import (
@@ -38,8 +39,10 @@ class VolumeError(Exception):
 
 
 class VolumeManager:
-    def __init__(self, client: Client, informers: Informers, drivers: dict[str, NodeDriver]):
-        self._client, self._informers, self._drivers = client, informers, drivers
+    def __init__(self, client: Client, informers: Informers, drivers: dict[str, NodeDriver], hosts: Path):
+        """hosts: where the nodes' own files are (host.py)."""
+        self._client, self._informers, self._drivers, self._hosts = client, informers, drivers, hosts
+        self._nodes = informers.of(NODES)
         self._claims = informers.of(CLAIMS)
         self._volumes = informers.of(VOLUMES)
         self._attachments = informers.of(VOLUME_ATTACHMENTS)
@@ -70,6 +73,10 @@ class VolumeManager:
                 self._write(folder, await self._projected(pod, volume["projected"]))
             elif "persistentVolumeClaim" in volume:
                 await self._claim(pod, volume["persistentVolumeClaim"], folder)
+            elif "hostPath" in volume:
+                node = self._nodes.items[pod["spec"]["nodeName"]]
+                folder.unlink(missing_ok=True)
+                folder.symlink_to(host.find(self._hosts, node, volume["hostPath"]))
             elif "csi" in volume:
                 await self._publish_inline(pod, volume["csi"], folder)
             else:
@@ -101,6 +108,8 @@ class VolumeManager:
             if found := drivers.get(entry.name):
                 for driver in found:
                     await driver.unpublish(entry)
+            elif entry.is_symlink():
+                entry.unlink()  # A file of the node's own.
             elif entry.is_dir():
                 shutil.rmtree(entry, ignore_errors=True)
         await self._report_unused(pod)
