@@ -10,17 +10,16 @@ import time
 from dataclasses import dataclass, field
 
 from components.collect_garbage.step import free_own_weights, own_weights
-from components.ensure_access.step import bindings
 from pipelines.oversight import runs
 from pipelines.vertex import schedule
 from serving import names
 from serving.clients import kubernetes, storage
 from serving.clients.kubernetes import Cluster, Object
 from serving.clients.vertex import Body, Vertex
-from serving.deployment import caches, disk_images, lease, record, removal
+from serving.deployment import bindings, caches, disk_images, lease, record, removal
+from serving.deployment.bindings import Known
 from serving.deployment.record import Record
 from serving.errors import PipelineError, RequestError
-from serving.features import Binding
 from serving.log import Say
 from serving.settings import Settings
 
@@ -36,8 +35,8 @@ class Found:
     """Machines, disks and disk images, in words."""
     caches: list[str]
     """Zones of the bucket's caches."""
-    bindings: list[Binding]
-    """Roles on the bucket of accounts that nobody needs any more."""
+    bindings: list[Known]
+    """Roles on the bucket that runs gave; those that others need stay."""
     weights: list[str]
     """Prefixes of all sets of weights that nobody else names; they go only when that is asked for."""
     named: bool
@@ -53,7 +52,9 @@ class Found:
         lines += [f"Namespace/{settings.namespace}"] if self.namespace else []
         lines += self.compute
         lines += [f"Rapid Cache of gs://{settings.bucket} in {zone}" for zone in self.caches]
-        lines += [_given(settings, binding) for binding in self.bindings]
+        for known in self.bindings:
+            shared = "its need of " if len(known.needed_by) > 1 else ""
+            lines.append(f"{shared}{bindings.called(settings, known)}")
         if weights:
             lines += [*self.weights, *([names.weights_in_use(settings)] if self.named else [])]
         return lines
@@ -65,14 +66,13 @@ def find(settings: Settings, vertex: Vertex | None = None) -> Found:
     objects = removal.find(cluster, settings) if cluster else []
     known = _record(cluster, settings) if objects else Record()
     named = storage.stat(names.weights_in_use(settings)) is not None
-    # Its account's roles are left over, too, where a removal was ended when the account was gone.
-    deployed = bool(objects or named) and not (cluster and removal.account_stays(cluster, settings, objects))
     return Found(
         objects,
         cluster is not None and removal.removable_namespace(cluster, settings, objects) is not None,
         disk_images.present(settings),
         caches.present(settings),
-        _given_bindings(settings) if deployed else [],
+        # Where IAM is somebody else's, what was given before is, too.
+        bindings.present(settings) if settings.access == "manage" else [],
         own_weights(settings, known),
         named,
         schedule.find(vertex, settings) if vertex else None,
@@ -137,11 +137,8 @@ def _called(schedule: Body) -> str:
 
 def _outside(settings: Settings, found: Found, run_id: str, say: Say) -> list[str]:
     """What is not in the cluster, weights aside."""
-    gone = []
-    for binding in found.bindings:
-        if storage.remove_bucket_binding(settings.bucket, binding.role, binding.member):
-            gone.append(_given(settings, binding))
-            say(f"took {gone[-1]}")
+    given = bindings.leave_all(settings, say) if found.bindings else []
+    gone = [bindings.called(settings, known) for known in given]
     gone += [f"disk image {name}" for name in disk_images.remove_all(settings, run_id, say)]
     return gone + [f"Rapid Cache of gs://{settings.bucket} in {zone}" for zone in caches.leave_all(settings, say)]
 
@@ -170,24 +167,6 @@ def _record(cluster: Cluster | None, settings: Settings) -> Record:
         return record.read(cluster, settings) if cluster else Record()
     except RequestError:
         return Record()
-
-
-def _given_bindings(settings: Settings) -> list[Binding]:
-    """The roles on the bucket that runs gave: those of the deployment's own service account, and those of GKE's own
-    where no other deployment has weights in the bucket. None where IAM is somebody else's."""
-    if settings.access == "check":
-        return []
-    own = f"/ns/{settings.namespace}/sa/{settings.serving.service_account}"
-    try:
-        shared = set(storage.list_uris(names.all_weights_in_use(settings))) - {names.weights_in_use(settings)}
-        wanted = [binding for binding in bindings(settings) if binding.member.endswith(own) or not shared]
-        return [each for each in wanted if storage.has_bucket_binding(settings.bucket, each.role, each.member)]
-    except PipelineError:
-        return []  # Whoever may not see them did not give them.
-
-
-def _given(settings: Settings, binding: Binding) -> str:
-    return f"{binding.role} on gs://{settings.bucket} from {binding.member.partition('/subject/')[2]}"
 
 
 def _without_lease(objects: list[Object]) -> list[Object]:
