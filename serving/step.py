@@ -14,7 +14,7 @@ from serving import names
 from serving.clients import kubernetes, patience
 from serving.clients.kubernetes import Cluster
 from serving.deployment import lease, leftovers, record
-from serving.errors import PipelineError, ToldToEnd
+from serving.errors import LeaseLostError, PipelineError
 from serving.outcome import Outcome, recorded
 from serving.settings import Settings, validated
 from serving.values import Duration
@@ -43,41 +43,41 @@ class Step:
     def holding_lease(self, cluster: Cluster, *, take: bool = False) -> Iterator[None]:
         """Keeps the Lease, which the run has taken already unless this is to `take` it, alive while the block runs.
 
-        When the step is told to end, the accelerators that nothing serves from and the Lease are given back; another
-        attempt then takes the Lease again, and has to bring up what it needs.
+        Another attempt of a step that was told to end takes it again, and has to bring up what it needs.
         """
         run_id = self.release.run_id
-        try:
-            if take or self.outcome.was_told_to_end:
-                lease.take(cluster, self.settings, run_id, self.outcome.say)
-            with lease.held(cluster, self.settings, run_id):
-                try:
-                    yield
-                except ToldToEnd:
-                    self._let_rest(cluster)
-                    raise
-        except ToldToEnd:
-            try:
-                lease.give_back(cluster, self.settings, run_id)
-            except PipelineError as error:
-                self.outcome.say(f"could not give the Lease back ({error}); it runs out by itself")
-            raise
-
-    def _let_rest(self, cluster: Cluster) -> None:
-        generation = self.release.generation
-        try:
-            known = record.read(cluster, self.settings)
-            leftovers.let_rest(cluster, self.settings, known, generation, self.outcome.say)
-        except PipelineError as error:
-            self.outcome.say(f"could not scale {generation} to zero ({error}); the next run takes it away")
+        if take or self.outcome.was_told_to_end:
+            lease.take(cluster, self.settings, run_id, self.outcome.say)
+        with lease.held(cluster, self.settings, run_id):
+            yield
 
 
 @contextmanager
 def opened(name: str, settings: dict[str, Any], release: dict[str, Any]) -> Iterator[Step]:
     """A step, from what resolve_model handed on: the whole settings and the release, as structs."""
     root, run_id = _root(settings, settings.get("bucket")), release["run_id"]
-    with recorded(name, root, run_id, _patience(settings)) as outcome:
-        yield Step(outcome, validated(Settings, settings), Release.model_validate(release))
+
+    def step(outcome: Outcome) -> Step:
+        return Step(outcome, validated(Settings, settings), Release.model_validate(release))
+
+    with recorded(name, root, run_id, _patience(settings), lambda outcome: _give_back(step(outcome))) as outcome:
+        yield step(outcome)
+
+
+def _give_back(step: Step) -> None:
+    """Gives back what the run holds in the cluster: the accelerators that nothing serves from, and the Lease.
+    Raises InconclusiveError when the cluster is away."""
+    settings, run_id, generation, say = step.settings, step.release.run_id, step.release.generation, step.outcome.say
+    try:
+        cluster = kubernetes.connect(settings)
+        with lease.held(cluster, settings, run_id):
+            try:
+                leftovers.let_rest(cluster, settings, record.read(cluster, settings), generation, say)
+            except PipelineError as error:
+                say(f"could not scale {generation} to zero ({error}); the next run takes it away")
+        lease.give_back(cluster, settings, run_id)
+    except LeaseLostError:
+        return  # It is not the run's, or not yet.
 
 
 @contextmanager

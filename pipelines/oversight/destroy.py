@@ -19,7 +19,7 @@ from serving.clients.vertex import Body, Vertex
 from serving.deployment import bindings, caches, disk_images, lease, record, removal
 from serving.deployment.bindings import Known
 from serving.deployment.record import Record
-from serving.errors import PipelineError, RequestError
+from serving.errors import RequestError
 from serving.log import Say
 from serving.settings import Settings
 

@@ -13,6 +13,7 @@ It tells on stdout what happens, one JSON object a line:
     {"task": …, "state": "FAILED", "error": {"code", "message"}, "outputs": [{…}, {…}]}
     {"custom_job": "42", "line": "a line that it printed", "severity": "INFO"}
     {"fault": true}                                        what a test has scripted for a task has happened
+    {"cancel": true}                                       somebody has to ask for the job's end now: a test's script
     {"end": "FAILED", "failed": ["exit-handler-1"]}
 
 and reads on stdin `cancel`. When stdin closes it ends, with all that it runs.
@@ -74,7 +75,7 @@ class Runner:
         self._job_id = request["name"].rpartition("/")[2]
         self._root = Path(request["folder"]) / "root"
         self._scripted = request["scripted"]
-        self._kills_left = self._scripted.get("attempts", 1) if "task" in self._scripted else 0
+        self._strikes_left = self._scripted.get("attempts", 1) if "task" in self._scripted else 0
         self._isolated = _may_isolate()
         self._thread = threading.local()
         self._lock = threading.Lock()
@@ -281,8 +282,8 @@ class Runner:
             )
             self._processes[path] = process
         self._set(path, "RUNNING", custom_job=custom_job)
-        if self._is_to_be_killed(path, None):
-            self._kill(process)
+        if self._is_struck(path, None):
+            self._strike(process)
         readers = [
             threading.Thread(target=self._read, args=(path, process, stream, custom_job, severity), daemon=True)
             for stream, severity in ((process.stdout, "INFO"), (process.stderr, "ERROR"))
@@ -306,22 +307,30 @@ class Runner:
     def _read(self, path: Path_, process: Any, stream: Any, custom_job: str, severity: str) -> None:
         for line in stream:
             self._tell(custom_job=custom_job, line=line.rstrip("\n"), severity=severity)
-            if process.poll() is None and self._is_to_be_killed(path, line):
-                self._kill(process)
+            if process.poll() is None and self._is_struck(path, line):
+                self._strike(process)
         stream.close()
 
-    def _is_to_be_killed(self, path: Path_, line: str | None) -> bool:
-        """Whether a test wants this task to die without a word: now that it runs, or has printed a line."""
+    def _is_struck(self, path: Path_, line: str | None) -> bool:
+        """Whether what a test wants for this task is due: now that it runs, or has printed a line."""
         after = self._scripted.get("after")
         due = line is None if after is None else line is not None and re.search(after, line) is not None
         with self._lock:
-            if not (due and self._kills_left and path[-1] == self._scripted["task"]):
+            if not (due and self._strikes_left and path[-1] == self._scripted["task"]):
                 return False
-            self._kills_left -= 1
-            first = self._kills_left == self._scripted.get("attempts", 1) - 1
+            self._strikes_left -= 1
+            first = self._strikes_left == self._scripted.get("attempts", 1) - 1
         if first:
             self._tell(fault=True)
         return True
+
+    def _strike(self, process: Any) -> None:
+        """The task dies without a word, or the job is cancelled: until it hears of that, the task stands still."""
+        if self._scripted.get("cancel"):
+            os.killpg(process.pid, signal.SIGSTOP)
+            self._tell(cancel=True)
+        else:
+            self._kill(process)
 
     def _kill(self, process: Any) -> None:
         try:
@@ -367,6 +376,7 @@ class Runner:
                 time.sleep(0.01)  # It has not begun yet.
         try:
             os.kill(pid, signal.SIGTERM)
+            os.killpg(process.pid, signal.SIGCONT)
         except ProcessLookupError:
             pass
 
