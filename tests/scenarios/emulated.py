@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,11 @@ class Cloud:
 
     def in_cluster(self, path: str) -> list[dict[str, Any]]:
         """The objects at a path of the cluster's API."""
+        found: list[dict[str, Any]] = self.ask(path)["items"]
+        return found
+
+    def ask(self, path: str) -> Any:
+        """What the cluster's API answers to its administrator."""
         config = json.loads((self.state / "kubeconfig").read_text())
         cluster, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
         headers = {"Authorization": f"Bearer {user['token']}"}
@@ -85,8 +90,38 @@ class Cloud:
             f"{cluster['server']}{path}", headers=headers, verify=cluster["certificate-authority"], timeout=60
         )
         answer.raise_for_status()
-        found: list[dict[str, Any]] = answer.json()["items"]
+        return answer.json()
+
+    def vertex(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
+        """What Vertex AI answers to a program of somebody's own."""
+        return self.google(method, f"v1/projects/demo-project/locations/us-central1/{path}", body)
+
+    def google(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
+        """What one of Google's APIs answers."""
+        google = self.environment["GEMMA_PIPELINES_API_ENDPOINT"]
+        token = requests.get(
+            f"{google}/computeMetadata/v1/instance/service-accounts/default/token",
+            headers={"Metadata-Flavor": "Google"},
+            timeout=60,
+        ).json()["access_token"]
+        url = f"{google}/{path}"
+        answer = requests.request(method, url, json=body, headers={"Authorization": f"Bearer {token}"}, timeout=60)
+        answer.raise_for_status()
+        found: dict[str, Any] = answer.json()
         return found
+
+    def ended(self, job_id: str) -> dict[str, Any]:
+        """A run, when it has ended."""
+        deadline = time.monotonic() + SECONDS
+        while "endTime" not in (job := self.vertex("GET", f"pipelineJobs/{job_id}")):
+            assert time.monotonic() < deadline, job
+            time.sleep(0.2)
+        return job
+
+    def logged(self, condition: str) -> list[dict[str, Any]]:
+        """What Cloud Logging has of entries like these, as their fields."""
+        body = {"resourceNames": ["projects/demo-project"], "filter": condition, "pageSize": 1000}
+        return [entry["jsonPayload"] for entry in self.google("POST", "v2/entries:list", body).get("entries", [])]
 
     def of_run(self, run_id: str, file: str) -> Any:
         """A JSON document that a run left."""
@@ -106,3 +141,35 @@ def held(cloud: Cloud, namespace: str = "gemma") -> Mapping[str, Any]:
         "deployments": sorted(each["metadata"]["name"] for each in deployments if each["spec"].get("replicas", 1)),
         "baking": sorted(str(file.relative_to(folder)) for file in folder.glob("zones/**/*.json")),
     }
+
+
+def holds(cloud: Cloud) -> set[str]:
+    """All that the cloud holds, but what runs and builds left to be read, and what comes and goes by itself: schedules,
+    objects and IAM bindings of the bucket, disks, machines and images, objects of the cluster."""
+    bucket = cloud.state / "buckets" / "demo-bucket"
+    stored = {str(file.relative_to(bucket / "objects")) for file in (bucket / "objects").rglob("*") if file.is_file()}
+    policy = json.loads((bucket / "bucket.json").read_text()).get("policy", {}).get("bindings", [])
+    folders = [cloud.state / name for name in ("aiplatform/us-central1/schedules", "compute", "disks")]
+    return {
+        *(f"gs://{name}" for name in stored if not name.startswith(("pipelines/", "builds/"))),
+        *(f"{each['role']} {member}" for each in policy for member in each["members"]),
+        *(str(file.relative_to(cloud.state)) for folder in folders for file in folder.rglob("*") if file.is_file()),
+        *_of_cluster(cloud),
+    }
+
+
+_OF_THE_CLUSTER = ("events", "nodes", "csinodes", "leases")
+"""What nodes and controllers write all the time; a deployment's Lease is looked at by `held`."""
+
+
+def _of_cluster(cloud: Cloud) -> Iterator[str]:
+    groups = [
+        "/api/v1",
+        *(f"/apis/{group['preferredVersion']['groupVersion']}" for group in cloud.ask("/apis")["groups"]),
+    ]
+    for group in groups:
+        for kind in cloud.ask(group)["resources"]:
+            plural = kind["name"]
+            if "list" in kind["verbs"] and plural not in _OF_THE_CLUSTER:
+                for item in cloud.in_cluster(f"{group}/{plural}"):
+                    yield f"{plural} {item['metadata'].get('namespace', '')}/{item['metadata']['name']}"

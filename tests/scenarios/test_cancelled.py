@@ -6,6 +6,7 @@ task runs after it, as where an orchestrator leaves it out.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,41 +17,57 @@ from emulated_cloud.cloud import wait_for
 from tests.scenarios.emulated import Cloud, held
 
 NOTHING = {"lease": "", "jobs": [], "deployments": [], "baking": []}
-BEFORE_PROMOTION = [
-    ("resolve-model", "started"),
-    ("ensure-access", "gave roles/"),
-    ("bake-disk-image", "machine .* started in"),
-    ("download-weights", "started"),
-    ("hydrate-volume", "applied VolumeSnapshot/"),
-    ("deploy-server", "applied Deployment/"),
-    ("validate-server", "load: "),
-    ("verify-image-cache", "started"),
-    ("verify-placement", "started"),
-    ("promote-generation", "started"),
+LONG_LOAD = {"requests_per_concurrency": 1000}
+NEVER_FAST_ENOUGH = {"thresholds": {"min_tokens_per_second": 1e9}}
+BEFORE_PROMOTION: list[tuple[str, str, dict[str, Any]]] = [
+    ("resolve-model", "started", {}),
+    ("ensure-access", "gave roles/", {}),
+    ("bake-disk-image", "machine .* started in", {}),
+    ("download-weights", "started", {}),
+    ("hydrate-volume", "applied VolumeSnapshot/", {}),
+    ("deploy-server", "applied Deployment/", {}),
+    ("validate-server", "load: ", LONG_LOAD),
+    ("verify-image-cache", "started", {}),
+    ("verify-placement", "started", {}),
+    ("discard-generation", "started", NEVER_FAST_ENOUGH),
+    ("promote-generation", "started", {}),
 ]
-"""Task and line. Each run finds what the one before left when it was cancelled a step earlier."""
-LONG_LOAD = ("--set", "validation.requests_per_concurrency=1000")
+"""Task, line, and what else validation asks for. Each run finds what the one before left, cancelled a step earlier."""
 
 
 @pytest.fixture(scope="module")
 def cloud(folder: Path) -> Iterator[Cloud]:
-    cloud = Cloud(folder, scenario="hyperdisk-ml", features=["secondary-boot-disk"], keep_previous=0)
+    cloud = Cloud(folder, scenario="hyperdisk-ml", features=["secondary-boot-disk"])
     assert cloud.command("bootstrap")["ready"]
     yield cloud
     assert cloud.run.stop() == 0
 
 
-def cancelled(cloud: Cloud, task: str, line: str, *more: str) -> None:
+@pytest.fixture(scope="module")
+def request_of_a_run(cloud: Cloud) -> dict[str, Any]:
+    found: dict[str, Any] = cloud.command("submit", "04", "--dry-run")["pipelineJob"]
+    return found
+
+
+def ran(cloud: Cloud, asked: dict[str, Any], job_id: str, **validation: Any) -> dict[str, Any]:
+    """A run that has ended."""
+    asked = copy.deepcopy(asked)
+    asked["runtimeConfig"]["parameterValues"]["settings"]["validation"] |= validation
+    cloud.vertex("POST", f"pipelineJobs?pipelineJobId={job_id}", asked)
+    return cloud.ended(job_id)
+
+
+def cancelled(cloud: Cloud, asked: dict[str, Any], task: str, line: str, **validation: Any) -> None:
     """A run that is cancelled when this task prints this line."""
     outcome = {"task": task, "after": line, "cancel": True, "exit_after_cancel": False}
     cloud.script({"action": "outcome", "path": "/pipelineJobs$", "outcome": outcome})
-    told = cloud.command("submit", "04", "--wait", *more, code=1)
+    job = ran(cloud, asked, f"cancelled-in-{task}", **validation)
     assert cloud.consumed() == [2], f"{task} was cancelled, and no exit task ran"
-    assert told["state"] == "CANCELLED"
-    step = task.replace("-", "_")
-    outcomes = {each["name"]: each["status"] for each in told["run"]["steps"]}
-    assert outcomes[step] == "inconclusive"
-    assert "told to end (SIGTERM)" in cloud.of_run(told["id"], f"steps/{step}.json")["message"]
+    assert job["state"] == "PIPELINE_STATE_CANCELLED"
+    cancelled_tasks = {each["taskName"] for each in job["jobDetail"]["taskDetails"] if each["state"] == "CANCELLED"}
+    assert task in cancelled_tasks
+    left = cloud.of_run(f"cancelled-in-{task}", f"steps/{task.replace('-', '_')}.json")
+    assert (left["status"], left["error"]["type"]) == ("inconclusive", "ToldToEnd")
 
 
 def comes_to_hold(cloud: Cloud, wanted: dict[str, Any]) -> None:
@@ -58,27 +75,18 @@ def comes_to_hold(cloud: Cloud, wanted: dict[str, Any]) -> None:
 
 
 @pytest.mark.timeout(3600)
-def test_a_run_cancelled_in_any_step_holds_nothing_and_is_completed_by_the_next(cloud: Cloud):
-    for task, line in BEFORE_PROMOTION:
-        cancelled(cloud, task, line, *(LONG_LOAD if line == "load: " else ()))
+def test_a_run_cancelled_in_any_step_holds_nothing_and_is_completed_by_the_next(
+    cloud: Cloud, request_of_a_run: dict[str, Any]
+):
+    for task, line, validation in BEFORE_PROMOTION:
+        cancelled(cloud, request_of_a_run, task, line, **validation)
         comes_to_hold(cloud, NOTHING)
 
-    first = cloud.command("submit", "04", "--wait")["run"]
-    assert first["status"] == "succeeded"
-    serving = {**NOTHING, "deployments": [f"vllm-{first['generation']}"]}
+    # Now it serves, and is not touched.
+    cancelled(cloud, request_of_a_run, "collect-garbage", "started")
+    generation = cloud.of_run("cancelled-in-collect-garbage", "steps/resolve_model.json")["generation"]
+    serving = {**NOTHING, "deployments": [f"vllm-{generation}"]}
     comes_to_hold(cloud, serving)
-
-    # What comes after a verdict, each of another generation. What serves is not touched.
-    longer, longest = (("--set", f"engine.max_model_len={length}") for length in (1024, 2048))
-    bad = (*longest, "--set", "validation.thresholds.min_tokens_per_second=1000000000")
-    cancelled(cloud, "discard-generation", "started", *bad)
+    assert ran(cloud, request_of_a_run, "completed")["state"] == "PIPELINE_STATE_SUCCEEDED"
+    assert cloud.of_run("completed", "report.json")["status"] in ("succeeded", "unchanged")
     comes_to_hold(cloud, serving)
-    rejected = cloud.command("submit", "04", "--wait", *bad, code=1)["run"]
-    assert rejected["error"]["step"] == "validate_server"
-    comes_to_hold(cloud, serving)
-
-    cancelled(cloud, "collect-garbage", "started", *longer)
-    second = cloud.command("submit", "04", "--wait", *longer)["run"]
-    assert second["generation"] not in (first["generation"], rejected["generation"])
-    comes_to_hold(cloud, {**NOTHING, "deployments": [f"vllm-{second['generation']}"]})
-    assert cloud.command("submit", "04", "--wait", *longer)["run"]["status"] == "unchanged"
