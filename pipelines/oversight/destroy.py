@@ -47,7 +47,8 @@ class Found:
 
     def lines(self, settings: Settings, *, weights: bool) -> list[str]:
         """What goes, a line each."""
-        lines = [_called(self.schedule)] if self.schedule else []
+        lines = [f"{runs.called(run)}, which goes on, once it has ended" for run in self.runs]
+        lines += [_called(self.schedule)] if self.schedule else []
         lines += [f"{item['kind']}/{item['metadata']['name']}" for item in self.objects]
         lines += [f"Namespace/{settings.namespace}"] if self.namespace else []
         lines += self.compute
@@ -90,8 +91,8 @@ def destroy(
     cancel: bool = False,
     wait_seconds: float = 3600,
 ) -> list[str]:
-    """Takes away what was found. Returns what went, a line each. cancel: runs that go on are told to end, else they are
-    waited for, so many seconds.
+    """Takes away what was found, and what a run made before it ended. Returns what went, a line each. cancel: runs that
+    go on are told to end, else they are waited for, so many seconds.
 
     Raises LeaseHeldError while a run holds the Lease, InconclusiveError for what does not end or does not go.
     """
@@ -99,13 +100,16 @@ def destroy(
         if found.schedule and found.schedule["state"] == schedule.ACTIVE:
             vertex.pause_schedule(found.schedule["name"])
             say("paused the schedule")
-        runs.wait_until_ended(vertex, settings, say, cancel=cancel, seconds=wait_seconds)
+        if runs.wait_until_ended(vertex, settings, say, cancel=cancel, seconds=wait_seconds):
+            found = _again(settings, vertex, found, say)
     run_id = f"destroy-{time.strftime('%Y%m%d%H%M%S', time.gmtime())}"
     cluster, gone = _cluster(settings), list[str]()
     if cluster and found.objects:
         lease.take(cluster, settings, run_id, say)
         try:
             with lease.held(cluster, settings, run_id):
+                # Whoever held the Lease until now may have changed things.
+                found = _again(settings, vertex, found, say)
                 gone += _schedule(vertex, found, say)
                 _name_weights(settings, found)
                 gone += removal.remove(cluster, settings, _without_lease(found.objects), say)
@@ -121,6 +125,21 @@ def destroy(
     if weights:
         gone += free_own_weights(settings, found.weights, say)
     return gone
+
+
+def kept_weights(settings: Settings) -> list[str]:
+    """The sets of weights of a deployment that is gone, as the bucket names them."""
+    return own_weights(settings, Record())
+
+
+def _again(settings: Settings, vertex: Vertex | None, before: Found, say: Say) -> Found:
+    """What there is now. What came since is the deployment's as well, and is told."""
+    found = find(settings, vertex)
+    shown = before.lines(settings, weights=True)
+    for line in found.lines(settings, weights=True):
+        if line not in shown:
+            say(f"made meanwhile, and goes too: {line}")
+    return found
 
 
 def _schedule(vertex: Vertex | None, found: Found, say: Say) -> list[str]:
