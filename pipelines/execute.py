@@ -28,9 +28,6 @@ def main() -> None:
 
 def execute(scenario: str, image: str | None, parameters: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Compiles and runs a scenario below `folder`; returns what became of it. Never raises for a failed step."""
-    from kfp import components as kfp_components
-    from kfp import local
-
     from components.write_report import summary
     from pipelines.compile import compile_scenario
     from serving import names
@@ -41,6 +38,11 @@ def execute(scenario: str, image: str | None, parameters: dict[str, Any], folder
     started = time.monotonic()
     root = folder / "kfp"
     compiled = compile_scenario(find(scenario), folder, image, parameters["settings"].get("features", ()))
+
+    # It imports kfp in a way of its own, and so first.
+    from kfp import components as kfp_components
+    from kfp import local
+
     local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(root), raise_on_error=True)
     try:
         kfp_components.load_component_from_file(str(compiled))(**parameters)

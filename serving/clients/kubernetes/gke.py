@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from serving.clients import google
+from serving.clients.deferred import defer
 from serving.clients.kubernetes.cluster import Cluster
 
 if TYPE_CHECKING:
@@ -14,7 +15,9 @@ if TYPE_CHECKING:
 
 def connect(settings: Settings) -> Cluster:
     """The deployment's cluster: project, location and name through the container API, never a kubeconfig."""
-    from kubernetes.client import ApiClient, Configuration
+    defer("kubernetes", "kubernetes.client", "kubernetes.client.models")
+    from kubernetes.client.api_client import ApiClient
+    from kubernetes.client.configuration import Configuration
 
     address = google.cluster_address(settings.project, settings.location, settings.cluster, settings.endpoint)
     credentials = google.credentials()
