@@ -49,6 +49,30 @@ from emulated_cloud.google.aiplatform import errors, resources
 _ISOLATED = ["unshare", "--pid", "--fork", "--kill-child", "--"]
 _SCHEMAS = {"dag": "system.DagExecution", "executor_label": "system.ContainerExecution"}
 _PR_SET_PDEATHSIG = 1
+_HELD = """
+import os, re, sys, time
+
+
+class Held:
+    def __init__(self, stream, pattern):
+        self._stream, self._pattern, self._line = stream, pattern, ""
+
+    def write(self, text):
+        written = self._stream.write(text)
+        *lines, self._line = (self._line + text).split("\\n")
+        if any(re.search(self._pattern, line) for line in lines):
+            self._stream.flush()
+            time.sleep(3600)
+        return written
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
+
+
+sys.stdout = Held(sys.stdout, os.environ.pop("HELD_AT"))
+del os.environ["PYTHONPATH"]
+"""
+"""What Python runs first in a task that is to stand still at a line that it prints. SIGTERM ends the sleep."""
 _libc = ctypes.CDLL(None)
 
 Path_ = tuple[str, ...]
@@ -275,7 +299,7 @@ class Runner:
                 stderr=subprocess.PIPE,
                 encoding="utf-8",
                 errors="replace",
-                env={**os.environ, **(env_vars or {})},
+                env={**os.environ, **(env_vars or {}), **self._held(path)},
                 start_new_session=True,
                 # When we are killed, too.
                 preexec_fn=lambda: _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL),
@@ -311,6 +335,15 @@ class Runner:
                 self._strike(process)
         stream.close()
 
+    def _held(self, path: Path_) -> dict[str, str]:
+        """What has a task stand still at the line at which a test cancels the job, until it is told to end."""
+        if not self._scripted.get("cancel") or path[-1] != self._scripted["task"]:
+            return {}
+        folder = Path(self._request["folder"]) / "held"
+        folder.mkdir(exist_ok=True)
+        (folder / "sitecustomize.py").write_text(_HELD, encoding="utf-8")
+        return {"PYTHONPATH": str(folder), "HELD_AT": self._scripted["after"]}
+
     def _is_struck(self, path: Path_, line: str | None) -> bool:
         """Whether what a test wants for this task is due: now that it runs, or has printed a line."""
         after = self._scripted.get("after")
@@ -325,9 +358,8 @@ class Runner:
         return True
 
     def _strike(self, process: Any) -> None:
-        """The task dies without a word, or the job is cancelled: until it hears of that, the task stands still."""
+        """The task dies without a word, or the job is cancelled."""
         if self._scripted.get("cancel"):
-            os.killpg(process.pid, signal.SIGSTOP)
             self._tell(cancel=True)
         else:
             self._kill(process)
@@ -376,7 +408,6 @@ class Runner:
                 time.sleep(0.01)  # It has not begun yet.
         try:
             os.kill(pid, signal.SIGTERM)
-            os.killpg(process.pid, signal.SIGCONT)
         except ProcessLookupError:
             pass
 
