@@ -45,7 +45,6 @@ def cloud(folder: Path) -> Iterator[Cloud]:
         namespace="staging",
         validation=validation,
         engine={"max_model_len": 4096},
-        keep_runs=1,
         keep_previous=0,
         lease={"wait": "300s"},
     )
@@ -89,8 +88,8 @@ def test_a_team_s_life(cloud: Cloud, tiny_gemma3: Path):
     assert slow["error"]["step"] == "validate_server"
     assert f"of {validated['generation']}" in slow["error"]["message"]
     assert not cloud.of_run(slow["id"], "steps/validate_server.json")["gates"], "no gate after a no"
-    longer = submitted(cloud, "--set", "engine.max_model_len=8192", code=1)
-    assert longer["error"]["message"] == f"gate 1 ({GATE}): a context of 8192 tokens"
+    longer = submitted(cloud, "--set", "engine.max_model_len=6144", code=1)
+    assert longer["error"]["message"] == f"gate 1 ({GATE}): a context of 6144 tokens"
     assert held(cloud, "staging")["deployments"] == [f"vllm-{validated['generation']}"]
 
     # Production serves what staging validated, whatever the hub has become.
@@ -104,7 +103,7 @@ def test_a_team_s_life(cloud: Cloud, tiny_gemma3: Path):
     assert images[0].partition("@")[0] == images[1].partition("@")[0]
 
     # A release that passes; older runs go, those of production and what the record names stay.
-    passed = submitted(cloud, "--set", "retry=true")
+    passed = submitted(cloud, "--retry", "--set", "keep_runs=1")
     assert passed["status"] == "succeeded"
     assert folders(cloud) == {passed["id"], longer["id"], served["id"]}
 
