@@ -191,6 +191,13 @@ def test_what_somebody_else_made_stays(bucket, monkeypatch, kind: str):
     assert kind in {found for found, *_ in cluster.objects}
 
 
+def test_endpoints_that_are_still_there_are_nobody_s(bucket, monkeypatch):
+    cluster = at(monkeypatch, a_cluster())
+    cluster.create({"kind": "Endpoints", "metadata": {"name": SETTINGS.name, "namespace": SETTINGS.namespace}})
+    assert work.find(SETTINGS).namespace
+    assert f"Namespace/{SETTINGS.namespace}" in destroyed()
+
+
 def test_a_namespace_with_something_of_somebody_in_it_stays(bucket, monkeypatch):
     cluster = at(monkeypatch, a_cluster())
     cluster.create(ours("Secret", "theirs", SETTINGS.namespace))
