@@ -83,7 +83,7 @@ def removable_namespace(cluster: Cluster, settings: Settings, going: list[Object
 
 def _goes_with(item: Object, uids: set[str]) -> bool:
     """Whether an object is one of those, or goes when what owns it does. (Of what is owned twice over, the owner may be
-    owned itself: a pod by a ReplicaSet.) Endpoints go with the Service of their name, a moment after it, and unowned."""
+    owned itself: a pod by a ReplicaSet.) Endpoints go a moment after their Service, which does not own them."""
     if item["kind"] == "Endpoints":
         return True
     return item["metadata"].get("uid") in uids or bool(item["metadata"].get("ownerReferences"))

@@ -193,8 +193,10 @@ def test_what_somebody_else_made_stays(bucket, monkeypatch, kind: str):
 
 def test_endpoints_that_are_still_there_are_nobody_s(bucket, monkeypatch):
     cluster = at(monkeypatch, a_cluster())
-    cluster.create({"kind": "Endpoints", "metadata": {"name": SETTINGS.name, "namespace": SETTINGS.namespace}})
-    assert work.find(SETTINGS).namespace
+    place = {"name": SETTINGS.name, "namespace": SETTINGS.namespace, "uid": "endpoints-1"}
+    cluster.objects["Endpoints", SETTINGS.namespace, SETTINGS.name] = {"kind": "Endpoints", "metadata": place}
+    found = work.find(SETTINGS)
+    assert f"Namespace/{SETTINGS.namespace}" in found.lines(SETTINGS, weights=False)
     assert f"Namespace/{SETTINGS.namespace}" in destroyed()
 
 
