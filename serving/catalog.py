@@ -9,7 +9,7 @@ import difflib
 import functools
 import importlib.resources
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from serving.errors import RequestError
@@ -33,13 +33,65 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Card:
-    """An accelerator."""
+class Kind:
+    """What pods of one kind of accelerators have in common."""
 
+    name: str
+    """The feature of deployments that have such accelerators."""
+    resource: str
+    """What a pod asks of its node; the nodes have a taint of that key."""
+    image: str
+    """The engine's."""
+    ready_timeout: str
+    """How long a server that has its node may take to become ready: a duration of the settings."""
+    node_selector: dict[str, str] = field(default_factory=dict)
+    topology_label: str = ""
+    """The label of nodes that says how their chips are wired; empty where they are not."""
+    project_quota: str = ""
+    """The quota of Compute Engine that they count against in all regions together; empty without."""
+    architecture_flags: dict[str, list[str]] = field(default_factory=dict)
+    """Flags of `vllm serve` by the model's architecture."""
+    context: int | None = None
+    """Tokens: --max-model-len where nobody knows better; None: the engine finds out."""
+    shared_memory_gib: int = 0
+    """Shared memory of a pod, at least."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """An accelerator: a row of the catalog."""
+
+    kind: Kind
     memory_gib: float
-    """0 where it does not matter: no `batch`."""
-    batch: str | None
+    """Of each core."""
+    counts: list[int]
+    """How many of them GKE puts on a node."""
+    machine_family: str
+    node_selector: dict[str, str]
+    """The label of GKE's nodes that have it, with what GKE calls it."""
+    batch: str | None = None
     """Which of the engine's batches is its own here, by name; None where nobody has measured the overhead."""
+    cores: int = 1
+    """Devices that the engine sees in one: it splits the model over them all."""
+    topologies: dict[int, str] = field(default_factory=dict)
+    """How the chips of a node are wired, by their number."""
+    machine_types: dict[int, str] = field(default_factory=dict)
+    """The machines that have them, by their number, where no two have the same."""
+    quota: str = ""
+    """The quota of Compute Engine that it counts against; empty where Compute Engine shows none."""
+    quota_ids: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """The quota of the Cloud Quotas API, `{id, dimensions}`, where that alone has it, by how nodes are paid for:
+    on-demand, spot."""
+
+    def nodes_with(self, count: int) -> dict[str, str]:
+        """The labels of GKE's nodes that have so many of it."""
+        wired = {self.kind.topology_label: self.topologies[count]} if self.topologies else {}
+        return {**self.node_selector, **self.kind.node_selector, **wired}
+
+    @property
+    def gke_name(self) -> str:
+        """What GKE calls it."""
+        return next(iter(self.node_selector.values()))
 
 
 @dataclass(frozen=True)
@@ -69,21 +121,9 @@ def accelerators() -> dict[str, list[int]]:
     return {name: list(known["counts"]) for name, known in _catalog()["accelerators"].items()}
 
 
-def node_selector(accelerator: str) -> dict[str, str]:
-    """The labels of GKE's nodes that have the accelerator."""
-    return dict(_catalog()["accelerators"][accelerator]["node_selector"])
-
-
-def quota(accelerator: str) -> str:
-    """The quota of Compute Engine that the accelerator counts against; empty where Compute Engine shows none."""
-    found: str = _catalog()["accelerators"][accelerator].get("quota", "")
-    return found
-
-
-def machine_family(accelerator: str) -> str:
-    """The machine family that has the accelerator."""
-    family: str = _catalog()["accelerators"][accelerator]["machine_family"]
-    return family
+def kind(name: str) -> Kind:
+    """A kind of accelerators, by the feature of deployments that have them."""
+    return Kind(name, **_catalog()["kinds"][name])
 
 
 def attaching_hyperdisk_ml() -> list[str]:
@@ -112,9 +152,10 @@ def host(name: str) -> Host:
     return Host(**model(name)["host"])
 
 
-def known_context(name: str, accelerator: str, count: int) -> int | None:
-    """The context that somebody serves the model with on an accelerator whose overhead nobody has measured."""
-    found: int | None = _catalog()["models"].get(name, {}).get("contexts", {}).get(accelerator, {}).get(count)
+def known_contexts(name: str, accelerator: str) -> dict[int, int | None]:
+    """The contexts that somebody serves the model with on an accelerator whose overhead nobody has measured, by count;
+    None where they say no more than that it is served."""
+    found: dict[int, int | None] = _catalog()["models"].get(name, {}).get("contexts", {}).get(accelerator, {})
     return found
 
 
@@ -126,10 +167,22 @@ def card(accelerator: str, count: int | None = None) -> Card:
         close = difflib.get_close_matches(accelerator, known, n=1)
         hint = f": did you mean {close[0]}?" if close else ""
         raise RequestError(f"accelerator.type: {accelerator} is not one of {', '.join(known)}{hint}")
-    if count is not None and count not in known[accelerator]["counts"]:
-        offered = ", ".join(map(str, known[accelerator]["counts"]))
-        raise RequestError(f"accelerator.count: GKE puts {offered} of {accelerator} on a node, not {count}")
-    return Card(known[accelerator].get("memory_gib", 0.0), known[accelerator].get("batch"))
+    found = Card(**{**known[accelerator], "kind": kind(known[accelerator]["kind"])})
+    if count is not None and count not in found.counts:
+        raise RequestError(f"accelerator.count: {_not_on_a_node(accelerator, found, count)}")
+    return found
+
+
+def _not_on_a_node(accelerator: str, found: Card, count: int) -> str:
+    wired = {each: f" ({topology})" for each, topology in found.topologies.items()}
+    offered = ", ".join(f"{each}{wired.get(each, '')}" for each in found.counts)
+    words = f"GKE puts {offered} of {accelerator} on a node, not {count}"
+    if not wired or count < max(found.counts):
+        return words
+    return (
+        f"{words}. A slice of several nodes is one server in several pods, which come and go together: that is not to "
+        "be had here. Take more replicas (serving.replicas), or a smaller model"
+    )
 
 
 def batches() -> list[Batch]:
@@ -185,11 +238,6 @@ def speculative_tokens(model: str) -> int | None:
     return drafted
 
 
-def engine_image() -> str:
-    """The pinned image of the engine."""
-    return _catalog()["engine"]["image"]
-
-
 def supported_architectures(image: str) -> frozenset[str] | None:
     """The architectures of the catalog that an engine image can serve.
 
@@ -212,6 +260,11 @@ def _version(image: str) -> tuple[int, ...] | None:
 
 def _numbers(version: str) -> tuple[int, ...]:
     return tuple(map(int, version.split(".")))
+
+
+def architectures() -> list[str]:
+    """The architectures that the catalog knows."""
+    return list(_catalog()["engine"]["architectures"])
 
 
 def first_version(architecture: str) -> str | None:

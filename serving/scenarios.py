@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from serving.errors import RequestError
 
 COLUMNS: dict[str, tuple[str, ...]] = {
-    "weights": ("gcs-fuse", "hyperdisk-ml"),
-    "accelerator": ("gpu",),
+    "weights": ("gcs-fuse", "hyperdisk-ml", "streamed"),
+    "accelerator": ("gpu", "tpu"),
     "entry": ("service",),
     "image": ("secondary-boot-disk",),
-    "scaling": (),
+    "scaling": ("queue-hpa",),
 }
 """Column → its features, in the order in which features are rendered."""
 REQUIRED = ("weights", "accelerator", "entry")
@@ -46,6 +46,15 @@ class Scenario:
 
 SCENARIOS = (
     Scenario(
+        "01",
+        "basic-gpu",
+        "weights streamed from a bucket into the card, as many pods as the queue asks for",
+        weights="streamed",
+        accelerator="gpu",
+        entry="service",
+        scaling="queue-hpa",
+    ),
+    Scenario(
         "02",
         "secondary-boot-disk",
         "the engine's image on a disk that nodes start with",
@@ -68,6 +77,14 @@ SCENARIOS = (
         "weights on a Hyperdisk ML volume, a read-only copy of it in every zone",
         weights="hyperdisk-ml",
         accelerator="gpu",
+        entry="service",
+    ),
+    Scenario(
+        "06",
+        "tpu",
+        "TPU chips in place of cards, weights mounted with GCS FUSE",
+        weights="gcs-fuse",
+        accelerator="tpu",
         entry="service",
     ),
 )

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from serving import names
 from serving.clients import kubernetes, patience
 from serving.clients.kubernetes import Cluster
-from serving.deployment import lease, leftovers, record
+from serving.deployment import lease, leftovers, record, replacement
 from serving.errors import LeaseLostError, PipelineError
 from serving.outcome import Outcome, recorded
 from serving.settings import Settings, validated
@@ -43,13 +43,40 @@ class Step:
     def holding_lease(self, cluster: Cluster, *, take: bool = False) -> Iterator[None]:
         """Keeps the Lease, which the run has taken already unless this is to `take` it, alive while the block runs.
 
-        Another attempt of a step that was told to end takes it again, and has to bring up what it needs.
+        Another attempt of a step that was told to end takes it again, and has to bring up what it needs. However the
+        block ends without a release that has passed, a generation that made room for this one (`rollout: replace`) has
+        its accelerators back.
         """
         run_id = self.release.run_id
         if take or self.outcome.was_told_to_end:
             lease.take(cluster, self.settings, run_id, self.outcome.say)
-        with lease.held(cluster, self.settings, run_id):
+        with lease.held(cluster, self.settings, run_id), self._taking_back(cluster):
             yield
+
+    @contextmanager
+    def _taking_back(self, cluster: Cluster) -> Iterator[None]:
+        """Has a generation that made room come back when the block ends without a verdict, or with a no."""
+        try:
+            yield
+        except Exception:
+            self.give_back(cluster)
+            raise
+        if self.outcome.error:
+            self.give_back(cluster)
+
+    def give_back(self, cluster: Cluster, *, in_a_hurry: bool = False) -> None:
+        """Whoever made room for the generation comes back, and no other attempt of this run takes it down again. Where
+        nobody did, the accelerators of a step that was told to end are given back."""
+        generation, say = self.release.generation, self.outcome.say
+        try:
+            known = record.read(cluster, self.settings)
+            if known.down:
+                self.outcome.no_other_attempt = True
+                replacement.come_back(cluster, self.settings, known, say, patient=not in_a_hurry)
+            elif in_a_hurry:
+                leftovers.let_rest(cluster, self.settings, known, generation, say)
+        except PipelineError as error:
+            say(f"could not give back what {generation} has ({error}); the next run does")
 
 
 @contextmanager
@@ -65,17 +92,14 @@ def opened(name: str, settings: dict[str, Any], release: dict[str, Any]) -> Iter
 
 
 def _give_back(step: Step) -> None:
-    """Gives back what the run holds in the cluster: the accelerators that nothing serves from, and the Lease.
-    Raises InconclusiveError when the cluster is away."""
-    settings, run_id, generation, say = step.settings, step.release.run_id, step.release.generation, step.outcome.say
+    """Gives back what the run holds in the cluster, in a hurry: accelerators, and the Lease. Raises InconclusiveError
+    when the cluster is away."""
+    run_id = step.release.run_id
     try:
-        cluster = kubernetes.connect(settings)
-        with lease.held(cluster, settings, run_id):
-            try:
-                leftovers.let_rest(cluster, settings, record.read(cluster, settings), generation, say)
-            except PipelineError as error:
-                say(f"could not scale {generation} to zero ({error}); the next run takes it away")
-        lease.give_back(cluster, settings, run_id)
+        cluster = kubernetes.connect(step.settings)
+        with lease.held(cluster, step.settings, run_id):
+            step.give_back(cluster, in_a_hurry=True)
+        lease.give_back(cluster, step.settings, run_id)
     except LeaseLostError:
         return  # It is not the run's, or not yet.
 

@@ -41,7 +41,8 @@ def fits(
     if rows:
         out.hint(
             "context: the longest that 4 requests at once find room with (engine.max_model_len: auto); one alone: the "
-            "longest that can be asked for; weights and KV cache: GiB of one card"
+            "longest that can be asked for; weights and KV cache: GiB of one card; with a question mark: what is "
+            "served, or the catalog's careful guess, where nobody has measured"
         )
 
 
@@ -99,13 +100,16 @@ def _line(fit: Fit) -> tuple[str, ...]:
     held = ("does not start", "", "")
     if fit.starts:
         held = (f"{fit.max_model_len}", f"{fit.requests_at_once:.1f}", f"{fit.longest}")
+    elif fit.starts is None:
+        held = (f"{fit.max_model_len}?", "", "")
+    seen = "yes" if fit.measured else "nobody serves it so" if fit.warning else "no" if fit.starts is None else ""
     return (
         f"{fit.count} × {fit.accelerator}",
         fit.quantization or "",
         *held,
         f"{fit.weights_gib:.1f}",
         f"{fit.kv_gib:.1f}" if fit.starts else "",
-        "yes" if fit.measured else "",
+        seen,
     )
 
 

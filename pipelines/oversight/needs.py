@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from components.ensure_access.step import bindings, commands
 from pipelines.vertex import preflight
-from serving import catalog
+from serving import catalog, sizing
 from serving.clients import google, iam, service_usage, storage
 from serving.clients.compute import Compute, Room
 from serving.clients.google import ClusterTraits
@@ -105,7 +105,7 @@ def _of_account(needs: Needs, settings: Settings) -> None:
             "--member=user:YOU --role=roles/iam.serviceAccountUser",
         )
     for grant in roles.grants(settings):
-        if grant.account != account:
+        if grant.account != account and not grant.is_of_the_cluster:
             continue
         if needs.look_if_allowed(grant.words, grant.is_given) is False:
             needs.lacks(grant.words, grant.why, grant.command)
@@ -144,7 +144,8 @@ def of_rights(needs: Needs, cluster: Cluster, settings: Settings) -> None:
 
 def _denied(cluster: Cluster, settings: Settings) -> Iterator[str]:
     for item in render.admin(settings):
-        if item["kind"] not in ("Role", "ClusterRole"):
+        # A feature's roles are those of what an administrator installs for it.
+        if item["kind"] not in ("Role", "ClusterRole") or not item["metadata"]["name"].startswith("gemma-pipelines:"):
             continue
         namespace = settings.namespace if item["kind"] == "Role" else ""
         for rule in item["rules"]:
@@ -157,30 +158,60 @@ def _denied(cluster: Cluster, settings: Settings) -> Iterator[str]:
 
 
 def of_accelerators(needs: Needs, settings: Settings, traits: ClusterTraits, *, serves: bool) -> list[str]:
-    """Cards for two generations side by side, by quota and by zone. Returns what there is to say of them.
+    """Cards for two generations side by side, or with `rollout: replace` for one, by quota and by zone. Returns what
+    there is to say of them.
 
     serves: a generation has its cards already.
     """
     asked = settings.accelerator
     one = asked.count * settings.serving.replicas
+    how = "" if settings.capacity == "on-demand" else f" ({settings.capacity})"
     lines = [
-        f"{one} × {asked.type}{' (spot)' if asked.spot else ''} serve: {one * 24} accelerator-hours a day",
-        f"{2 * one} while a refresh validates the new generation beside the live one",
+        f"{one} × {asked.type}{how} serve: {one * 24} accelerator-hours a day",
+        f"{2 * one} while a refresh validates the new generation beside the live one"
+        if settings.rollout == "beside"
+        else "no more while a refresh validates a new generation: the live one makes room for it (rollout: replace)",
     ]
+    if "queue-hpa" in settings.chosen_features:
+        most = asked.count * settings.section("queue-hpa").max_replicas
+        again = ", and then as many again for a refresh" if settings.rollout == "beside" else ""
+        lines.append(f"{most} when the queue is long{again}; one more than the least to verify")
+    if warning := sizing.warning(settings.model, settings.wish()):
+        lines.append(f"warning: {warning}")
     compute, region = Compute(settings.project), settings.region
     found = needs.look_if_allowed("quota", lambda: (compute.region(region)[1], compute.project_quotas()))
     if found is None:
         return lines
-    metric = catalog.quota(asked.type)
-    metric = f"PREEMPTIBLE_{metric}" if metric and asked.spot else metric
+    card = catalog.card(asked.type)
+    metric = card.quota
+    metric = f"PREEMPTIBLE_{metric}" if metric and settings.capacity == "spot" else metric
     of_region, of_project = found
-    if metric not in of_region:
-        lines.append(f"Compute Engine shows no quota of {asked.type} in {region}: see the console's quotas page")
-    for name, rooms, where in ((metric, of_region, region), ("GPUS_ALL_REGIONS", of_project, "")):
+    quotas = [(metric, of_region, region), (card.kind.project_quota, of_project, "")]
+    if settings.capacity == "reservation":
+        # What is reserved has been counted.
+        lines.append(f"their nodes come out of {settings.reservation.name or 'any reservation that matches'}")
+        quotas = []
+    elif metric not in of_region:
+        lines.append(_quota_elsewhere(settings))
+    for name, rooms, where in quotas:
         if name in rooms:
             _of_quota(needs, settings, name, rooms[name], where, one=one, serves=serves)
-    _of_zones(needs, settings, compute, traits)
+    if not card.machine_types:  # TPUs are not among Compute Engine's accelerators.
+        _of_zones(needs, settings, compute, traits)
     return lines
+
+
+def _quota_elsewhere(settings: Settings) -> str:
+    """Where the quota is to be seen that Compute Engine does not show."""
+    asked, region = settings.accelerator, settings.region
+    words = f"Compute Engine shows no quota of {asked.type} in {region}: see"
+    if not (found := catalog.card(asked.type).quota_ids.get(settings.capacity)):
+        return f"{words} the console's quotas page"
+    dimensions = "".join(f", {key}={value}" for key, value in found.get("dimensions", {}).items())
+    return (
+        f"{words} `gcloud beta quotas info describe {found['id']} --service=compute.googleapis.com "
+        f"--project={settings.project}` (region={region}{dimensions})"
+    )
 
 
 def _of_quota(
@@ -188,23 +219,25 @@ def _of_quota(
 ) -> None:
     where = f"in {region}" if region else f"in all of {settings.project}"
     in_use = room.limit - room.left
+    beside = settings.rollout == "beside"
+    whole = 2 * one if beside else one
     # A live generation's cards are in use already.
-    wanted = one if serves else 2 * one
+    wanted = whole - one if serves else whole
     if room.left >= wanted:
         return
-    needed = max(in_use + wanted, 2 * one)
+    needed = max(in_use + wanted, whole)
+    who = f"two generations side by side need {whole}" if beside else f"a generation needs {whole}"
     scope = f"per-project-region --dimensions=region={region}" if region else "per-project"
     needs.lacks(
         f"quota {metric} {where}",
-        f"the limit is {room.limit:g}, {in_use:g} are in use; two generations side by side need {2 * one}, so {wanted} "
-        "have to be free",
+        f"the limit is {room.limit:g}, {in_use:g} are in use; {who}, so {wanted} have to be free",
         f"gcloud beta quotas preferences create --project={settings.project} --service=compute.googleapis.com "
         f"--preferred-value={needed:g} --quota-id={metric.replace('_', '-')}-{scope}",
     )
 
 
 def _of_zones(needs: Needs, settings: Settings, compute: Compute, traits: ClusterTraits) -> None:
-    kind = next(iter(catalog.node_selector(settings.accelerator.type).values()))
+    kind = catalog.card(settings.accelerator.type).gke_name
     having = needs.look_if_allowed("zones", lambda: compute.zones_with(kind))
     if having is None:
         return

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from serving import catalog
 from serving.errors import InconclusiveError
-from serving.features import Explanation, Symptom
+from serving.features import Explanation, Symptom, nodes
 
 if TYPE_CHECKING:
+    from serving.clients.google import ClusterTraits
     from serving.settings import Settings
     from serving.weights.release import Release
 
-RENAMED = {"engine.sizing_like": "gone: the model's own files say what it needs"}
+RENAMED = {
+    "engine.sizing_like": "gone: the model's own files say what it needs",
+    "accelerator.spot": "`capacity: spot`",
+}
 DEFAULT_TYPE = "nvidia-l4"
 """The accelerator of a deployment whose settings name none."""
 
@@ -46,24 +50,25 @@ _MEANINGS = (
 """Pattern in an engine's log, or in the words of the container runtime → what it means, and the cure."""
 
 
+def check(settings: Settings) -> None:
+    """Raises RequestError for an accelerator that is no NVIDIA card."""
+    nodes.check(settings, "gpu")
+
+
+def suits(settings: Settings, look: Callable[[], ClusterTraits]) -> None:
+    """Raises RequestError for a cluster that has no such nodes."""
+    nodes.suits(settings, look)
+
+
 def values(settings: Settings, release: Release | None) -> dict[str, Any]:
     """Of the pods: cards, nodes and their taints."""
-    if release is None:
-        return {}
-    wanted = settings.accelerator
-    tolerations = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
-    selector = {**catalog.node_selector(wanted.type), "cloud.google.com/gke-gpu-driver-version": "latest"}
-    if wanted.spot:
-        selector["cloud.google.com/gke-spot"] = "true"
-        spot = {"key": "cloud.google.com/gke-spot", "operator": "Equal", "value": "true", "effect": "NoSchedule"}
-        tolerations.append(spot)
-    return {"cards": str(wanted.count), "node_selector": selector, "tolerations": tolerations}
+    return nodes.values(settings) if release else {}
 
 
 def explain(settings: Settings, symptom: Symptom) -> Explanation | None:
     """What drivers and cards do to an engine: never the release's doing."""
     if symptom.kind != "words":
-        return None
+        return nodes.explain(settings, symptom)
     for pattern, meaning in _MEANINGS:
         if re.search(pattern, symptom.words):
             return Explanation(InconclusiveError, meaning.format(pod=symptom.pod))

@@ -16,7 +16,7 @@ from pydantic import Field, field_validator
 
 from serving import catalog, names
 from serving.errors import InconclusiveError, RequestError
-from serving.features import Binding, Explanation, Principal, Symptom
+from serving.features import Binding, Explanation, Principal, Symptom, nodes
 from serving.values import Duration, LabelValue, Word, Zone
 from serving.values import Section as BaseSection
 
@@ -72,7 +72,7 @@ class Section(BaseSection):
 
 def check(settings: Settings) -> None:
     """Raises RequestError for an accelerator whose machines cannot attach the volume, and for zones elsewhere."""
-    family, able = catalog.machine_family(settings.accelerator.type), catalog.attaching_hyperdisk_ml()
+    family, able = nodes.card(settings).machine_family, catalog.attaching_hyperdisk_ml()
     if family not in able:
         raise RequestError(
             f"accelerator.type: the machines of {settings.accelerator.type} ({family}) cannot attach a Hyperdisk ML "

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from serving import catalog, names
+from serving import names
 from serving.clients import artifact_registry, registry
 from serving.clients.compute import Compute
 from serving.errors import InconclusiveError, RequestError
-from serving.features import Explanation, Symptom
+from serving.features import Explanation, Symptom, nodes
 from serving.values import (
     Duration,
     Image,
@@ -123,7 +123,7 @@ def values(settings: Settings, release: Release | None) -> dict[str, Any]:
     """Of the generation: which nodes its pods want, and who gives them the disk."""
     if release is None:
         return {}
-    wanted, image = settings.accelerator, release.disk_image
+    image = release.disk_image
     class_name = names.compute_class(settings, release.generation)
     on_nodes = {node_label(image): f"{_MODE}.{settings.project}"}
     selectors = {"streaming": {}, "compute-class": {_CLASS: class_name}}
@@ -134,8 +134,7 @@ def values(settings: Settings, release: Release | None) -> dict[str, Any]:
         "compute_class": class_name,
         "class_toleration": {"key": _CLASS, "operator": "Equal", "value": class_name, "effect": "NoSchedule"},
         "compute_class_rule": {
-            "gpu": {"type": _type_of_nodes(settings), "count": wanted.count, "driverVersion": "latest"},
-            "spot": wanted.spot,
+            **nodes.class_rule(settings),
             "storage": {
                 "secondaryBootDisks": [{"diskImageName": image, "project": settings.project, "mode": _MODE}],
             },
@@ -199,17 +198,15 @@ def prepared(settings: Settings, release: Release, look: Callable[[], ClusterTra
     """
     if not has_disk(settings) or _section(settings).form != "node-pool":
         return
-    cluster, wanted, path = look(), settings.accelerator, _path(settings, release.disk_image)
+    cluster, path = look(), _path(settings, release.disk_image)
     having = [pool for pool in cluster.node_pools if any(image.endswith(path) for image in pool.disk_images)]
-    spot = " --spot" if wanted.spot else ""
     where = f"--cluster {settings.cluster} --location {settings.location} --project {settings.project}"
     if not having:
         raise RequestError(
             f"no node pool of {cluster.name} has a disk of {release.disk_image}, which has the engine's image. Make "
             f"one, and run again: `gcloud container node-pools create {release.disk_image} {where} "
             f"--enable-image-streaming --secondary-boot-disk=disk-image={path},mode={_MODE} "
-            f"--accelerator type={_type_of_nodes(settings)},count={wanted.count},gpu-driver-version=latest{spot} "
-            "--machine-type MACHINE --enable-autoscaling --num-nodes 0 --min-nodes 0 --max-nodes NODES`"
+            f"{nodes.pool_flags(settings)} --enable-autoscaling --num-nodes 0 --min-nodes 0 --max-nodes NODES`"
         )
     if not any(pool.image_streaming for pool in having):
         raise RequestError(
@@ -249,11 +246,6 @@ def explain(settings: Settings, symptom: Symptom) -> Explanation | None:
 
 def _path(settings: Settings, image: str) -> str:
     return f"projects/{settings.project}/global/images/{image}"
-
-
-def _type_of_nodes(settings: Settings) -> str:
-    """What GKE calls the accelerator."""
-    return next(iter(catalog.node_selector(settings.accelerator.type).values()))
 
 
 def _section(settings: Settings) -> Section:

@@ -7,13 +7,15 @@ import math
 from typing import Any
 
 from serving import catalog, features, image, sizing
+from serving.image import mirrored as in_mirror
 from serving.settings import Settings
 from serving.values import in_seconds
 from serving.weights import repositories
 from serving.weights.release import Release
 
 MODEL_PATH = "/model"
-"""Where a pod finds its weights, in every generation: the path is part of the compile cache's key."""
+"""Where a pod finds its weights, in every generation: the path is part of the compile cache's key. (The feature
+streamed has its base weights nowhere in the pod: serving/features/streamed.py.)"""
 
 
 def engine_image(settings: Settings) -> str:
@@ -23,7 +25,7 @@ def engine_image(settings: Settings) -> str:
 
 def named_image(settings: Settings) -> str:
     """The engine's image as the settings name it, or the catalog: the same whatever mirror it comes from."""
-    return settings.engine.image or catalog.engine_image()
+    return settings.engine.image or _card(settings).kind.image
 
 
 def pod_image(settings: Settings, release: Release) -> str:
@@ -51,12 +53,14 @@ def engine_flags(settings: Settings, release: Release) -> list[str]:
         flags += ["--max-num-batched-tokens", str(found.max_num_batched_tokens)]
     if found.max_num_seqs:
         flags += ["--max-num-seqs", str(found.max_num_seqs)]
-    if settings.accelerator.count > 1:
-        flags += ["--tensor-parallel-size", str(settings.accelerator.count)]
+    if (cores := _cores(settings)) > 1:
+        flags += ["--tensor-parallel-size", str(cores)]
     if asked.quantization:
         flags += ["--quantization", catalog.quantization_flag(asked.quantization, engine_image(settings))]
     if asked.text_only:
         flags += ["--language-model-only"]
+    else:
+        flags += _card(settings).kind.architecture_flags.get(release.architecture, [])
     flags += _adapter_flags(settings, release.max_lora_rank) + _assistant_flags(settings)
     return [
         *flags,
@@ -91,22 +95,33 @@ def _assistant_flags(settings: Settings) -> list[str]:
 def accelerator(settings: Settings, release: Release) -> dict[str, Any]:
     """The machine of a pod: cards, and the host's part."""
     wanted, on_a_card = settings.accelerator, release.sizing.weights_gib
-    host = sizing.host(settings.model, on_a_card and on_a_card * wanted.count)
+    host = sizing.host(settings.model, on_a_card and on_a_card * _cores(settings))
+    reserved = {"reservation": settings.reservation.model_dump()} if settings.capacity == "reservation" else {}
     return {
         "type": wanted.type,
         "count": wanted.count,
-        "spot": wanted.spot,
+        "spot": settings.capacity == "spot",
+        **reserved,
         "cpu": wanted.cpu or host.cpu,
         "memory": wanted.memory or host.memory,
         "ephemeral_storage": wanted.ephemeral_storage or host.ephemeral_storage,
     }
 
 
+def shared_memory(settings: Settings) -> str:
+    """How much of its memory a pod's processes may share, as a Kubernetes quantity."""
+    return f"{max(2 * settings.accelerator.count, _card(settings).kind.shared_memory_gib)}Gi"
+
+
+def _card(settings: Settings) -> catalog.Card:
+    return catalog.card(settings.accelerator.type)
+
+
+def _cores(settings: Settings) -> int:
+    """The devices that the engine splits the model over."""
+    return settings.accelerator.count * _card(settings).cores
+
+
 def mirrored(settings: Settings, image: str) -> str:
-    """The image's name in the mirror: REGISTRY/<path of the image>, or as it is without a mirror, or already there."""
-    if not settings.images.registry or image.startswith(f"{settings.images.registry}/"):
-        return image
-    host, slash, path = image.partition("/")
-    # As docker reads names: a first part with a dot or a port is a registry, any other belongs to the path.
-    has_registry = slash and ("." in host or ":" in host or host == "localhost")
-    return f"{settings.images.registry}/{path if has_registry else image}"
+    """The image's name in the settings' mirror, if they have one."""
+    return in_mirror(settings.images.registry, image)

@@ -32,6 +32,7 @@ from serving.settings.sections import (
     Hub,
     Images,
     Lease,
+    Reservation,
     Schedule,
     Serving,
     Validation,
@@ -118,6 +119,10 @@ class Settings(_FeatureSections):
     """Which of the cluster's API endpoints the pipeline uses."""
     hub: Hub = Hub()
     accelerator: Accelerator = Accelerator()
+    capacity: Literal["on-demand", "spot", "reservation"] = "on-demand"
+    """How the nodes are paid for. spot: cheaper, and taken away at half a minute's notice; reservation: they come out
+    of one."""
+    reservation: Reservation = Reservation()
     engine: Engine = Engine()
     serving: Serving = Serving()
     validation: Validation = Validation()
@@ -130,6 +135,10 @@ class Settings(_FeatureSections):
     or busy: longer than the upgrade of a zonal cluster's control plane."""
     promotion: Literal["automatic", "manual"] = "automatic"
     """manual: a validated generation waits for `gemma-pipelines promote`."""
+    rollout: Literal["beside", "replace"] = "beside"
+    """beside: a new generation comes up and is validated while the live one serves, which takes accelerators for both.
+    replace: where there are accelerators for one alone, a reservation say, the live one is taken down first. Nothing
+    serves then until the new one has passed, or has not and the old one is back."""
     keep_previous: int = Field(1, ge=0, le=10)
     """Generations that stay at zero replicas for `gemma-pipelines rollback`."""
     keep_runs: int = Field(100, ge=1, le=100_000)
@@ -232,6 +241,16 @@ class Settings(_FeatureSections):
         return self
 
     @model_validator(mode="after")
+    def _nobody_is_waited_for_while_nothing_serves(self) -> Settings:
+        if self.rollout == "replace" and self.promotion == "manual":
+            raise ValueError(
+                "rollout: replace and promotion: manual do not go together: the generation that waits for a person has "
+                "the accelerators of the live one, and nothing would serve meanwhile. Keep promotion: automatic, or "
+                "have accelerators for two and rollout: beside"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _runs_are_not_among_weights(self) -> Settings:
         for taken in ("models", "deployments"):
             if f"{self.pipeline_root}/".startswith(f"gs://{self.bucket}/{taken}/"):
@@ -285,16 +304,27 @@ class Settings(_FeatureSections):
         return self
 
     @model_validator(mode="after")
+    def _a_reservation_is_meant(self) -> Settings:
+        if self.capacity != "reservation" and self.reservation != Reservation():
+            raise ValueError(f"reservation: capacity is {self.capacity}, which takes none: set capacity: reservation")
+        if self.reservation.project and not self.reservation.name:
+            raise ValueError("reservation.project: name the reservation in it, too (reservation.name)")
+        return self
+
+    @model_validator(mode="after")
     def _the_engine_can_start(self) -> Settings:
         from serving import catalog, sizing
 
         try:
-            catalog.card(self.accelerator.type, self.accelerator.count)
+            card = catalog.card(self.accelerator.type, self.accelerator.count)
             # What the catalog does not know, resolve_model looks at before anything is spent.
             if self.model in catalog.models() and not self.source:
                 sizing.judged(sizing.of_catalog(self.model), self.wish())
         except RequestError as error:
             raise ValueError(str(error)) from error
+        if not self.serving.ready_timeout:
+            serving = self.serving.model_copy(update={"ready_timeout": card.kind.ready_timeout})
+            object.__setattr__(self, "serving", serving)
         return self
 
     @model_validator(mode="after")

@@ -96,16 +96,23 @@ class Accelerator(Section):
 
     type: str = ""
     """An accelerator of the catalog (manifests/catalog.yaml); empty takes the usual one of the feature."""
-    count: int = Field(1, ge=1, le=16)
-    """Cards in a pod: the engine splits the model over them."""
-    spot: bool = False
-    """Spot nodes: cheaper, and taken away at half a minute's notice."""
+    count: int = Field(1, ge=1)
+    """Cards or chips in a pod: the engine splits the model over them."""
     cpu: Quantity | None = None
     """Processors of a pod."""
     memory: Quantity | None = None
     """Memory of a pod."""
     ephemeral_storage: Quantity | None = None
     """Local disk of a pod."""
+
+
+class Reservation(Section):
+    """The reservation of Compute Engine that nodes come out of, with capacity: reservation."""
+
+    name: Word | Literal[""] = ""
+    """Its name, a specific reservation; empty takes any that matches, which a Standard cluster can."""
+    project: Project | Literal[""] = ""
+    """The project that it is in and shared from; empty is the cluster's."""
 
 
 class Engine(Section):
@@ -167,8 +174,9 @@ class Serving(Section):
     """The Kubernetes service account of the serving pods, which may read the bucket."""
     capacity_timeout: Duration = "30m"
     """How long a pod may wait for a node before the run ends without a verdict."""
-    ready_timeout: Duration = "30m"
-    """How long a server that has its node may take to become ready before it has failed."""
+    ready_timeout: Duration = ""
+    """How long a server that has its node may take to become ready before it has failed. Left out it is the catalog's:
+    30m, and 1h for TPUs, where XLA compiles first."""
     request_timeout: Duration = "2m"
     """The slowest request: what a pod that is being stopped waits for."""
     drain_seconds: int = Field(120, ge=0, le=86_400)

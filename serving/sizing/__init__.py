@@ -3,7 +3,7 @@ the engine hold (`measured` in manifests/catalog.yaml). Nothing here reads anyth
 
 from serving.sizing.architecture import Architecture, named, of_config
 from serving.sizing.fits import Fit, everywhere, fewest_cards, host, judged, of_catalog, replayed
-from serving.sizing.rule import Model, Sizing, Wish, size, unknown
+from serving.sizing.rule import Model, Sizing, Wish, size, unknown, warning
 from serving.sizing.weights import Tensor, Weights, of_tensors
 
 __all__ = [
@@ -25,4 +25,5 @@ __all__ = [
     "replayed",
     "size",
     "unknown",
+    "warning",
 ]

@@ -10,7 +10,7 @@ from serving import catalog
 from serving.catalog import Host
 from serving.errors import RequestError
 from serving.sizing.architecture import of_config
-from serving.sizing.rule import GIB, Model, Sizing, Wish, loaded_bytes, size
+from serving.sizing.rule import GIB, Model, Sizing, Wish, loaded_bytes, size, warning
 from serving.sizing.weights import Weights
 
 
@@ -22,9 +22,11 @@ class Fit:
     accelerator: str
     count: int
     quantization: str | None
-    starts: bool
+    starts: bool | None
+    """None where nobody knows: the overhead on such cards was not measured."""
     max_model_len: int | None
-    """The longest context that 4 requests at once find room with; None where it does not start."""
+    """The longest context that 4 requests at once find room with, or where nobody knows it the one that is served; None
+    where it does not start."""
     requests_at_once: float | None
     weights_gib: float | None
     kv_gib: float | None
@@ -32,6 +34,8 @@ class Fit:
     """Whether a real engine has been seen to start, or not to, like this (manifests/catalog.yaml)."""
     longest: int
     """The longest context of which one request alone finds room."""
+    warning: str = ""
+    """That nobody is known to serve it like this, where nobody knows whether it starts."""
 
     def as_json(self) -> dict[str, Any]:
         """The object that `fits --json` prints."""
@@ -73,21 +77,22 @@ def everywhere(model: Model, accelerator: str | None = None, wish: Wish | None =
                     found = size(model, wished)
                 except RequestError:
                     continue  # Its heads do not split over so many cards.
-                if found.starts is None:
-                    continue  # Nobody knows.
+                if found.starts is None and found.weights_gib is None:
+                    continue  # Nobody knows anything.
                 yield Fit(
                     model.name,
                     name,
                     count,
                     quantization,
                     found.starts,
-                    found.max_model_len if found.starts else None,
+                    None if found.starts is False else found.max_model_len,
                     found.requests_at_once if found.starts else None,
                     found.weights_gib,
                     found.kv_gib,
                     # With vLLM's own batches, that is: nobody has seen ours.
                     not found.max_num_batched_tokens and (model.name, name, count, quantization, found.starts) in seen,
                     found.longest or 0,
+                    warning(model.name, wished) if found.starts is None else "",
                 )
 
 
@@ -111,18 +116,24 @@ def replayed(row: dict[str, Any]) -> Sizing:
 
 def fewest_cards(rows: Iterable[Fit]) -> list[list[str]]:
     """A table of what starts: a line for each model and quantization, a column for each accelerator, with the fewest
-    cards and the context that they hold; its head first."""
+    cards and the context that they hold; its head first. A question mark: it is served so, and nobody has measured."""
     there = list(rows)
     accelerators = [name for name in catalog.accelerators() if any(fit.accelerator == name for fit in there)]
     table = [["model", "quantization", *accelerators]]
     for model, quantization in dict.fromkeys((fit.model, fit.quantization) for fit in there):
-        own = [fit for fit in there if (fit.model, fit.quantization) == (model, quantization) and fit.starts]
+        own = [fit for fit in there if (fit.model, fit.quantization) == (model, quantization) and may_start(fit)]
         cells = []
         for accelerator in accelerators:
             least = min((fit for fit in own if fit.accelerator == accelerator), key=lambda fit: fit.count, default=None)
-            cells.append(f"{least.count} × {least.max_model_len}" if least else "–")
+            unsure = "?" if least and least.starts is None else ""
+            cells.append(f"{least.count} × {least.max_model_len}{unsure}" if least else "–")
         table.append([model, quantization or "", *cells])
     return table
+
+
+def may_start(fit: Fit) -> bool:
+    """Whether the model starts like this, or is known to be served like this although nobody has measured it."""
+    return fit.starts is not False and not fit.warning
 
 
 def judged(model: Model, wish: Wish) -> Sizing:
@@ -189,8 +200,11 @@ def _what_starts(model: Model, wish: Wish) -> Iterator[str]:
         if less != wish and size(model, less).starts:
             yield f"{same} without {what}"
     fewest: dict[str, int] = {}
-    rows = [fit for fit in everywhere(model, wish=wish) if fit.starts]
+    rows = [fit for fit in everywhere(model, wish=wish) if may_start(fit)]
+    kind = catalog.card(wish.accelerator).kind
     for accelerator in catalog.accelerators():
+        if catalog.card(accelerator).kind != kind:
+            continue  # Of another feature.
         for quantization in _quantizations(model):
             counts = [fit.count for fit in rows if (fit.accelerator, fit.quantization) == (accelerator, quantization)]
             count = min(counts, default=1 << 30)

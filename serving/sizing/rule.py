@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pydantic import BaseModel, ConfigDict
 
 from serving import catalog
-from serving.catalog import Batch
+from serving.catalog import Batch, Card
 from serving.errors import RequestError
 from serving.sizing.architecture import Architecture
 from serving.sizing.weights import Weights
@@ -116,7 +116,7 @@ def size(model: Model, wish: Wish) -> Sizing:
     card, halved = catalog.card(wish.accelerator), _halved(wish)
     share = wish.share or catalog.memory_share()
     if card.batch is None or halved is None:
-        return unknown(model.name, wish)
+        return _unmeasured(model, wish, card)
     own, *smaller = (_at(model, wish, share, batch) for batch in _batches(model, wish, card.batch))
     if own.starts and own.max_model_len == (wish.max_model_len or model.architecture.context):
         return own
@@ -125,12 +125,48 @@ def size(model: Model, wish: Wish) -> Sizing:
 
 def unknown(name: str, wish: Wish) -> Sizing:
     """How a model runs of which, or of whose cards or quantization, nobody has measured what it takes."""
-    context = wish.max_model_len or catalog.known_context(name, wish.accelerator, wish.count)
+    served = catalog.known_contexts(name, wish.accelerator).get(wish.count)
+    context = wish.max_model_len or served or catalog.card(wish.accelerator).kind.context
     return Sizing(max_model_len=context, gpu_memory_utilization=wish.share or catalog.memory_share())
 
 
+def warning(name: str, wish: Wish) -> str:
+    """That nobody says of a model that it is served like this, where nobody has measured either; else empty."""
+    served = catalog.known_contexts(name, wish.accelerator)
+    if catalog.card(wish.accelerator).batch or wish.count in served:
+        return ""
+    there = f": it is known to be served on {' or '.join(map(str, served))} of them" if served else ""
+    return f"nobody is known to serve {name} on {wish.count} × {wish.accelerator}{there}. Only the engine can tell"
+
+
+def _unmeasured(model: Model, wish: Wish, card: Card) -> Sizing:
+    """The same of a model whose weights are known: where they alone are too much, it does not start."""
+    found = unknown(model.name, wish)
+    found = found.model_copy(
+        update={"max_model_len": min(found.max_model_len or 0, model.architecture.context) or None}
+    )
+    if wish.quantization:
+        return found  # Nobody has weighed what is left of them.
+    weights = _loaded(model, wish, card, ())
+    left = card.memory_gib * (found.gpu_memory_utilization or 1) - weights / GIB
+    update: dict[str, object] = {"weights_gib": round(weights / GIB, 2)}
+    if left <= 0:
+        update |= {"starts": False, "kv_gib": round(left, 2), "kv_tokens": 0, "requests_at_once": 0.0, "longest": 0}
+    return found.model_copy(update=update)
+
+
+def _loaded(model: Model, wish: Wish, card: Card, halved: tuple[str, ...]) -> int:
+    """Bytes of each core that weights take, those of adapters and assistant with them."""
+    cores = wish.count * card.cores
+    return (
+        loaded_bytes(model, cores, halved, text_only=wish.text_only)
+        + 2 * wish.adapter_rank * wish.adapters_at_once * model.weights.adapter_width
+        + wish.assistant_bytes // cores
+    )
+
+
 def _check(model: Model, wish: Wish) -> None:
-    made, count = model.architecture, wish.count
+    made, count = model.architecture, wish.count * catalog.card(wish.accelerator).cores
     if made.heads % count:
         raise RequestError(
             f"accelerator.count: the {made.heads} attention heads of {model.name} do not split over {count} cards"
@@ -162,7 +198,8 @@ def _check(model: Model, wish: Wish) -> None:
 
 
 def _counts(heads: int, wish: Wish) -> str:
-    fit = [f"{count}" for count in catalog.accelerators()[wish.accelerator] if heads % count == 0]
+    card = catalog.card(wish.accelerator)
+    fit = [f"{count * card.cores}" for count in card.counts if heads % (count * card.cores) == 0]
     return f", but over {' or '.join(fit)}" if fit else ""
 
 
@@ -192,11 +229,7 @@ def _batches(model: Model, wish: Wish, own: str) -> list[Batch]:
 def _at(model: Model, wish: Wish, share: float, batch: Batch) -> Sizing:
     """How the model runs with one size of batches."""
     made, count, card = model.architecture, wish.count, catalog.card(wish.accelerator)
-    weights = (
-        loaded_bytes(model, count, _halved(wish) or (), text_only=wish.text_only)
-        + 2 * wish.adapter_rank * wish.adapters_at_once * model.weights.adapter_width
-        + wish.assistant_bytes // count
-    )
+    weights = _loaded(model, wish, card, _halved(wish) or ())
     kv_gib = card.memory_gib * share - weights / GIB - batch.overhead_gib(made.hidden, count)
     building = weights / GIB + made.output_bytes / count / GIB if made.tied else 0.0
     ours = not (wish.batch_tokens or wish.batch_requests) and batch.name != card.batch

@@ -103,7 +103,7 @@ def _whole(name: str, where: str, content: bytes, chosen: Chosen, head: Head) ->
     with _to_be_mended():
         config = checkpoint.parse_json(where, content)
         if not catalog.first_version(kind := sizing.named(where, config)):
-            known = ", ".join(sorted(catalog.supported_architectures(catalog.engine_image()) or ()))
+            known = ", ".join(sorted(catalog.architectures()))
             raise RequestError(
                 f"{where} names {kind}: what nobody has measured only the engine can tell. Known: {known}"
             )

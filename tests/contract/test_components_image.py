@@ -136,7 +136,7 @@ def test_what_the_steps_read_travels_with_them(image: Image) -> None:
     program = (
         "from pathlib import Path\n"
         "from serving import catalog\n"
-        "print(catalog.engine_image())\n"
+        "print(catalog.kind('gpu').image)\n"
         "print(Path(catalog.__file__).parents[1])\n"
     )
     ended = image.start("-c", program)

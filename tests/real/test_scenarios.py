@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from serving.scenarios import SCENARIOS, Scenario
+from serving.scenarios import Scenario
+from tests.scenarios.command import OF_OTHER_STEPS
 
 from .scenarios import passes
 
@@ -13,7 +14,7 @@ REAL = "control-plane,gcsfuse"
 
 
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
+@pytest.mark.parametrize("scenario", OF_OTHER_STEPS, ids=lambda scenario: scenario.name)
 def test_every_refresh(scenario: Scenario, parts: None) -> None:
     passes("test_refresh.py", REAL, "-k", scenario.name)
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import httpx
 
-from serving.scenarios import Scenario
+from serving.scenarios import SCENARIOS, Scenario
 
 REAL = os.environ.get("GEMMA_PIPELINES_TEST_REAL", "")
 """The real parts that every run of these tests uses (`--real`); tests/real sets it."""
@@ -25,6 +25,10 @@ SECONDS = 900
 """A run that takes longer hangs, however busy the machine."""
 MODEL = "google/gemma-3-4b-it"
 """What a run without settings serves."""
+
+
+OF_OTHER_STEPS = tuple(row for row in SCENARIOS if row.accelerator != "tpu")
+"""The rows whose refreshes differ in more than a row of the catalog: for TPUs see test_tpu.py."""
 
 
 class Run:

@@ -1,6 +1,6 @@
 """What the tests of one file share: a folder, the state in it, and the release that the hub shows.
 
-Tests that ask for `site` run for every scenario of the table, each on a state of its own.
+Tests that ask for `site` run for every scenario of the table that has steps of its own, each on a state of its own.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from serving.scenarios import SCENARIOS, Scenario
-from tests.scenarios.command import Site
+from serving.scenarios import Scenario
+from tests.scenarios.command import OF_OTHER_STEPS, Site
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     _nothing_is_left(folder)
 
 
-@pytest.fixture(scope="module", params=SCENARIOS, ids=lambda scenario: scenario.name)
+@pytest.fixture(scope="module", params=OF_OTHER_STEPS, ids=lambda scenario: scenario.name)
 def scenario(request: pytest.FixtureRequest) -> Scenario:
     found: Scenario = request.param
     return found

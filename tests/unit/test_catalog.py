@@ -27,7 +27,7 @@ def test_what_the_catalog_does_not_know_is_named_with_the_closest(ask: Any, word
 @pytest.mark.parametrize(
     ("image", "can", "cannot"),
     [
-        (catalog.engine_image(), "Gemma4UnifiedForConditionalGeneration", None),
+        (catalog.kind("gpu").image, "Gemma4UnifiedForConditionalGeneration", None),
         ("vllm/vllm-openai:v0.19.1", "Gemma4ForCausalLM", "Gemma4UnifiedForConditionalGeneration"),
         ("vllm/vllm-openai:v0.9.0", "Gemma3ForCausalLM", "Gemma4ForCausalLM"),
         ("eu.example.com:5000/a/vllm-openai:v0.33.0-cu129@sha256:aa", "Gemma4ForConditionalGeneration", None),
@@ -47,7 +47,7 @@ def test_an_image_that_does_not_tell_is_left_to_the_engine(image: str):
 
 
 def test_the_pinned_image_serves_every_model_of_the_catalog():
-    supported = catalog.supported_architectures(catalog.engine_image())
+    supported = catalog.supported_architectures(catalog.kind("gpu").image)
     assert supported
     for model in catalog.models():
         assert supported.issuperset([sizing.of_catalog(model).architecture.name]), model
@@ -56,11 +56,11 @@ def test_the_pinned_image_serves_every_model_of_the_catalog():
 @pytest.mark.parametrize(
     ("image", "name", "called"),
     [
-        (catalog.engine_image(), "fp8", "fp8_per_tensor"),
+        (catalog.kind("gpu").image, "fp8", "fp8_per_tensor"),
         ("eu.example.com/a/vllm-openai:v0.34.1-cu129@sha256:aa", "fp8", "fp8_per_tensor"),
         ("vllm/vllm-openai:v0.32.0", "fp8", "fp8"),
         ("vllm/vllm-openai@sha256:aa", "fp8", "fp8"),
-        (catalog.engine_image(), "awq", "awq"),
+        (catalog.kind("gpu").image, "awq", "awq"),
     ],
 )
 def test_a_quantization_is_called_what_the_images_vllm_calls_it(image: str, name: str, called: str):

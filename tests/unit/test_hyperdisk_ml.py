@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -53,7 +54,7 @@ def test_what_cannot_be_is_refused_with_what_to_do(section: dict[str, Any], valu
 
 
 def test_an_accelerator_whose_machines_cannot_attach_the_volume_is_refused(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("serving.catalog.machine_family", lambda accelerator: "n1")
+    monkeypatch.setattr("serving.features.nodes.card", lambda settings: SimpleNamespace(machine_family="n1"))
     with pytest.raises(RequestError, match=r"the machines of nvidia-l4 \(n1\) cannot attach a Hyperdisk ML volume"):
         settings()
 

@@ -87,13 +87,14 @@ def test_every_value_is_used_by_some_manifest_and_no_file_lies_where_nobody_look
     placeholders = {
         name
         for path, manifest in found.items()
-        if "/admin/" not in path
+        if "base/admin/" not in path
         for name in re.findall(r"\$\{(\w+)\}", json.dumps(manifest))
     }
     every = [
         *(settings(scenario=row.name) for row in scenarios.SCENARIOS),
         settings(gcs_fuse={"profile": "manual"}),
         settings(scenario="hyperdisk-ml", hyperdisk_ml={"method": "populator"}),
+        settings(features=["streamed"]),
     ]
     release = RELEASE.model_copy(update={"zones": ["us-central1-a"]})
     assert placeholders == {name for config in every for name in render._values(config, release)}
@@ -169,7 +170,7 @@ def test_the_api_key_comes_from_a_secret_of_the_cluster():
 
 
 def test_spot_nodes_are_asked_for_and_tolerated():
-    spec = pod(accelerator={"spot": True})
+    spec = pod(capacity="spot")
     assert spec["nodeSelector"]["cloud.google.com/gke-spot"] == "true"
     assert {"cloud.google.com/gke-spot", "nvidia.com/gpu"} == {entry["key"] for entry in spec["tolerations"]}
 

@@ -143,7 +143,7 @@ def test_a_release_is_named_by_what_makes_it_different():
     others = {
         generation(engine={"max_model_len": 1024}),
         generation(engine={"image": "vllm/vllm-openai:v0.32.0"}),
-        generation(accelerator={"spot": True}),
+        generation(capacity="spot"),
         generation(gcs_fuse={"profile": "manual"}),
     }
     assert len(others | {release.generation}) == 5

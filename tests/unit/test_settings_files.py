@@ -121,7 +121,7 @@ def test_the_command_line_changes_values_and_leaves_the_given_ones_alone():
             "serving.replicas=3",
             "serving.exposure=internal",
             "engine.max_model_len=4096",
-            "accelerator.spot=true",
+            "capacity=spot",
             "revision=1234567",
             "hub.token_secret=null",
             "validation.concurrencies=[1, 2]",
@@ -132,7 +132,7 @@ def test_the_command_line_changes_values_and_leaves_the_given_ones_alone():
     assert changed["serving"] == {"replicas": 3, "exposure": "internal"}
     assert changed["revision"] == "1234567"
     config = validated(Settings, changed)
-    assert (config.engine.max_model_len, config.accelerator.spot, config.hub.token_secret) == (4096, True, None)
+    assert (config.engine.max_model_len, config.capacity, config.hub.token_secret) == (4096, "spot", None)
     assert config.validation.concurrencies == [1, 2]
     assert config.labels == {"example.com/team": "a"}
 

@@ -431,11 +431,43 @@ def test_a_quantization_that_nobody_has_weighed_is_left_to_the_engine():
     assert (found.kv_gib, found.starts, found.max_model_len) == (None, None, 8192)
 
 
-def test_where_nobody_knows_the_overhead_auto_is_the_context_that_somebody_serves(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(catalog, "card", lambda name, count=None: catalog.Card(0.0, None))
-    assert size("google/gemma-3-27b-it", "tpu-v6e-slice", count=8).max_model_len == 16384
-    assert size("google/gemma-3-27b-it", "tpu-v6e-slice", count=4).max_model_len is None
-    assert size("google/gemma-3-27b-it", "tpu-v6e-slice", count=8, max_model_len=4096).max_model_len == 4096
+@pytest.mark.parametrize(
+    ("model", "accelerator", "wishes", "context", "warns"),
+    [
+        ("google/gemma-3-27b-it", "tpu-v6e-slice", {"count": 8}, 16384, ""),
+        ("google/gemma-3-27b-it", "tpu-v6e-slice", {"count": 8, "max_model_len": 32768}, 32768, ""),
+        ("google/gemma-3-27b-it", "tpu-v6e-slice", {"count": 4}, 4096, "it is known to be served on 8 of them"),
+        ("google/gemma-3-4b-it", "tpu-v6e-slice", {}, 4096, "to serve google/gemma-3-4b-it on 1 × tpu-v6e-slice. Only"),
+        ("google/gemma-4-26B-A4B-it", "tpu-v6e-slice", {"count": 4}, 16384, ""),
+        ("google/gemma-4-31B-it", "tpu7x", {}, 4096, ""),
+    ],
+)
+def test_where_nobody_knows_the_overhead_it_is_the_context_that_somebody_serves(
+    model: str, accelerator: str, wishes: dict[str, Any], context: int, warns: str
+):
+    found = size(model, accelerator, **wishes)
+    assert (found.max_model_len, found.starts, found.kv_gib) == (context, None, None)
+    assert "nobody knows what this takes" in found.in_words
+    said = sizing.warning(model, Wish(accelerator, **wishes))
+    assert (warns in said) if warns else said == ""
+
+
+def test_weights_that_alone_are_more_than_the_chips_hold_do_not_start():
+    said = refusal("google/gemma-3-27b-it", "tpu-v6e-slice")
+    assert "on 1 × tpu-v6e-slice cannot start: its weights take 51.4 GiB a card, and it lacks 22.6 GiB" in said
+    assert said.endswith("What can: 8 × tpu-v6e-slice"), "what another feature would do is not said"
+
+
+def test_a_chip_of_two_cores_has_the_model_split_over_both():
+    halves = size("google/gemma-4-31B-it", "tpu7x").weights_gib
+    assert halves == pytest.approx(size("google/gemma-4-31B-it", "tpu-v6e-slice", count=1).weights_gib / 2, rel=0.1)
+    with pytest.raises(RequestError, match="the 4 attention heads of google/gemma-3-1b-it do not split over 8 cards"):
+        size("google/gemma-3-1b-it", "tpu7x", count=4)
+
+
+def test_a_fine_tune_on_tpus_is_warned_of():
+    assert "nobody is known to serve acme/mine" in sizing.warning("acme/mine", Wish("tpu7x"))
+    assert sizing.warning("acme/mine", Wish("nvidia-l4")) == ""
 
 
 def test_a_refusal_names_what_starts():
@@ -498,7 +530,11 @@ def test_every_way_of_running_a_model_is_there_once_with_what_was_seen():
     # With vLLM's own batches it was refused on an H100 and started on an RTX PRO 6000: nobody has seen smaller ones.
     assert seen == {("nvidia-a100-80gb", None)}
     for fit in rows:
-        assert fit.starts == (fit.max_model_len is not None) == (fit.requests_at_once is not None)
+        assert (fit.starts is not False) == (fit.max_model_len is not None)
+        assert bool(fit.starts) == (fit.requests_at_once is not None)
+    unknown = {(fit.accelerator, fit.count): fit.warning for fit in rows if fit.starts is None}
+    assert unknown.keys() == {("tpu-v6e-slice", 4), ("tpu-v6e-slice", 8), ("tpu7x", 1), ("tpu7x", 4)}
+    assert [way for way, warning in unknown.items() if warning] == [("tpu-v6e-slice", 8), ("tpu7x", 4)]
 
 
 def test_cards_over_which_the_heads_do_not_split_are_left_out():

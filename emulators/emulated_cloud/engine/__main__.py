@@ -7,8 +7,9 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
-from emulated_cloud.engine import log
+from emulated_cloud.engine import log, streamer
 from emulated_cloud.engine.args import parse
 from emulated_cloud.engine.checkpoint import BadModel, check_processor, load_weights, open_config
 from emulated_cloud.engine.draft import load_draft, open_draft
@@ -39,22 +40,34 @@ def main(argv: Sequence[str]) -> int:
     args = parse(argv)
     started = time.monotonic()
     try:
-        checkpoint = open_config(args.model)
+        streamed = streamer.is_streamed(args.model)
+        if streamed:
+            streamer.check_format(args.load_format, args.model)
+        folder = str(streamer.pull(args.model, args.tokenizer or args.model)) if streamed else args.model
+        checkpoint = open_config(folder, config_path=args.hf_config_path)
         check_processor(checkpoint, args)
         args.max_model_len = max_model_len(args.max_model_len, checkpoint.max_position_embeddings)
         from emulated_cloud.engine.tokenizer import Tokenizer
 
-        tokenizer = Tokenizer(checkpoint.folder, checkpoint.config, args.chat_template)
+        tokenizer = Tokenizer(Path(args.tokenizer or checkpoint.folder), checkpoint.config, args.chat_template)
         draft = open_draft(args.speculative_config, checkpoint)
         if args.enable_auto_tool_choice and not args.tool_call_parser:
             raise BadModel("TypeError", "Error: --enable-auto-tool-choice requires --tool-call-parser")
     except BadModel as failure:
         return refused(failure)
+    on_tpu = os.environ.get("PJRT_DEVICE") == "TPU"
+    if on_tpu:
+        log.info("__init__.py:253", "Automatically detected platform tpu.")
     log.info("model.py:617", f"Resolved architecture: {checkpoint.architecture}")
     log.info("model.py:1752", f"Using max model len {args.max_model_len}")
     log.info("core.py:112", f"Initializing a V1 LLM engine (emulated) with model={args.model!r}", log.ENGINE_CORE)
     try:
-        load_weights(checkpoint)
+        if args.load_format == "runai_streamer" or streamed:
+            streamer.check_extra_config(args.model_loader_extra_config)
+        remote = streamer.shards(args.model) if streamed else []
+        for blob in remote:
+            streamer.stream(blob)
+        load_weights(checkpoint, remote)
         if draft:
             log.info("llm_base_proposer.py:1204", f"Loading drafter model from {draft.folder}", log.ENGINE_CORE)
             load_draft(draft)
@@ -69,6 +82,9 @@ def main(argv: Sequence[str]) -> int:
         log.ENGINE_CORE,
     )
 
+    if on_tpu:
+        precompile()
+
     from emulated_cloud.engine.server import serve
 
     try:
@@ -77,6 +93,18 @@ def main(argv: Sequence[str]) -> int:
         return refused(failure)
     except OSError as failure:
         return refused(BadModel("OSError", str(failure)))
+
+
+def precompile() -> None:
+    """What a TPU engine does before its port opens: every shape is compiled, and kept where it is told to."""
+    started = time.monotonic()
+    cache = Path(os.environ.get("VLLM_XLA_CACHE_PATH", "~/.cache/vllm/xla_cache")).expanduser()
+    cache.mkdir(parents=True, exist_ok=True)
+    for tokens in (16, 32, 64):
+        log.info("compilation_manager.py:91", f"Precompile backbone --> {{'num_tokens': {tokens}}}", log.ENGINE_CORE)
+        (cache / f"jit_backbone-{tokens}").touch()
+    seconds = time.monotonic() - started
+    log.info("compilation_manager.py:99", f"Compilation finished in {seconds:.2f} [secs].", log.ENGINE_CORE)
 
 
 def refused(failure: BadModel) -> int:

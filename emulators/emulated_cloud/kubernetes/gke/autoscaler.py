@@ -35,6 +35,7 @@ from emulated_cloud.kubernetes.gke.machines import (
     compute_class_of,
     family_of,
     node_template,
+    reserve,
 )
 from emulated_cloud.kubernetes.gke.nodes import NodeKeeper
 from emulated_cloud.kubernetes.pods import is_finished
@@ -147,6 +148,7 @@ class Autoscaler:
             _built_in_class(pod),
         )
         self._cache.equip(node, machine, pod)
+        reserve(node, pod)
         upcoming = Upcoming(node, machine, zone)
         self._upcoming.append(upcoming)
         task = asyncio.create_task(self._bring_up(upcoming))
@@ -187,6 +189,7 @@ class Autoscaler:
                     compute_class=_built_in_class(pod),
                 )
                 self._cache.equip(template, machine, pod)
+                reserve(template, pod)
                 state = NodeState(template)
                 why, _ = misfit(pod, state, needs, [*settled, state])
                 if not why:

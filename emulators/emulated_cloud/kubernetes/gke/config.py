@@ -9,6 +9,7 @@ decline              {accelerator, or "cpu": words}: scale-ups fail with these w
                      Read again at each scale-up, so that a test can take it away
 backoff_seconds      how long the autoscaler leaves a failed scale-up alone (GKE: 300)
 cluster              name of the cluster, in node names
+location             its region or zone; the zones' region if left out
 project              {"id", "number"}
 storage              {"endpoint": URL of the GCS emulator, "root": its folder,
                      "gcsfuse": true for real mounts (emulated_cloud/real/gcsfuse.py) instead of links to that folder}
@@ -22,9 +23,12 @@ show                 [absolute paths]: folders of this machine that containers w
 node_pools           [{"name", "disk_images": ["projects/P/global/images/NAME"]}]: pools that somebody made, with disks
 registry             URL of the registry that says what pulled images are made of
 uncached_layers      that many layers of each image a node does not find on its disk. Read again at each pull
+metrics              file that Cloud Monitoring's points are written to (gke/prometheus.py)
+scrape_seconds       pods are scraped at least so often; left out, as often as PodMonitoring says
 images               [{"match": regex on the whole image name, "argv0": {"vllm": ["/venv/bin/python", "-m", "x"]},
                      "entrypoint": […] for a container without a command, "env": {…}}]; the first match counts;
-                     $(POD_IP) in values is the pod's address. An image that nothing matches cannot be pulled
+                     $(POD_IP) in values is the pod's address, $(SERVICE_ACCOUNT) the folder of its service account's
+                     token. An image that nothing matches cannot be pulled
 pods                 folder for the pods' files and logs
 crash_backoff_seconds  first wait of CrashLoopBackOff and ImagePullBackOff, doubled each time (a kubelet: 10)
 pod_network, load_balancer_network   CIDR of addresses that are local here; left out: a part of 127.0.0.0/8
@@ -101,6 +105,9 @@ class Config:
     compute: Path | None = None
     registry: str = ""
     logs: Path | None = None
+    metrics: Path | None = None
+    scrape_seconds: float = 60.0
+    location: str = ""
     private_roots: bool = False
     show: list[Path] = field(default_factory=list)
     images: list[Image] = field(default_factory=list)
@@ -151,6 +158,7 @@ def load(path: Path) -> Config:
                 "disks": Path(given["disks"]).absolute() if given.get("disks") else None,
                 "compute": Path(given["compute"]) if given.get("compute") else None,
                 "logs": Path(given["logs"]) if given.get("logs") else None,
+                "metrics": Path(given["metrics"]) if given.get("metrics") else None,
                 "show": [Path(folder) for folder in given.get("show", [])],
                 "images": [Image(**image) for image in given.get("images", [])],
                 "expose": [

@@ -17,6 +17,8 @@ DRIVER_LABEL = "cloud.google.com/gke-gpu-driver-version"
 TPU_LABEL = "cloud.google.com/gke-tpu-accelerator"
 TPU_TOPOLOGY_LABEL = "cloud.google.com/gke-tpu-topology"
 SPOT_LABEL = "cloud.google.com/gke-spot"
+RESERVATION = "cloud.google.com/reservation-"
+"""What the labels of nodes begin with that come out of a reservation."""
 GPU_TAINT = {"key": GPU, "value": "present", "effect": "NoSchedule"}
 TPU_TAINT = {"key": TPU, "value": "present", "effect": "NoSchedule"}
 SPOT_TAINT = {"key": SPOT_LABEL, "value": "true", "effect": "NoSchedule"}
@@ -70,6 +72,7 @@ def _machine_types() -> list[MachineType]:
         MachineType("ct6e-standard-1t", 44, 176, "tpu-v6e-slice", 1, "1x1"),
         MachineType("ct6e-standard-4t", 180, 720, "tpu-v6e-slice", 4, "2x2"),
         MachineType("ct6e-standard-8t", 180, 1440, "tpu-v6e-slice", 8, "2x4"),
+        MachineType("tpu7x-standard-1t", 56, 240, "tpu7x", 1, "1x1x1"),
         MachineType("tpu7x-standard-4t", 224, 960, "tpu7x", 4, "2x2x1"),
     ]
     return [*general, *l4, *a100, *a100_80, *h100, *tpus]
@@ -173,6 +176,14 @@ def node_template(
     if taints:
         node["spec"]["taints"] = taints
     return node
+
+
+def reserve(node: Object, pod: Object) -> None:
+    """Takes the node out of the reservation that the pod selects: any that is named is there, and has room."""
+    selector = pod["spec"].get("nodeSelector") or {}
+    labels = {key: value for key, value in selector.items() if key.startswith(RESERVATION)}
+    if labels and node["metadata"]["labels"].get(SPOT_LABEL) != "true":
+        node["metadata"]["labels"] |= {**labels, "cloud.google.com/gke-provisioning": "reservation"}
 
 
 def accelerator_of(pod: Object) -> str | None:
