@@ -55,7 +55,7 @@ def wait_until_ended(vertex: Vertex, settings: Settings, say: Say, *, cancel: bo
             vertex.cancel(job["name"])
             say(f"told run {_id(job)} to end")
         else:
-            say(f"waiting for {called(job)}; --cancel tells it to end")
+            say(f"waiting for {called(job)}{'' if cancel else '; --cancel tells it to end'}")
     said_at = time.monotonic()
     while going:
         if time.monotonic() - said_at > _SAY_EVERY_SECONDS:
