@@ -199,6 +199,16 @@ def cache_records(settings: Settings) -> str:
     return f"gs://{settings.bucket}/caches/"
 
 
+def binding_record(settings: Settings, role: str, member: str) -> str:
+    """The object that remembers which deployments need a role on the bucket that runs gave: a `gs://` URI."""
+    return f"{binding_records(settings)}{hashlib.sha256(f'{role} {member}'.encode()).hexdigest()[:32]}.json"
+
+
+def binding_records(settings: Settings) -> str:
+    """Where deployments with weights in this bucket remember the roles on it that runs gave: a `gs://` prefix."""
+    return f"gs://{settings.bucket}/bindings/"
+
+
 API_KEY = "key"
 """The entry of the Secret that holds the server's API key."""
 

@@ -75,14 +75,20 @@ class Outcome:
 
 
 @contextmanager
-def recorded(name: str, root: str, run_id: str, waits: str = patience.DEFAULT) -> Iterator[Outcome]:
+def recorded(
+    name: str,
+    root: str,
+    run_id: str,
+    waits: str = patience.DEFAULT,
+    give_back: Callable[[Outcome], None] = lambda _: None,
+) -> Iterator[Outcome]:
     """Runs a step's body and records below `root` (a `gs://` URI) what became of it, also when it raises.
     `waits` is the setting `patience`, for the body and for the record.
 
     An error of ours ends the process with its message alone (kfp would print a traceback that tells a reader nothing);
     anything else is a defect and keeps its traceback. No orchestrator can be told which failures to retry, so an
     attempt after a final error ends at once, and the outcome stays the first one's. SIGTERM raises ToldToEnd in the
-    body.
+    body, and when that is left, wherever it was, has what the run holds given back.
     """
     from serving.clients import storage
 
@@ -109,6 +115,7 @@ def recorded(name: str, root: str, run_id: str, waits: str = patience.DEFAULT) -
             leave()
             raise SystemExit(1) from error
         except ToldToEnd as error:
+            _given_back(outcome, give_back)
             outcome.failed(error)
             leave()
             raise SystemExit(128 + signal.SIGTERM) from error
@@ -118,6 +125,15 @@ def recorded(name: str, root: str, run_id: str, waits: str = patience.DEFAULT) -
                 leave()
             raise
         leave()
+
+
+def _given_back(outcome: Outcome, give_back: Callable[[Outcome], None]) -> None:
+    try:
+        give_back(outcome)
+    except PipelineError as error:
+        outcome.say(
+            f"could not give back what the run holds ({error}); the Lease runs out, and the next run does the rest"
+        )
 
 
 def _look_at_earlier_attempt(outcome: Outcome, uri: str) -> None:

@@ -14,7 +14,7 @@ from serving import names
 from serving.clients import kubernetes, patience
 from serving.clients.kubernetes import Cluster
 from serving.deployment import lease, leftovers, record, replacement
-from serving.errors import PipelineError, ToldToEnd
+from serving.errors import LeaseLostError, PipelineError
 from serving.outcome import Outcome, recorded
 from serving.settings import Settings, validated
 from serving.values import Duration
@@ -43,27 +43,15 @@ class Step:
     def holding_lease(self, cluster: Cluster, *, take: bool = False) -> Iterator[None]:
         """Keeps the Lease, which the run has taken already unless this is to `take` it, alive while the block runs.
 
-        When the step is told to end, the accelerators that nothing serves from and the Lease are given back; another
-        attempt then takes the Lease again, and has to bring up what it needs. However it ends without a release that
-        has passed, a generation that made room for this one (`rollout: replace`) has its accelerators back.
+        Another attempt of a step that was told to end takes it again, and has to bring up what it needs. However the
+        block ends without a release that has passed, a generation that made room for this one (`rollout: replace`) has
+        its accelerators back.
         """
         run_id = self.release.run_id
-        try:
-            if take or self.outcome.was_told_to_end:
-                lease.take(cluster, self.settings, run_id, self.outcome.say)
-            with lease.held(cluster, self.settings, run_id):
-                try:
-                    with self._taking_back(cluster):
-                        yield
-                except ToldToEnd:
-                    self._give_back(cluster, in_a_hurry=True)
-                    raise
-        except ToldToEnd:
-            try:
-                lease.give_back(cluster, self.settings, run_id)
-            except PipelineError as error:
-                self.outcome.say(f"could not give the Lease back ({error}); it runs out by itself")
-            raise
+        if take or self.outcome.was_told_to_end:
+            lease.take(cluster, self.settings, run_id, self.outcome.say)
+        with lease.held(cluster, self.settings, run_id), self._taking_back(cluster):
+            yield
 
     @contextmanager
     def _taking_back(self, cluster: Cluster) -> Iterator[None]:
@@ -71,12 +59,12 @@ class Step:
         try:
             yield
         except Exception:
-            self._give_back(cluster)
+            self.give_back(cluster)
             raise
         if self.outcome.error:
-            self._give_back(cluster)
+            self.give_back(cluster)
 
-    def _give_back(self, cluster: Cluster, *, in_a_hurry: bool = False) -> None:
+    def give_back(self, cluster: Cluster, *, in_a_hurry: bool = False) -> None:
         """Whoever made room for the generation comes back, and no other attempt of this run takes it down again. Where
         nobody did, the accelerators of a step that was told to end are given back."""
         generation, say = self.release.generation, self.outcome.say
@@ -95,8 +83,25 @@ class Step:
 def opened(name: str, settings: dict[str, Any], release: dict[str, Any]) -> Iterator[Step]:
     """A step, from what resolve_model handed on: the whole settings and the release, as structs."""
     root, run_id = _root(settings, settings.get("bucket")), release["run_id"]
-    with recorded(name, root, run_id, _patience(settings)) as outcome:
-        yield Step(outcome, validated(Settings, settings), Release.model_validate(release))
+
+    def step(outcome: Outcome) -> Step:
+        return Step(outcome, validated(Settings, settings), Release.model_validate(release))
+
+    with recorded(name, root, run_id, _patience(settings), lambda outcome: _give_back(step(outcome))) as outcome:
+        yield step(outcome)
+
+
+def _give_back(step: Step) -> None:
+    """Gives back what the run holds in the cluster, in a hurry: accelerators, and the Lease. Raises InconclusiveError
+    when the cluster is away."""
+    run_id = step.release.run_id
+    try:
+        cluster = kubernetes.connect(step.settings)
+        with lease.held(cluster, step.settings, run_id):
+            step.give_back(cluster, in_a_hurry=True)
+        lease.give_back(cluster, step.settings, run_id)
+    except LeaseLostError:
+        return  # It is not the run's, or not yet.
 
 
 @contextmanager

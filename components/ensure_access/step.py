@@ -8,6 +8,7 @@ from typing import Any
 from serving import features, names
 from serving.clients import google, kubernetes, storage
 from serving.clients.kubernetes import Cluster, ConflictError, Object
+from serving.deployment import bindings as grants
 from serving.deployment import caches, leftovers, record, replacement
 from serving.deployment.record import Record
 from serving.errors import AccessError, PipelineError, RequestError
@@ -146,7 +147,7 @@ def ensure_bindings(settings: Settings, wanted: list[Binding], say: Say) -> list
     changed = []
     for binding in wanted:
         try:
-            given = storage.ensure_bucket_binding(settings.bucket, binding.role, binding.member)
+            given = grants.give(settings, binding)
         except AccessError:
             raise
         except RequestError as error:

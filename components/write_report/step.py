@@ -7,12 +7,15 @@ import time
 from typing import Any, NamedTuple
 
 from components.write_report import page, summary
+from serving import log, names
 from serving.clients import kubernetes, storage
 from serving.deployment import disk_images, lease, leftovers, record, replacement
-from serving.errors import PipelineError, RequestError
+from serving.errors import PipelineError, RejectedBeforeError, ReleaseError, RequestError
 from serving.log import Say
 from serving.settings import Settings, from_parameters
 from serving.step import opened_with_parameters
+
+_REJECTED = (ReleaseError.__name__, RejectedBeforeError.__name__)
 
 
 def run(rest: dict[str, Any], job: str, state: str, **explicit: str) -> str:
@@ -36,8 +39,28 @@ def run(rest: dict[str, Any], job: str, state: str, **explicit: str) -> str:
         storage.write_json(f"{folder}/report.json", {**report, "outcomes": outcomes})
         html = page.render(settings, report, outcomes)
         storage.write_text(f"{folder}/report.html", html, content_type="text/html; charset=utf-8")
+        tell(asked, run_id, report, outcomes)
         outcome.succeeded(f"the report is {folder}/report.html")
     return html
+
+
+def tell(asked: Settings | Wrong, run_id: str, report: dict[str, Any], outcomes: list[dict[str, Any]]) -> None:
+    """One entry of the log on what the run came to, whose fields alerts look for (docs/vertex.md). `became`: succeeded,
+    unchanged, waiting (for a person's promotion), rejected, or failed."""
+    error, became = report["error"] or {}, report["status"]
+    if error.get("type") in _REJECTED:
+        became = "rejected"
+    elif not error and any(outcome.get("decision") == "validated" for outcome in outcomes):
+        became = "waiting"
+    log.entry(
+        f"this run: {became}{', ' + error['message'] if error else ''}",
+        step="write_report",
+        run_id=run_id,
+        severity="ERROR" if error else "INFO",
+        event="run-ended",
+        deployment=names.place(asked) if isinstance(asked, Settings) else None,
+        became=became,
+    )
 
 
 class Wrong(NamedTuple):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import shlex
 import signal
 
-from pipelines.cli.options import Sets, SettingsFile, State, values_of
+from pipelines.cli.options import Programs, Sets, SettingsFile, State, values_of
 from pipelines.cli.output import Output
 
 
-def up(out: Output, state: State = None, file: SettingsFile = None, sets: Sets = None) -> None:
+def up(
+    out: Output, state: State = None, file: SettingsFile = None, sets: Sets = None, programs: Programs = None
+) -> None:
     """Start the emulated cloud, print the variables that lead to it, and serve until Ctrl-C.
 
     It has the project, bucket, cluster and model of the settings; without them those of `run`.
@@ -22,9 +24,10 @@ def up(out: Output, state: State = None, file: SettingsFile = None, sets: Sets =
     values = {"scenario": "gcs-fuse", **values_of(file, sets, local.DEFAULTS)}
     settings = validated(Settings, values, file)
     parts = local.real_parts(None, state)
+    stand_ins = local.programs(settings, programs)
     with (
         out.progress("starting hub, bucket, cluster, Vertex AI") as (say, _),
-        local.bare(settings, state, parts, say) as site,
+        local.bare(settings, state, parts, say, stand_ins) as site,
     ):
         variables = local.variables(site)
         lines = "\n".join(f"export {name}={shlex.quote(value)}" for name, value in variables.items())

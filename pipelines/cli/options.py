@@ -25,6 +25,14 @@ State = Annotated[
     Path | None,
     typer.Option("--state", metavar="DIR", help="Keeps what outlives a run: buckets, cluster. Again: a refresh."),
 ]
+Programs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--program",
+        metavar="IMAGE=FILE",
+        help="What stands here for an image of your own (validation.jobs): a program. Repeatable.",
+    ),
+]
 
 
 def values_of(file: Path | None, sets: list[str] | None, defaults: dict[str, Any]) -> dict[str, Any]:

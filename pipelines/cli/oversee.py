@@ -89,7 +89,7 @@ def destroy(
         if not yes:
             _ask(len(lines))
         removed = work.destroy(settings, found, out.say, weights=weights, vertex=vertex, cancel=cancel)
-    kept = [] if weights else found.weights
+        kept = [] if weights else work.kept_weights(settings)
     out.result({"removed": removed, "kept": kept}, f"took {len(removed)} things away")
     out.hint(
         "reports stay in the bucket, and what an administrator applied in the cluster: `gemma-pipelines render "

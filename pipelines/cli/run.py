@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipelines.cli.options import ScenarioArgument, Sets, SettingsFile, State, for_scenario, values_of
+from pipelines.cli.options import Programs, ScenarioArgument, Sets, SettingsFile, State, for_scenario, values_of
 from pipelines.cli.output import Output, columns
 
 KEYS = (
@@ -34,6 +34,7 @@ def run(
             "scheduling, snapshots), gcsfuse (mount options, what a pod reads), vllm (flags, loading, answers).",
         ),
     ] = None,
+    programs: Programs = None,
     state: State = None,
     retry: Annotated[bool, typer.Option("--retry", help="Try a rejected release again, or go against a pin.")] = False,
     keep: Annotated[bool, typer.Option("--keep", help="Serve on after the result, until Ctrl-C.")] = False,
@@ -55,10 +56,11 @@ def run(
         if not any(path.is_file() for path in weights.rglob("*")):
             raise RequestError(f"--weights {weights} has no files: name the folder of a release, with config.json")
     parts = local.real_parts(real, state)
+    stand_ins = local.programs(settings, programs)
     view = View(out, chosen)
     with (
         view.up("starting hub, bucket, cluster"),
-        local.site(settings, state, weights, parts, out.say) as site,
+        local.site(settings, state, weights, parts, out.say, stand_ins) as site,
     ):
         found = child.execute(
             chosen, settings, site.folder, site.cloud.environment, view.show, site.loss, site.cloud.bucket_folder

@@ -37,6 +37,7 @@ def submit(
             "gs://BUCKET/pipelines/RUN.",
         ),
     ] = None,
+    retry: Annotated[bool, typer.Option("--retry", help="Try a rejected release again, or go against a pin.")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the run to its end, whose exit code is the run's.")] = (
         False
     ),
@@ -51,7 +52,7 @@ def submit(
     from serving.clients.vertex import Vertex
     from serving.settings import in_seconds
 
-    settings = settings_of(scenario, file, sets, {})
+    settings = settings_of(scenario, file, [*(sets or []), *(["retry=true"] if retry else [])], {})
     with patience.lasting(in_seconds(settings.patience)):
         if validated_by:
             from pipelines.validated import as_in_run

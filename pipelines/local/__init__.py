@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import queue
 import signal
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from pipelines.child import watched
 from pipelines.local import cloud, state
-from pipelines.local.cloud import real_parts
+from pipelines.local.cloud import programs, real_parts
 from pipelines.local.report import emulated, keep_report, reports_folder
 from serving.errors import InconclusiveError
 
@@ -33,6 +34,7 @@ __all__ = [
     "deployment",
     "emulated",
     "keep_report",
+    "programs",
     "real_parts",
     "reports_folder",
     "serve_on",
@@ -48,6 +50,7 @@ DEFAULTS: dict[str, Any] = {
 }
 """What a run without a settings file is about."""
 
+_NONE: Mapping[str, Path] = MappingProxyType({})
 _LEASE_DURATION, _LEASE_WAIT = "10s", "60s"
 """No step waits minutes for its machine here, so that a dead run is known as dead sooner."""
 _SCALES_DOWN = {"scale_down_window": "5s", "scale_down_period": "5s"}
@@ -95,27 +98,35 @@ def site(
     weights: Path | None,
     real: Collection[str],
     say: Callable[[str], None],
+    stand_ins: Mapping[str, Path] = _NONE,
 ) -> Iterator[Site]:
     """The settings' deployment on this machine, up while the block runs: what it was in `folder`, whose hub has the
     model in `weights` (else a tiny one) and whose `real` parts are real. Without a folder, one that goes afterwards.
+    `stand_ins` are for images that others built (`programs`).
 
     Raises RequestError for a folder that is not fit, PipelineError when the emulators do not start.
     """
     with (
         state.taken(folder, settings.scenario, real, say) as ours,
-        cloud.up(settings, ours, weights, real, say) as emulated,
+        cloud.up(settings, ours, weights, real, say, stand_ins) as emulated,
     ):
         state.remember(ours, settings)
         yield Site(ours, emulated)
 
 
 @contextmanager
-def bare(settings: Settings, folder: Path | None, real: Collection[str], say: Callable[[str], None]) -> Iterator[Site]:
+def bare(
+    settings: Settings,
+    folder: Path | None,
+    real: Collection[str],
+    say: Callable[[str], None],
+    stand_ins: Mapping[str, Path] = _NONE,
+) -> Iterator[Site]:
     """The emulated cloud of the settings' project, up while the block runs, for whatever is sent to it. It is what it
     was in `folder`; without one it begins empty, and goes afterwards. Raises as `site`."""
     with (
         state.taken(folder, state.BARE, real, say) as ours,
-        cloud.up(settings, ours, None, real, say) as emulated,
+        cloud.up(settings, ours, None, real, say, stand_ins) as emulated,
     ):
         yield Site(ours, emulated)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,18 +60,45 @@ def real_parts(text: str | None, folder: Path | None) -> list[str]:
     return names
 
 
+def programs(settings: Settings, given: list[str] | None) -> dict[str, Path]:
+    """What stands for images that others built, IMAGE=FILE each: no image is pulled here.
+
+    Raises RequestError for what is no program, and for a gate (`validation.jobs`) for whose image nothing stands.
+    """
+    found = {}
+    for each in given or []:
+        image, _, file = each.partition("=")
+        path = Path(file).absolute()
+        if not image or not path.is_file() or not os.access(path, os.X_OK):
+            raise RequestError(f"--program {each}: wanted is IMAGE=FILE, with a file that can be executed (`chmod +x`)")
+        found[image] = path
+    for gate in settings.validation.jobs:
+        if gate.image not in found:
+            raise RequestError(
+                f"validation.jobs: no image is pulled on this machine, and nothing stands for {gate.image}. Name a "
+                f"program that does what its entrypoint does, `--program {gate.image}=FILE`, or leave the gates out, "
+                "`--set 'validation.jobs=[]'`"
+            )
+    return found
+
+
 @contextmanager
 def up(
-    settings: Settings, folder: Path, weights: Path | None, real: Collection[str], say: Callable[[str], None]
+    settings: Settings,
+    folder: Path,
+    weights: Path | None,
+    real: Collection[str],
+    say: Callable[[str], None],
+    stand_ins: Mapping[str, Path],
 ) -> Iterator[Cloud]:
     """The emulators of a state folder, and the parts that are real, up while the block runs; a live generation is ready
-    again when it begins."""
+    again when it begins. `stand_ins`: `programs`."""
     from emulated_cloud.cloud import Cloud, EmulatorFailed, wait_for
 
     from serving.clients.google import API_ENDPOINT
     from serving.clients.registry import REGISTRY_ENDPOINT
     from serving.image import published
-    from serving.rendering.engine import component_image
+    from serving.rendering.engine import component_image, mirrored
     from serving.rendering.render import admin, as_yaml
 
     if "control-plane" in real and "gpu-or-tpu" in settings.chosen_features:
@@ -96,9 +124,15 @@ def up(
         secrets={settings.hub.token_secret.split("/")[3]: "hf_demo"} if settings.hub.token_secret else {},
         service_account=settings.pipeline_service_account,
         images=[
-            {"match": image, "argv0": {"python": [sys.executable]}}
-            # As `run` compiles it in, and as `submit` does.
-            for image in (re.escape(component_image(settings)), r"(.*/)?python-components[:@].*")
+            *(
+                {"match": re.escape(mirrored(settings, name)), "entrypoint": [str(file)]}
+                for name, file in stand_ins.items()
+            ),
+            *(
+                {"match": image, "argv0": {"python": [sys.executable]}}
+                # As `run` compiles it in, and as `submit` does.
+                for image in (re.escape(component_image(settings)), r"(.*/)?python-components[:@].*")
+            ),
         ],
         own_images=[re.escape(built.partition("/")[2])],
         endpoints={API_ENDPOINT: "google", REGISTRY_ENDPOINT: "registry"},
@@ -110,7 +144,7 @@ def up(
         real=real,
         # As an administrator does it before the first run on GKE. (The emulated API server enforces no roles.)
         objects=[access],
-        show=SHOWN,
+        show=[*SHOWN, *{file.parent for file in stand_ins.values()}],
         expose=[
             {
                 "namespace": settings.namespace,

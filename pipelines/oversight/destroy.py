@@ -10,17 +10,16 @@ import time
 from dataclasses import dataclass, field
 
 from components.collect_garbage.step import free_own_weights, own_weights
-from components.ensure_access.step import bindings
 from pipelines.oversight import runs
 from pipelines.vertex import schedule
 from serving import names
 from serving.clients import kubernetes, storage
 from serving.clients.kubernetes import Cluster, Object
 from serving.clients.vertex import Body, Vertex
-from serving.deployment import caches, disk_images, lease, record, removal
+from serving.deployment import bindings, caches, disk_images, lease, record, removal
+from serving.deployment.bindings import Known
 from serving.deployment.record import Record
-from serving.errors import PipelineError, RequestError
-from serving.features import Binding
+from serving.errors import RequestError
 from serving.log import Say
 from serving.settings import Settings
 
@@ -36,8 +35,8 @@ class Found:
     """Machines, disks and disk images, in words."""
     caches: list[str]
     """Zones of the bucket's caches."""
-    bindings: list[Binding]
-    """Roles on the bucket of accounts that nobody needs any more."""
+    bindings: list[Known]
+    """Roles on the bucket that runs gave; those that others need stay."""
     weights: list[str]
     """Prefixes of all sets of weights that nobody else names; they go only when that is asked for."""
     named: bool
@@ -48,12 +47,15 @@ class Found:
 
     def lines(self, settings: Settings, *, weights: bool) -> list[str]:
         """What goes, a line each."""
-        lines = [_called(self.schedule)] if self.schedule else []
+        lines = [f"{runs.called(run)}, which goes on, once it has ended" for run in self.runs]
+        lines += [_called(self.schedule)] if self.schedule else []
         lines += [f"{item['kind']}/{item['metadata']['name']}" for item in self.objects]
         lines += [f"Namespace/{settings.namespace}"] if self.namespace else []
         lines += self.compute
         lines += [f"Rapid Cache of gs://{settings.bucket} in {zone}" for zone in self.caches]
-        lines += [_given(settings, binding) for binding in self.bindings]
+        for known in self.bindings:
+            shared = "its need of " if len(known.needed_by) > 1 else ""
+            lines.append(f"{shared}{bindings.called(settings, known)}")
         if weights:
             lines += [*self.weights, *([names.weights_in_use(settings)] if self.named else [])]
         return lines
@@ -65,14 +67,13 @@ def find(settings: Settings, vertex: Vertex | None = None) -> Found:
     objects = removal.find(cluster, settings) if cluster else []
     known = _record(cluster, settings) if objects else Record()
     named = storage.stat(names.weights_in_use(settings)) is not None
-    # Its account's roles are left over, too, where a removal was ended when the account was gone.
-    deployed = bool(objects or named) and not (cluster and removal.account_stays(cluster, settings, objects))
     return Found(
         objects,
         cluster is not None and removal.removable_namespace(cluster, settings, objects) is not None,
         disk_images.present(settings),
         caches.present(settings),
-        _given_bindings(settings) if deployed else [],
+        # Where IAM is somebody else's, what was given before is, too.
+        bindings.present(settings) if settings.access == "manage" else [],
         own_weights(settings, known),
         named,
         schedule.find(vertex, settings) if vertex else None,
@@ -90,8 +91,8 @@ def destroy(
     cancel: bool = False,
     wait_seconds: float = 3600,
 ) -> list[str]:
-    """Takes away what was found. Returns what went, a line each. cancel: runs that go on are told to end, else they are
-    waited for, so many seconds.
+    """Takes away what was found, and what a run made before it ended. Returns what went, a line each. cancel: runs that
+    go on are told to end, else they are waited for, so many seconds.
 
     Raises LeaseHeldError while a run holds the Lease, InconclusiveError for what does not end or does not go.
     """
@@ -99,13 +100,16 @@ def destroy(
         if found.schedule and found.schedule["state"] == schedule.ACTIVE:
             vertex.pause_schedule(found.schedule["name"])
             say("paused the schedule")
-        runs.wait_until_ended(vertex, settings, say, cancel=cancel, seconds=wait_seconds)
+        if runs.wait_until_ended(vertex, settings, say, cancel=cancel, seconds=wait_seconds):
+            found = _again(settings, vertex, found, say)
     run_id = f"destroy-{time.strftime('%Y%m%d%H%M%S', time.gmtime())}"
     cluster, gone = _cluster(settings), list[str]()
     if cluster and found.objects:
         lease.take(cluster, settings, run_id, say)
         try:
             with lease.held(cluster, settings, run_id):
+                # Whoever held the Lease until now may have changed things.
+                found = _again(settings, vertex, found, say)
                 gone += _schedule(vertex, found, say)
                 _name_weights(settings, found)
                 gone += removal.remove(cluster, settings, _without_lease(found.objects), say)
@@ -123,6 +127,21 @@ def destroy(
     return gone
 
 
+def kept_weights(settings: Settings) -> list[str]:
+    """The sets of weights of a deployment that is gone, as the bucket names them."""
+    return own_weights(settings, Record())
+
+
+def _again(settings: Settings, vertex: Vertex | None, before: Found, say: Say) -> Found:
+    """What there is now. What came since is the deployment's as well, and is told."""
+    found = find(settings, vertex)
+    shown = before.lines(settings, weights=True)
+    for line in found.lines(settings, weights=True):
+        if line not in shown:
+            say(f"made meanwhile, and goes too: {line}")
+    return found
+
+
 def _schedule(vertex: Vertex | None, found: Found, say: Say) -> list[str]:
     if not vertex or not found.schedule:
         return []
@@ -137,11 +156,8 @@ def _called(schedule: Body) -> str:
 
 def _outside(settings: Settings, found: Found, run_id: str, say: Say) -> list[str]:
     """What is not in the cluster, weights aside."""
-    gone = []
-    for binding in found.bindings:
-        if storage.remove_bucket_binding(settings.bucket, binding.role, binding.member):
-            gone.append(_given(settings, binding))
-            say(f"took {gone[-1]}")
+    given = bindings.leave_all(settings, say) if found.bindings else []
+    gone = [bindings.called(settings, known) for known in given]
     gone += [f"disk image {name}" for name in disk_images.remove_all(settings, run_id, say)]
     return gone + [f"Rapid Cache of gs://{settings.bucket} in {zone}" for zone in caches.leave_all(settings, say)]
 
@@ -170,24 +186,6 @@ def _record(cluster: Cluster | None, settings: Settings) -> Record:
         return record.read(cluster, settings) if cluster else Record()
     except RequestError:
         return Record()
-
-
-def _given_bindings(settings: Settings) -> list[Binding]:
-    """The roles on the bucket that runs gave: those of the deployment's own service account, and those of GKE's own
-    where no other deployment has weights in the bucket. None where IAM is somebody else's."""
-    if settings.access == "check":
-        return []
-    own = f"/ns/{settings.namespace}/sa/{settings.serving.service_account}"
-    try:
-        shared = set(storage.list_uris(names.all_weights_in_use(settings))) - {names.weights_in_use(settings)}
-        wanted = [binding for binding in bindings(settings) if binding.member.endswith(own) or not shared]
-        return [each for each in wanted if storage.has_bucket_binding(settings.bucket, each.role, each.member)]
-    except PipelineError:
-        return []  # Whoever may not see them did not give them.
-
-
-def _given(settings: Settings, binding: Binding) -> str:
-    return f"{binding.role} on gs://{settings.bucket} from {binding.member.partition('/subject/')[2]}"
 
 
 def _without_lease(objects: list[Object]) -> list[Object]:

@@ -20,6 +20,7 @@ _LOOKED_AT = 50
 """Runs of which some may go on: one schedule, people, CI."""
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
 """Seconds between two looks at runs that end: nobody tells of it."""
+_SAY_EVERY_SECONDS = 60
 
 
 def vertex_of(settings: Settings) -> Vertex | None:
@@ -39,6 +40,11 @@ def active(vertex: Vertex, settings: Settings) -> list[Body]:
     return [job for job in vertex.jobs(_of(settings), most=_LOOKED_AT) if job.get("state") not in ENDED]
 
 
+def called(job: Body) -> str:
+    """A run that goes on, in words."""
+    return f"run {_id(job)} ({follow.state_of(job)})"
+
+
 def wait_until_ended(vertex: Vertex, settings: Settings, say: Say, *, cancel: bool, seconds: float) -> list[str]:
     """Returns the runs that went on, by their ids, when they have ended: by themselves, or told to. Raises
     InconclusiveError when one goes on for longer than so many seconds."""
@@ -49,8 +55,12 @@ def wait_until_ended(vertex: Vertex, settings: Settings, say: Say, *, cancel: bo
             vertex.cancel(job["name"])
             say(f"told run {_id(job)} to end")
         else:
-            say(f"waiting for run {_id(job)}, which is {follow.state_of(job)}; --cancel tells it to end")
+            say(f"waiting for {called(job)}{'' if cancel else '; --cancel tells it to end'}")
+    said_at = time.monotonic()
     while going:
+        if time.monotonic() - said_at > _SAY_EVERY_SECONDS:
+            said_at = time.monotonic()
+            say(f"waiting for {', '.join(map(called, going))}")
         if time.monotonic() > deadline:
             console = vertex.console(_id(going[0]))
             raise InconclusiveError(

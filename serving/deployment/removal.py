@@ -49,13 +49,6 @@ def others(cluster: Cluster, settings: Settings) -> list[str]:
     return sorted(found - {settings.name})
 
 
-def account_stays(cluster: Cluster, settings: Settings, going: list[Object]) -> bool:
-    """Whether the pods' service account is there, and not among what is `going`."""
-    name = settings.serving.service_account
-    there = cluster.get("ServiceAccount", name, settings.namespace)
-    return there is not None and not any(_is(item, "ServiceAccount", name) for item in going)
-
-
 def remove(cluster: Cluster, settings: Settings, items: list[Object], say: Say) -> list[str]:
     """Takes these away, and returns when they are gone, disks of claims included. Returns what it took away, as
     `Kind/name`. Raises InconclusiveError, with what helps, for what does not go."""
@@ -63,7 +56,7 @@ def remove(cluster: Cluster, settings: Settings, items: list[Object], say: Say) 
     volumes = [volume for claim in claims for volume in _made_for(cluster, claim)]
     removed = leftovers.delete(cluster, items, say)
     for item in [*items, *volumes]:
-        _wait_until_gone(cluster, settings, item)
+        _wait_until_gone(cluster, settings, item, say)
     return removed
 
 
@@ -90,7 +83,9 @@ def removable_namespace(cluster: Cluster, settings: Settings, going: list[Object
 
 def _goes_with(item: Object, uids: set[str]) -> bool:
     """Whether an object is one of those, or goes when what owns it does. (Of what is owned twice over, the owner may be
-    owned itself: a pod by a ReplicaSet.)"""
+    owned itself: a pod by a ReplicaSet.) Endpoints go a moment after their Service, which does not own them."""
+    if item["kind"] == "Endpoints":
+        return True
     return item["metadata"].get("uid") in uids or bool(item["metadata"].get("ownerReferences"))
 
 
@@ -102,7 +97,7 @@ def _made_for(cluster: Cluster, claim: Object) -> Iterator[Object]:
         yield volume
 
 
-def _wait_until_gone(cluster: Cluster, settings: Settings, item: Object) -> None:
+def _wait_until_gone(cluster: Cluster, settings: Settings, item: Object, say: Say) -> None:
     kind, name, namespace = item["kind"], item["metadata"]["name"], item["metadata"].get("namespace")
 
     def there() -> bool:
@@ -111,6 +106,7 @@ def _wait_until_gone(cluster: Cluster, settings: Settings, item: Object) -> None
 
     if not there():
         return
+    say(f"waiting for {kind}/{name} to go")
     deadline = time.monotonic() + leftovers.GOES_SECONDS
     with cluster.follow(Subject(kind, namespace, fields=f"metadata.name={name}")) as changes:
         for _ in changes.until(deadline):

@@ -191,6 +191,15 @@ def test_what_somebody_else_made_stays(bucket, monkeypatch, kind: str):
     assert kind in {found for found, *_ in cluster.objects}
 
 
+def test_endpoints_that_are_still_there_are_nobody_s(bucket, monkeypatch):
+    cluster = at(monkeypatch, a_cluster())
+    place = {"name": SETTINGS.name, "namespace": SETTINGS.namespace, "uid": "endpoints-1"}
+    cluster.objects["Endpoints", SETTINGS.namespace, SETTINGS.name] = {"kind": "Endpoints", "metadata": place}
+    found = work.find(SETTINGS)
+    assert f"Namespace/{SETTINGS.namespace}" in found.lines(SETTINGS, weights=False)
+    assert f"Namespace/{SETTINGS.namespace}" in destroyed()
+
+
 def test_a_namespace_with_something_of_somebody_in_it_stays(bucket, monkeypatch):
     cluster = at(monkeypatch, a_cluster())
     cluster.create(ours("Secret", "theirs", SETTINGS.namespace))
@@ -250,6 +259,37 @@ def test_no_run_begins_any_more_and_those_that_run_end_before_anything_goes(buck
     assert order[:2] == ["paused", "cancelled"]
     assert 2 <= taken < order.index("deleted the schedule") < deleted
     assert work.find(SETTINGS, vertex).lines(SETTINGS, weights=False) == []
+
+
+def test_what_a_run_makes_before_it_ends_goes_too(bucket, monkeypatch):
+    cluster, order = at(monkeypatch, a_cluster()), list[str]()
+    theirs = {key for key in cluster.objects if OTHER.namespace in f"{key[1]}{key[2]}"}
+    vertex: Any = Pipelines(order)
+    told_to_end = vertex.cancel
+
+    def late(name: str) -> None:
+        for item in [deployment("g2"), *owned("g2")]:
+            cluster.create(item)
+        told_to_end(name)
+
+    vertex.cancel = late
+    found, said_of = work.find(SETTINGS, vertex), list[str]()
+    assert "run refresh-1 (RUNNING), which goes on, once it has ended" in found.lines(SETTINGS, weights=False)
+    gone = work.destroy(SETTINGS, found, said_of.append, weights=False, vertex=vertex, cancel=True)
+    assert "Deployment/vllm-g2" in gone
+    assert "made meanwhile, and goes too: Deployment/vllm-g2" in said_of
+    assert left(cluster) == theirs
+
+
+def test_a_run_that_has_made_nothing_yet_is_not_overlooked(bucket, monkeypatch):
+    at(monkeypatch, MemoryCluster())
+    storage.delete(names.weights_in_use(SETTINGS))
+    vertex: Any = Pipelines(list[str]())
+    vertex.schedule = None
+    found = work.find(SETTINGS, vertex)
+    assert found.lines(SETTINGS, weights=False) == ["run refresh-1 (RUNNING), which goes on, once it has ended"]
+    work.destroy(SETTINGS, found, said, weights=False, vertex=vertex, cancel=True)
+    assert vertex.order == ["cancelled"]
 
 
 def test_a_run_that_goes_on_for_too_long_leaves_all_as_it_is(bucket, monkeypatch):

@@ -112,6 +112,7 @@ def test_endpoints_follow_readiness_and_deletion(kube: Kube) -> None:
     wait_for(lambda: addresses("ready") == {pod.status.pod_ip for pod in kube.pods("app=web")})
     kube.core.delete_namespaced_service("web", kube.namespace)
     wait_for(lambda: not slices())
+    wait_for(lambda: not kube.core.list_namespaced_endpoints(kube.namespace).items)
 
 
 def test_pods_reach_services_by_their_cluster_names(kube: Kube) -> None:

@@ -303,6 +303,17 @@ def test_a_task_may_die_without_a_word(vertex, specs):
     assert vertex.consumed() == [1]
 
 
+def test_a_job_may_be_cancelled_at_a_line_of_a_task(vertex, specs):
+    vertex.outcome(task="wait-to-be-told", after="waiting", cancel=True, exit_after_cancel=False)
+    (vertex.folder / "told").unlink(missing_ok=True)
+    job = vertex.ran(specs["waits"])
+    assert job["state"] == "PIPELINE_STATE_CANCELLED"
+    assert (vertex.folder / "told").read_text() == "SIGTERM"
+    states = states_of(job)
+    assert (states["exit-handler-1.wait-to-be-told"], states["report"]) == ("CANCELLED", "NOT_TRIGGERED")
+    assert vertex.consumed() == [2], "it was cancelled, and the exit task left out"
+
+
 @pytest.mark.parametrize(("status", "error"), [(429, exceptions.TooManyRequests), (503, exceptions.ServiceUnavailable)])
 def test_the_service_may_be_busy(vertex, specs, status, error):
     vertex.script({"action": "status", "status": status, "method": "POST", "path": "/pipelineJobs"})

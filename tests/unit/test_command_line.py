@@ -380,7 +380,7 @@ def run_that_ends(command, monkeypatch, tmp_path):
 
     def run(changes: dict, *arguments: str) -> tuple[int, str, str]:
         @contextlib.contextmanager
-        def site(settings, folder, weights, real, say):
+        def site(settings, folder, weights, real, say, stand_ins):
             say("a word of the cloud's")
             cloud = SimpleNamespace(environment={}, bucket_folder=Path, kubeconfig="kubeconfig")
             yield SimpleNamespace(folder=tmp_path, cloud=cloud, endpoint="http://127.0.0.1:1", loss=str)

@@ -22,8 +22,13 @@ POOL = "principal://iam.googleapis.com/projects/123/locations/global/workloadIde
 
 @pytest.fixture
 def policy(monkeypatch: pytest.MonkeyPatch) -> set[tuple[str, str]]:
-    """The bucket's bindings, (role, member), behind the functions of clients.storage; and a project that is known."""
+    """The bucket's bindings, (role, member), behind the functions of clients.storage; and a project that is known.
+    (What is remembered of them: tests/contract/test_bindings.py.)"""
     given: set[tuple[str, str]] = set()
+    monkeypatch.setattr(storage, "read_json", lambda uri: None)
+    monkeypatch.setattr(storage, "read_json_with_generation", lambda uri: (None, 0))
+    monkeypatch.setattr(storage, "write_json", lambda uri, value, **_: 1)
+    monkeypatch.setattr(storage, "delete", lambda uri, *_: True)
 
     def ensure(bucket: str, role: str, member: str) -> bool:
         changed = (role, member) not in given

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
 from components.write_report import page, step
 from components.write_report.summary import summarize
+from serving import names
 from tests.unit.deployment import SETTINGS
 
 
@@ -86,6 +88,27 @@ def test_the_outcomes_are_believed_and_not_the_orchestrator_s_word(state):
 def test_a_run_that_is_over_has_written_its_report():
     assert summed(RESOLVED, COLLECTED, over=True)["error"]["type"] == "StepDied"
     assert summed(RESOLVED, COLLECTED, outcome("write_report", started=10), over=True)["status"] == "succeeded"
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "became"),
+    [
+        ([RESOLVED, COLLECTED], "succeeded"),
+        ([{**RESOLVED, "decision": "unchanged"}], "unchanged"),
+        ([RESOLVED, outcome("promote_generation", "skipped", decision="validated"), COLLECTED], "waiting"),
+        ([{**RESOLVED, "decision": "validated"}], "waiting"),
+        ([RESOLVED, outcome("validate_server", "failed", error=BROKEN)], "rejected"),
+        ([outcome("resolve_model", "failed", error={**BROKEN, "type": "RejectedBeforeError"})], "rejected"),
+        ([outcome("resolve_model", "failed", error={**BROKEN, "type": "AccessError"})], "failed"),
+        ([RESOLVED], "failed"),
+    ],
+)
+def test_one_entry_of_the_log_tells_alerts_what_the_run_came_to(outcomes, became, capsys):
+    step.tell(SETTINGS, "run-1", summed(*outcomes), outcomes)
+    (entry,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (entry["event"], entry["became"], entry["run_id"]) == ("run-ended", became, "run-1")
+    assert entry["deployment"] == names.place(SETTINGS)
+    assert entry["severity"] == ("ERROR" if became in ("rejected", "failed") else "INFO")
 
 
 def test_wall_time_is_from_the_first_start_to_the_last_end():

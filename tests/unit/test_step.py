@@ -14,8 +14,7 @@ from serving import names
 from serving.clients import kubernetes, patience, storage
 from serving.deployment import lease, record
 from serving.errors import InconclusiveError, ToldToEnd
-from serving.outcome import Outcome
-from serving.step import Step, opened
+from serving.step import opened
 from tests.unit import deployment
 from tests.unit.cluster import MemoryCluster
 from tests.unit.deployment import RELEASE, quick
@@ -120,8 +119,7 @@ def test_a_step_that_is_told_to_end_and_cannot_give_back_says_so_and_ends(bucket
     with pytest.raises(SystemExit):
         promoted(cluster, work)
     said = capsys.readouterr().out
-    assert "could not give back what g2 has (the API server does not answer)" in said
-    assert "could not give the Lease back" in said
+    assert "could not give back what the run holds (the API server does not answer)" in said
     assert bucket[URI]["error"]["type"] == "ToldToEnd"
 
 
@@ -171,17 +169,46 @@ def test_a_lease_that_nobody_gave_back_and_is_gone_is_lost(bucket, cluster):
     assert "lost the Lease" in bucket[URI]["message"]
 
 
-def test_being_told_to_end_while_waiting_for_the_lease_takes_it_from_nobody(cluster):
-    step = Step(Outcome("ensure_access", "run-3"), SETTINGS, RELEASE.model_copy(update={"run_id": "run-3"}))
-
+def test_being_told_to_end_while_waiting_for_the_lease_takes_it_from_nobody(bucket, cluster):
     def wait(*_: object) -> None:
         raise ToldToEnd
 
+    another = RELEASE.model_copy(update={"run_id": "run-3"}).model_dump()
+
+    def took() -> None:
+        with (
+            opened("ensure_access", SETTINGS.as_struct(), another) as step,
+            step.holding_lease(cluster, take=True),  # type: ignore[arg-type]
+        ):
+            pytest.fail("went on")
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lease, "take", wait)
-        with pytest.raises(ToldToEnd), step.holding_lease(cluster, take=True):  # type: ignore[arg-type]
-            pytest.fail("went on")
+        with pytest.raises(SystemExit):
+            took()
     assert holder(cluster) == RELEASE.run_id
+
+
+@pytest.mark.parametrize("place", ["before the body", "before the cluster", "after the cluster"])
+def test_wherever_a_step_is_told_to_end_it_gives_back_what_the_run_holds(bucket, cluster, place: str, monkeypatch):
+    cluster.create(deployment.deployment("g2"))
+    if place == "before the body":
+        read = storage.read_json
+        monkeypatch.setattr(storage, "read_json", lambda uri: (told_to_end(), read(uri))[1])
+
+    def downloaded() -> None:
+        with opened("download_weights", SETTINGS.as_struct(), RELEASE.model_dump()) as step:
+            assert place != "before the body"
+            if place == "after the cluster":
+                with step.cluster():
+                    pass
+            told_to_end()
+
+    with pytest.raises(SystemExit):
+        downloaded()
+    assert bucket[URI.replace("promote_generation", "download_weights")]["error"]["type"] == "ToldToEnd"
+    assert holder(cluster) == ""
+    assert replicas_of(cluster, "g2") == 0
 
 
 def test_what_was_handed_on_wrongly_leaves_an_outcome(bucket, cluster):

@@ -33,6 +33,8 @@ A job does what a test scripts for the request that makes it (faults.py, action 
     {"error": {"code": 13, "message": "…"}}   it is FAILED before any task
     {"task": "train", "after": "epoch 3"}     that task is killed without a word when it has printed a line that
                                               matches; without `after`, as soon as it runs. `"attempts": 3`: in three
+    {"task": …, "after": …, "cancel": true}   at that line the job is cancelled, as if somebody had asked for that, and
+                                              the task stands still until it is told
     {"exit_after_cancel": false}              exit tasks are not run when it is cancelled
     {"refused": {"message": "…"}}             the request is refused after all, with these words: of a schedule's job,
                                               that is what the schedule shows of its last run

@@ -189,6 +189,8 @@ class Run(threading.Thread):
                 self._end = event
             elif "fault" in event:
                 self._consumed(self._fault)
+            elif "cancel" in event:
+                self.cancel(None)
             elif "running" in event:
                 now = resources.timestamp(self._service.clock.now())
                 job = {**self._job, "startTime": now, "jobDetail": self._details(now)}

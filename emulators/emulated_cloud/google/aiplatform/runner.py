@@ -13,6 +13,7 @@ It tells on stdout what happens, one JSON object a line:
     {"task": …, "state": "FAILED", "error": {"code", "message"}, "outputs": [{…}, {…}]}
     {"custom_job": "42", "line": "a line that it printed", "severity": "INFO"}
     {"fault": true}                                        what a test has scripted for a task has happened
+    {"cancel": true}                                       somebody has to ask for the job's end now: a test's script
     {"end": "FAILED", "failed": ["exit-handler-1"]}
 
 and reads on stdin `cancel`. When stdin closes it ends, with all that it runs.
@@ -48,6 +49,30 @@ from emulated_cloud.google.aiplatform import errors, resources
 _ISOLATED = ["unshare", "--pid", "--fork", "--kill-child", "--"]
 _SCHEMAS = {"dag": "system.DagExecution", "executor_label": "system.ContainerExecution"}
 _PR_SET_PDEATHSIG = 1
+_HELD = """
+import os, re, sys, time
+
+
+class Held:
+    def __init__(self, stream, pattern):
+        self._stream, self._pattern, self._line = stream, pattern, ""
+
+    def write(self, text):
+        written = self._stream.write(text)
+        *lines, self._line = (self._line + text).split("\\n")
+        if any(re.search(self._pattern, line) for line in lines):
+            self._stream.flush()
+            time.sleep(3600)
+        return written
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
+
+
+sys.stdout = Held(sys.stdout, os.environ.pop("HELD_AT"))
+del os.environ["PYTHONPATH"]
+"""
+"""What Python runs first in a task that is to stand still at a line that it prints. SIGTERM ends the sleep."""
 _libc = ctypes.CDLL(None)
 
 Path_ = tuple[str, ...]
@@ -74,7 +99,7 @@ class Runner:
         self._job_id = request["name"].rpartition("/")[2]
         self._root = Path(request["folder"]) / "root"
         self._scripted = request["scripted"]
-        self._kills_left = self._scripted.get("attempts", 1) if "task" in self._scripted else 0
+        self._strikes_left = self._scripted.get("attempts", 1) if "task" in self._scripted else 0
         self._isolated = _may_isolate()
         self._thread = threading.local()
         self._lock = threading.Lock()
@@ -274,15 +299,15 @@ class Runner:
                 stderr=subprocess.PIPE,
                 encoding="utf-8",
                 errors="replace",
-                env={**os.environ, **(env_vars or {})},
+                env={**os.environ, **(env_vars or {}), **self._held(path)},
                 start_new_session=True,
                 # When we are killed, too.
                 preexec_fn=lambda: _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL),
             )
             self._processes[path] = process
         self._set(path, "RUNNING", custom_job=custom_job)
-        if self._is_to_be_killed(path, None):
-            self._kill(process)
+        if self._is_struck(path, None):
+            self._strike(process)
         readers = [
             threading.Thread(target=self._read, args=(path, process, stream, custom_job, severity), daemon=True)
             for stream, severity in ((process.stdout, "INFO"), (process.stderr, "ERROR"))
@@ -306,22 +331,38 @@ class Runner:
     def _read(self, path: Path_, process: Any, stream: Any, custom_job: str, severity: str) -> None:
         for line in stream:
             self._tell(custom_job=custom_job, line=line.rstrip("\n"), severity=severity)
-            if process.poll() is None and self._is_to_be_killed(path, line):
-                self._kill(process)
+            if process.poll() is None and self._is_struck(path, line):
+                self._strike(process)
         stream.close()
 
-    def _is_to_be_killed(self, path: Path_, line: str | None) -> bool:
-        """Whether a test wants this task to die without a word: now that it runs, or has printed a line."""
+    def _held(self, path: Path_) -> dict[str, str]:
+        """What has a task stand still at the line at which a test cancels the job, until it is told to end."""
+        if not self._scripted.get("cancel") or path[-1] != self._scripted["task"]:
+            return {}
+        folder = Path(self._request["folder"]) / "held"
+        folder.mkdir(exist_ok=True)
+        (folder / "sitecustomize.py").write_text(_HELD, encoding="utf-8")
+        return {"PYTHONPATH": str(folder), "HELD_AT": self._scripted["after"]}
+
+    def _is_struck(self, path: Path_, line: str | None) -> bool:
+        """Whether what a test wants for this task is due: now that it runs, or has printed a line."""
         after = self._scripted.get("after")
         due = line is None if after is None else line is not None and re.search(after, line) is not None
         with self._lock:
-            if not (due and self._kills_left and path[-1] == self._scripted["task"]):
+            if not (due and self._strikes_left and path[-1] == self._scripted["task"]):
                 return False
-            self._kills_left -= 1
-            first = self._kills_left == self._scripted.get("attempts", 1) - 1
+            self._strikes_left -= 1
+            first = self._strikes_left == self._scripted.get("attempts", 1) - 1
         if first:
             self._tell(fault=True)
         return True
+
+    def _strike(self, process: Any) -> None:
+        """The task dies without a word, or the job is cancelled."""
+        if self._scripted.get("cancel"):
+            self._tell(cancel=True)
+        else:
+            self._kill(process)
 
     def _kill(self, process: Any) -> None:
         try:

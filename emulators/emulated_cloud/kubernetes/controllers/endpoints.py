@@ -48,16 +48,25 @@ class EndpointsController:
 
     async def _reconcile(self, key: str) -> None:
         service = self._services.items.get(key)
+        if service is None:
+            return await self._forget(key)
         if (
-            service is None
-            or service["metadata"].get("deletionTimestamp")
+            service["metadata"].get("deletionTimestamp")
             or not service["spec"].get("selector")
             or service["spec"].get("type") == "ExternalName"
         ):
-            return
+            return None
         groups = self._groups(service)
         await self._write_slices(service, groups)
         await self._write_endpoints(service, groups)
+        return None
+
+    async def _forget(self, key: str) -> None:
+        """Endpoints go with their Service. (Slices are owned by it, and collected.)"""
+        there = self._endpoints.items.get(key)
+        if there and ENDPOINTS_MANAGED_BY in (there["metadata"].get("labels") or {}):
+            meta = there["metadata"]
+            await self._client.delete(ENDPOINTS, meta["name"], meta["namespace"], uid=meta["uid"])
 
     def _groups(self, service: Object) -> list[tuple[list[Object], list[Object]]]:
         """(ports, endpoints): pods whose named ports differ in number are in different groups."""
