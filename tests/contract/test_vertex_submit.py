@@ -229,8 +229,20 @@ def test_an_account_that_is_not_ours_to_give_is_told_with_the_role(google):
     ("answer", "words"),
     [
         (
-            {"code": 403, "status": "PERMISSION_DENIED", "message": "Vertex AI API has not been used in project 1"},
-            "gcloud services enable aiplatform.googleapis.com --project=demo-project",
+            {
+                "code": 403,
+                "status": "PERMISSION_DENIED",
+                "message": "Vertex AI API has not been used in project 1",
+                "details": [
+                    {
+                        "@type": "type.googleapis.com/google.rpc.ErrorInfo",
+                        "reason": "SERVICE_DISABLED",
+                        "domain": "googleapis.com",
+                        "metadata": {"service": "aiplatform.googleapis.com", "consumer": "projects/1"},
+                    }
+                ],
+            },
+            "gcloud services enable aiplatform.googleapis.com --project=1",
         ),
         (
             {"code": 403, "status": "PERMISSION_DENIED", "message": "Permission 'aiplatform.x' denied"},
