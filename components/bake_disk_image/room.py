@@ -104,9 +104,7 @@ def _cpu_metric(machine_type: str) -> str:
     return "CPUS" if series in _OF_ALL_MACHINES else f"{series.upper()}_CPUS"
 
 
-def _short(
-    compute: Compute, region: str, rooms: Mapping[str, Room], wanted: Mapping[str, float]
-) -> list[Shortage]:
+def _short(compute: Compute, region: str, rooms: Mapping[str, Room], wanted: Mapping[str, float]) -> list[Shortage]:
     """Quotas that have too little left. One that nobody speaks of has no limit that is known."""
     return [
         Shortage(compute.project, region, metric, rooms[metric], amount)
@@ -117,6 +115,6 @@ def _short(
 
 def _error(short: list[Shortage]) -> QuotaError:
     return QuotaError(
-        f"{'; '.join(map(str, short))}. Ask for more (https://console.cloud.google.com/iam-admin/quotas), free what nobody "
-        "needs, or set secondary_boot_disk.machine_type or zones"
+        f"{'; '.join(map(str, short))}. Ask for more (https://console.cloud.google.com/iam-admin/quotas), free what "
+        "nobody needs, or set secondary_boot_disk.machine_type or zones"
     )

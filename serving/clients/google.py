@@ -126,8 +126,8 @@ def client_of(client_class: Any, host: str = "") -> Any:
 
 
 def said(error: Any) -> str:
-    """What the API said, without the client's wrapping."""
-    return re.sub(r"^[A-Z]+ https?://\S+: ", "", str(getattr(error, "message", error)))
+    """What the API said, without the client's wrapping and without a full stop: a sentence of ours goes on after it."""
+    return re.sub(r"^[A-Z]+ https?://\S+: ", "", str(getattr(error, "message", error))).rstrip(" .")
 
 
 def secret(name: str) -> str:

@@ -234,7 +234,7 @@ class Vertex:
         said = google.said(error)
         if account and "act as" in said:
             return AccessError(
-                f"you may not let runs have the account {account}, or there is none: {said} Grant yourself "
+                f"you may not let runs have the account {account}, or there is none: {said}. Grant yourself "
                 f"{ACT_AS_ROLE} on it: `gcloud iam service-accounts add-iam-policy-binding {account} "
                 f"--project={self.project} --member=user:YOU --role={ACT_AS_ROLE}`; `gemma-pipelines bootstrap -f "
                 "FILE` makes the account"

@@ -6,7 +6,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -83,12 +83,12 @@ class Place:
 
 
 @pytest.fixture
-def place(emulated_cloud: Cloud, cloud_environment: dict[str, str]) -> Iterator[Place]:
+def place(emulated_cloud: Cloud, cloud_environment: dict[str, str]) -> Place:
     found = Place(emulated_cloud)
     for emulator in ("google", "apiserver", "hub"):
         found.script(emulator)
     found.prepare(settings_for())
-    yield found
+    return found
 
 
 def settings_for(**changes: Any) -> Settings:
