@@ -122,9 +122,10 @@ def of_project(needs: Needs, settings: Settings) -> bool:
     is there."""
     project, account = settings.project, settings.pipeline_service_account
     enabled = needs.look_if_allowed("APIs", lambda: service_usage.enabled(project))
-    for api in bootstrap.apis(settings) if enabled is not None else ():
-        if api not in enabled:
-            needs.lacks_api(api)
+    if enabled is not None:
+        for api in bootstrap.apis(settings):
+            if api not in enabled:
+                needs.lacks_api(api)
     has_bucket = needs.is_well("bucket", lambda: preflight.check_buckets(settings))
     needs.look("component image", lambda: preflight.digest_of(settings))
     there = needs.look_if_allowed(f"service account {account}", lambda: iam.account_exists(account))

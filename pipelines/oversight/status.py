@@ -13,7 +13,7 @@ from components.resolve_model.step import Found, key_version, look_around, look_
 from pipelines.oversight import objects, runs
 from pipelines.vertex import preflight, schedule
 from serving import names
-from serving.clients import kubernetes
+from serving.clients import google, kubernetes
 from serving.clients.kubernetes import Cluster, Object
 from serving.clients.vertex import Body, Vertex
 from serving.deployment import record, replicas
@@ -30,7 +30,8 @@ Drift = dict[str, str]
 
 def status(settings: Settings, vertex: Vertex | None, now: datetime.datetime) -> dict[str, Any]:
     """`{"schedule", "runs", "live", "kept", "drift"}`. A part that does not answer leaves its word in `drift`, and the
-    others are told all the same."""
+    others are told all the same. Raises AccessError without credentials, with which no part answers."""
+    google.check_credentials()
     unknown: list[Drift] = []
 
     def told(what: str, ask: Callable[[], Any], without: Any) -> Any:

@@ -74,9 +74,10 @@ def bootstrap(
     """Makes what the project lacks. `token`: the value of the hub's token secret; `rebuild`: build the component image
     of this distribution although another of its version is there.
 
-    Raises InconclusiveError while an API does not answer, PipelineError when the build fails; what this caller may not
-    do is left, with the reason.
+    Raises AccessError without credentials, InconclusiveError while an API does not answer, PipelineError when the build
+    fails; what this caller may not do is left, with the reason.
     """
+    google.check_credentials()
     report = Report()
     for item in items(settings, token):
         _settle(item, report, say)
@@ -107,9 +108,8 @@ def commands(settings: Settings, file: str) -> list[str]:
 
 def apis(settings: Settings) -> list[str]:
     """The APIs that pipelines and this tool call."""
-    wanted = ["aiplatform", "artifactregistry", "cloudbuild", "cloudresourcemanager", "container", "iam", "logging"]
-    wanted += ["secretmanager"] if roles.secrets(settings) else []
-    wanted += ["compute"] if "secondary-boot-disk" in settings.chosen_features else []
+    wanted = ["aiplatform", "artifactregistry", "cloudbuild", "cloudresourcemanager", "compute", "container", "iam"]
+    wanted += ["logging", *(["secretmanager"] if roles.secrets(settings) else [])]
     return [f"{name}.googleapis.com" for name in (*wanted, "storage")]
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from emulated_cloud.cloud import Cloud
 from emulated_cloud.pytest_plugin import HUB_TOKEN
 
-from pipelines.oversight import plan
+from pipelines.oversight import plan, status
+from pipelines.vertex import preflight
 from serving.clients import google, iam, kubernetes, patience, storage
 from serving.errors import AccessError
 from serving.installation import bootstrap as installation
@@ -314,8 +315,18 @@ def test_an_old_cluster_is_one_lack(place: Place):
     assert place.consumed("google")[0] > 0
 
 
-def test_credentials_that_nobody_renews_are_one_error(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Whoever looks for a token is told that this one was taken back."""
+COMMANDS: dict[str, Callable[[Settings], object]] = {
+    "plan": planned,
+    "status": lambda settings: status.status(settings, None, datetime.datetime.now(datetime.UTC)),
+    "bootstrap": lambda settings: installation.bootstrap(settings, lambda _: None, pace=PACE),
+    "submit": preflight.checked_job,
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_credentials_that_nobody_renews_are_one_error(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+):
     gone = json.dumps({"error": "invalid_grant", "error_description": "Invalid grant: account not found"})
     answer = {"status": 400, "headers": {"Content-Type": "application/json"}, "body": gone}
     place.script("google", {"action": "status", "path": "/token-of-accounts", "times": 99, **answer})
@@ -332,7 +343,7 @@ def test_credentials_that_nobody_renews_are_one_error(place: Place, tmp_path: Pa
     (tmp_path / "adc.json").write_text(json.dumps(account))
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "adc.json"))
     with pytest.raises(AccessError, match=r"account not found.*gcloud auth application-default login"):
-        planned(settings_for())
+        COMMANDS[command](settings_for())
     assert place.consumed("google")[0] > 0
 
 
