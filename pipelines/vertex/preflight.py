@@ -1,4 +1,4 @@
-"""What is looked at before a run is asked for: credentials, that its bucket is there, and which component image it has."""
+"""What is looked at before a run is asked for: credentials, that its bucket is there, which component image it has."""
 
 from __future__ import annotations
 
