@@ -185,7 +185,7 @@ def _of_schedule(needs: Needs, settings: Settings, now: datetime.datetime) -> It
         yield {"what": f"schedule {settings.schedule.cron}", "change": "create", "details": [_APPLY]}
         return
     asked = schedule.wanted(settings, preflight.job_with(settings, image), vertex.parent, now)
-    differs = [f"{each['field']}: {each['there']} -> {each['wanted']}" for each in schedule.drift(asked, found)]
+    differs = [f"{each['field']}: {schedule.in_words(each)}" for each in schedule.drift(asked, found)]
     details = [*differs, _APPLY] if differs else []
     yield {"what": f"schedule {found['name']}", "change": "change" if differs else "exists", "details": details}
 

@@ -83,7 +83,9 @@ def _schedule_drift(settings: Settings, vertex: Vertex, found: Body, now: dateti
 
 
 def _of_field(differs: dict[str, Any]) -> Drift:
-    words = f"{differs['there']} there, {differs['wanted']} wanted"
+    if differs["wanted"] is None and differs["field"] == "schedule":
+        return drifted("schedule", "the settings have none", "gemma-pipelines schedule delete -f FILE")
+    words = schedule.in_words(differs)
     return drifted(f"schedule {differs['field']}", words, "gemma-pipelines schedule apply -f FILE")
 
 
