@@ -261,11 +261,11 @@ def test_weights_and_the_hub_s_revision_have_drifted(cloud: Cloud, told: Callabl
     cloud.release(lambda folder: (folder / "README.md").write_text("Other words."), cloud.newest or tiny_gemma3)
     ((what, why),) = told()
     assert (what, "no run is needed" in why) == ("revision", True)
-    cloud.release(lambda folder: write_gemma3(folder, seed=11), tiny_gemma3)
-    ((what, why),) = told()
-    assert (what, "with other weights than the live" in why) == ("revision", True)
     storage.delete(f"{uri}/config.json")
     assert [what for what, _ in told()] == ["revision", "weights"]
+    cloud.release(lambda folder: write_gemma3(folder, seed=11), tiny_gemma3)
+    (what, why), *_ = told()
+    assert (what, "with other weights than the live" in why) == ("revision", True)
 
 
 def test_two_schedules_of_one_name_are_told_with_the_way_out(cloud: Cloud, told: Callable[..., Any]):
