@@ -3,6 +3,8 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
+# Every task starts processes by the dozen: without what Python keeps of a source, each would compile all of them anew.
+unexport PYTHONDONTWRITEBYTECODE
 SYSTEM_PACKAGES := containerd curl docker-registry e2fsprogs mount util-linux zstd
 
 help: ## List the tasks

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -32,6 +34,7 @@ def specification(scenario: Scenario, image: str | None = None, changes: Iterabl
     `features` of a settings file. What was compiled is a constant of the document, `compiled: {"scenario", "features",
     "image", "version"}`, which no caller's parameters can lose.
     """
+    _import_kfp()
     import yaml
     from kfp import compiler
 
@@ -63,6 +66,7 @@ def compile_components(folder: Path, image: str | None = None) -> list[Path]:
 
     `resolve_model` alone knows no image there: `compiled` is an input that such a pipeline gives it.
     """
+    _import_kfp()
     import importlib
     import pkgutil
 
@@ -82,3 +86,19 @@ def compile_components(folder: Path, image: str | None = None) -> list[Path]:
         path.write_text(yaml.safe_dump(document, sort_keys=True, allow_unicode=True), encoding="utf-8")
         written.append(path)
     return written
+
+
+def _import_kfp() -> None:
+    """Imports kfp without its client of a KFP server. Nothing here asks one, and it is most of kfp's weight: all models
+    of the Kubernetes client come with it. The switch is kfp's own, for steps; its first import alone looks at it."""
+    if "kfp" in sys.modules:
+        return
+    switch = "_KFP_RUNTIME"
+    before = os.environ.get(switch)
+    os.environ[switch] = "true"
+    try:
+        import kfp  # noqa: F401
+    finally:
+        del os.environ[switch]
+        if before is not None:
+            os.environ[switch] = before

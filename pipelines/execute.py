@@ -28,10 +28,8 @@ def main() -> None:
 
 def execute(scenario: str, image: str | None, parameters: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Compiles and runs a scenario below `folder`; returns what became of it. Never raises for a failed step."""
-    from kfp import components as kfp_components
-    from kfp import local
-
     from components.write_report import summary
+    from pipelines import forked
     from pipelines.compile import compile_scenario
     from serving import names
     from serving.clients import storage
@@ -40,15 +38,25 @@ def execute(scenario: str, image: str | None, parameters: dict[str, Any], folder
 
     started = time.monotonic()
     root = folder / "kfp"
-    compiled = compile_scenario(find(scenario), folder, image, parameters["settings"].get("features", ()))
-    local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(root), raise_on_error=True)
-    try:
-        kfp_components.load_component_from_file(str(compiled))(**parameters)
-        state = "SUCCEEDED"
-    except RuntimeError as error:
-        # kfp's own words name the task and no cause; the steps' outcomes have the causes.
-        print(error, flush=True)
-        state = "FAILED"
+    # Begun first: it imports while the pipeline is compiled.
+    with forked.server(folder) as python:
+        compiled = compile_scenario(find(scenario), folder, image, parameters["settings"].get("features", ()))
+
+        # What compiles imports kfp in a way of its own, and so first.
+        from kfp import components as kfp_components
+        from kfp import local
+        from kfp.local import subprocess_task_handler
+
+        replaced = subprocess_task_handler.replace_python_executable
+        subprocess_task_handler.replace_python_executable = lambda command, _: replaced(command, python)
+        local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(root), raise_on_error=True)
+        try:
+            kfp_components.load_component_from_file(str(compiled))(**parameters)
+            state = "SUCCEEDED"
+        except RuntimeError as error:
+            # kfp's own words name the task and no cause; the steps' outcomes have the causes.
+            print(error, flush=True)
+            state = "FAILED"
     runs = sorted(path.name for path in root.iterdir()) if root.exists() else []
     run_id = names.run(runs[-1]) if runs else ""
     explicit = {key: value for key, value in parameters.items() if key != "settings"}

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from typing import Any
 
 import pytest
 
 # A shell's background job ignores Ctrl-C, and so would everything that the tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# The tests start thousands of processes: each would compile all of our sources anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # Threads that wait for each other at every small product take ten times as long on cores that are busy.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

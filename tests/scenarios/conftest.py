@@ -1,6 +1,14 @@
 """What the tests of one file share: a folder, the state in it, and the release that the hub shows.
 
-Tests that ask for `site` run for every scenario of the table, each on a state of its own.
+**How a new scenario is tested.** Tests that ask for `site` run for every row of the table, each on a state of its own.
+A new row, without a line here, gets what can differ with it (test_refresh.py): a first run, an unchanged second one,
+other weights that go live under traffic, a bad release that never does, and of each the exact outcomes of its steps.
+That is four runs, of ten to twenty seconds of a processor each.
+
+What follows from the weights' column alone is tested on one row for each of its words (`of_weights`; the row with the
+fewest features): the other refreshes, rollback, promotion, and each way in which a release is broken. That is fifteen
+runs for a new word. What a scenario alone has gets a file of its own (test_secondary_boot_disk.py), about its own steps
+and faults: what the above sees it need not see again.
 """
 
 from __future__ import annotations
@@ -15,11 +23,24 @@ from serving.scenarios import SCENARIOS, Scenario
 from tests.scenarios.command import Site
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A test is several runs, of 20 s on a quiet machine."""
+def of_weights(scenario: Scenario) -> bool:
+    """Whether the scenario is the one that stands for all of its word in the weights' column."""
+    rows = [row for row in SCENARIOS if row.weights == scenario.weights]
+    return scenario == min(rows, key=lambda row: len(row.features))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """A test is several runs, of ten seconds on a quiet machine. Those of the weights' column are for one row."""
+    beside = []
     for item in items:
-        if Path(__file__).parent in item.path.parents and not item.get_closest_marker("timeout"):
-            item.add_marker(pytest.mark.timeout(1800))
+        if Path(__file__).parent in item.path.parents:
+            if not item.get_closest_marker("timeout"):
+                item.add_marker(pytest.mark.timeout(1800))
+            row = getattr(item, "callspec", None) and item.callspec.params.get("scenario")
+            if item.get_closest_marker("of_weights") and row and not of_weights(row):
+                beside.append(item)
+    items[:] = [item for item in items if item not in beside]
+    config.hook.pytest_deselected(items=beside)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,7 @@
-"""A scenario as a user lives with it: a first run, and every kind of refresh, on one state folder, in this order."""
+"""A scenario as a user lives with it: a first run, and every kind of refresh, on one state folder, in this order.
+
+Which of them run for which scenario, conftest.py says.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,12 @@ PIPELINE = "gemma-pipelines@demo-project.iam.gserviceaccount.com"
 @pytest.fixture(scope="module")
 def history(site: Site) -> list[str]:
     """Generations in the order in which they went live."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def revisions(site: Site) -> list[str]:
+    """The commits of the hub's main that runs met."""
     return []
 
 
@@ -55,7 +64,7 @@ def written_by_the_pipeline(state: Path) -> list[str]:
     ]
 
 
-def test_the_first_run_brings_a_release_into_service(site, weights, history):
+def test_the_first_run_brings_a_release_into_service(site, weights, history, revisions):
     result = site.refresh(weights)
     assert result["status"] == "succeeded"
     began = [step["name"] for step in result["steps"]]
@@ -73,6 +82,7 @@ def test_the_first_run_brings_a_release_into_service(site, weights, history):
     assert site.by_hand("verify-weights", result["weights"]).endswith("as the manifest says\n")
     assert processes_below(site.state) == []
     history.append(result["generation"])
+    revisions.append(result["revision"])
 
 
 def test_the_second_run_changes_nothing_and_writes_nothing_but_its_report(site, weights, history):
@@ -92,15 +102,16 @@ def test_the_second_run_changes_nothing_and_writes_nothing_but_its_report(site, 
     assert all(line.startswith(report) for line in written), written
 
 
-def test_a_commit_that_touches_only_the_readme_rolls_nothing(site, weights, history):
-    before = site.refresh(weights)
+@pytest.mark.of_weights
+def test_a_commit_that_touches_only_the_readme_rolls_nothing(site, weights, history, revisions):
     models.readme_only_change(weights)
     result = site.refresh(weights)
     assert result["status"] == "unchanged"
-    assert result["revision"] != before["revision"]
+    assert result["revision"] not in revisions
     assert result["generation"] == history[-1]
 
 
+@pytest.mark.of_weights
 def test_other_flags_make_a_new_generation_of_the_same_bytes(site, weights, history):
     result = site.refresh(weights, "--set", "engine.max_model_len=4096")
     assert result["status"] == "succeeded"
@@ -123,18 +134,45 @@ def test_other_weights_go_live_while_the_old_ones_answer_every_request(site, wei
     history.append(result["generation"])
 
 
+@pytest.mark.of_weights
 def test_a_rollback_is_not_undone_by_the_next_run_until_somebody_promotes_again(site, weights, history):
     assert f"live {history[-2]} (pinned)" in site.by_hand("rollback")
 
-    result = site.refresh(weights)
+    run = site.run(weights, "--keep")
+    result = run.result()
+    # The rollback started a cloud for itself; this finds one that is up.
+    promoted = site.by_hand("promote", "--to", history[-1])
+    run.stop()
     assert result["status"] == "unchanged"
     assert result["generation"] == history[-2], "what serves, not what was not deployed"
-
-    assert f"live {history[-1]}, previous {history[-2]}" in site.by_hand("promote", "--to", history[-1])
+    assert f"live {history[-1]}, previous {history[-2]}" in promoted
     result = site.refresh(weights)
     assert (result["status"], result["generation"]) == ("unchanged", history[-1])
 
 
+def test_a_bad_release_never_goes_live_and_the_old_one_answers_every_request(site, tiny_gemma3, history):
+    """The one that is found out last: it is downloaded, deployed and asked. test_broken_releases.py has the others."""
+    bad = Path(shutil.copytree(tiny_gemma3, site.folder / "bad"))
+    models.zero_weights(bad)
+    run = site.run(bad)
+    with Traffic(site.endpoint, MODEL) as traffic:
+        run.wait_for("discard_generation: started")
+    result = run.finish(code=1)
+    assert (result["status"], result["error"]["step"]) == ("failed", "validate_server")
+    assert "the answer has no text" in result["error"]["message"]
+    assert traffic.errors == []
+    assert len({text for _, text in traffic.answers}) == 1
+    assert result["generation"] not in history
+    chain, ended = steps_of(site.scenario), {step["name"]: step["status"] for step in result["steps"]}
+    ended.pop("bake_disk_image", None)
+    judge, end = chain.index("validate_server"), chain.index("promote_generation")
+    assert list(ended) == [*chain[:end], "discard_generation", "write_report"]
+    assert {ended[name] for name in chain[:judge]} <= {"succeeded", "skipped"}
+    assert [ended[name] for name in chain[judge:end]] == ["failed", *["skipped"] * (end - judge - 1)]
+    assert (ended["discard_generation"], ended["write_report"]) == ("succeeded", "succeeded")
+
+
+@pytest.mark.of_weights
 def test_the_weights_in_the_bucket_are_what_their_manifest_says(site):
     model = "gs://demo-bucket/models/google/gemma-3-4b-it"
     assert site.by_hand("verify-weights", model, code=2) == ""

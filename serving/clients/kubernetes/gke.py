@@ -6,19 +6,21 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from serving.clients import google
+from serving.clients.deferred import defer
 from serving.clients.kubernetes.cluster import Cluster
 
 if TYPE_CHECKING:
+    from kubernetes.client import ApiClient
+
     from serving.settings import Settings
 
 
 def connect(settings: Settings) -> Cluster:
     """The deployment's cluster: project, location and name through the container API, never a kubeconfig."""
-    from kubernetes.client import ApiClient, Configuration
-
+    api_client, configuration_of = official()
     address = google.cluster_address(settings.project, settings.location, settings.cluster, settings.endpoint)
     credentials = google.credentials()
-    configuration = Configuration(host=address.url)
+    configuration = configuration_of(host=address.url)
 
     def refresh(configuration: Any) -> None:
         configuration.api_key["authorization"] = google.refreshed(credentials)
@@ -32,7 +34,7 @@ def connect(settings: Settings) -> Cluster:
     configuration.retries = 0
     # Who trusts another authority, a proxy's say, has the customary variable for it, which the client does not know.
     configuration.ssl_ca_cert = os.environ.get("SSL_CERT_FILE")
-    client = ApiClient(configuration)
+    client: ApiClient = api_client(configuration)
     if address.ca_certificate:
         # The client knows certificates as files alone, which would outlive a process that is killed.
         client.rest_client.pool_manager.connection_pool_kw.update(
@@ -43,3 +45,12 @@ def connect(settings: Settings) -> Cluster:
         f"cluster {settings.cluster} ({settings.location})",
         f"gemma-pipelines render {settings.scenario} -f FILE --access | kubectl apply --server-side -f -",
     )
+
+
+def official() -> tuple[Any, Any]:
+    """The official client's ApiClient and Configuration, without its models."""
+    defer("kubernetes", "kubernetes.client", "kubernetes.client.models")
+    from kubernetes.client.api_client import ApiClient
+    from kubernetes.client.configuration import Configuration
+
+    return ApiClient, Configuration
