@@ -126,7 +126,11 @@ def test_a_click_in_the_console_with_what_has_no_default_is_the_same_refresh(clo
     known = specification["root"]["inputDefinitions"]["parameters"]
     assert [name for name, each in known.items() if not each.get("isOptional")] == ["bucket", "project"]
     # The model is gated, so that a person names the token's secret, too.
-    typed = {**{name: SETTINGS[name] for name in ("project", "bucket")}, "settings": {"hub": SETTINGS["hub"]}}
+    typed: dict[str, Any] = {
+        **{name: SETTINGS[name] for name in ("project", "bucket")},
+        "settings": {"hub": SETTINGS["hub"]},
+    }
+    typed["settings"] |= known["settings"]["defaultValue"]
     job = {
         "displayName": "clicked",
         "pipelineSpec": specification,
