@@ -113,6 +113,10 @@ class Baking:
             self._make(self._plan(images))
         return True
 
+    def planned(self) -> Bake:
+        """What would be made. Raises RequestError for what cannot be."""
+        return self._plan(self._images())
+
     @contextmanager
     def _nothing_left(self) -> Iterator[None]:
         """However the block ends: no machine and no disk stays, nor an image that is not whole."""

@@ -78,6 +78,7 @@ _add(run.run)
 _add(files.compile)
 _add(files.render)
 _add(submit.submit)
+_add(submit.cancel)
 _schedule = _group("schedule", "A refresh again and again on Vertex AI Pipelines, as the settings' `schedule` says.")
 for _command in (schedule.apply, schedule.show, schedule.pause, schedule.resume, schedule.delete):
     _add(_command, to=_schedule)

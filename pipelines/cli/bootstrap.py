@@ -97,4 +97,6 @@ def _words(report: Report, file: str) -> str:
             lines.append(f"       $ {each.command.replace('-f FILE', f'-f {file}')}")
     if report.image:
         lines += ["", f"component image: {report.image}"]
+    if all(each.state == "there" for each in report.done):
+        lines += ["", "all of it was there: nothing was changed"]
     return "\n".join(lines)

@@ -66,9 +66,10 @@ class Output:
 
     @contextmanager
     def progress(self, first: str) -> Iterator[tuple[Say, float]]:
-        """What shows how far the block is, and how often in seconds it wants to hear: in place in a terminal, where it
-        shows `first` until then, else as lines of a log."""
+        """What shows how far the block is, and how often in seconds it wants to hear: in place in a terminal, else as
+        lines of a log. `first` is shown until then."""
         if not self._in_place:
+            self.say(first)
             yield self.say, 3.0
             return
         with _console().status(first, spinner="dots") as status:

@@ -127,7 +127,7 @@ def _tell(out: Output, found: Body | None, differs: list[dict[str, Any]], done: 
     if said := schedule.start_error(found):
         rows.append(("last start", said))
     for number, each in enumerate(differs):
-        rows.append(("" if number else "drift", f"{each['field']}: {each['there']} there, {each['wanted']} wanted"))
+        rows.append(("" if number else "drift", f"{each['field']}: {schedule.in_words(each)}"))
     out.result(shown, columns(rows))
     if differs:
         out.hint("`gemma-pipelines schedule apply -f FILE` makes it what the settings say")

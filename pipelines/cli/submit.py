@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import shlex
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,6 +12,8 @@ from pipelines.cli.options import RequiredSettingsFile, ScenarioArgument, Sets, 
 from pipelines.cli.output import Output, columns
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from serving.clients.vertex import Vertex
     from serving.settings import Settings
 
@@ -81,17 +84,43 @@ def submit(
             }
             if not wait:
                 out.result(told, columns([("run", job_id), ("console", told["console"])]))
-                out.hint(f"to end it: {cancel_command(vertex, job_id)}")
+                out.hint(f"to end it: {_cancel_command(job_id, file)}")
                 return
             _wait(out, vertex, settings, told)
         except KeyboardInterrupt:
-            out.hint(f"run {job_id} goes on: {vertex.console(job_id)}\nto end it: {cancel_command(vertex, job_id)}")
+            out.hint(f"run {job_id} goes on: {vertex.console(job_id)}\nto end it: {_cancel_command(job_id, file)}")
             raise
 
 
-def cancel_command(vertex: Vertex, job_id: str) -> str:
+def cancel(
+    out: Output,
+    run: Annotated[str, typer.Argument(metavar="RUN", help="The run's id, as `submit` and `status` show it.")],
+    file: RequiredSettingsFile,
+    sets: Sets = None,
+) -> None:
+    """Tell a run on Vertex AI Pipelines to end. What it holds it gives back; what serves goes on."""
+    from pipelines.cli.options import values_of
+    from pipelines.vertex import follow
+    from serving.clients import patience
+    from serving.clients.vertex import ENDED, Vertex
+    from serving.settings import Settings, in_seconds, validated
+
+    settings = validated(Settings, values_of(file, sets, {}), file)
+    with patience.lasting(in_seconds(settings.patience)):
+        vertex = Vertex(settings.project, settings.vertex_location)
+        there = vertex.job(run)
+        has_ended = there["state"] in ENDED
+        if not has_ended:
+            vertex.cancel(run)
+            there = vertex.job(run)
+    state = follow.state_of(there)
+    words = f"{run} had ended before: it is {state}" if has_ended else f"told {run} to end: it is {state}"
+    out.result({"id": run, "state": state, "console": vertex.console(run)}, words)
+
+
+def _cancel_command(job_id: str, file: Path) -> str:
     """What ends a run, as a person types it."""
-    return vertex.command("POST", f"{vertex.parent}/pipelineJobs/{job_id}:cancel")
+    return f"gemma-pipelines cancel {job_id} -f {shlex.quote(str(file))}"
 
 
 def announce_downtime(out: Output, settings: Settings) -> None:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
+from components.bake_disk_image import room
+from components.bake_disk_image.step import Baking
 from components.ensure_access.step import bindings, commands
 from pipelines.vertex import preflight
 from serving import catalog, sizing
 from serving.clients import google, iam, service_usage, storage
-from serving.clients.compute import Compute, Room
-from serving.clients.google import ClusterTraits
+from serving.clients.compute import Compute, GoneError, Room
+from serving.clients.google import ApiOffError, ClusterTraits
 from serving.clients.kubernetes import Cluster
 from serving.errors import AccessError, PipelineError
 from serving.installation import bootstrap, roles
 from serving.rendering import render
 from serving.settings import Settings
+from serving.weights.release import Release
 
 Answer = TypeVar("Answer")
 
@@ -29,8 +33,9 @@ _ACTS = ("iam.serviceAccounts.actAs",)
 
 @dataclass
 class Needs:
-    """What was looked at: what is missing, and what nobody may see from here."""
+    """What was looked at in a project: what is missing, and what nobody may see from here."""
 
+    project: str
     missing: list[dict[str, str]] = field(default_factory=list)
     """`{"what", "why", "command"}`"""
     unknown: list[dict[str, Any]] = field(default_factory=list)
@@ -41,24 +46,41 @@ class Needs:
         if found not in self.missing:
             self.missing.append(found)
 
+    def lacks_api(self, api: str) -> None:
+        """An API is off: one lack, whoever meets it."""
+        why = f"it is not enabled in {self.project}"
+        self.lacks(api, why, f"gcloud services enable {api} --project={self.project}")
+
+    def is_unknown(self, what: str, *details: str) -> None:
+        self.unknown.append({"what": what, "change": "unknown", "details": list(details)})
+
     def look(self, what: str, ask: Callable[[], Answer]) -> Answer | None:
         """The answer, or None when what keeps it from coming is missing."""
         try:
             return ask()
+        except ApiOffError as error:
+            self.lacks_api(error.api)
         except PipelineError as error:
             self.lacks(what, str(error), command_in(str(error)))
-            return None
+        return None
 
     def look_if_allowed(self, what: str, ask: Callable[[], Answer]) -> Answer | None:
         """The same, of what another may look at if this caller may not."""
         try:
             return ask()
+        except ApiOffError as error:
+            self.lacks_api(error.api)
         except AccessError as error:
-            self.unknown.append({"what": what, "change": "unknown", "details": [str(error)]})
-            return None
+            self.is_unknown(what, str(error))
         except PipelineError as error:
             self.lacks(what, str(error), command_in(str(error)))
-            return None
+        return None
+
+    def is_well(self, what: str, check: Callable[[], object]) -> bool:
+        """Whether a check finds nothing amiss."""
+        before = len(self.missing)
+        self.look(what, check)
+        return len(self.missing) == before
 
 
 def command_in(words: str) -> str:
@@ -70,21 +92,47 @@ def command_in(words: str) -> str:
 # -- the project ----------------------------------------------------------------------------------------------
 
 
-def of_project(needs: Needs, settings: Settings) -> None:
-    """APIs, accounts and their roles, what this caller may do, bucket and component image."""
+def of_place(needs: Needs, settings: Settings) -> bool:
+    """Project and region, without which nothing else is to be looked at: whether both are there."""
+    project, region = settings.project, settings.region
+    try:
+        google.project_number(project)
+    except ApiOffError as error:
+        needs.lacks_api(error.api)
+    except PipelineError as error:
+        needs.lacks(f"project {project}", str(error), command_in(str(error)))
+        return False
+    try:
+        zones, _ = Compute(project).region(region)
+    except GoneError as error:
+        command = f"gcloud compute regions list --project={project}"
+        needs.lacks(f"region {region}", f"{error}. Correct `location` in the settings", command)
+        return False
+    except PipelineError:
+        return True  # What keeps Compute Engine from answering is told where its quotas are looked at.
+    if settings.location not in (region, *zones):
+        command = f"gcloud compute zones list --project={project} --filter=region:{region}"
+        needs.lacks(f"zone {settings.location}", f"{region} has {', '.join(zones)}", command)
+        return False
+    return True
+
+
+def of_project(needs: Needs, settings: Settings) -> bool:
+    """APIs, accounts and their roles, what this caller may do, bucket and component image. Returns whether the bucket
+    is there."""
     project, account = settings.project, settings.pipeline_service_account
     enabled = needs.look_if_allowed("APIs", lambda: service_usage.enabled(project))
     if enabled is not None:
         for api in bootstrap.apis(settings):
             if api not in enabled:
-                needs.lacks(api, f"it is not enabled in {project}", f"gcloud services enable {api} --project={project}")
-    needs.look("bucket", lambda: preflight.check_buckets(settings))
+                needs.lacks_api(api)
+    has_bucket = needs.is_well("bucket", lambda: preflight.check_buckets(settings))
     needs.look("component image", lambda: preflight.digest_of(settings))
     there = needs.look_if_allowed(f"service account {account}", lambda: iam.account_exists(account))
     if there is False:
         needs.lacks(f"service account {account}", "it does not exist", BOOTSTRAP)
     elif there:
-        _of_account(needs, settings)
+        _of_account(needs, settings, has_bucket=has_bucket)
     own = needs.look_if_allowed("your own roles", lambda: iam.missing_permissions(iam.of_project(project), _SUBMITS))
     if own:
         needs.lacks(
@@ -92,9 +140,10 @@ def of_project(needs: Needs, settings: Settings) -> None:
             f"you lack {', '.join(own)} on {project}",
             f"gcloud projects add-iam-policy-binding {project} --member=user:YOU --role=roles/aiplatform.user",
         )
+    return has_bucket
 
 
-def _of_account(needs: Needs, settings: Settings) -> None:
+def _of_account(needs: Needs, settings: Settings, *, has_bucket: bool) -> None:
     account = settings.pipeline_service_account
     acts = needs.look_if_allowed("acting as", lambda: iam.missing_permissions(iam.of_account(account), _ACTS))
     if acts:
@@ -107,7 +156,10 @@ def _of_account(needs: Needs, settings: Settings) -> None:
     for grant in roles.grants(settings):
         if grant.account != account and not grant.is_of_the_cluster:
             continue
-        if needs.look_if_allowed(grant.words, grant.is_given) is False:
+        if grant.kind == "bucket" and not has_bucket:
+            continue
+        given = needs.look_if_allowed(grant.words, partial(grant.holds, settings.project))
+        if given is False:
             needs.lacks(grant.words, grant.why, grant.command)
 
 
@@ -131,30 +183,52 @@ def of_pods(needs: Needs, settings: Settings) -> Iterator[dict[str, Any]]:
 
 
 def of_rights(needs: Needs, cluster: Cluster, settings: Settings) -> None:
-    """What the pipeline's account may do in the cluster, by the API server's own word."""
-    denied = needs.look_if_allowed("rights in the cluster", lambda: list(_denied(cluster, settings)))
-    if denied:
-        more = f" and {len(denied) - 6} more" if len(denied) > 6 else ""
-        needs.lacks(
-            f"rights of {settings.pipeline_service_account} in the cluster",
-            f"it may not {', '.join(denied[:6])}{more}",
-            f"gemma-pipelines render {settings.scenario} -f FILE --access | kubectl apply --server-side -f -",
-        )
+    """What the pipeline's account may do in the cluster, by the API server's own word. Who may not ask that of another
+    is told what they may do themselves, which is the same where they are that account."""
+    account = settings.pipeline_service_account
+    what = f"rights of {account} in the cluster"
+    try:
+        denied, is_of_the_caller = _denied(cluster, settings, account), False
+    except AccessError as error:
+        refused = str(error)
+        mine = needs.look_if_allowed(what, lambda: (cluster.caller(), _denied(cluster, settings, None)))
+        if mine is None:
+            return
+        caller, denied = mine
+        is_of_the_caller = caller != account
+    except PipelineError as error:
+        needs.lacks(what, str(error), command_in(str(error)))
+        return
+    more = f" and {len(denied) - 6} more" if len(denied) > 6 else ""
+    words = f"{', '.join(denied[:6])}{more}"
+    if is_of_the_caller:
+        own = f"you ({caller}) may not {words}" if denied else f"you ({caller}) may do all of it yourself"
+        needs.is_unknown(what, f"you may not ask what it may do: {refused}", own)
+    elif denied:
+        command = f"gemma-pipelines render {settings.scenario} -f FILE --access | kubectl apply --server-side -f -"
+        needs.lacks(what, f"it may not {words}", command)
 
 
-def _denied(cluster: Cluster, settings: Settings) -> Iterator[str]:
-    for item in render.admin(settings):
+def _denied(cluster: Cluster, settings: Settings, user: str | None) -> list[str]:
+    """What a user, or the caller, lacks of the roles that an administrator gives the pipeline."""
+    return [
+        f"{verb} {resource}{f' {name}' if name else ''}"
+        for item in render.admin(settings)
         # A feature's roles are those of what an administrator installs for it.
-        if item["kind"] not in ("Role", "ClusterRole") or not item["metadata"]["name"].startswith("gemma-pipelines:"):
-            continue
-        namespace = settings.namespace if item["kind"] == "Role" else ""
-        for rule in item["rules"]:
-            for resource in rule.get("resources", []):
-                for verb in rule["verbs"]:
-                    attributes = {"group": rule["apiGroups"][0], "resource": resource, "verb": verb}
-                    name = (rule.get("resourceNames") or [""])[0]
-                    if not cluster.allows(settings.pipeline_service_account, namespace, name, **attributes):
-                        yield f"{verb} {resource}"
+        if item["kind"] in ("Role", "ClusterRole") and item["metadata"]["name"].startswith("gemma-pipelines:")
+        for rule in item["rules"]
+        for resource, name, verb in itertools.product(
+            rule.get("resources", []), rule.get("resourceNames") or [""], rule["verbs"]
+        )
+        if not cluster.allows(
+            user,
+            settings.namespace if item["kind"] == "Role" else "",
+            name,
+            group=rule["apiGroups"][0],
+            resource=resource,
+            verb=verb,
+        )
+    ]
 
 
 def of_accelerators(needs: Needs, settings: Settings, traits: ClusterTraits, *, serves: bool) -> list[str]:
@@ -232,24 +306,49 @@ def _quota_elsewhere(settings: Settings) -> str:
 
 
 def _of_quota(
-    needs: Needs, settings: Settings, metric: str, room: Room, region: str, *, one: int, serves: bool
+    needs: Needs, settings: Settings, metric: str, found: Room, region: str, *, one: int, serves: bool
 ) -> None:
     where = f"in {region}" if region else f"in all of {settings.project}"
-    in_use = room.limit - room.left
+    in_use = found.limit - found.left
     beside = settings.rollout == "beside"
     whole = 2 * one if beside else one
     # A live generation's cards are in use already.
     wanted = whole - one if serves else whole
-    if room.left >= wanted:
+    if found.left >= wanted:
         return
     needed = max(in_use + wanted, whole)
     who = f"two generations side by side need {whole}" if beside else f"a generation needs {whole}"
-    scope = f"per-project-region --dimensions=region={region}" if region else "per-project"
     needs.lacks(
         f"quota {metric} {where}",
-        f"the limit is {room.limit:g}, {in_use:g} are in use; {who}, so {wanted} have to be free",
-        f"gcloud beta quotas preferences create --project={settings.project} --service=compute.googleapis.com "
-        f"--preferred-value={needed:g} --quota-id={metric.replace('_', '-')}-{scope}",
+        f"the limit is {found.limit:g}, {in_use:g} are in use; {who}, so {wanted} have to be free",
+        _more_quota(settings.project, metric, region, needed),
+    )
+
+
+def of_baking(needs: Needs, settings: Settings, release: Release) -> None:
+    """The machine that bakes a disk image: the images that it reads, and quotas for it and its disks."""
+    compute, section = Compute(settings.project), settings.section("secondary-boot-disk")
+    baking = Baking(compute, settings, release, lambda _: None)
+    wanted = needs.look_if_allowed("baking the disk image", baking.planned)
+    if wanted is None:
+        return
+    short = needs.look_if_allowed(
+        "quota of baking", lambda: room.shortages(compute, section, settings.location, wanted.disk_gb)
+    )
+    for each in short or ():
+        where = f"in {each.region}" if each.region else f"in all of {each.project}"
+        needed = each.room.limit - each.room.left + each.wanted
+        needs.lacks(
+            f"quota {each.metric} {where}", str(each), _more_quota(each.project, each.metric, each.region, needed)
+        )
+
+
+def _more_quota(project: str, metric: str, region: str, value: float) -> str:
+    """What asks for a larger quota, for a person. (The quotas' ids are by Google's documentation.)"""
+    scope = f"per-project-region --dimensions=region={region}" if region else "per-project"
+    return (
+        f"gcloud beta quotas preferences create --project={project} --service=compute.googleapis.com "
+        f"--preferred-value={value:g} --quota-id={metric.replace('_', '-')}-{scope}"
     )
 
 

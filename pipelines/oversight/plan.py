@@ -35,15 +35,15 @@ def plan(settings: Settings, now: datetime.datetime) -> dict[str, Any]:
 
     Raises AccessError without credentials, with which nobody can tell anything.
     """
-    google.credentials()
-    needs, changes = Needs(), list[Change]()
-    checks.of_project(needs, settings)
-    bucket = f"gs://{settings.bucket}"
-    if not any(each["what"] == "bucket" for each in needs.missing):
-        changes.append(_is_there(bucket))
-    if traits := checks.of_cluster(needs, settings):
-        changes += _of_cluster(needs, settings, traits)
-    changes += _of_schedule(needs, settings, now)
+    google.check_credentials()
+    needs, changes = Needs(settings.project), list[Change]()
+    if checks.of_place(needs, settings):
+        has_bucket = checks.of_project(needs, settings)
+        if has_bucket:
+            changes.append(_is_there(f"gs://{settings.bucket}"))
+        if traits := checks.of_cluster(needs, settings):
+            changes += _of_cluster(needs, settings, traits, has_bucket=has_bucket)
+        changes += _of_schedule(needs, settings, now)
     return {"ready": not needs.missing, "changes": [*changes, *needs.unknown], "missing": needs.missing}
 
 
@@ -51,13 +51,14 @@ def _is_there(what: str, *details: str) -> Change:
     return {"what": what, "change": "exists", "details": list(details)}
 
 
-def _of_cluster(needs: Needs, settings: Settings, traits: ClusterTraits) -> Iterator[Change]:
+def _of_cluster(needs: Needs, settings: Settings, traits: ClusterTraits, *, has_bucket: bool) -> Iterator[Change]:
     kind = "Autopilot" if traits.autopilot else "Standard"
     yield _is_there(f"cluster {settings.cluster}", f"{kind}, GKE {traits.version}, {', '.join(traits.zones)}")
     for pool in traits.node_pools:
         yield _is_there(f"node pool {pool.name}", *(f"disk of {image}" for image in pool.disk_images))
     needs.look("GKE version", lambda: features.demand(settings, "suits", lambda: traits))
-    yield from checks.of_pods(needs, settings)
+    if has_bucket:
+        yield from checks.of_pods(needs, settings)
     cluster = needs.look("cluster", lambda: kubernetes.connect(settings))
     known = needs.look("record", lambda: record.read(cluster, settings)) if cluster else None
     serves = bool(known and known.live)
@@ -67,9 +68,9 @@ def _of_cluster(needs: Needs, settings: Settings, traits: ClusterTraits) -> Iter
     if cluster and known:
         checks.of_rights(needs, cluster, settings)
     if release:
-        yield from _of_release(needs, settings, release, traits)
-    if cluster and known and release:
-        yield from _of_objects(needs, cluster, settings, known, release)
+        yield from _of_release(needs, settings, release, traits, has_bucket=has_bucket)
+    if cluster and known and release and has_bucket:
+        yield from needs.look("cluster", lambda: list(_of_objects(needs, cluster, settings, known, release))) or []
 
 
 def _release(needs: Needs, settings: Settings, known: Record | None) -> Release | None:
@@ -89,9 +90,11 @@ def _release(needs: Needs, settings: Settings, known: Record | None) -> Release 
     )
 
 
-def _of_release(needs: Needs, settings: Settings, release: Release, traits: ClusterTraits) -> Iterator[Change]:
+def _of_release(
+    needs: Needs, settings: Settings, release: Release, traits: ClusterTraits, *, has_bucket: bool
+) -> Iterator[Change]:
     """Weights and disk image."""
-    damage = needs.look("bucket", lambda: resolve.damage(release.weights_uri))
+    damage = needs.look("bucket", lambda: resolve.damage(release.weights_uri)) if has_bucket else None
     if damage is not None:
         brings = size(release.weights_bytes) if release.weights_bytes else "all of it"
         details = [f"a run brings {brings}"] if damage else []
@@ -101,7 +104,9 @@ def _of_release(needs: Needs, settings: Settings, release: Release, traits: Clus
         baked = image is not None and image.status == "READY"
         word, details = ("exists", []) if baked else ("create", ["a run bakes it"])
         yield {"what": f"disk image {release.disk_image}", "change": word, "details": details}
-        if baked:
+        if not baked:
+            checks.of_baking(needs, settings, release)
+        else:
             needs.look("node pool", lambda: features.demand(settings, "prepared", release, lambda: traits))
 
 
@@ -172,7 +177,7 @@ def _what_goes(cluster: Cluster, settings: Settings, known: Record, release: Rel
 
 
 def _of_schedule(needs: Needs, settings: Settings, now: datetime.datetime) -> Iterator[Change]:
-    vertex = needs.look("Vertex AI", lambda: runs.vertex_of(settings))
+    vertex = needs.look("Vertex AI", lambda: runs.reached(settings))
     if vertex is None:
         return
     found = needs.look("schedule", lambda: schedule.find(vertex, settings))
@@ -188,7 +193,7 @@ def _of_schedule(needs: Needs, settings: Settings, now: datetime.datetime) -> It
         yield {"what": f"schedule {settings.schedule.cron}", "change": "create", "details": [_APPLY]}
         return
     asked = schedule.wanted(settings, preflight.job_with(settings, image), vertex.parent, now)
-    differs = [f"{each['field']}: {each['there']} -> {each['wanted']}" for each in schedule.drift(asked, found)]
+    differs = [f"{each['field']}: {schedule.in_words(each)}" for each in schedule.drift(asked, found)]
     details = [*differs, _APPLY] if differs else []
     yield {"what": f"schedule {found['name']}", "change": "change" if differs else "exists", "details": details}
 

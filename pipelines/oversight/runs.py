@@ -10,8 +10,9 @@ from components.write_report import summary
 from pipelines.vertex import follow
 from serving import names
 from serving.clients import storage
+from serving.clients.google import ApiOffError
 from serving.clients.vertex import ENDED, Body, Vertex
-from serving.errors import AccessError, InconclusiveError, PipelineError
+from serving.errors import InconclusiveError, PipelineError
 from serving.log import Say
 from serving.settings import Settings, moment
 
@@ -25,13 +26,16 @@ _SAY_EVERY_SECONDS = 60
 
 def vertex_of(settings: Settings) -> Vertex | None:
     """Vertex AI as the deployment uses it; None where the project has it switched off, so that nothing is there."""
-    vertex = Vertex(settings.project, settings.vertex_location)
     try:
-        vertex.jobs(_of(settings), most=1)
-    except AccessError as error:
-        if "is not enabled in" in str(error):
-            return None
-        raise
+        return reached(settings)
+    except ApiOffError:
+        return None
+
+
+def reached(settings: Settings) -> Vertex:
+    """Vertex AI as the deployment uses it, which has answered. Raises ApiOffError, AccessError, RequestError."""
+    vertex = Vertex(settings.project, settings.vertex_location)
+    vertex.jobs(_of(settings), most=1)
     return vertex
 
 

@@ -14,7 +14,7 @@ from components.resolve_model.step import Found, key_version, look_around, look_
 from pipelines.oversight import objects, runs
 from pipelines.vertex import preflight, schedule
 from serving import names
-from serving.clients import kubernetes
+from serving.clients import google, kubernetes
 from serving.clients.kubernetes import Cluster, Object
 from serving.clients.vertex import Body, Vertex
 from serving.deployment import lease, record, replicas
@@ -31,7 +31,8 @@ Drift = dict[str, str]
 
 def status(settings: Settings, vertex: Vertex | None, now: datetime.datetime) -> dict[str, Any]:
     """`{"schedule", "runs", "live", "kept", "drift"}`. A part that does not answer leaves its word in `drift`, and the
-    others are told all the same."""
+    others are told all the same. Raises AccessError without credentials, with which no part answers."""
+    google.check_credentials()
     unknown: list[Drift] = []
 
     def told(what: str, ask: Callable[[], Any], without: Any) -> Any:
@@ -83,7 +84,9 @@ def _schedule_drift(settings: Settings, vertex: Vertex, found: Body, now: dateti
 
 
 def _of_field(differs: dict[str, Any]) -> Drift:
-    words = f"{differs['there']} there, {differs['wanted']} wanted"
+    if differs["wanted"] is None and differs["field"] == "schedule":
+        return drifted("schedule", "the settings have none", "gemma-pipelines schedule delete -f FILE")
+    words = schedule.in_words(differs)
     return drifted(f"schedule {differs['field']}", words, "gemma-pipelines schedule apply -f FILE")
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from serving import names
-from serving.clients import storage
+from serving.clients import logging, storage
 from serving.clients.vertex import ENDED, Vertex
 from serving.errors import PipelineError
 from serving.settings import Settings
@@ -21,8 +21,10 @@ from serving.settings import Settings
 Entry = dict[str, Any]
 """What is shown of a step, like a log entry of its own (serving/log.py)."""
 
-_SHORTEST_PAUSE, _LONGEST_PAUSE, _GROWTH = 5.0, 60.0, 1.3
+_SHORTEST_PAUSE, _LONGEST_PAUSE, _GROWTH = 5.0, 20.0, 1.3
 """Seconds between two looks: nobody tells of changes. After one the next may be near."""
+_OF_MACHINES = '(resource.type="ml_job" OR resource.type="cloudml_job")'
+"""In Cloud Logging: what tasks print."""
 _GROUP = re.compile(r"(exit-handler|condition|condition-branches|for-loop)-\d+")
 _OF_STATES = {
     "PENDING": "waiting for its machine",
@@ -41,14 +43,14 @@ _WITHOUT_OUTCOME = {
 def follow(
     vertex: Vertex, name: str, settings: Settings, show: Callable[[Entry], None], phase: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Returns the run when it has ended. Until then `show` is given what is new of its steps, and `phase` what it does
-    before the first one."""
-    steps = Steps(settings, name)
+    """Returns the run when it has ended. Until then `show` is given what is new of its steps, with what those that run
+    say meanwhile, and `phase` what it does before the first one."""
+    steps, lines = Steps(settings, name), Lines(vertex.project, phase)
     pause, said = _SHORTEST_PAUSE, ""
     while True:
         job = vertex.job(name)
         news = list(steps.news(job))
-        for entry in news:
+        for entry in (*news, *lines.news(job)):
             show(entry)
         if job.get("state") in ENDED:
             return job
@@ -94,6 +96,45 @@ class Steps:
             self._is_readable = False
             return None
         return found
+
+
+class Lines:
+    """What steps say while they run: Cloud Logging has it, to whoever may read it."""
+
+    def __init__(self, project: str, tell: Callable[[str], None]):
+        self._project, self._tell = project, tell
+        self._heard: dict[str, str] = {}
+        """The time of the last line of each machine."""
+        self._is_readable = True
+
+    def news(self, job: dict[str, Any]) -> Iterator[Entry]:
+        """The newest line of each step that runs and has said anything since it was last asked."""
+        running = {_machine(task): task for task in tasks_of(job) if task.get("state") == "RUNNING" and _machine(task)}
+        newest: dict[str, dict[str, Any]] = {}
+        for line in self._since(running) if running and self._is_readable else ():
+            machine = line["resource"]["labels"].get("job_id", "")
+            if machine in running and line["timestamp"] > self._heard.get(machine, "") and _is_word(line):
+                newest.setdefault(machine, line)
+        for machine, line in newest.items():
+            task, self._heard[machine] = running[machine], line["timestamp"]
+            yield {"step": step_of(task), "seconds": _seconds_of(task), "message": line["jsonPayload"]["message"]}
+
+    def _since(self, running: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+        """The lines of these machines, the newest first."""
+        whose = " OR ".join(f'resource.labels.job_id="{machine}"' for machine in running)
+        begins = min(self._heard.get(machine) or task.get("createTime", "") for machine, task in running.items())
+        try:
+            return logging.entries(self._project, f'{_OF_MACHINES} ({whose}) timestamp>="{begins}"')
+        except PipelineError as error:
+            self._is_readable = False
+            self._tell(f"what steps say meanwhile is not shown: {error}")
+            return []
+
+
+def _is_word(line: dict[str, Any]) -> bool:
+    """Whether a line is a step's own, and not its last one, which its outcome has."""
+    said = line.get("jsonPayload", {})
+    return "step" in said and "status" not in said and bool(said.get("message"))
 
 
 def result(job: dict[str, Any], settings: Settings) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -151,11 +192,11 @@ def failed_task(job: dict[str, Any], step: str | None) -> dict[str, Any] | None:
 
 def log_command(vertex: Vertex, task: dict[str, Any]) -> str:
     """What shows what a task printed, as a person types it; empty for a task that had no machine."""
-    custom_job = task.get("executorDetail", {}).get("containerDetail", {}).get("mainJob", "").rpartition("/")[2]
-    if not custom_job:
+    machine = _machine(task)
+    if not machine:
         return ""
     condition = (
-        f'(resource.type="ml_job" OR resource.type="cloudml_job") resource.labels.job_id="{custom_job}" '
+        f'{_OF_MACHINES} resource.labels.job_id="{machine}" '
         # Without a time gcloud looks at the last day alone.
         f'timestamp>="{task.get("createTime", "1970-01-01T00:00:00Z")}"'
     )
@@ -175,6 +216,12 @@ def step_of(task: dict[str, Any]) -> str:
     """The name of a task's step: `download_weights` for download-weights."""
     name: str = task["taskName"]
     return name.replace("-", "_")
+
+
+def _machine(task: dict[str, Any]) -> str:
+    """The CustomJob that a task runs as, by its number; empty for a task that has none (yet)."""
+    job: str = task.get("executorDetail", {}).get("containerDetail", {}).get("mainJob", "")
+    return job.rpartition("/")[2]
 
 
 def attempts_of(task: dict[str, Any]) -> int:

@@ -1,4 +1,4 @@
-"""What is looked at before a run is asked for: that its bucket is there, and which component image it has."""
+"""What is looked at before a run is asked for: credentials, that its bucket is there, which component image it has."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from pipelines.compile import specification
 from pipelines.vertex.request import pipeline_job
 from serving import image
-from serving.clients import registry, storage
+from serving.clients import google, registry, storage
 from serving.errors import AccessError, RequestError
 from serving.scenarios import find
 from serving.settings import Settings
@@ -17,6 +17,7 @@ from serving.values import checked_image
 def checked_job(settings: Settings, given_image: str | None = None) -> dict[str, Any]:
     """What a run of the deployment is (request.py), all that it needs to begin being there. Raises RequestError or
     AccessError with the command that mends it."""
+    google.check_credentials()
     check_buckets(settings)
     return job_with(settings, digest_of(settings, given_image))
 

@@ -131,6 +131,12 @@ def drift(asked: Body, there: Body) -> list[dict[str, Any]]:
     return sorted(found, key=lambda each: str(each["field"]))
 
 
+def in_words(differs: dict[str, Any]) -> str:
+    """A difference for a person, without the field."""
+    there, wanted = ("nothing" if each is None else each for each in (differs["there"], differs["wanted"]))
+    return f"{there} there, {wanted} wanted"
+
+
 def _shown(path: tuple[str, ...], new: Any, old: Any) -> dict[str, Any]:
     """A difference by the name that the settings have for it."""
     inside = ("runtimeConfig", "parameterValues")
@@ -197,6 +203,7 @@ def _is_unset(value: Any, in_json: bool) -> bool:
 
 def _differences(new: Any, old: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
     """(path, new, old) of all that differs, at the innermost key."""
+    new, old = ({} if each is None and isinstance(other, dict) else each for each, other in ((new, old), (old, new)))
     if isinstance(new, dict) and isinstance(old, dict):
         for key in sorted(new.keys() | old.keys()):
             yield from _differences(new.get(key), old.get(key), (*path, key))

@@ -30,6 +30,19 @@ _FIRST_LOOK_SECONDS, _LAST_LOOK_SECONDS = 0.2, 5.0
 NO_CREDENTIALS = "no Google credentials: run `gcloud auth application-default login`, or give the job a service account"
 
 
+class ApiOffError(AccessError):
+    """An API that the project has not switched on: `api` is its name, `aiplatform.googleapis.com`."""
+
+    def __init__(self, error: Any):
+        about = error.metadata or {}
+        self.api = str(about.get("service", "API"))
+        project = str(about.get("consumer", "projects/PROJECT")).removeprefix("projects/")
+        super().__init__(
+            f"{self.api} is not enabled in project {project}: `gcloud services enable {self.api} --project={project}`, "
+            "or `gemma-pipelines bootstrap -f FILE`"
+        )
+
+
 def credentials() -> Any:
     """Application Default Credentials. Raises AccessError when there are none."""
     import google.auth
@@ -55,6 +68,13 @@ def refreshed(credentials: Any) -> str:
     return str(credentials.token)
 
 
+def check_credentials() -> None:
+    """Raises AccessError when there are no credentials, or none that somebody takes for good; InconclusiveError when
+    nobody says."""
+    found = credentials()
+    Patience().until_it_works("a token for Google's APIs", lambda: refreshed(found))
+
+
 def _without_token(error: Any) -> Interrupted | PipelineError:
     """Our error for credentials that give no token."""
     from google.auth.exceptions import TransportError
@@ -70,7 +90,7 @@ def _without_token(error: Any) -> Interrupted | PipelineError:
 
 def asked(what: str, ask: Callable[[], Any]) -> Any:
     """The answer of one of Google's APIs, asked again while it is away or busy. Raises InconclusiveError when it stays
-    so, AccessError without a token, and the client's own exceptions for a refusal.
+    so, ApiOffError for an API that is off, AccessError without a token, and the client's own exceptions for a refusal.
 
     ask: the request, which is not to be tried again by the client itself.
     """
@@ -91,6 +111,8 @@ def once(ask: Callable[[], Any]) -> Any:
         # Compute Engine says so to who asks too often.
         if "rateLimitExceeded" in {each.get("reason") for each in error.errors}:
             raise Interrupted(f"asked too often ({said(error)})") from error
+        if error.reason == "SERVICE_DISABLED":
+            raise ApiOffError(error) from error
         raise
     except GoogleAuthError as error:
         raise _without_token(error) from error
@@ -104,8 +126,8 @@ def client_of(client_class: Any, host: str = "") -> Any:
 
 
 def said(error: Any) -> str:
-    """What the API said, without the client's wrapping."""
-    return re.sub(r"^[A-Z]+ https?://\S+: ", "", str(getattr(error, "message", error)))
+    """What the API said, without the client's wrapping and without a full stop: a sentence of ours goes on after it."""
+    return re.sub(r"^[A-Z]+ https?://\S+: ", "", str(getattr(error, "message", error))).rstrip(" .")
 
 
 def secret(name: str) -> str:
@@ -180,8 +202,8 @@ def _described(project: str, location: str, cluster: str) -> tuple[str, Any]:
         found = asked(f"{name}: the container API", lambda: client.get_cluster(name=name, retry=None))
     except exceptions.NotFound as error:
         raise RequestError(
-            f"{name} does not exist. See `gcloud container clusters list --project {project}`, or create it: `gcloud "
-            f"container clusters create-auto {cluster} --project {project} --location {location}`"
+            f"{name} does not exist. Create it: `gcloud container clusters create-auto {cluster} --project {project} "
+            f"--location {location}`, or name another: see `gcloud container clusters list --project {project}`"
         ) from error
     except (exceptions.Forbidden, exceptions.Unauthorized) as error:
         raise AccessError(
@@ -336,9 +358,6 @@ def refusals(what: str) -> Iterator[None]:
 def _cure(error: Any) -> str:
     """What a person does about a refusal."""
     about = error.metadata or {}
-    if error.reason == "SERVICE_DISABLED":
-        project = str(about.get("consumer", "projects/PROJECT")).removeprefix("projects/")
-        return f"Switch it on: `gcloud services enable {about.get('service', 'API')} --project={project}`"
     if "act as service account" in said(error):
         return (
             "Have somebody give you roles/iam.serviceAccountUser on it: `gcloud iam service-accounts "

@@ -163,7 +163,7 @@ class Hub:
         from huggingface_hub import errors
 
         status = error.response.status_code
-        said = error.server_message or error.response.reason_phrase
+        said = (error.server_message or error.response.reason_phrase).rstrip(" .")
         page = f"{self.endpoint}/{model}"
         secret = self._token_secret or "hub.token_secret"
         path = error.response.request.url.path

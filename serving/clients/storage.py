@@ -16,6 +16,7 @@ from http.client import HTTPResponse
 from typing import Any
 from urllib.parse import quote
 
+from serving.clients import google
 from serving.clients.patience import Interrupted, Patience
 from serving.clients.wire import PIECE, Wire, pieces, retry_after
 from serving.errors import AccessError, InconclusiveError, PipelineError, RequestError
@@ -469,8 +470,6 @@ def _credentials(emulator: str) -> Any:
     """What GCS is asked with: as the library has it, nothing where an emulator is named."""
     from google.auth.credentials import AnonymousCredentials
 
-    from serving.clients import google
-
     return AnonymousCredentials() if emulator else google.credentials()
 
 
@@ -540,11 +539,11 @@ def _errors(uri: str, *, role: str = OBJECTS_ROLE, setting: str = "bucket") -> I
             "--uniform-bucket-level-access --location=LOCATION`, or set `bucket` in the settings"
         ) from error
     except (exceptions.Forbidden, exceptions.Unauthorized) as error:
-        raise AccessError(f"{uri}: {error.message}. {grant(uri, role)}") from error
+        raise AccessError(f"{uri}: {google.said(error)}. {grant(uri, role)}") from error
     except exceptions.PreconditionFailed as error:
         raise PreconditionError(f"{uri} changed since it was read") from error
     except exceptions.ClientError as error:
-        raise RequestError(f"{uri}: GCS refused the request: {error.message}") from error
+        raise RequestError(f"{uri}: GCS refused the request: {google.said(error)}") from error
     except (
         exceptions.GoogleAPIError,
         requests.RequestException,
@@ -552,4 +551,4 @@ def _errors(uri: str, *, role: str = OBJECTS_ROLE, setting: str = "bucket") -> I
         DataCorruption,
         ConnectionError,
     ) as error:
-        raise InconclusiveError(f"{uri}: GCS did not answer: {error}. Run again") from error
+        raise InconclusiveError(f"{uri}: GCS did not answer: {google.said(error)}. Run again") from error

@@ -232,14 +232,9 @@ class Vertex:
         from google.api_core import exceptions
 
         said = google.said(error)
-        if error.reason == "SERVICE_DISABLED" or "has not been used in project" in said:
-            return AccessError(
-                f"Vertex AI is not enabled in {self.project}: `gcloud services enable aiplatform.googleapis.com "
-                f"--project={self.project}`, or `gemma-pipelines bootstrap -f FILE`"
-            )
         if account and "act as" in said:
             return AccessError(
-                f"you may not let runs have the account {account}, or there is none: {said} Grant yourself "
+                f"you may not let runs have the account {account}, or there is none: {said}. Grant yourself "
                 f"{ACT_AS_ROLE} on it: `gcloud iam service-accounts add-iam-policy-binding {account} "
                 f"--project={self.project} --member=user:YOU --role={ACT_AS_ROLE}`; `gemma-pipelines bootstrap -f "
                 "FILE` makes the account"

@@ -39,6 +39,7 @@ class Item:
     """Makes it, typed by a person."""
     ensure: Callable[[], bool]
     """Makes it unless it is there: returns whether it did. Raises PipelineError."""
+    others_need_it: bool = True
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,8 @@ class Report:
 
     done: list[Done] = field(default_factory=list)
     image: str = ""
+    is_blocked: bool = False
+    """Something is left without which what follows cannot be made."""
 
     @property
     def is_ready(self) -> bool:
@@ -71,15 +74,16 @@ def bootstrap(
     """Makes what the project lacks. `token`: the value of the hub's token secret; `rebuild`: build the component image
     of this distribution although another of its version is there.
 
-    Raises InconclusiveError while an API does not answer, PipelineError when the build fails; what this caller may not
-    do is left, with the reason.
+    Raises AccessError without credentials, InconclusiveError while an API does not answer, PipelineError when the build
+    fails; what this caller may not do is left, with the reason.
     """
+    google.check_credentials()
     report = Report()
     for item in items(settings, token):
         _settle(item, report, say)
     source = building.components(settings)
     what = f"image {source.image}:{source.tag}"
-    if not report.is_ready:
+    if report.is_blocked:
         why = "its build needs what is left above: run again when that is there"
         report.done.append(Done(what, "left", why, _again()))
         return report
@@ -104,9 +108,8 @@ def commands(settings: Settings, file: str) -> list[str]:
 
 def apis(settings: Settings) -> list[str]:
     """The APIs that pipelines and this tool call."""
-    wanted = ["aiplatform", "artifactregistry", "cloudbuild", "cloudresourcemanager", "container", "iam", "logging"]
-    wanted += ["secretmanager"] if roles.secrets(settings) else []
-    wanted += ["compute"] if "secondary-boot-disk" in settings.chosen_features else []
+    wanted = ["aiplatform", "artifactregistry", "cloudbuild", "cloudresourcemanager", "compute", "container", "iam"]
+    wanted += ["logging", *(["secretmanager"] if roles.secrets(settings) else [])]
     wanted += ["monitoring"] if "queue-hpa" in settings.chosen_features else []
     return [f"{name}.googleapis.com" for name in (*wanted, "storage")]
 
@@ -185,7 +188,7 @@ def _values(settings: Settings, token: str) -> Iterator[Item]:
         _, owner, _, name = resource.split("/")
         make = "openssl rand -hex 32" if secret == settings.engine.api_key_secret else "cat TOKEN_FILE"
         command = f"{make} | tr -d '\\n' | gcloud secrets versions add {name} --project={owner} --data-file=-"
-        yield Item(f"value of {resource}", command, partial(_value, resource, given))
+        yield Item(f"value of {resource}", command, partial(_value, resource, given), others_need_it=False)
 
 
 def _value(secret: str, given: str) -> bool:
@@ -229,7 +232,7 @@ class _Image:
 def _settle(item: Item, report: Report, say: Say) -> None:
     """Sees to one thing, and adds what became of it."""
     # Where something is left, this has to be run again anyhow, and what follows may fail for that.
-    is_new = report.is_ready and any(each.state == "made" for each in report.done)
+    is_new = not report.is_blocked and any(each.state == "made" for each in report.done)
 
     def attempt() -> bool:
         try:
@@ -244,6 +247,7 @@ def _settle(item: Item, report: Report, say: Say) -> None:
         made = Patience().until_it_works(item.what, attempt)
     except RequestError as error:
         report.done.append(Done(item.what, "left", str(error), item.command))
+        report.is_blocked |= item.others_need_it
         say(f"left: {item.what}")
         return
     report.done.append(Done(item.what, "made" if made else "there"))

@@ -89,6 +89,11 @@ class Grant:
             return storage.has_bucket_binding(self.on, self.role, self.member)
         return iam.has_binding(self._guarded, self.role, self.member)
 
+    def holds(self, project: str) -> bool:
+        """Whether it is given there, or by the project's own policy on all that the project has. Raises as is_given."""
+        inherits = self.kind != "project"
+        return self.is_given() or (inherits and iam.has_binding(iam.of_project(project), self.role, self.member))
+
     def give(self) -> bool:
         """Gives it unless it is given: returns whether that was to be done."""
         if self.kind == "bucket":

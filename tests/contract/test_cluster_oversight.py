@@ -59,10 +59,33 @@ def test_a_namespace_goes_only_when_nothing_of_anybody_is_in_it(cluster: Cluster
 
 
 def test_the_api_server_says_what_a_user_may_do(cluster: Cluster):
-    """The emulated one enforces no roles, so it is asked here for the form alone."""
-    assert cluster.allows(
-        "somebody@example.com", SETTINGS.namespace, "", group="apps", resource="deployments", verb="create"
+    user, group = "somebody@example.com", "rbac.authorization.k8s.io"
+    named = {"name": "oversees", "namespace": SETTINGS.namespace}
+    rules = [
+        {"apiGroups": ["apps"], "resources": ["deployments/scale"], "verbs": ["patch"]},
+        {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": ["one"], "verbs": ["get"]},
+    ]
+    cluster.apply({"apiVersion": f"{group}/v1", "kind": "Role", "metadata": named, "rules": rules})
+    cluster.apply(
+        {
+            "apiVersion": f"{group}/v1",
+            "kind": "RoleBinding",
+            "metadata": named,
+            "roleRef": {"apiGroup": group, "kind": "Role", "name": "oversees"},
+            "subjects": [{"apiGroup": group, "kind": "User", "name": user}],
+        }
     )
+
+    def allows(who: str | None, verb: str, resource: str, name: str = "", group: str = "apps") -> bool:
+        return cluster.allows(who, SETTINGS.namespace, name, group=group, resource=resource, verb=verb)
+
+    assert allows(user, "patch", "deployments/scale")
+    assert not allows(user, "patch", "deployments")
+    assert not allows("another@example.com", "patch", "deployments/scale")
+    assert allows(user, "get", "configmaps", "one", group="")
+    assert not allows(user, "get", "configmaps", "two", group="")
+    assert allows(None, "create", "deployments")
+    assert "@" in cluster.caller()
 
 
 def _own(cluster: Cluster) -> list[kubernetes.Object]:

@@ -57,6 +57,9 @@ def test_an_api_that_is_off_answers_nobody_until_it_is_on(ask: Caller):
     assert "done" not in operation
     assert ask("GET", f"v1/{operation['name']}")["done"]
     assert ask("GET", f"v1/projects/{PROJECT}/roles/any")[0] == 404
+    off = ask("POST", f"{services}/iam.googleapis.com:disable", {})
+    assert (off["done"], off["response"]["service"]["state"]) == (True, "DISABLED")
+    assert ask("GET", f"v1/projects/{PROJECT}/roles/any")[0] == 403
     first = ask("GET", f"{services}?pageSize=3")
     rest = ask("GET", f"{services}?pageSize=200&pageToken={first['nextPageToken']}")
     assert len(first["services"]) == 3

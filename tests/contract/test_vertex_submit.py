@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import requests
 import yaml
 
 from pipelines.cli.output import Output
-from pipelines.cli.submit import submit
+from pipelines.cli.submit import cancel, submit
 from pipelines.vertex import follow, preflight, request
 from serving.clients import logging, storage, vertex
 from serving.errors import AccessError, InconclusiveError, PipelineError, RequestError
@@ -149,6 +150,32 @@ def test_a_failure_is_told_in_the_step_s_words_then_the_task_s_then_by_the_log(g
     assert "collect_garbage" not in last
 
 
+def test_what_a_step_says_while_it_runs_is_shown(google):
+    client, settings = site(model="google/tells")
+    name = begun(client, settings, "tells-1")
+    shown: list[dict[str, Any]] = []
+
+    def show(entry: dict[str, Any]) -> None:
+        shown.append(entry)
+        if entry["message"] == "half of it is done":
+            client.cancel(name)
+
+    follow.follow(client, name, settings, show, lambda _: None)
+    (said,) = [entry for entry in shown if entry["message"] == "half of it is done"]
+    assert said["step"] == "validate_server"
+    assert "status" not in said
+
+
+def test_who_may_not_read_the_log_is_told_once_and_sees_the_rest(google):
+    script(google, {"action": "status", "status": 403, "path": "v2/entries", "body": "{}", "times": 99})
+    client, settings = site()
+    name, phases, shown = begun(client, settings, "unread-1"), list[str](), list[dict[str, Any]]()
+    follow.follow(client, name, settings, shown.append, phases.append)
+    assert len([words for words in phases if "what steps say meanwhile is not shown" in words]) == 1
+    assert consumed(google) == [1]
+    assert {entry["step"] for entry in shown} >= {"resolve_model", "validate_server", "write_report"}
+
+
 def test_of_a_step_that_died_vertex_s_words_are_all_there_is(google):
     client, settings = site(model="google/dies")
     job, _ = ran(client, settings, "dies-1")
@@ -198,11 +225,15 @@ def test_ctrl_c_leaves_the_run_and_says_how_to_end_it(google, tmp_path, capsys, 
     out, err = capsys.readouterr()
     assert out == ""
     command = next(line for line in err.splitlines() if line.startswith("to end it: "))
-    job_id = command.partition("/pipelineJobs/")[2].removesuffix(":cancel")
-    assert "curl -X POST " in command
+    *tool, job_id, option, file = shlex.split(command.removeprefix("to end it: "))
+    assert (tool, option, file) == (["gemma-pipelines", "cancel"], "-f", str(tmp_path / "gemma.yaml"))
     client, _ = site()
     assert follow.state_of(client.job(job_id)) in ("QUEUED", "PENDING", "RUNNING")
-    client.cancel(job_id)
+    cancel(Output(as_json=True), job_id, tmp_path / "gemma.yaml")
+    assert json.loads(capsys.readouterr().out)["id"] == job_id
+    until(lambda: follow.state_of(client.job(job_id)) == "CANCELLED")
+    cancel(Output(), job_id, tmp_path / "gemma.yaml")
+    assert "had ended before: it is CANCELLED" in capsys.readouterr().out
 
 
 def test_a_run_that_was_cancelled_has_failed(google):
@@ -229,8 +260,20 @@ def test_an_account_that_is_not_ours_to_give_is_told_with_the_role(google):
     ("answer", "words"),
     [
         (
-            {"code": 403, "status": "PERMISSION_DENIED", "message": "Vertex AI API has not been used in project 1"},
-            "gcloud services enable aiplatform.googleapis.com --project=demo-project",
+            {
+                "code": 403,
+                "status": "PERMISSION_DENIED",
+                "message": "Vertex AI API has not been used in project 1",
+                "details": [
+                    {
+                        "@type": "type.googleapis.com/google.rpc.ErrorInfo",
+                        "reason": "SERVICE_DISABLED",
+                        "domain": "googleapis.com",
+                        "metadata": {"service": "aiplatform.googleapis.com", "consumer": "projects/1"},
+                    }
+                ],
+            },
+            "gcloud services enable aiplatform.googleapis.com --project=1",
         ),
         (
             {"code": 403, "status": "PERMISSION_DENIED", "message": "Permission 'aiplatform.x' denied"},

@@ -82,7 +82,7 @@ class MemoryCluster:
     def would_be(self, body: Object) -> Object:
         return _merged(self.objects.get(_key(body)) or {}, body)
 
-    def allows(self, user: str, namespace: str, name: str, *, group: str, resource: str, verb: str) -> bool:
+    def allows(self, user: str | None, namespace: str, name: str, *, group: str, resource: str, verb: str) -> bool:
         return (verb, resource) not in self.denied
 
     def create(self, body: Object) -> Object:

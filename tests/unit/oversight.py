@@ -55,11 +55,12 @@ class World:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, settings: Settings):
         self.patch, self.settings, self.cluster = monkeypatch.setattr, settings, MemoryCluster()
-        self.patch(google, "credentials", lambda: None)
+        self.patch(google, "check_credentials", lambda: None)
+        self.patch(google, "project_number", lambda project: "1")
         self.patch(service_usage, "enabled", lambda project: set(bootstrap.apis(settings)))
         self.patch(iam, "account_exists", lambda email: True)
         self.patch(iam, "missing_permissions", lambda resource, permissions: [])
-        self.patch(roles.Grant, "is_given", lambda grant: True)
+        self.patch(roles.Grant, "holds", lambda grant, project: True)
         self.patch(preflight, "check_buckets", lambda settings: None)
         self.patch(preflight, "digest_of", lambda settings, given=None: IMAGE)
         self.patch(google, "cluster_traits", lambda settings: TRAITS)
@@ -71,7 +72,7 @@ class World:
         self.patch(status, "look_up", lambda settings: FOUND)
         self.patch(resolve, "damage", lambda uri: [])
         self.patch(caches, "amiss", lambda settings, release: "")
-        self.patch(runs, "vertex_of", lambda settings: SimpleNamespace(parent="projects/p/locations/l"))
+        self.patch(runs, "reached", lambda settings: SimpleNamespace(parent="projects/p/locations/l"))
         self.patch(runs, "latest", lambda vertex, settings: [])
         self.patch(runs, "validation_of", lambda settings, run_id: None)
         self.patch(schedule, "find", lambda vertex, settings: None)

@@ -48,6 +48,11 @@ def test_what_was_made_is_printed(command, settings, report):
     )
 
 
+def test_a_second_time_says_that_nothing_was_changed(command, settings, report):
+    report.done[0] = Done("9 APIs", "there")
+    assert command("bootstrap", "-f", "gemma.yaml")[1].endswith("\nall of it was there: nothing was changed\n")
+
+
 def test_what_is_left_comes_with_reason_and_command_and_exit_code_1(command, settings, report):
     report.done += [
         Done("role a", "left", "you may not", "gcloud a"),

@@ -1,4 +1,4 @@
-"""What `plan` says: ready when all is there; for each cause that it is not, one lack with the command that mends it."""
+"""What `plan` says of what an emulated cloud cannot be made to be (the other causes: tests/contract/test_plan.py)."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ import pytest
 
 from components.resolve_model import step as resolve
 from pipelines.oversight import needs as checks
-from pipelines.oversight import runs
 from pipelines.vertex import preflight
 from serving import names
-from serving.clients import google, iam, service_usage, storage
+from serving.clients import google, iam, storage
 from serving.clients.compute import Room
 from serving.deployment import record
 from serving.deployment.record import Downtime, Record, Rejection
 from serving.errors import AccessError, RequestError
-from serving.installation import bootstrap, roles
+from serving.installation import roles
 from serving.settings import Reservation
 from tests.unit.deployment import quick
-from tests.unit.oversight import FOUND, World, room, traits, world
+from tests.unit.oversight import FOUND, World, room, world
 
 __all__ = ["world"]
 
@@ -78,75 +77,22 @@ def of_the_project(resource: iam.Guarded, permissions: list[str]) -> list[str]:
     return list(permissions) if resource.called.startswith("project ") else []
 
 
-def lacking_api(world: World) -> None:
-    world.patch(
-        service_usage, "enabled", lambda project: {*bootstrap.apis(world.settings)} - {"aiplatform.googleapis.com"}
-    )
-
-
-def lacking_grant(world: World) -> None:
-    world.patch(roles.Grant, "is_given", lambda grant: grant.role != "roles/storage.objectUser")
-
-
-def lacking_right(world: World) -> None:
-    world.cluster.denied = {("create", "deployments")}
-
-
 def rejected(world: World) -> None:
     known = Record(rejected={world.release().generation: Rejection(reason="it lies", at="2026", run_id="r")})
     known.write(world.cluster, world.settings)  # type: ignore[arg-type]
 
 
-MISSING_BUCKET = RequestError(
-    "gs://demo-bucket does not exist. Create it: `gcloud storage buckets create gs://demo-bucket`"
-)
 ELSEWHERE = RequestError("gs://demo-bucket is in europe-west4: `gcloud storage buckets create gs://B --location=x`")
-NO_CLUSTER = RequestError("no such cluster, or create it: `gcloud container clusters create-auto gemma`")
-NO_LICENCE = AccessError("google/gemma-3-4b-it is gated: accept its licence at https://huggingface.co/google")
-NO_IMAGE = RequestError("no image. `gemma-pipelines bootstrap -f FILE` builds it")
-API_OFF = AccessError("Vertex AI is off: `gcloud services enable aiplatform.googleapis.com --project=demo-project`")
-
 CAUSES = {
-    "an API that is off": (lacking_api, "aiplatform.googleapis.com", "gcloud services enable aiplatform"),
-    "a role of the pipeline's": (
-        lacking_grant,
-        "roles/storage.objectUser on gs://demo-bucket",
-        "gcloud storage buckets",
-    ),
-    "no account": (
-        lambda world: world.patch(iam, "account_exists", lambda email: False),
-        "service account gemma-pipelines@demo-project",
-        "gemma-pipelines bootstrap",
-    ),
     "a role of one's own": (
         lambda world: world.patch(iam, "missing_permissions", of_the_project),
         "your own roles",
         "gcloud projects add-iam-policy-binding",
     ),
-    "no bucket": (
-        lambda world: world.patch(preflight, "check_buckets", raising(MISSING_BUCKET)),
-        "bucket",
-        "gcloud storage buckets create gs://demo-bucket",
-    ),
     "a bucket elsewhere": (
         lambda world: world.patch(preflight, "check_buckets", raising(ELSEWHERE)),
         "bucket",
         "gcloud storage buckets create",
-    ),
-    "no component image": (
-        lambda world: world.patch(preflight, "digest_of", raising(NO_IMAGE)),
-        "component image",
-        "gemma-pipelines bootstrap -f FILE",
-    ),
-    "no cluster": (
-        lambda world: world.patch(google, "cluster_traits", raising(NO_CLUSTER)),
-        "cluster",
-        "gcloud container clusters create-auto gemma",
-    ),
-    "an old cluster": (
-        lambda world: world.patch(google, "cluster_traits", lambda settings: traits(version="1.33.1-gke.1")),
-        "GKE version",
-        "gcloud container clusters upgrade",
     ),
     "a quota of the region": (
         lambda world: room(world, NVIDIA_L4_GPUS=Room(1, 1)),
@@ -158,18 +104,7 @@ CAUSES = {
         "nvidia-l4 in us-central1-a",
         "--node-locations=us-central1-c",
     ),
-    "rights in the cluster": (lacking_right, "rights of gemma-pipelines@demo-project", "kubectl apply --server-side"),
-    "the model's licence": (
-        lambda world: world.patch(resolve, "look_up", raising(NO_LICENCE)),
-        "model google/gemma-3-4b-it",
-        "",
-    ),
     "a release that was rejected": (rejected, "release", ""),
-    "Vertex AI off": (
-        lambda world: world.patch(runs, "vertex_of", raising(API_OFF)),
-        "Vertex AI",
-        "gcloud services enable aiplatform.googleapis.com",
-    ),
 }
 
 
@@ -286,13 +221,13 @@ def test_tpus_count_against_no_cards_and_what_nobody_serves_so_is_warned_of(
 
 
 def test_who_may_not_see_a_policy_is_told_so_and_it_is_no_lack(world: World):
-    world.patch(roles.Grant, "is_given", raising(AccessError("you may not see it")))
+    world.patch(roles.Grant, "holds", raising(AccessError("you may not see it")))
     found = world.planned()
     assert found["ready"]
     assert changed(found, "unknown")
 
 
 def test_without_credentials_there_is_one_error(world: World):
-    world.patch(google, "credentials", raising(AccessError(google.NO_CREDENTIALS)))
+    world.patch(google, "check_credentials", raising(AccessError(google.NO_CREDENTIALS)))
     with pytest.raises(AccessError, match="gcloud auth application-default login"):
         world.planned()

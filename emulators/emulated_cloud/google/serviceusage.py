@@ -35,6 +35,7 @@ _PATHS = {
 """Whose a path is, since all of them have one address here: version and resource."""
 _OTHERS = ("iamcredentials", "storage")
 SERVICES = tuple(sorted(f"{name}.googleapis.com" for name in (*_PATHS, *_OTHERS)))
+_DISABLED = "type.googleapis.com/google.api.serviceusage.v1.DisableServiceResponse"
 _ANSWER = "type.googleapis.com/google.api.serviceusage.v1.BatchEnableServicesResponse"
 
 
@@ -69,6 +70,10 @@ class ServiceUsage:
             case "v1", "POST", ["projects", project, "services"], "batchEnable":
                 self._allow(call, "serviceusage.services.enable", project)
                 return self._enable(call.body.get("serviceIds") or [])
+            case "v1", "POST", ["projects", project, "services", service], "disable":
+                self._allow(call, "serviceusage.services.disable", project)
+                self._known([service])
+                return self._disable(service)
             case "v1", "GET", ["operations", name], "":
                 return self._operation(f"operations/{name}", done=True)
         return None
@@ -81,6 +86,12 @@ class ServiceUsage:
         self._operations[name] = services
         # Done when it is looked at: what takes minutes there is to be waited for here as well.
         return self._operation(name, done=False)
+
+    def _disable(self, service: str) -> dict[str, Any]:
+        """What needs the API is not looked at: nothing here keeps one on."""
+        self._store.put(service, {"state": "DISABLED"})
+        name = f"operations/acf.p2-{self._config.project_number}-{uuid.uuid4()}"
+        return {"name": name, "done": True, "response": {"@type": _DISABLED, "service": self._shown(service)}}
 
     def _operation(self, name: str, done: bool) -> dict[str, Any]:
         if name not in self._operations:

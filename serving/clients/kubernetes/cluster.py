@@ -146,17 +146,26 @@ class Cluster:
             return there
         return written
 
-    def allows(self, user: str, namespace: str, name: str, *, group: str, resource: str, verb: str) -> bool:
-        """Whether a user may do something with the objects of a resource, or with the one of that name; in the whole
-        cluster without a namespace. Raises AccessError when we may not ask."""
-        attributes = {"namespace": namespace, "name": name, "group": group, "resource": resource, "verb": verb}
-        body = {
-            "apiVersion": "authorization.k8s.io/v1",
-            "kind": "SubjectAccessReview",
-            "spec": {"user": user, "resourceAttributes": {key: value for key, value in attributes.items() if value}},
-        }
-        answer = self._connection.call("POST", "/apis/authorization.k8s.io/v1/subjectaccessreviews", body=body)
+    def allows(self, user: str | None, namespace: str, name: str, *, group: str, resource: str, verb: str) -> bool:
+        """Whether a user, or the caller without one, may do something with the objects of a resource (`deployments`,
+        `deployments/scale`), or with the one of that name; in the whole cluster without a namespace. Raises AccessError
+        when we may not ask that of another."""
+        resource, _, part = resource.partition("/")
+        where = {"namespace": namespace, "name": name, "group": group}
+        attributes = {**where, "resource": resource, "subresource": part, "verb": verb}
+        spec: Object = {"resourceAttributes": {key: value for key, value in attributes.items() if value}}
+        kind = "SelfSubjectAccessReview"
+        if user is not None:
+            kind, spec = "SubjectAccessReview", {**spec, "user": user}
+        body = {"apiVersion": "authorization.k8s.io/v1", "kind": kind, "spec": spec}
+        answer = self._connection.call("POST", f"/apis/authorization.k8s.io/v1/{kind.lower()}s", body=body)
         return bool(answer["status"]["allowed"])
+
+    def caller(self) -> str:
+        """As whom the cluster knows us."""
+        body = {"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}
+        answer = self._connection.call("POST", "/apis/authentication.k8s.io/v1/selfsubjectreviews", body=body)
+        return str(answer["status"]["userInfo"]["username"])
 
     def serves(self, kind: str) -> bool:
         """Whether the cluster knows the kind: is a CRD there? Only an answer that lists others says no."""

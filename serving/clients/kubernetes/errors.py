@@ -53,7 +53,7 @@ def refusal(error: ApiException, request: str, cluster: str, grant: str) -> Pipe
     cluster: its name for people.
     grant: the command by which an administrator gives the pipeline the rights that it lacks; may be empty.
     """
-    status, message = _status(error), words(error, request)
+    status, message = _status(error), words(error, request).rstrip(" .")
     if error.status == 401:
         return AccessError(
             f"{cluster} does not take these credentials ({message}). See `gcloud auth application-default login`"

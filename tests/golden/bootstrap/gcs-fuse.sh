@@ -1,4 +1,4 @@
-gcloud services enable aiplatform.googleapis.com artifactregistry.googleapis.com cloudbuild.googleapis.com cloudresourcemanager.googleapis.com container.googleapis.com iam.googleapis.com logging.googleapis.com secretmanager.googleapis.com storage.googleapis.com --project=demo-project
+gcloud services enable aiplatform.googleapis.com artifactregistry.googleapis.com cloudbuild.googleapis.com cloudresourcemanager.googleapis.com compute.googleapis.com container.googleapis.com iam.googleapis.com logging.googleapis.com secretmanager.googleapis.com storage.googleapis.com --project=demo-project
 gcloud storage buckets create gs://demo-bucket --project=demo-project --location=us-central1 --uniform-bucket-level-access
 gcloud artifacts repositories create gemma-pipelines --project=demo-project --location=us-central1 --repository-format=docker
 gcloud iam service-accounts create gemma-pipelines --project=demo-project --display-name='Gemma pipelines'

@@ -1,6 +1,7 @@
 """Requests that are answered and not stored: token and access reviews, tokens of service accounts.
 
-RBAC is not enforced, so every access review allows.
+RBAC is not enforced: the caller, whoever it is, may do everything. What another may do is answered by the roles and
+bindings that are there (rbac.py).
 """
 
 from __future__ import annotations
@@ -8,8 +9,9 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from emulated_cloud.kubernetes.apiserver import errors
+from emulated_cloud.kubernetes.apiserver import errors, rbac
 from emulated_cloud.kubernetes.apiserver.resources import Resource
+from emulated_cloud.kubernetes.apiserver.store import Store
 from emulated_cloud.kubernetes.apiserver.tokens import ISSUER, Tokens, User
 
 Object = dict[str, Any]
@@ -24,7 +26,7 @@ KINDS = {
 }
 
 
-def review(resource: Resource, body: Object, user: User, tokens: Tokens) -> Object:
+def review(resource: Resource, body: Object, user: User, tokens: Tokens, store: Store) -> Object:
     """The review with its status."""
     spec = body.get("spec") or {}
     answer = {
@@ -51,6 +53,8 @@ def review(resource: Resource, body: Object, user: User, tokens: Tokens) -> Obje
             "exactly one of nonResourceAttributes or resourceAttributes must be specified",
         )
         raise errors.invalid(resource.group, resource.kind, "", [cause])
+    if resource.kind != "SelfSubjectAccessReview" and spec.get("resourceAttributes"):
+        return {**answer, "status": {"allowed": rbac.allows(store, spec)}}
     return {**answer, "status": {"allowed": True, "reason": "RBAC is not enforced by the emulated API server"}}
 
 

@@ -271,7 +271,8 @@ class Routes:
     def _create(self, call: Call, target: Target) -> Answer:
         options = self._options(call, "CreateOptions")
         if target.resource.kind in reviews.KINDS:
-            body = reviews.review(target.resource, call.parsed(target.resource.kind), call.user, self.tokens)
+            asked, store = call.parsed(target.resource.kind), self.storage.store
+            body = reviews.review(target.resource, asked, call.user, self.tokens, store)
             return Answer(body, 201)
         if target.resource.kind == "Binding":
             binding = call.parsed("Binding")
