@@ -165,13 +165,13 @@ def test_no_node_in_any_pool_is_told_with_the_order_and_the_words():
 
 
 def test_plan_counts_no_quota_against_a_pod_that_has_a_choice():
-    lines = needs.of_accelerators(needs.Needs(), settings(serving={"replicas": 2}), None, serves=False)  # type: ignore[arg-type]
+    lines = needs.of_accelerators(needs.Needs("demo-project"), settings(serving={"replicas": 2}), None, serves=False)  # type: ignore[arg-type]
     assert lines[0] == "2 pods serve, each on 1 × nvidia-l4 or 1 × tpu-v6e-slice: 48 node-hours a day"
     assert any(line.startswith("warning: ") and "tpu-v6e-slice" in line for line in lines)
 
 
 def test_a_real_control_plane_is_refused_before_anything_is_made(tmp_path: Path):
-    up = cloud.up(SETTINGS, tmp_path, None, ["control-plane"], print)
+    up = cloud.up(SETTINGS, tmp_path, None, ["control-plane"], print, {})
     with pytest.raises(RequestError, match="gpu-or-tpu does not run with --real control-plane"), up:
         pass
     assert list(tmp_path.iterdir()) == []

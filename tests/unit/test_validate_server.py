@@ -268,9 +268,9 @@ def test_checks_that_take_too_long_do_not_pass() -> None:
     engine = Engine()
     engine.pause = 0.1
     found = judged(engine, validation=changed(timeout="1s"))
-    assert found["reasons"] == [
-        "the checks were not done after validation.timeout (1s), but at: the prompt 'What is a pod?'"
-    ]
+    (reason,) = found["reasons"]
+    # At which of them it is by then, the machine's speed decides.
+    assert reason.startswith("the checks were not done after validation.timeout (1s), but at: ")
 
 
 # -- good servers that look strange -------------------------------------------------------------------------

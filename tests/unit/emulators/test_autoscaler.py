@@ -67,19 +67,19 @@ def ago(*entries: tuple[int, float]) -> History:
 
 
 @pytest.mark.parametrize(
-    ("history", "proposed", "recommended", "reason"),
+    ("before", "proposed", "recommended", "reason"),
     [
-        (ago((5, 100)), 1, 5, "ScaleDownStabilized"),
-        (ago((5, 400)), 1, 1, "ReadyForNewScale"),
-        (ago((2, 10)), 8, 2, "ScaleUpStabilized"),
-        (ago((2, 50)), 8, 8, "ReadyForNewScale"),
-        (ago((5, 10)), 5, 5, "ReadyForNewScale"),
+        ((5, 100), 1, 5, "ScaleDownStabilized"),
+        ((5, 400), 1, 1, "ReadyForNewScale"),
+        ((2, 10), 8, 2, "ScaleUpStabilized"),
+        ((2, 50), 8, 8, "ReadyForNewScale"),
+        ((5, 10), 5, 5, "ReadyForNewScale"),
     ],
 )
-def test_a_window_holds_back(history, proposed, recommended, reason):
+def test_a_window_holds_back(before, proposed, recommended, reason):
     look, up, down = Look(), {"stabilizationWindowSeconds": 30}, {"stabilizationWindowSeconds": 300}
     current = 2 if proposed == 8 else 5
-    assert _stabilized(history, look, current, proposed, up, down) == recommended
+    assert _stabilized(ago(before), look, current, proposed, up, down) == recommended
     assert look.conditions["AbleToScale"][:2] == ("True", reason)
 
 
