@@ -172,7 +172,7 @@ def _neutral(value: Any, compiled: Body) -> Any:
         return {key: _neutral(each, compiled) for key, each in value.items() if each != compiled}
     if isinstance(value, list):
         return [_neutral(each, compiled) for each in value]
-    return None if value == compiled.get("image") else value
+    return "the image" if value == compiled.get("image") else value
 
 
 def _comparable(field: str, value: Any) -> Any:

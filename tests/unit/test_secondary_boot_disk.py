@@ -146,7 +146,8 @@ def test_another_image_or_form_is_another_generation_and_without_the_feature_it_
 @pytest.mark.parametrize("form", FORMS)
 def test_rights_are_for_what_the_form_makes_and_for_taking_away_what_another_made(form: str):
     config = settings(form=form)
-    verbs = {resource: set(rule["verbs"]) for rule in access.cluster_rules(config) for resource in rule["resources"]}
+    rules = access.cluster_rules(config, render.shared(config))
+    verbs = {resource: set(rule["verbs"]) for rule in rules for resource in rule["resources"]}
     made = {"autopilot": "gcpresourceallowlists", "compute-class": "computeclasses"}.get(form)
     for resource in ("gcpresourceallowlists", "computeclasses"):
         expected = {"list", "delete"} | ({"create", "patch"} if resource == made else set())
