@@ -114,6 +114,8 @@ class Site:
 
     folder: Path
     scenario: Scenario
+    given: tuple[str, ...] = ()
+    """Arguments of every run."""
 
     @property
     def state(self) -> Path:
@@ -126,7 +128,7 @@ class Site:
 
     def run(self, weights: Path, *arguments: str) -> Run:
         """A run on the state, with these weights in the hub."""
-        given = ("--state", str(self.state), "--weights", str(weights), *arguments)
+        given = ("--state", str(self.state), "--weights", str(weights), *self.given, *arguments)
         return Run(*given, folder=self.folder, scenario=self.scenario.name)
 
     def refresh(self, weights: Path, *arguments: str, code: int = 0) -> dict[str, Any]:

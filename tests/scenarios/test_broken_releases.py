@@ -18,7 +18,9 @@ pytestmark = pytest.mark.of_weights
 
 @pytest.fixture(scope="module")
 def live(site: Site, weights: Path) -> str:
-    """The generation that serves when the broken releases come."""
+    """The generation that serves when the broken releases come. How it scales has no part in it, and takes time."""
+    if site.scenario.scaling:
+        site.given = ("--set", f"features=[-{site.scenario.scaling}]")
     return site.refresh(weights)["generation"]
 
 
