@@ -208,8 +208,8 @@ def _differences(new: Any, old: Any, path: tuple[str, ...]) -> Iterator[tuple[tu
             yield from _differences(new.get(key), old.get(key), (*path, key))
     elif new != old:
         # What one side alone has is told by its keys, where those say anything.
-        both = [{} if each is None else each for each in (new, old)]
-        inner = list(_differences(*both, path)) if all(isinstance(each, dict) for each in both) else []
+        one, other = ({} if each is None else each for each in (new, old))
+        inner = list(_differences(one, other, path)) if isinstance(one, dict) and isinstance(other, dict) else []
         yield from inner or [(path, new, old)]
 
 
