@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from pipelines import combinations
 from serving import catalog, features, sizing
 from serving.installation import roles
 from serving.rendering import manifests
@@ -38,6 +39,10 @@ def text() -> str:
         "## Features",
         "",
         *(line for column, words in COLUMNS.items() for word in words for line in _feature(column, word)),
+        "## What goes together",
+        "",
+        *_combinations(),
+        "",
         "## Settings",
         "",
         *_settings(),
@@ -58,6 +63,33 @@ def text() -> str:
         ),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _combinations() -> list[str]:
+    """How many deployments can be put together, and what is refused, with the reason."""
+    every = list(combinations.every())
+    refused = {each.refused: each for each in reversed(every) if each.refused}
+    return [
+        f"Features of different columns go together, in {len(every)} ways with their variants and the words of their "
+        f"sections (pipelines/combinations.py). A test renders {sum(not each.refused for each in every)} of them, and "
+        "has the schemas of Kubernetes and of Google's kinds judge each. The others are refused:",
+        "",
+        *_table(
+            ["features", "settings", "why"],
+            [
+                [", ".join(each.features), ", ".join(f"`{word}`" for word in _said(each.chosen)), reason]
+                for reason, each in reversed(refused.items())
+            ],
+        ),
+    ]
+
+
+def _said(chosen: dict[str, Any], path: str = "") -> Iterator[str]:
+    for key, value in chosen.items():
+        if isinstance(value, dict):
+            yield from _said(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}: {json.dumps(value).strip(chr(34))}"
 
 
 def _roles() -> Iterator[list[str]]:
@@ -82,6 +114,7 @@ def _roles() -> Iterator[list[str]]:
         "… `service_account`": {**disk, "secondary_boot_disk": account},
         "… the engine's image is in Artifact Registry": {**disk, **image},
         "… `image: streaming`": {**disk, **image, "secondary_boot_disk": {"image": "streaming"}},
+        "queue-hpa, `adapter: stackdriver`": {"features": ["queue-hpa"]},
     }
     told: set[tuple[str, str, str, str]] = set()
     base = {"scenario": "gcs-fuse", "project": project, "bucket": "demo-bucket"}

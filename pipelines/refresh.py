@@ -20,6 +20,7 @@ from components.hydrate_volume.component import hydrate_volume
 from components.promote_generation.component import promote_generation
 from components.resolve_model.component import resolve_model
 from components.validate_server.component import validate_server
+from components.verify_autoscaling.component import verify_autoscaling
 from components.verify_image_cache.component import verify_image_cache
 from components.verify_placement.component import verify_placement
 from components.write_report.component import write_report
@@ -77,6 +78,8 @@ def refresh(scenario: Scenario, compiled: dict[str, Any]) -> Any:
                     judged = _retried(verify_image_cache(**found, **_verdict(judged)), "Verify the image cache")
                 if {"hyperdisk-ml", EITHER} & set(compiled["features"]):
                     judged = _retried(verify_placement(**found, **_verdict(judged)), "Verify the placement")
+                if "queue-hpa" in compiled["features"]:
+                    judged = _retried(verify_autoscaling(**found, **_verdict(judged)), "Verify the autoscaling")
                 with dsl.If(judged.outputs["passed"] == True, name="it-passed"):  # noqa: E712
                     promoted = _retried(promote_generation(**found), "Promote")
                     _retried(collect_garbage(**found), "Collect garbage").after(promoted)

@@ -33,3 +33,13 @@ def wanted(settings: Settings) -> str:
     if settings.images.registry:
         return f"{settings.images.registry}/{DEFAULT}"
     return f"{published(settings.project, settings.region)}:{VERSION}"
+
+
+def mirrored(registry: str | None, image: str) -> str:
+    """An image's name in a mirror: REGISTRY/<path of the image>, or as it is without a mirror, or already there."""
+    if not registry or image.startswith(f"{registry}/"):
+        return image
+    host, slash, path = image.partition("/")
+    # As docker reads names: a first part with a dot or a port is a registry, any other belongs to the path.
+    has_registry = slash and ("." in host or ":" in host or host == "localhost")
+    return f"{registry}/{path if has_registry else image}"

@@ -38,6 +38,8 @@ class Outcome:
         self.started_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
         self.was_told_to_end = False
         """An earlier attempt was, and gave back what it held."""
+        self.no_other_attempt = False
+        """The error that ends the step is final, whatever it is."""
 
     def say(self, message: str) -> None:
         """One line of progress."""
@@ -58,7 +60,7 @@ class Outcome:
         """
         self.status = "inconclusive" if isinstance(error, (InconclusiveError, ToldToEnd)) else "failed"
         self.message = str(error)
-        self.error = {"type": type(error).__name__, "message": str(error), "final": final}
+        self.error = {"type": type(error).__name__, "message": str(error), "final": final or self.no_other_attempt}
 
     def as_dict(self, seconds: float) -> dict[str, Any]:
         return {

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from serving.errors import RequestError
 
 COLUMNS: dict[str, tuple[str, ...]] = {
-    "weights": ("gcs-fuse", "hyperdisk-ml"),
+    "weights": ("gcs-fuse", "hyperdisk-ml", "streamed"),
     "accelerator": ("gpu", "tpu", "gpu-or-tpu"),
     "entry": ("service",),
     "image": ("secondary-boot-disk",),
-    "scaling": (),
+    "scaling": ("queue-hpa",),
 }
 """Column → its features, in the order in which features are rendered."""
 REQUIRED = ("weights", "accelerator", "entry")
@@ -45,6 +45,15 @@ class Scenario:
 
 
 SCENARIOS = (
+    Scenario(
+        "01",
+        "basic-gpu",
+        "weights streamed from a bucket into the card, as many pods as the queue asks for",
+        weights="streamed",
+        accelerator="gpu",
+        entry="service",
+        scaling="queue-hpa",
+    ),
     Scenario(
         "02",
         "secondary-boot-disk",

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from serving import names
 from serving.clients import kubernetes, patience
 from serving.clients.kubernetes import Cluster
-from serving.deployment import lease, leftovers, record
+from serving.deployment import lease, leftovers, record, replacement
 from serving.errors import PipelineError, ToldToEnd
 from serving.outcome import Outcome, recorded
 from serving.settings import Settings, validated
@@ -44,7 +44,8 @@ class Step:
         """Keeps the Lease, which the run has taken already unless this is to `take` it, alive while the block runs.
 
         When the step is told to end, the accelerators that nothing serves from and the Lease are given back; another
-        attempt then takes the Lease again, and has to bring up what it needs.
+        attempt then takes the Lease again, and has to bring up what it needs. However it ends without a release that
+        has passed, a generation that made room for this one (`rollout: replace`) has its accelerators back.
         """
         run_id = self.release.run_id
         try:
@@ -52,9 +53,10 @@ class Step:
                 lease.take(cluster, self.settings, run_id, self.outcome.say)
             with lease.held(cluster, self.settings, run_id):
                 try:
-                    yield
+                    with self._taking_back(cluster):
+                        yield
                 except ToldToEnd:
-                    self._let_rest(cluster)
+                    self._give_back(cluster, in_a_hurry=True)
                     raise
         except ToldToEnd:
             try:
@@ -63,13 +65,30 @@ class Step:
                 self.outcome.say(f"could not give the Lease back ({error}); it runs out by itself")
             raise
 
-    def _let_rest(self, cluster: Cluster) -> None:
-        generation = self.release.generation
+    @contextmanager
+    def _taking_back(self, cluster: Cluster) -> Iterator[None]:
+        """Has a generation that made room come back when the block ends without a verdict, or with a no."""
+        try:
+            yield
+        except Exception:
+            self._give_back(cluster)
+            raise
+        if self.outcome.error:
+            self._give_back(cluster)
+
+    def _give_back(self, cluster: Cluster, *, in_a_hurry: bool = False) -> None:
+        """Whoever made room for the generation comes back, and no other attempt of this run takes it down again. Where
+        nobody did, the accelerators of a step that was told to end are given back."""
+        generation, say = self.release.generation, self.outcome.say
         try:
             known = record.read(cluster, self.settings)
-            leftovers.let_rest(cluster, self.settings, known, generation, self.outcome.say)
+            if known.down:
+                self.outcome.no_other_attempt = True
+                replacement.come_back(cluster, self.settings, known, say, patient=not in_a_hurry)
+            elif in_a_hurry:
+                leftovers.let_rest(cluster, self.settings, known, generation, say)
         except PipelineError as error:
-            self.outcome.say(f"could not scale {generation} to zero ({error}); the next run takes it away")
+            say(f"could not give back what {generation} has ({error}); the next run does")
 
 
 @contextmanager

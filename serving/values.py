@@ -66,12 +66,24 @@ def in_seconds(duration: str) -> float:
     return float(duration[:-1]) * {"s": 1, "m": 60, "h": 3600}[duration[-1]]
 
 
+_UNITS = {
+    "": 1.0, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40,
+}  # fmt: skip
+"""What a unit of a Kubernetes quantity stands for."""
+
+
 def _quantity(value: str) -> str:
     if not re.fullmatch(r"[0-9]{1,15}(\.[0-9]{1,9})?(m|k|M|G|T|Ki|Mi|Gi|Ti)?", value):
         raise ValueError(f"{value!r} is not a Kubernetes quantity: write it like 500m, 4 or 32Gi")
     if not re.search("[1-9]", value):
         raise ValueError(f"{value!r} is nothing, and no pod runs on that")
     return value
+
+
+def in_bytes(quantity: str) -> int:
+    """The bytes of a checked quantity of memory."""
+    number = quantity.rstrip("mkMGTi")
+    return int(float(number) * _UNITS[quantity.removeprefix(number)])
 
 
 def _secret_version(value: str) -> str:

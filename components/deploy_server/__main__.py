@@ -1,90 +1,30 @@
-"""The Job that reads weights into the Rapid Cache of its zone: `python -m components.deploy_server PLAN`.
+"""What runs in the cluster: `python -m components.deploy_server read PLAN`, a Job that reads weights into the Rapid
+Cache of its zone, and `… bring PLAN`, the init container of pods that stream their weights.
 
-GCS keeps in a zone's cache what is read from a machine in that zone. Nothing is written here: every byte is read and
-compared with the manifest. The last line is `{"files", "bytes", "seconds"}`; other bytes than the manifest's end it
-with exit code 1, as does a bucket that is not open.
+The last line is the result (reading.read, bringing.bring). Other bytes than the manifest's end it with exit code 1, as
+does a bucket that is not open.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
-import hashlib
 import json
 import os
 import signal
 import sys
-import time
-from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
-
-from serving import progress
-from serving.clients import patience, storage
-from serving.clients.storage import PreconditionError
-from serving.errors import InconclusiveError, PipelineError
-from serving.log import Say
-from serving.progress import Passed
-from serving.weights import manifest
-from serving.weights.manifest import File
-
-_PIECE = 256 << 10
-"""Bytes read at a time."""
-
-
-class Plan(BaseModel):
-    """What to read."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    weights_uri: str
-    """`gs://BUCKET/models/ORG/NAME/KEY`: complete weights, read as the pod's service account."""
-    times: int = Field(default=1, ge=1, le=2)
-    """How often: a cache may take in what is read for the second time."""
-    threads: int = Field(default=8, ge=1, le=8)
-    """Files at once."""
-    patience_seconds: float = Field(ge=0)
-    """How long a bucket that is away, or not open to this pod yet, is waited for."""
-
-
-def read(plan: Plan, say: Say) -> dict[str, Any]:
-    """Reads the weights. Raises InconclusiveError for bytes other than the manifest's."""
-    started = time.monotonic()
-    known, _ = manifest.read_through(plan.weights_uri)
-    for _ in range(plan.times):
-        work = functools.partial(_read, plan.weights_uri)
-        progress.of_files(known.files, work, threads=plan.threads, say=say)
-    return {
-        "files": len(known.files),
-        "bytes": sum(file.size for file in known.files),
-        "seconds": round(time.monotonic() - started, 3),
-    }
-
-
-def _read(weights_uri: str, file: File, passed: Passed) -> None:
-    digest = hashlib.sha256()
-
-    def take(piece: bytes) -> None:
-        digest.update(piece)
-        passed(len(piece))
-
-    try:
-        storage.read_through(f"{weights_uri}/{file.path}", file.generation, take, _PIECE)
-    except PreconditionError as error:
-        raise InconclusiveError(
-            f"{weights_uri}/{file.path} is not the object of its manifest any more: somebody deleted it, or wrote it "
-            "again. Run again: download_weights brings it back"
-        ) from error
-    if digest.hexdigest() != file.sha256:
-        raise InconclusiveError(
-            f"{weights_uri}/{file.path} reads otherwise: sha256 {digest.hexdigest()} instead of {file.sha256}. See "
-            f"`gemma-pipelines verify-weights --read {weights_uri}`"
-        )
+from components.deploy_server import bringing, reading
+from serving.clients import patience
+from serving.errors import PipelineError
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Read a model from its bucket, for the cache of this zone.")
-    parser.add_argument("plan", type=Plan.model_validate_json, help="what to read, as JSON (Plan)")
+    parser = argparse.ArgumentParser(description="Read a model from its bucket, or bring what is not streamed of it.")
+    tasks = parser.add_subparsers(required=True)
+    for name, plan, work in (("read", reading.Plan, reading.read), ("bring", bringing.Plan, bringing.bring)):
+        task = tasks.add_parser(name)
+        task.add_argument("plan", type=plan.model_validate_json, help="what to do, as JSON (Plan)")
+        task.set_defaults(work=work)
     options = parser.parse_args()
     # A container's first process ends by no signal that it does not handle.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
@@ -94,8 +34,8 @@ def main() -> None:
 
     try:
         with patience.lasting(options.plan.patience_seconds):
-            result = read(options.plan, say)
-    except PipelineError as error:
+            result = options.work(options.plan, say)
+    except (PipelineError, OSError) as error:
         sys.exit(str(error))
     print(json.dumps(result), flush=True)
 

@@ -318,8 +318,11 @@ class Diagnosis:
     def _keeps_ending(self, pod: _Pod, name: str, last: Object) -> Problem:
         code = last["exitCode"]
         if name not in names.SERVER_CONTAINERS:
-            said = last.get("message") or f"exit code {code}"
-            return Problem(InconclusiveError, f"container {name} of {pod.name} keeps ending: {said}", pod.name, name)
+            said = (last.get("message") or "").strip() or f"exit code {code}"
+            message = f"container {name} of {pod.name} keeps ending: {said}"
+            if known := self._explain(Symptom("words", pod.name, said, name)):
+                return Problem(known.error, f"{known.message}: {message}", pod.name, name)
+            return Problem(InconclusiveError, message, pod.name, name)
         node = pod.body["spec"].get("nodeName", "its node")
         if by := killed(code, limit=_memory_limit(pod, name), node=node):
             message = f"the engine of {pod.name} keeps being killed (exit code {code}): {by}"
@@ -338,9 +341,8 @@ class Diagnosis:
         failed = pod.latest("Failed").message
         said = failed if failed.startswith("Failed to pull") else waiting.get("message", "")
         if re.search(r"not found|manifest unknown|does not exist|name unknown", said, re.IGNORECASE):
-            return Problem(
-                RequestError, f"the image {image} does not exist: {said}. Set engine.image, or images.registry"
-            )
+            setting = "engine.image" if name == names.SERVER_CONTAINER else "images.components"
+            return Problem(RequestError, f"the image {image} does not exist: {said}. Set {setting}, or images.registry")
         if not lasts:
             return None
         if re.search(r"denied|unauthorized|forbidden|\b40[13]\b", said, re.IGNORECASE):
@@ -362,14 +364,15 @@ class Diagnosis:
     def _out_of_memory(self, pod: _Pod, container: str) -> Problem:
         """How large the pod is, the settings say and not the release: so it is not held guilty."""
         limit = f"container {container} of {pod.name} was killed for want of memory (OOMKilled): its limit is "
-        if container in names.SERVER_CONTAINERS:
+        if known := self._explain(Symptom("out-of-memory", pod.name, container=container)):
+            cure = known.message
+        elif container in names.SERVER_CONTAINERS:
             cure = (
                 "accelerator.memory sets it (engine.gpu_memory_utilization and engine.max_model_len are about the "
                 "card's memory, not this)"
             )
         else:
-            known = self._explain(Symptom("out-of-memory", pod.name, container=container))
-            cure = known.message if known else "`patches` in the settings can raise it"
+            cure = "`patches` in the settings can raise it"
         return Problem(InconclusiveError, f"{limit}{_memory_limit(pod, container)}, and {cure}", pod.name, container)
 
     def _too_slow(self, pod: _Pod) -> Problem:
@@ -403,8 +406,10 @@ class Diagnosis:
         if running:
             return 4, f"loading the model, {max(0, now - pod.since.setdefault('running', now)):.0f} s"
         pod.since.pop("running", None)
-        if any((status.get("state") or {}).get("terminated") for status in _containers(pod.body)):
+        if "terminated" in (_server(pod.body).get("state") or {}):
             return 4, "the engine has ended; Kubernetes starts it once more"
+        if name := _initializing(pod.body):
+            return 3, f"container {name} prepares the engine's start"
         if words := pod.latest("FailedMount", "FailedAttachVolume").message:
             return 2, f"mounting the volume: {words}"
         pull = pod.latest("Pulling", "Pulled").reason
@@ -461,6 +466,14 @@ def _started(pod: Object) -> bool:
 
 def _running(pod: Object) -> bool:
     return "running" in (_server(pod).get("state") or {})
+
+
+def _initializing(pod: Object) -> str:
+    """The init container that runs now; empty without one. A sidecar is none: it does not end."""
+    sidecars = {spec["name"] for spec in pod["spec"].get("initContainers", []) if spec.get("restartPolicy") == "Always"}
+    statuses = (pod.get("status") or {}).get("initContainerStatuses") or []
+    running = [status["name"] for status in statuses if "running" in (status.get("state") or {})]
+    return next((name for name in running if name not in sidecars), "")
 
 
 def _server(pod: Object) -> Object:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import time
 from typing import Any
@@ -11,7 +12,7 @@ from components.deploy_server.diagnosis import Diagnosis, Patience, Problem
 from serving import features, names
 from serving.clients import google
 from serving.clients.kubernetes import Cluster, Object, Subject
-from serving.deployment import objects, replicas
+from serving.deployment import autoscaling, objects, record, replacement, replicas
 from serving.errors import InconclusiveError, PipelineError, ReleaseError, RequestError
 from serving.features import Explanation, Symptom
 from serving.outcome import Outcome
@@ -23,6 +24,9 @@ from serving.weights.release import Release
 LOG_LINES = 400
 """Enough of an engine's log: a traceback of the front end, some 40 lines, follows the cause."""
 _SAY_EVERY_SECONDS = 5
+_NODES_GO_SECONDS = 900
+"""Where one generation makes room for another that its nodes do not suit (another disk image, say), the accelerators
+are free when GKE has taken the idle nodes away, ten minutes later."""
 
 
 def run(settings: dict[str, Any], release: dict[str, Any], passed: bool, reasons: list[str]) -> tuple[bool, list[str]]:
@@ -57,22 +61,44 @@ def deploy(
     outcome.details |= {"generation": release.generation, "deployment": name}
     current = (there or {}).get("metadata", {}).get("annotations", {}).get(names.SETTINGS) == rendered.digest
     settled = there is not None and replicas.settled(settings, there)
+    least = autoscaling.least(cluster, settings, release.live, release.generation)
     if there and current and settled and replicas.rolled_out(there):
+        features.demand(settings, "arrived", release)
         outcome.skipped(f"{name} is there and ready")
         return
     features.demand(settings, "prepared", release, functools.partial(google.cluster_traits, settings))
+    autoscaling.withdraw(cluster, settings, release.generation, outcome.say)
     for item in [*rendered.shared, *rendered.generation]:
-        objects.put(cluster, item, outcome.say)
+        if item["kind"] == "Deployment" and settings.rollout == "replace":
+            make_room(cluster, settings, release, item, outcome)
+        objects.put(cluster, autoscaling.keeping(item, least), outcome.say)
     if not settled:
-        replicas.scale(cluster, settings, release.generation, settings.serving.replicas)
+        replicas.scale(cluster, settings, release.generation, max(settings.serving.replicas, least))
     seconds = wait_until_ready(cluster, settings, name, outcome, patience or patience_of(settings))
+    features.demand(settings, "arrived", release)
     outcome.succeeded(f"{name} is ready after {seconds:.0f} s")
+
+
+def make_room(cluster: Cluster, settings: Settings, release: Release, server: Object, outcome: Outcome) -> None:
+    """With accelerators for one generation: has the live one go before the server's first pod comes.
+
+    Raises RequestError for a server that the cluster refuses, before anything is taken down for it.
+    """
+    known = record.read(cluster, settings)
+    if release.generation == known.live:
+        outcome.say("rollout: replace: pods that change in place go before their successors come")
+        return
+    objects.would_take(cluster, server)
+    replacement.make_room(cluster, settings, known, release.generation, run_id=release.run_id, say=outcome.say)
 
 
 def patience_of(settings: Settings) -> Patience:
     """The settings' two time-outs, and for the rest what Kubernetes needs."""
     serving = settings.serving
-    return Patience(capacity=in_seconds(serving.capacity_timeout), ready=in_seconds(serving.ready_timeout))
+    patience = Patience(capacity=in_seconds(serving.capacity_timeout), ready=in_seconds(serving.ready_timeout))
+    if settings.rollout == "beside":
+        return patience
+    return dataclasses.replace(patience, declined=_NODES_GO_SECONDS, failed=_NODES_GO_SECONDS)
 
 
 def explain(settings: Settings, symptom: Symptom) -> Explanation | None:

@@ -65,7 +65,7 @@ def _arguments(settings: Settings, release: Release, cache: Cache) -> list[str]:
         "times": 2 if cache.admission == "admit-on-second-miss" else 1,
         "patience_seconds": in_seconds(settings.patience),
     }
-    return ["-m", "components.deploy_server", json.dumps(plan)]
+    return ["-m", "components.deploy_server", "read", json.dumps(plan)]
 
 
 def _pod(settings: Settings, zone: str) -> dict[str, Any]:

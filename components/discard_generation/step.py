@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from serving.clients.kubernetes import Cluster
-from serving.deployment import disk_images, leftovers, record, traffic
+from serving.deployment import disk_images, leftovers, record, replacement, traffic
 from serving.errors import PipelineError
 from serving.log import Say
 from serving.settings import Settings
@@ -30,9 +30,11 @@ def take_disk_image_away(cluster: Cluster, settings: Settings, release: Release,
 
 
 def discard(cluster: Cluster, settings: Settings, release: Release, reasons: list[str], say: Say) -> str:
-    """Takes the generation out of the cluster (never its weights) and records it as rejected. Returns what it did.
+    """Takes the generation out of the cluster (never its weights) and records it as rejected; one that made room for it
+    serves again then. Returns what it did.
 
-    The generation that serves is left alone: a check that it fails now is no reason to serve nothing.
+    The generation that serves is left alone: a check that it fails now is no reason to serve nothing. Raises
+    InconclusiveError when the one that made room is not ready in time.
     """
     known = record.read(cluster, settings)
     if release.generation == known.live:
@@ -43,5 +45,6 @@ def discard(cluster: Cluster, settings: Settings, release: Release, reasons: lis
         say(f"the record is full: it forgets the oldest rejections ({', '.join(forgotten)}), which may be tried again")
     traffic.rest(cluster, settings, release.generation)
     leftovers.remove_generation(cluster, settings, release.generation, say)
-    serving = f"; {known.live} serves on" if known.live else ""
+    back = replacement.bring_back(cluster, settings, known, run_id=release.run_id, say=say)
+    serving = f"; {known.live} serves {'again' if back else 'on'}" if known.live else ""
     return f"{release.generation} is rejected and will not be tried again without --retry{serving}"

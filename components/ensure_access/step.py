@@ -8,9 +8,9 @@ from typing import Any
 from serving import features, names
 from serving.clients import google, kubernetes, storage
 from serving.clients.kubernetes import Cluster, ConflictError, Object
-from serving.deployment import caches, leftovers, record
+from serving.deployment import caches, leftovers, record, replacement
 from serving.deployment.record import Record
-from serving.errors import AccessError, RequestError
+from serving.errors import AccessError, PipelineError, RequestError
 from serving.features import Binding
 from serving.log import Say
 from serving.rendering import render
@@ -25,11 +25,13 @@ def run(settings: dict[str, Any], release: dict[str, Any]) -> None:
         outcome, config, target = step.outcome, step.settings, step.release
         features.demand(config, "suits", functools.partial(google.cluster_traits, config))
         cluster = kubernetes.connect(config)
+        features.demand(config, "served", cluster.has_group)
         others = functools.partial(other_deployments, cluster, config)
         features.demand(config, "houses", cluster.get("Namespace", config.namespace), others)
         changed = ensure_namespace(cluster, render.namespace(config), config)
         with step.holding_lease(cluster, take=True):
             known = ensure_record(cluster, config, outcome.say)
+            changed += bring_back(cluster, config, known, target.run_id, outcome.say)
             changed += leftovers.remove(cluster, config, known, target.run_id, target.generation, outcome.say)
             if config.engine.api_key_secret:
                 changed += ensure_api_key(cluster, config, target)
@@ -59,6 +61,17 @@ def other_deployments(cluster: Cluster, settings: Settings) -> list[str]:
     """The other deployments with servers in the namespace, by their names."""
     servers = cluster.list("Deployment", settings.namespace, labels=names.DEPLOYMENT)
     return sorted({str(server["metadata"]["labels"][names.DEPLOYMENT]) for server in servers} - {settings.name})
+
+
+def bring_back(cluster: Cluster, settings: Settings, known: Record, run_id: str, say: Say) -> list[str]:
+    """Brings back the live generation where a run died that had taken it down. Returns what was changed."""
+    try:
+        back = replacement.bring_back(cluster, settings, known, run_id=run_id, say=say)
+    except PipelineError as error:
+        # What this run brings may serve all the same.
+        say(f"the live generation is down since a run died, and does not come back: {error}. This run goes on")
+        return []
+    return [f"Deployment/{names.server(back)}"] if back else []
 
 
 def ensure_namespace(cluster: Cluster, namespace: Object, settings: Settings) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from serving.clients import storage
 from serving.clients.kubernetes import Cluster
-from serving.deployment import lease, record, traffic
+from serving.deployment import lease, record, replacement, traffic
 from serving.deployment.record import Measured, Pin, Record
 from serving.errors import InconclusiveError, PipelineError, RequestError
 from serving.log import Say
@@ -90,18 +90,39 @@ def _by_hand(cluster: Cluster, settings: Settings, verb: str, generation: str | 
             target, before, pinned = _target(known, verb, generation), known.live, known.pinned
             known.pinned = _pin(known, target) if verb == "rollback" else None
             try:
+                _make_way(cluster, settings, known, target, run_id, say)
                 traffic.move(cluster, settings, known, target, run_id=run_id, say=say)
-            except PipelineError:
+            except BaseException as error:
                 if known.live != target:
                     # Nothing moved: it stays as it was, the pin too.
                     known.pinned = pinned
-                    known.write(cluster, settings)
+                    _take_back(cluster, settings, known, run_id, say, in_a_hurry=not isinstance(error, PipelineError))
                 raise
             for words in _what_became(before, pinned, known):
                 say(words)
             return known
     finally:
         lease.give_back(cluster, settings, run_id)
+
+
+def _make_way(cluster: Cluster, settings: Settings, known: Record, target: str, run_id: str, say: Say) -> None:
+    """Where one generation serves at a time: takes the live one down for another, or brings it back if it is down."""
+    if target == known.live:
+        replacement.bring_back(cluster, settings, known, run_id=run_id, say=say)
+    elif settings.rollout == "replace":
+        replacement.make_room(cluster, settings, known, target, run_id=run_id, say=say)
+
+
+def _take_back(cluster: Cluster, settings: Settings, known: Record, run_id: str, say: Say, *, in_a_hurry: bool) -> None:
+    """Leaves everything as it was before a command that did not work; `in_a_hurry`, without waiting for it."""
+    try:
+        if in_a_hurry:
+            replacement.come_back(cluster, settings, known, say, patient=False)
+        else:
+            replacement.bring_back(cluster, settings, known, run_id=run_id, say=say)
+    except PipelineError as error:
+        say(f"{known.live} does not come back ({error}); the next run, or {record.command('rollback')}, tries it again")
+    known.write(cluster, settings)
 
 
 def _pin(known: Record, target: str) -> Pin:
@@ -131,6 +152,8 @@ def _target(known: Record, verb: str, generation: str | None) -> str:
         if generation not in known.named:
             raise RequestError(f"generation {generation} is not in the cluster's record. {choices}")
         return generation
+    if verb == "rollback" and known.down:
+        return known.live  # It made room for another, and nobody is there to bring it back.
     found = known.previous if verb == "rollback" else known.validated
     if not found:
         nothing = "no previous generation to go back to" if verb == "rollback" else "no validated generation waiting"

@@ -19,12 +19,16 @@ class Situation:
 
     serving: str = ""
     """The generation that the entry selects."""
+    down: str = ""
+    """That the live generation is down since a run died that replaced it, in words."""
     entry_as_wanted: bool = False
     """Whether that is the release's alone, by an entry as the settings have it."""
     replicas: int = 0
     """Pods that the generation's Deployment is to have."""
     settled: bool = False
     """Whether that number is its owner's."""
+    autoscaler: str = ""
+    """In what the autoscaler of a generation that serves is not as the settings want it."""
     ready: int = 0
     """Pods of them that are ready, of its present template."""
     rolled_out: bool = False
@@ -95,6 +99,8 @@ def decide(settings: Settings, release: Release, record: Record, situation: Situ
 
 def _wrong(settings: Settings, release: Release, situation: Situation, digest: str, *, serving: bool) -> str:
     """What keeps a generation from being as it should be, in words; empty when nothing does."""
+    if serving and situation.down:
+        return situation.down
     if serving and situation.serving != release.generation:
         return f"{settings.name} sends requests to {situation.serving or 'no generation'}"
     if serving and not situation.entry_as_wanted:
@@ -107,6 +113,8 @@ def _wrong(settings: Settings, release: Release, situation: Situation, digest: s
         return "its settings changed"
     if not situation.settled:
         return f"it has {situation.replicas} replicas instead of {settings.serving.replicas}"
+    if serving and situation.autoscaler:
+        return situation.autoscaler
     if not situation.rolled_out:
         return f"{situation.ready} of its {situation.replicas} pods are ready with its present settings"
     if situation.damage:

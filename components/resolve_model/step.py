@@ -17,7 +17,7 @@ from serving.clients import google, hub, kubernetes, storage
 from serving.clients.bucket_source import Folder
 from serving.clients.digest import ServedFile
 from serving.clients.kubernetes import Cluster
-from serving.deployment import caches, lease, leftovers, record, replicas, traffic
+from serving.deployment import autoscaling, caches, lease, leftovers, record, replacement, replicas, traffic
 from serving.deployment.record import Record
 from serving.errors import PipelineError, ReleaseError, RequestError
 from serving.rendering import engine, generation, render
@@ -81,6 +81,8 @@ def run(
                 outcome.say(f"warning: {warning}")
         cluster = kubernetes.connect(settings)
         known = record.read(cluster, settings)
+        # Whatever becomes of this run, its exit task brings that one back.
+        outcome.details["down"] = known.down.generation if known.down else ""
         key, where = key_version(settings), zones(settings)
         release = name_release(settings, outcome.run_id, found, live=known.live, key_version=key, zones=where)
         outcome.details.update(
@@ -102,6 +104,8 @@ def run(
             # What the run reports is what it leaves in service, not what it did not deploy.
             outcome.details["serves"] = known.what_serves()
         if decision.proceed:
+            if settings.rollout == "replace" and known.live not in ("", release.generation):
+                outcome.say(replacement.announcement(known, release.generation))
             outcome.succeeded(decision.reason)
         else:
             outcome.skipped(f"{decision.verdict}: {decision.reason}")
@@ -367,11 +371,14 @@ def look_around(cluster: Cluster, settings: Settings, release: Release, known: R
     entry = record.entry(cluster, settings)
     held = cluster.get("Lease", settings.name, settings.namespace)
     dead = held is not None and lease.holder(held) not in ("", release.run_id) and lease.free_at(held) <= time.time()
+    down = known.down
     return Situation(
+        down=f"the run {down.run_id} took it down at {down.since} for {down.candidate}" if down else "",
         serving=record.serving_generation(entry),
         entry_as_wanted=traffic.is_as_wanted(settings, release.generation, entry),
         replicas=replicas.wanted(deployment) if deployment else 0,
         settled=deployment is not None and replicas.settled(settings, deployment),
+        autoscaler=autoscaling.amiss(cluster, settings, release.generation) if deployment else "",
         ready=replicas.ready(deployment),
         rolled_out=deployment is not None and replicas.rolled_out(deployment),
         settings_digest=(metadata.get("annotations") or {}).get(names.SETTINGS, ""),

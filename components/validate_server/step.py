@@ -39,13 +39,13 @@ def run(
             if outcome.was_told_to_end:  # Then it gave the accelerators back.
                 traffic.bring_up(cluster, config, target.generation, config.serving.replicas, outcome.say)
             verdict = judge(cluster, config, target, outcome.say)
-        outcome.details |= {key: verdict[key] for key in ("passed", "reasons", "warnings", "answer", "figures")}
-        outcome.details["gates"] = verdict.get("gates", [])
-        outcome.details["measured"] = checks.measured(config.validation, verdict["figures"]["load"])
-        if verdict["passed"]:
-            outcome.succeeded(summary(verdict))
-        else:
-            outcome.failed(ReleaseError("; ".join(verdict["reasons"])))
+            outcome.details |= {key: verdict[key] for key in ("passed", "reasons", "warnings", "answer", "figures")}
+            outcome.details["gates"] = verdict.get("gates", [])
+            outcome.details["measured"] = checks.measured(config.validation, verdict["figures"]["load"])
+            if verdict["passed"]:
+                outcome.succeeded(summary(verdict))
+            else:
+                outcome.failed(ReleaseError("; ".join(verdict["reasons"])))
         return verdict["passed"], verdict["reasons"], numbers(verdict), page.render(config, target, verdict)
 
 

@@ -63,8 +63,8 @@ def run(settings: dict[str, Any], release: dict[str, Any], passed: bool, reasons
             if outcome.was_told_to_end:  # Then it gave the accelerators back.
                 traffic.bring_up(cluster, config, target.generation, config.serving.replicas, outcome.say)
             reasons = verify(cluster, config, target, outcome)
-        if reasons:
-            outcome.failed(ReleaseError("; ".join(reasons)))
+            if reasons:
+                outcome.failed(ReleaseError("; ".join(reasons)))
     return not reasons, reasons
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import datetime
+import time
 from typing import Any, NamedTuple
 
 from components.write_report import page, summary
 from serving.clients import kubernetes, storage
-from serving.deployment import disk_images, lease, leftovers, record
+from serving.deployment import disk_images, lease, leftovers, record, replacement
 from serving.errors import PipelineError, RequestError
 from serving.log import Say
 from serving.settings import Settings, from_parameters
@@ -24,7 +25,7 @@ def run(rest: dict[str, Any], job: str, state: str, **explicit: str) -> str:
         run_id, folder = outcome.run_id, outcome.folder
         outcomes = summary.read_outcomes(folder)
         settings = _settings(rest, explicit)
-        if settings and began_to_write(outcomes):
+        if settings and (began_to_write(outcomes) or may_be_down(outcomes)):
             try:
                 clean_up(settings, run_id, outcome.say)
             except PipelineError as error:
@@ -59,14 +60,28 @@ def began_to_write(outcomes: list[dict[str, Any]]) -> bool:
     return any(outcome["name"] != "resolve_model" for outcome in outcomes)
 
 
+def may_be_down(outcomes: list[dict[str, Any]]) -> bool:
+    """Whether resolve_model found that a dead run had taken the live generation down, or never came to look."""
+    return any(outcome["name"] == "resolve_model" and outcome.get("down") != "" for outcome in outcomes)
+
+
 def clean_up(settings: Settings, run_id: str, say: Say) -> None:
-    """Removes what this run left by its label, unless it no longer holds the Lease: then that is the holder's to do."""
+    """Has a generation that made room serve again, then removes what this run left by its label. Where the run does not
+    hold the Lease (any more), that is the holder's to do, and when nobody does, the first alone is this run's."""
     cluster = kubernetes.connect(settings)
+    known = record.read(cluster, settings)
     found = cluster.get("Lease", settings.name, settings.namespace)
-    if found is None or lease.holder(found) != run_id:
+    if known.down and found and lease.free_at(found) <= time.time():
+        lease.take(cluster, settings, run_id, say)
+    elif found is None or lease.holder(found) != run_id:
         return
-    leftovers.remove_run(cluster, settings, record.read(cluster, settings), run_id, say)
     try:
+        with lease.held(cluster, settings, run_id):
+            try:
+                replacement.bring_back(cluster, settings, known, run_id=run_id, say=say)
+            except PipelineError as error:
+                say(f"{known.live} does not come back yet ({error}); the next run, or `rollback`, goes on with it")
+            leftovers.remove_run(cluster, settings, known, run_id, say)
         disk_images.sweep(settings, run_id, say)
     finally:
         lease.give_back(cluster, settings, run_id)

@@ -39,9 +39,15 @@ ACCELERATORS = {
 """How many of each accelerator, cards or chips, the project's quota allows unless said otherwise."""
 
 
-def default_images(real: Collection[str] = ()) -> list[dict[str, Any]]:
-    """What runs for which image: vLLM is the emulated engine or the real one, any `python` this interpreter."""
-    engine: dict[str, Any] = {"argv0": {"vllm": [sys.executable, "-m", "emulated_cloud.engine"]}}
+def default_images(
+    real: Collection[str] = (), engine_environment: Mapping[str, str] | None = None
+) -> list[dict[str, Any]]:
+    """What runs for which image: vLLM is the emulated engine or the real one, any `python` this interpreter, and the
+    custom-metrics adapter an emulated one."""
+    engine: dict[str, Any] = {
+        "argv0": {"vllm": [sys.executable, "-m", "emulated_cloud.engine"]},
+        "env": dict(engine_environment or {}),
+    }
     if "vllm" in real:
         from emulated_cloud.real import engine as real_engine
         from emulated_cloud.real.parts import PARTS
@@ -52,6 +58,11 @@ def default_images(real: Collection[str] = ()) -> list[dict[str, Any]]:
         {"match": r"(.*/)?vllm-openai[:@].*", **engine},
         {"match": r"(.*/)?vllm-tpu[:@].*", **engine, "env": {**engine.get("env", {}), "PJRT_DEVICE": "TPU"}},
         {"match": r"(.*/)?python[:@].*", "argv0": {"python": [sys.executable]}},
+        {
+            "match": r"(.*/)?custom-metrics-stackdriver-adapter[:@].*",
+            "argv0": {"adapter": [sys.executable, "-P", "-m", "emulated_cloud.kubernetes.metrics_adapter"]},
+            "env": {"EMULATED_HOST": "$(POD_IP)", "EMULATED_SERVICE_ACCOUNT": "$(SERVICE_ACCOUNT)"},
+        },
     ]
 
 
@@ -71,6 +82,9 @@ class Cloud:
     `own_images` match have what was built for them alone. `services` are the APIs that are on (all, if None), and
     `denied_permissions` what the caller may not do; `build_command` runs in the source of what Cloud Build builds.
     Vertex AI is in the cluster's region and in `vertex_locations`.
+
+    Pods are scraped at least every `scrape_seconds` (as PodMonitoring says, if that is sooner), and autoscalers look
+    every `autoscaler_seconds`. Emulated engines have `engine_environment` (engine/__init__.py: how fast they are).
 
     `autopilot`: what kind of cluster it is; `node_pools` are those that somebody made, as google/config.py has them,
     and `pools` those that somebody made by the container API, in its words.
@@ -97,6 +111,9 @@ class Cloud:
     accelerators: dict[str, int] = field(default_factory=lambda: dict(ACCELERATORS))
     expose: list[dict[str, Any]] = field(default_factory=list)
     scale_up_seconds: float = 0.3
+    scrape_seconds: float = 60.0
+    autoscaler_seconds: float = 15.0
+    engine_environment: Mapping[str, str] = field(default_factory=dict)
     service_account: str = "pipeline@demo-project.iam.gserviceaccount.com"
     endpoints: Mapping[str, str] = field(default_factory=dict)
     run_startup_scripts: bool = True
@@ -235,6 +252,11 @@ class Cloud:
         """The file of all entries of Cloud Logging, a JSON line each; whoever writes an entry appends one."""
         return self.folder.absolute() / "tmp" / "logging.jsonl"
 
+    @property
+    def metrics_file(self) -> Path:
+        """The file of the last points of all metrics, for Cloud Monitoring."""
+        return self.folder.absolute() / "tmp" / "metrics.json"
+
     def requests(self, emulator: str) -> list[dict[str, Any]]:
         """What an emulator was asked so far, since this Cloud began (emulated_cloud/http.py: request log)."""
         path = self.folder / "tmp" / f"{emulator}.requests"
@@ -367,7 +389,12 @@ class Cloud:
         self._write_kubeconfig(self.kubeconfig, "admin", tokens["admin"])
         if not real:
             kubeconfig = str(self.folder / "tmp" / "controllers.kubeconfig")
-            self._start_in_cluster("controllers", "emulated_cloud.kubernetes.controllers", "--kubeconfig", kubeconfig)
+            self._start_in_cluster(
+                "controllers",
+                "emulated_cloud.kubernetes.controllers",
+                *("--kubeconfig", kubeconfig),
+                *("--autoscaler-seconds", str(self.autoscaler_seconds)),
+            )
 
     def _write_kubeconfig(self, path: Path, user: str, token: str) -> None:
         # JSON is YAML.
@@ -431,6 +458,7 @@ class Cloud:
             "services": None if self.services is None else list(self.services),
             "denied_permissions": list(self.denied_permissions),
             "logs": str(self.logs_file),
+            "metrics": str(self.metrics_file),
         }
 
     def _start_google(self, tokens: dict[str, str], described: dict[str, Any]) -> None:
@@ -460,6 +488,10 @@ class Cloud:
             "disks": str(self.folder.absolute() / "disks"),
             "compute": str(self.compute_folder),
             "logs": str(self.logs_file),
+            "metrics": str(self.metrics_file),
+            "scrape_seconds": self.scrape_seconds,
+            "cluster": self.cluster,
+            "location": self.location,
             "registry": self._url["registry"],
             "pools": str(self.folder.absolute() / "project" / "node-pools.json"),
             "node_pools": [
@@ -468,7 +500,7 @@ class Cloud:
             "project": {"id": self.project, "number": "123456789012"},
             "images": [
                 {**image, "env": {**self._in_a_pod, **image.get("env", {})}}
-                for image in (*self.images, *default_images(self.real))
+                for image in (*self.images, *default_images(self.real, self.engine_environment))
             ],
             "pods": str(self.folder / "tmp" / "pods"),
             "expose": self.expose,
@@ -486,7 +518,10 @@ class Cloud:
     def _in_a_pod(self) -> dict[str, str]:
         """What stands for names that a pod of GKE resolves: Cloud Storage, and the node's metadata server."""
         of_clients = ("STORAGE_EMULATOR_HOST", "GCE_METADATA_HOST", "GCE_METADATA_IP")
-        return {name: value for name, value in self.environment.items() if name in of_clients}
+        found = {name: value for name, value in self.environment.items() if name in of_clients}
+        # What Google's C++ client calls STORAGE_EMULATOR_HOST.
+        found["CLOUD_STORAGE_EMULATOR_ENDPOINT"] = found["STORAGE_EMULATOR_HOST"]
+        return {**found, "EMULATED_GOOGLE": self._url["google"]}
 
     def _cluster_network(self, namespace: Namespace) -> dict[str, Any]:
         """What the cluster's own machine changes for GKE's parts: addresses, mounts, ports that cross."""

@@ -143,6 +143,7 @@ def _status_words(found: dict[str, Any], now: datetime.datetime) -> str:
                 *([f"volume {live['volume']}"] if live["volume"] else []),
                 *([f"disk image {live['disk_image']}"] if live["disk_image"] else []),
                 f"{pods['ready']} of {pods['wanted']} pods are ready",
+                *([_down_words(live["down"], now)] if live["down"] else []),
                 *([_validated(live["validated"], now)] if live["validated"] else []),
                 *([f"pinned: {live['pinned']}"] if live["pinned"] else []),
             ],
@@ -163,6 +164,12 @@ def _validated(said: dict[str, Any], now: datetime.datetime) -> str:
 
     verdict = "passed" if said["passed"] else "did not pass"
     return f"validation {verdict} {ago(said['at'], now)} in {said['run']}: {said['message'].splitlines()[0]}"
+
+
+def _down_words(said: dict[str, Any], now: datetime.datetime) -> str:
+    from pipelines.oversight.runs import ago
+
+    return f"DOWN since {said['since']} ({ago(said['since'], now)}): it made room for {said['candidate']}"
 
 
 def _kept_words(each: dict[str, Any]) -> str:

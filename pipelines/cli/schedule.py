@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.cli.options import RequiredSettingsFile, Sets, values_of
 from pipelines.cli.output import Output, columns
-from pipelines.cli.submit import ComponentsImage
+from pipelines.cli.submit import ComponentsImage, announce_downtime
 
 if TYPE_CHECKING:
     from serving.clients.vertex import Body, Vertex
@@ -27,6 +27,7 @@ def apply(out: Output, file: RequiredSettingsFile, sets: Sets = None, image: Com
         with out.progress("looking at bucket, component image and schedule"):
             asked = schedule.wanted(settings, checked_job(settings, image), vertex.parent, now)
             found, done = schedule.apply(vertex, settings, asked)
+        announce_downtime(out, settings)
     _tell(out, found, schedule.drift(asked, found), f"{done}: ")
     if settings.schedule.start and "startTime" not in asked:
         out.hint(f"schedule.start {settings.schedule.start} has passed and was left out")

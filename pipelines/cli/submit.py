@@ -60,6 +60,7 @@ def submit(
         vertex = Vertex(settings.project, settings.vertex_location)
         with out.progress("looking at bucket and component image"):
             job = checked_job(settings, image)
+        announce_downtime(out, settings)
         job_id = request.job_id(job, datetime.datetime.now(datetime.UTC))
         if dry_run:
             import yaml
@@ -90,6 +91,30 @@ def submit(
 def cancel_command(vertex: Vertex, job_id: str) -> str:
     """What ends a run, as a person types it."""
     return vertex.command("POST", f"{vertex.parent}/pipelineJobs/{job_id}:cancel")
+
+
+def announce_downtime(out: Output, settings: Settings) -> None:
+    """With `rollout: replace`: that a run which finds something new has nothing serve for a while, and how long that
+    was the last time, where this machine may read the record."""
+    if settings.rollout != "replace":
+        return
+    from serving.clients import kubernetes, patience
+    from serving.deployment import record, replacement
+    from serving.errors import PipelineError
+
+    try:
+        with patience.lasting(0):
+            known = record.read(kubernetes.connect(settings), settings)
+    except PipelineError:
+        last = "How long that was the last time, the record in the cluster says, which this machine does not reach"
+    else:
+        if not known.live:
+            return
+        last = replacement.last_time(known)
+    out.hint(
+        "rollout: replace: a run that finds a new release takes the live generation down, and nothing serves until the "
+        f"new one has passed or the old one is back. {last}"
+    )
 
 
 def _wait(out: Output, vertex: Vertex, settings: Settings, told: dict[str, Any]) -> None:

@@ -50,6 +50,8 @@ DEFAULTS: dict[str, Any] = {
 
 _LEASE_DURATION, _LEASE_WAIT = "10s", "60s"
 """No step waits minutes for its machine here, so that a dead run is known as dead sooner."""
+_SCALES_DOWN = {"scale_down_window": "5s", "scale_down_period": "5s"}
+"""Pods come and go in seconds here: nobody wants to wait minutes to see it."""
 
 
 def settings_for(values: dict[str, Any], file: Path | None) -> Settings:
@@ -59,7 +61,9 @@ def settings_for(values: dict[str, Any], file: Path | None) -> Settings:
     asked = validated(Settings, values, file)
     wait = asked.lease.wait if in_seconds(asked.lease.wait) else _LEASE_WAIT
     # The cluster's certificate is its own, as at GKE's IP endpoint.
-    differs = {"endpoint": "ip", "lease": {"duration": _LEASE_DURATION, "wait": wait}}
+    differs: dict[str, Any] = {"endpoint": "ip", "lease": {"duration": _LEASE_DURATION, "wait": wait}}
+    if "queue-hpa" in asked.chosen_features:
+        differs["queue_hpa"] = {**_SCALES_DOWN, **values.get("queue_hpa", {})}
     return validated(Settings, {**values, **differs}, file)
 
 

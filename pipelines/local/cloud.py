@@ -29,6 +29,13 @@ _BAKED = (
     f"GP-BAKE done {'0' * 64}",
 )
 """What the machine that bakes says where its script cannot run."""
+_SCALING: dict[str, Any] = {
+    "scrape_seconds": 1.0,
+    "autoscaler_seconds": 1.0,
+    "engine_environment": {"EMULATED_ENGINE_SEQUENCES": "8", "EMULATED_ENGINE_TOKENS_PER_SECOND": "100"},
+}
+"""For a deployment that is to scale: how often pods are scraped and autoscalers look, and engines that are as slow as
+ones that have a queue."""
 _COMES_BACK_SECONDS = {False: 60, True: 300}
 """How long a live generation may take, by whether its engine is vLLM itself."""
 
@@ -97,6 +104,8 @@ def up(
         endpoints={API_ENDPOINT: "google", REGISTRY_ENDPOINT: "registry"},
         autopilot=_is_autopilot(settings),
         pools=_node_pools(settings),
+        accelerators=_accelerators(settings),
+        **(_SCALING if "queue-hpa" in settings.chosen_features else {}),
         startup_output=_BAKED,
         real=real,
         # As an administrator does it before the first run on GKE. (The emulated API server enforces no roles.)
@@ -144,6 +153,19 @@ def _node_pools(settings: Settings) -> list[dict[str, Any]]:
     from components.ensure_cluster.step import wanted
 
     return [wanted(settings, pool) for pool in settings.section("gpu-or-tpu").pools]
+
+
+def _accelerators(settings: Settings) -> dict[str, int]:
+    """The project's accelerators: plenty, or where generations replace each other as many as one has."""
+    from emulated_cloud.cloud import ACCELERATORS
+
+    from serving import catalog
+
+    if settings.rollout == "beside":
+        return ACCELERATORS
+    scaled = settings.section("queue-hpa").max_replicas if "queue-hpa" in settings.chosen_features else 0
+    pods = max(settings.serving.replicas, scaled)
+    return {catalog.card(settings.accelerator.type).gke_name: settings.accelerator.count * pods}
 
 
 def runs_startup_scripts() -> bool:

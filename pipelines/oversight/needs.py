@@ -105,7 +105,7 @@ def _of_account(needs: Needs, settings: Settings) -> None:
             "--member=user:YOU --role=roles/iam.serviceAccountUser",
         )
     for grant in roles.grants(settings):
-        if grant.account != account:
+        if grant.account != account and not grant.is_of_the_cluster:
             continue
         if needs.look_if_allowed(grant.words, grant.is_given) is False:
             needs.lacks(grant.words, grant.why, grant.command)
@@ -144,7 +144,8 @@ def of_rights(needs: Needs, cluster: Cluster, settings: Settings) -> None:
 
 def _denied(cluster: Cluster, settings: Settings) -> Iterator[str]:
     for item in render.admin(settings):
-        if item["kind"] not in ("Role", "ClusterRole"):
+        # A feature's roles are those of what an administrator installs for it.
+        if item["kind"] not in ("Role", "ClusterRole") or not item["metadata"]["name"].startswith("gemma-pipelines:"):
             continue
         namespace = settings.namespace if item["kind"] == "Role" else ""
         for rule in item["rules"]:
@@ -157,7 +158,8 @@ def _denied(cluster: Cluster, settings: Settings) -> Iterator[str]:
 
 
 def of_accelerators(needs: Needs, settings: Settings, traits: ClusterTraits, *, serves: bool) -> list[str]:
-    """Cards for two generations side by side, by quota and by zone. Returns what there is to say of them.
+    """Cards for two generations side by side, or with `rollout: replace` for one, by quota and by zone. Returns what
+    there is to say of them.
 
     serves: a generation has its cards already.
     """
@@ -168,8 +170,14 @@ def of_accelerators(needs: Needs, settings: Settings, traits: ClusterTraits, *, 
     how = "" if settings.capacity == "on-demand" else f" ({settings.capacity})"
     lines = [
         f"{one} × {asked.type}{how} serve: {one * 24} accelerator-hours a day",
-        f"{2 * one} while a refresh validates the new generation beside the live one",
+        f"{2 * one} while a refresh validates the new generation beside the live one"
+        if settings.rollout == "beside"
+        else "no more while a refresh validates a new generation: the live one makes room for it (rollout: replace)",
     ]
+    if "queue-hpa" in settings.chosen_features:
+        most = asked.count * settings.section("queue-hpa").max_replicas
+        again = ", and then as many again for a refresh" if settings.rollout == "beside" else ""
+        lines.append(f"{most} when the queue is long{again}; one more than the least to verify")
     if warning := sizing.warning(settings.model, settings.wish()):
         lines.append(f"warning: {warning}")
     compute, region = Compute(settings.project), settings.region
@@ -228,16 +236,18 @@ def _of_quota(
 ) -> None:
     where = f"in {region}" if region else f"in all of {settings.project}"
     in_use = room.limit - room.left
+    beside = settings.rollout == "beside"
+    whole = 2 * one if beside else one
     # A live generation's cards are in use already.
-    wanted = one if serves else 2 * one
+    wanted = whole - one if serves else whole
     if room.left >= wanted:
         return
-    needed = max(in_use + wanted, 2 * one)
+    needed = max(in_use + wanted, whole)
+    who = f"two generations side by side need {whole}" if beside else f"a generation needs {whole}"
     scope = f"per-project-region --dimensions=region={region}" if region else "per-project"
     needs.lacks(
         f"quota {metric} {where}",
-        f"the limit is {room.limit:g}, {in_use:g} are in use; two generations side by side need {2 * one}, so {wanted} "
-        "have to be free",
+        f"the limit is {room.limit:g}, {in_use:g} are in use; {who}, so {wanted} have to be free",
         f"gcloud beta quotas preferences create --project={settings.project} --service=compute.googleapis.com "
         f"--preferred-value={needed:g} --quota-id={metric.replace('_', '-')}-{scope}",
     )

@@ -17,7 +17,7 @@ from serving.clients import google, kubernetes
 from serving.clients.compute import Compute
 from serving.clients.google import ClusterTraits
 from serving.clients.kubernetes import Cluster, Object
-from serving.deployment import leftovers, record
+from serving.deployment import leftovers, record, replacement
 from serving.deployment.record import Record
 from serving.progress import size
 from serving.rendering import render
@@ -126,11 +126,15 @@ def _of_objects(
     yield {"what": f"generation {release.generation}", "change": verdict, "details": [decision.reason]}
     if not decision.proceed:
         return  # What else is not as it was made, `status` tells: no run changes it.
+    if settings.rollout == "replace" and known.live not in ("", release.generation):
+        nothing_serves = replacement.announcement(known, release.generation)
+        yield {"what": f"generation {known.live}", "change": "change", "details": [nothing_serves]}
     there = cluster.get("Namespace", settings.namespace) is not None
     yield objects.change(render.namespace(settings), "exists" if there else "create")
     temporary = render.temporary(settings, release) if deployment is None else []
     for body in [*rendered.shared, *temporary, *rendered.generation]:
-        yield from _compared(needs, cluster, body, namespace_is_there=there)
+        in_place = settings.rollout == "replace" and body["kind"] == "Deployment"
+        yield from _compared(needs, cluster, body, namespace_is_there=there, in_place=in_place)
     entry = render.entry(settings, release.generation)
     now = record.serving_generation(record.entry(cluster, settings))
     words = [f"sends requests to {release.generation}" + (f" instead of {now}" if now else "")]
@@ -138,7 +142,9 @@ def _of_objects(
     yield from _what_goes(cluster, settings, known, release)
 
 
-def _compared(needs: Needs, cluster: Cluster, body: Object, *, namespace_is_there: bool) -> Iterator[Change]:
+def _compared(
+    needs: Needs, cluster: Cluster, body: Object, *, namespace_is_there: bool, in_place: bool
+) -> Iterator[Change]:
     what = f"{body['kind']}/{body['metadata']['name']}"
     found = needs.look(what, lambda: objects.compare(cluster, body))
     if found is None:
@@ -146,6 +152,8 @@ def _compared(needs: Needs, cluster: Cluster, body: Object, *, namespace_is_ther
     if found["change"] == "create" and (namespace_is_there or "namespace" not in body["metadata"]):
         # Whether the API server would take it, admission included.
         needs.look(what, lambda: cluster.would_be(body))
+    if in_place and any(field.startswith("spec.template") for field in found["details"]):
+        found["details"].append("rollout: replace: a pod goes before its successor comes, and serves nothing meanwhile")
     yield found
 
 

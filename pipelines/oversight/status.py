@@ -4,6 +4,7 @@ should be. Reads only."""
 from __future__ import annotations
 
 import datetime
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -16,8 +17,8 @@ from serving import names
 from serving.clients import kubernetes
 from serving.clients.kubernetes import Cluster, Object
 from serving.clients.vertex import Body, Vertex
-from serving.deployment import record, replicas
-from serving.deployment.record import Known, Record
+from serving.deployment import lease, record, replicas
+from serving.deployment.record import Down, Known, Record
 from serving.errors import PipelineError
 from serving.rendering import render
 from serving.settings import Settings
@@ -102,6 +103,7 @@ def _live(cluster: Cluster, settings: Settings, known: Record) -> dict[str, Any]
         "pods": _pods(deployment),
         "endpoint": f"{settings.name}.{settings.namespace}.svc:{names.PORT}",
         "pinned": known.pinned.reason if known.pinned else None,
+        "down": known.down.model_dump() if known.down else None,
         "validated": runs.validation_of(settings, labels[names.RUN]) if names.RUN in labels else None,
     }
 
@@ -162,6 +164,8 @@ def _drift(cluster: Cluster, settings: Settings, known: Record) -> Iterator[Drif
     """Everything in which the live generation, or what the settings name, is not what it was made of or should be."""
     if not known.live:
         return
+    if known.down:
+        yield _down(cluster, settings, known.down)
     try:
         newest = look_up(settings)
     except PipelineError as error:
@@ -183,11 +187,26 @@ def _drift(cluster: Cluster, settings: Settings, known: Record) -> Iterator[Drif
             _SUBMIT,
         )
         return
+    if known.down:
+        return  # Pods that it lacks are no drift of their own.
     yield from _of_situation(settings, look_around(cluster, settings, release, known), release)
     yield from _of_objects(cluster, settings, release)
 
 
 _SUBMIT = "gemma-pipelines submit SCENARIO -f FILE"
+
+
+def _down(cluster: Cluster, settings: Settings, down: Down) -> Drift:
+    """That the live generation is down on purpose, and who brings it back."""
+    words = f"it is down since {down.since}: the run {down.run_id} had it make room for {down.candidate}"
+    held = cluster.get("Lease", settings.name, settings.namespace)
+    if held and lease.free_at(held) > time.time():
+        return drifted(f"generation {down.generation}", f"{words}, and {lease.holder(held)} is at work")
+    return drifted(
+        f"generation {down.generation}",
+        f"{words} and has ended; the next run brings it back, or who does not want to wait",
+        "gemma-pipelines rollback -f FILE",
+    )
 
 
 def _of_revision(settings: Settings, origin: Known, newest: Found) -> Iterator[Drift]:

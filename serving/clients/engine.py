@@ -25,6 +25,7 @@ CHAT = "/v1/chat/completions"
 _SAID = re.compile(r"[^\s\ufffd\u200b-\u200f\u2060\ufeff\x00-\x1f\x7f]")
 """A character that says something: no white space, no replacement character, nothing invisible."""
 _UNFINISHED = re.compile(r"^vllm:num_requests_(?:running|waiting)\{[^}]*\} (\S+)$", re.M)
+_WAITING = re.compile(r"^vllm:num_requests_waiting\{[^}]*\} (\S+)$", re.M)
 
 
 class BadAnswer(Exception):
@@ -94,9 +95,9 @@ class Server:
         if self._model not in names:
             raise BadAnswer(f"{MODELS} does not show {self._model}; it shows {', '.join(map(str, names)) or 'none'}")
 
-    async def chat(self, prompt: str, max_tokens: int) -> Answer:
+    async def chat(self, prompt: str, max_tokens: int, **options: Any) -> Answer:
         """The whole answer at temperature 0."""
-        body = _json(await self._read("POST", CHAT, self._question(prompt, max_tokens)), CHAT)
+        body = _json(await self._read("POST", CHAT, self._question(prompt, max_tokens) | options), CHAT)
         try:
             self._check_object(body, "chat.completion")
             (choice,) = body["choices"]
@@ -216,15 +217,24 @@ def unfinished(client: httpx.Client, address: str) -> int:
 
     Raises BadAnswer when the engine does not say: whoever is there and silent may be busy.
     """
+    return _counted(client, address, _UNFINISHED, "vllm:num_requests_running")
+
+
+def waiting(client: httpx.Client, address: str) -> int:
+    """Requests that a pod's engine has queued; 0 for one that is gone. Raises BadAnswer when it does not say."""
+    return _counted(client, address, _WAITING, "vllm:num_requests_waiting")
+
+
+def _counted(client: httpx.Client, address: str, pattern: re.Pattern[str], name: str) -> int:
     try:
         response = client.get(f"http://{address}:{names.PORT}/metrics")
     except httpx.ConnectError:
         return 0
     except httpx.TransportError as error:
         raise BadAnswer(f"/metrics of {address}: {type(error).__name__}: {error}") from error
-    counts = _UNFINISHED.findall(response.text)
+    counts = pattern.findall(response.text)
     if response.status_code != 200 or not counts:
-        raise BadAnswer(f"/metrics of {address} answered {response.status_code}, without vllm:num_requests_running")
+        raise BadAnswer(f"/metrics of {address} answered {response.status_code}, without {name}")
     return round(sum(float(value) for value in counts))
 
 

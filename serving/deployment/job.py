@@ -11,8 +11,8 @@ import json
 import math
 import time
 from collections import deque
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -146,7 +146,7 @@ def run_jobs(
     ]
     try:
         watches = [
-            _Watch(cluster, _create_or_take_over(cluster, body, say), _saying(say, work.part), capacity)
+            Watch(cluster, _create_or_take_over(cluster, body, say), _saying(say, work.part), capacity)
             for work, body in zip(works, bodies, strict=True)
         ]
         return _ends(cluster, watches, timeout + _GRACE_SECONDS)
@@ -154,6 +154,43 @@ def run_jobs(
         for body in bodies:
             _delete_by_name(cluster, body, say)
         raise
+
+
+@contextmanager
+def running_job(
+    cluster: Cluster,
+    settings: Settings,
+    *,
+    step: str,
+    run_id: str,
+    generation: str,
+    args: list[str],
+    image: str,
+    timeout: float,
+    say: Say,
+    env: list[Object] | None = None,
+    resources: dict[str, str] | None = None,
+) -> Iterator[Watch]:
+    """A Job that works while the block runs, and is gone after it, however that ends. The block follows it: it shows
+    the Job every change of its `subjects`, and looks whether it has come to an `end`. Arguments as `run_jobs` has them.
+    """
+    body = manifest(
+        settings,
+        step=step,
+        run_id=run_id,
+        generation=generation,
+        args=args,
+        image=image,
+        timeout=timeout,
+        env=env or [],
+        resources=resources or SMALL,
+    )
+    try:
+        watch = Watch(cluster, _create_or_take_over(cluster, body, say), say, math.inf)
+        with watch.log:
+            yield watch
+    finally:
+        _delete_by_name(cluster, body, say)
 
 
 def _saying(say: Say, part: str) -> Say:
@@ -275,7 +312,7 @@ def _delete_by_name(cluster: Cluster, body: Object, say: Say) -> None:
         say(f"could not delete Job {namespace}/{name} ({error}); the next run will")
 
 
-def _ends(cluster: Cluster, watches: list[_Watch], timeout: float) -> list[dict[str, Any] | PipelineError]:
+def _ends(cluster: Cluster, watches: list[Watch], timeout: float) -> list[dict[str, Any] | PipelineError]:
     """How each Job ended, all of them followed at once."""
     namespace = watches[0].namespace
     subjects = [Subject("Event", namespace), *(subject for watch in watches for subject in watch.subjects)]
@@ -290,7 +327,7 @@ def _ends(cluster: Cluster, watches: list[_Watch], timeout: float) -> list[dict[
     return [watch.end if watch.end is not None else watch.unended() for watch in watches]
 
 
-class _Watch:
+class Watch:
     """One Job and its pod, followed to the end."""
 
     def __init__(self, cluster: Cluster, job: Object, say: Say, capacity: float):
@@ -324,6 +361,11 @@ class _Watch:
                 self._cluster.delete(self._job)
         except PipelineError as error:
             self.end = error
+
+    @property
+    def began(self) -> bool:
+        """Whether its pod has started."""
+        return self._started()
 
     def unended(self) -> PipelineError:
         """Of a Job that has not ended in time."""

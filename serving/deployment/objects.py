@@ -23,11 +23,23 @@ def put(cluster: Cluster, item: Object, say: Say) -> None:
             say(f"{what} is there")
             return
     except ApiError as error:
-        raise RequestError(
-            f"the cluster refuses {what}: {error}. `patches`, `labels` and `annotations` in the settings can meet its "
-            "rules"
-        ) from error
+        raise _refused(item, error) from error
     say(f"applied {what}")
+
+
+def would_take(cluster: Cluster, item: Object) -> None:
+    """Raises RequestError for what the cluster would refuse if it were applied. Writes nothing."""
+    try:
+        cluster.would_be(item)
+    except ApiError as error:
+        raise _refused(item, error) from error
+
+
+def _refused(item: Object, error: ApiError) -> RequestError:
+    return RequestError(
+        f"the cluster refuses {item['kind']}/{item['metadata']['name']}: {error}. `patches`, `labels` and "
+        "`annotations` in the settings can meet its rules"
+    )
 
 
 def is_gone(cluster: Cluster, item: Object, deadline: float) -> bool:

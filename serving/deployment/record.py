@@ -47,6 +47,31 @@ class Pin(BaseModel):
     reason: str
 
 
+class Down(BaseModel):
+    """The live generation was taken down on purpose, to make room for another (serving/deployment/replacement.py)."""
+
+    model_config = _UNKNOWN_KEYS_STAY
+
+    generation: str
+    candidate: str
+    """The one that it made room for."""
+    replicas: int
+    """Pods that it had, and is to have again."""
+    since: str
+    run_id: str
+
+
+class Downtime(BaseModel):
+    """How long nothing served the last time that one generation made room for another."""
+
+    model_config = _UNKNOWN_KEYS_STAY
+
+    seconds: float
+    at: str
+    """When it was over."""
+    run_id: str
+
+
 class Measured(BaseModel):
     """What a generation's own validation measured at its highest concurrency, before anybody else called it."""
 
@@ -57,6 +82,18 @@ class Measured(BaseModel):
     tokens_per_second: float
     p95_time_to_first_token_ms: float
     p95_inter_token_latency_ms: float
+
+
+class Scaled(BaseModel):
+    """That a generation was seen to get more pods under load, and to give them back (verify_autoscaling)."""
+
+    model_config = _UNKNOWN_KEYS_STAY
+
+    generation: str
+    at: str
+    run_id: str
+    settings: str
+    """Digest of all that it hangs on: how the deployment scales, the engine's flags, the accelerator."""
 
 
 class Known(BaseModel):
@@ -93,6 +130,11 @@ class Record(BaseModel):
     """With `promotion: manual`: the generation that waits for `gemma-pipelines promote`."""
     rejected: dict[str, Rejection] = {}
     pinned: Pin | None = None
+    down: Down | None = None
+    """That the live generation is down on purpose: noted before it is taken down, until it or another serves."""
+    downtime: Downtime | None = None
+    scaled: Scaled | None = None
+    """The last time that autoscaling was seen; None without, or where the record was lost."""
     generations: dict[str, Known] = {}
     """Origin of every generation named above."""
 
@@ -159,6 +201,15 @@ class Record(BaseModel):
         self.rejected.pop(generation, None)
         if self.validated == generation:
             self.validated = ""
+
+    def serves_again(self, run_id: str) -> None:
+        """What was down is ready again, or what it made room for serves. How long that took is noted where one run did
+        all of it: another's death in between would tell nothing about the next time."""
+        if self.down and self.down.run_id == run_id:
+            since = datetime.datetime.fromisoformat(self.down.since)
+            seconds = (datetime.datetime.now(datetime.UTC) - since).total_seconds()
+            self.downtime = Downtime(seconds=round(seconds), at=now(), run_id=run_id)
+        self.down = None
 
     def forget(self, generation: str) -> None:
         """The generation's objects are gone from the cluster."""
@@ -227,6 +278,8 @@ def read(cluster: Cluster, settings: Settings) -> Record:
     serving = serving_generation(entry(cluster, settings))
     if serving and serving != record.live:
         record.put_live(serving)
+    if record.down and record.down.generation != record.live:
+        record.down = None  # What it made room for went live.
     if record.of_unknown_origin:
         _learn_origins(cluster, settings, record)
     return record

@@ -1,4 +1,5 @@
 """Moving a deployment's traffic from one generation to another, in order: bring up, switch, remember, drain, rest.
+The autoscaler keeps as many pods as the old generation has until the traffic has moved.
 
 What a person decided (a pin, its end) is remembered before the switch: no kill loses it.
 
@@ -12,7 +13,7 @@ import time
 
 from serving import names
 from serving.clients.kubernetes import Cluster, ConflictError, Object, Subject
-from serving.deployment import replicas
+from serving.deployment import autoscaling, replicas
 from serving.deployment.job import run_job
 from serving.deployment.record import Record, backends, entry, serving_generation
 from serving.errors import InconclusiveError, PipelineError, RequestError, ToldToEnd
@@ -33,14 +34,23 @@ def move(cluster: Cluster, settings: Settings, record: Record, generation: str, 
     """
     before = record.live
     live = cluster.get("Deployment", names.server(before), settings.namespace) if before else None
-    bring_up(cluster, settings, generation, max(1, replicas.answering(live)), say)
+    # Of one that made room (replacement.py), those that it had.
+    as_many = record.down.replicas if record.down else replicas.answering(live)
+    wanted = autoscaling.bounded(settings, generation, max(1, as_many))
+    if before != generation:
+        # It may have rested, or the live one have grown since: no autoscaler takes back what is brought up now.
+        autoscaling.put(cluster, settings, generation, run_id, say, pods=wanted)
+    bring_up(cluster, settings, generation, wanted, say)
     record.write(cluster, settings)
     changed = _switch(cluster, settings, generation, expected=before)
     record.put_live(generation)
+    record.serves_again(run_id)
     record.write(cluster, settings)
     if changed:
         instead = f", not to {before}" if before and before != generation else ""
         say(f"{settings.name} sends requests to {generation}{instead}")
+    if before != generation or autoscaling.amiss(cluster, settings, generation):
+        autoscaling.renew(cluster, settings, generation, run_id, say)
     if before and before != generation:
         try:
             _drain(cluster, settings, before, run_id=run_id, say=say)

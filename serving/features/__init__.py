@@ -6,6 +6,8 @@ A module has, as it needs them:
     values(settings, release)            what its manifests' placeholders stand for; without a release, those of the
                                          objects that are no generation's
     flags(settings, release)             flags of `vllm serve`
+    scaled(settings, server)             of a feature that scales: what its manifests' placeholders stand for beside a
+                                         server's name, whatever is served
     identity(settings)                   what makes its servers different servers, beyond flags, accelerator and
                                          the objects that are created once: plain JSON
     bindings(settings, principal)        IAM roles on the bucket that it needs
@@ -22,8 +24,12 @@ A module has, as it needs them:
                                          live in; `others` lists the other deployments that are there
     suits(settings, look)                raises RequestError for a cluster that it cannot run on, before anything is
                                          spent; `look` asks what the cluster is (serving/clients/google.py)
+    served(settings, has_group)          raises RequestError for a cluster that lacks a group of the API that it needs,
+                                         before anything is spent; `has_group` asks for one
     prepared(settings, release, look)    raises RequestError for what the cluster lacks when the server is to be
                                          deployed, and a person has to make
+    arrived(settings, release)           raises InconclusiveError when pods that are ready may have read other weights
+                                         than the release's
     missing(settings, release)           what a generation that is deployed needs outside of the cluster and has not,
                                          in words; empty when it has all
     RENAMED                              keys of earlier versions of the settings → what is there in their place

@@ -65,12 +65,15 @@ def explain(settings: Settings, symptom: Symptom) -> Explanation | None:
     if symptom.kind != "no-node" or settings.capacity != "reservation":
         return None
     asked, wanted = settings.reservation, settings.accelerator
+    room = "this generation"
+    if settings.rollout == "beside":
+        room += " beside the one that serves (or set rollout: replace)"
     which = f" --filter name={asked.name}" if asked.name else ""
     return Explanation(
         InconclusiveError,
         f"no node for {symptom.pod}: {symptom.words}. It is to come out of {asked.name or 'a reservation'}, which has "
         f"to be of machines with {wanted.count} × {wanted.type} in a zone of the cluster, open to {settings.project}, "
-        "and with room for this generation beside the one that serves: `gcloud compute reservations list --project "
+        f"and with room for {room}: `gcloud compute reservations list --project "
         f"{asked.project or settings.project}{which}`",
     )
 

@@ -107,6 +107,7 @@ def apis(settings: Settings) -> list[str]:
     wanted = ["aiplatform", "artifactregistry", "cloudbuild", "cloudresourcemanager", "container", "iam", "logging"]
     wanted += ["secretmanager"] if roles.secrets(settings) else []
     wanted += ["compute"] if "secondary-boot-disk" in settings.chosen_features else []
+    wanted += ["monitoring"] if "queue-hpa" in settings.chosen_features else []
     return [f"{name}.googleapis.com" for name in (*wanted, "storage")]
 
 

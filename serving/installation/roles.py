@@ -7,14 +7,16 @@ the cluster is manifests/base/admin/.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from serving import features, names
-from serving.clients import artifact_registry, iam, storage
+from serving.clients import artifact_registry, google, iam, storage
 from serving.clients.iam import Guarded
 from serving.clients.rapid_cache import PERMISSIONS as CACHE_PERMISSIONS
 from serving.errors import RequestError
+from serving.features import queue_hpa
 from serving.features.gcs_fuse import PROFILE_PERMISSIONS, PROFILE_ROLE
 from serving.image import REPOSITORY
 from serving.rendering.engine import engine_image
@@ -40,11 +42,21 @@ class Grant:
     """The project's id, the bucket's name, the secret's or the repository's resource name, the account's e-mail."""
     role: str
     account: str
+    """Its e-mail; of a service account of the cluster, `ns/NAMESPACE/sa/NAME`."""
     why: str
 
     @property
+    def is_of_the_cluster(self) -> bool:
+        """Whether the account is one of the cluster's own: on the project, to which the cluster belongs."""
+        return self.account.startswith("ns/")
+
+    @property
     def member(self) -> str:
-        return f"serviceAccount:{self.account}"
+        return self._member(google.project_number) if self.is_of_the_cluster else f"serviceAccount:{self.account}"
+
+    def _member(self, number_of: Callable[[str], str]) -> str:
+        pool = f"projects/{number_of(self.on)}/locations/global/workloadIdentityPools/{self.on}.svc.id.goog"
+        return f"principal://iam.googleapis.com/{pool}/subject/{self.account}"
 
     @property
     def words(self) -> str:
@@ -54,7 +66,8 @@ class Grant:
     @property
     def command(self) -> str:
         """What gives it, for a person."""
-        binding = f"--member={self.member} --role={self.role}"
+        member = self._member(_number_in_a_shell) if self.is_of_the_cluster else self.member
+        binding = f"--member={member} --role={self.role}"
         if self.kind == "project":
             return f"gcloud projects add-iam-policy-binding {self.on} {binding} --condition=None"
         if self.kind == "bucket":
@@ -91,6 +104,10 @@ class Grant:
             "account": iam.of_account,
         }
         return of[self.kind](self.on)
+
+
+def _number_in_a_shell(project: str) -> str:
+    return f"$(gcloud projects describe {project} --format='value(projectNumber)')"
 
 
 @dataclass(frozen=True)
@@ -175,7 +192,7 @@ def secrets(settings: Settings) -> list[str]:
 
 def grants(settings: Settings) -> list[Grant]:
     """Every role that the deployment's accounts need, in the order in which they are given."""
-    return [*_of_the_pipeline(settings), *_of_the_builder(settings)]
+    return [*_of_the_pipeline(settings), *_of_the_builder(settings), *_of_the_adapter(settings)]
 
 
 def _of_the_pipeline(settings: Settings) -> list[Grant]:
@@ -227,6 +244,15 @@ def _of_the_builder(settings: Settings) -> list[Grant]:
         Grant("bucket", settings.bucket, "roles/storage.objectViewer", account, "the source that is built"),
         Grant("repository", repository(settings), "roles/artifactregistry.writer", account, "the image that is built"),
     ]
+
+
+def _of_the_adapter(settings: Settings) -> list[Grant]:
+    """What brings the queue's length from Cloud Monitoring to the autoscaler."""
+    if not _has(settings, "queue-hpa", adapter="stackdriver"):
+        return []
+    namespace, name = queue_hpa.ADAPTER
+    account, why = f"ns/{namespace}/sa/{name}", "the adapter in the cluster reads the queue's length"
+    return [Grant("project", settings.project, "roles/monitoring.viewer", account, why)]
 
 
 def _place_of_the_engine(settings: Settings) -> str:

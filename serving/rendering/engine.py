@@ -7,13 +7,15 @@ import math
 from typing import Any
 
 from serving import catalog, features, image, sizing
+from serving.image import mirrored as in_mirror
 from serving.settings import Settings
 from serving.values import in_seconds
 from serving.weights import repositories
 from serving.weights.release import Release
 
 MODEL_PATH = "/model"
-"""Where a pod finds its weights, in every generation: the path is part of the compile cache's key."""
+"""Where a pod finds its weights, in every generation: the path is part of the compile cache's key. (The feature
+streamed has its base weights nowhere in the pod: serving/features/streamed.py.)"""
 
 
 def engine_image(settings: Settings) -> str:
@@ -135,10 +137,5 @@ def beside(settings: Settings, release: Release) -> tuple[Settings, Release] | N
 
 
 def mirrored(settings: Settings, image: str) -> str:
-    """The image's name in the mirror: REGISTRY/<path of the image>, or as it is without a mirror, or already there."""
-    if not settings.images.registry or image.startswith(f"{settings.images.registry}/"):
-        return image
-    host, slash, path = image.partition("/")
-    # As docker reads names: a first part with a dot or a port is a registry, any other belongs to the path.
-    has_registry = slash and ("." in host or ":" in host or host == "localhost")
-    return f"{settings.images.registry}/{path if has_registry else image}"
+    """The image's name in the settings' mirror, if they have one."""
+    return in_mirror(settings.images.registry, image)

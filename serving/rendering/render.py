@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from serving import features, names
+from serving import features, names, scenarios
 from serving.clients.kubernetes import kinds
 from serving.clients.kubernetes.kinds import Object
 from serving.errors import RequestError
@@ -21,8 +21,8 @@ from serving.values import in_seconds
 from serving.weights.release import Release
 
 APP = "app.kubernetes.io/name"
-_OF_OTHERS_TOO = {"admin": ("Namespace", "ComputeClass"), "shared": ("ServiceAccount",)}
-"""What other deployments may use too, by scope: no deployment's label is on it."""
+_OF_OTHERS_TOO = ("Namespace", "ServiceAccount")
+"""What other deployments may use too: no deployment's label is on it."""
 
 _ORIGIN = {"model", "commit", "weights_key", "weights_uri", "disk_image"}
 """What a generation's Deployment says of its release (serving/deployment/record.py: Known)."""
@@ -39,8 +39,8 @@ class Rendered:
     shared: list[Object]
     generation: list[Object]
     digest: str
-    """Digest over all of it and the replicas, the run and the commit left out; the Deployment carries it as the
-    annotation names.SETTINGS."""
+    """Digest over all of it and the replicas, the run, the commit and the component image left out; the Deployment
+    carries it as the annotation names.SETTINGS."""
 
 
 def render(settings: Settings, release: Release) -> Rendered:
@@ -57,7 +57,8 @@ def render(settings: Settings, release: Release) -> Rendered:
     others = [*admin(settings), *temporary(settings, release), *entry_objects(settings, release.generation)]
     _refuse_idle_patches(settings, [*own, *common], others)
     # Replicas are in no object (serving/deployment/replicas.py), and a change of them alone is one to apply.
-    digest = digest_of([*common, *own, {"replicas": settings.serving.replicas}])
+    ageless = [_of_any_version(settings, item) for item in own]
+    digest = digest_of([*common, *ageless, {"replicas": settings.serving.replicas}])
     for item in own:
         item["metadata"]["labels"][names.RUN] = release.run_id
     server["metadata"].setdefault("annotations", {}).update(
@@ -86,6 +87,14 @@ def digest_of(items: list[Object]) -> str:
     """16 hex digits by which a change of rendered objects is seen."""
     text = json.dumps(items, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _of_any_version(settings: Settings, item: Object) -> Object:
+    """The object without saying which component image its init containers are of: a new version of this tool rolls no
+    server by itself, and goes along with the next change."""
+    text = json.dumps(item).replace(json.dumps(engine.component_image(settings)), '"components"')
+    found: Object = json.loads(text)
+    return found
 
 
 # -- the scopes ---------------------------------------------------------------------------------------------
@@ -121,6 +130,19 @@ def generation(settings: Settings, release: Release) -> list[Object]:
     return _scope(settings, "generation", _values(settings, release), release.generation)
 
 
+def scaling(settings: Settings, generation: str) -> list[Object]:
+    """What scales a generation, whatever it serves: those of its objects that are a scaling feature's. Empty where the
+    settings alone say how many pods there are."""
+    values = _values(settings) | _scaling_values(settings, generation)
+    items = [
+        manifests.fill(manifest, values, path)
+        for feature in settings.chosen_features
+        if feature in scenarios.COLUMNS["scaling"]
+        for path, manifest in manifests.of(feature, "generation", features.variant(settings, feature)).items()
+    ]
+    return [patched(settings, _labelled(settings, item, generation)) for item in kinds.in_order(items)]
+
+
 def temporary(settings: Settings, release: Release) -> list[Object]:
     """What is there while the release's generation is made, and goes when it is, of the run that makes it."""
     items = _scope(settings, "temporary", _values(settings, release), release.generation)
@@ -140,11 +162,11 @@ def entry_objects(settings: Settings, generation: str) -> list[Object]:
     return _scope(settings, "entry", _values(settings) | {"generation": generation})
 
 
-def patched(settings: Settings, item: Object) -> Object:
-    """The object with the settings' patches for it merged in. Raises RequestError for one that takes away what the
-    project finds its objects by."""
+def patched(settings: Settings, item: Object, *, by_name: bool = False) -> Object:
+    """The object with the settings' patches for it merged in, or those alone that name it. Raises RequestError for one
+    that takes away what the project finds its objects by."""
     for patch in settings.patches:
-        if _matches(patch, item):
+        if _matches(patch, item) and (not by_name or "name" in patch.get("metadata", {})):
             item = _patched(item, patch)
     return item
 
@@ -165,10 +187,16 @@ def _scope(settings: Settings, scope: Scope, values: dict[str, Any], generation:
                 if where.endswith(f"/{_file_name(item['kind'])}"):
                     item = patches.apply(item, manifests.fill(patch, values, where))
         items.append(item)
+    items = [patched(settings, _labelled(settings, item, generation)) for item in items]
     for feature in settings.chosen_features:
-        own = manifests.of(feature, scope, features.variant(settings, feature))
-        items += [manifests.fill(manifest, values, path) for path, manifest in own.items()]
-    return [patched(settings, _labelled(settings, item, scope, generation)) for item in kinds.in_order(items)]
+        for path, manifest in manifests.of(feature, scope, features.variant(settings, feature)).items():
+            item = manifests.fill(manifest, values, path)
+            # What an administrator makes for a feature is there once a cluster, for every deployment that has it.
+            if scope == "admin":
+                items.append(patched(settings, _marked(settings, item, {}), by_name=True))
+            else:
+                items.append(patched(settings, _labelled(settings, item, generation)))
+    return kinds.in_order(items)
 
 
 def _add_copies(item: Object, feature: str) -> None:
@@ -184,14 +212,20 @@ def _file_name(kind: str) -> str:
     return re.sub(r"(?<!^)(?=[A-Z])", "-", kind).lower() + ".yaml"
 
 
-def _labelled(settings: Settings, item: Object, scope: Scope, generation: str) -> Object:
-    labels = {**settings.labels, "app.kubernetes.io/managed-by": "gemma-gke-pipelines"}
-    if item["kind"] not in _OF_OTHERS_TOO.get(scope, ()):
+def _labelled(settings: Settings, item: Object, generation: str) -> Object:
+    labels: dict[str, str] = {}
+    if generation or item["kind"] not in _OF_OTHERS_TOO:
         labels |= {APP: "vllm", names.DEPLOYMENT: settings.name}
         if not kinds.find(item["kind"]).namespaced:
             labels[names.NAMESPACE] = settings.namespace
     if generation:
         labels[names.GENERATION] = generation
+    return _marked(settings, item, labels)
+
+
+def _marked(settings: Settings, item: Object, own: dict[str, str]) -> Object:
+    """The object with its `own` labels, the project's and the settings', and their annotations."""
+    labels = {**settings.labels, "app.kubernetes.io/managed-by": "gemma-gke-pipelines", **own}
     for metadata in _metadata(item):
         metadata["labels"] = {**metadata.get("labels", {}), **labels}
         if settings.annotations:
@@ -286,12 +320,16 @@ def _generation_values(settings: Settings, release: Release) -> dict[str, Any]:
     )
     return {
         **on_another,
-        "generation": release.generation,
-        "server": names.server(release.generation),
+        **_scaling_values(settings, release.generation),
         "cluster_wide_name": names.cluster_wide(settings, release.generation),
         "bucket": settings.bucket,
+        # With accelerators for one generation alone, a pod goes before its successor comes.
+        "max_surge": 1 if settings.rollout == "beside" else 0,
+        "max_unavailable": 0 if settings.rollout == "beside" else 1,
         "min_available": max(1, serving.replicas - 1),
         "image": engine.pod_image(settings, release),
+        "component_image": engine.component_image(settings),
+        "model_path": engine.MODEL_PATH,
         "engine_flags": engine.engine_flags(settings, release),
         "port_text": str(names.PORT),
         "api_key": [{"name": "VLLM_API_KEY", "valueFrom": {"secretKeyRef": secret}}]
@@ -308,6 +346,15 @@ def _generation_values(settings: Settings, release: Release) -> dict[str, Any]:
         "stop_delay_seconds": STOP_DELAY_SECONDS,
         "grace_seconds": STOP_DELAY_SECONDS + math.ceil(in_seconds(serving.request_timeout)) + _TEARDOWN_SECONDS,
     }
+
+
+def _scaling_values(settings: Settings, generation: str) -> dict[str, Any]:
+    """A generation's names, and what scales its server."""
+    server = names.server(generation)
+    values: dict[str, Any] = {"generation": generation, "server": server}
+    for _, own in features.answers(settings, "scaled", server):
+        values |= own
+    return values
 
 
 def _clients(settings: Settings) -> list[Object]:

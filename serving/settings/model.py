@@ -136,6 +136,10 @@ class Settings(_FeatureSections):
     or busy: longer than the upgrade of a zonal cluster's control plane."""
     promotion: Literal["automatic", "manual"] = "automatic"
     """manual: a validated generation waits for `gemma-pipelines promote`."""
+    rollout: Literal["beside", "replace"] = "beside"
+    """beside: a new generation comes up and is validated while the live one serves, which takes accelerators for both.
+    replace: where there are accelerators for one alone, a reservation say, the live one is taken down first. Nothing
+    serves then until the new one has passed, or has not and the old one is back."""
     keep_previous: int = Field(1, ge=0, le=10)
     """Generations that stay at zero replicas for `gemma-pipelines rollback`."""
     keep_runs: int = Field(100, ge=1, le=100_000)
@@ -234,6 +238,16 @@ class Settings(_FeatureSections):
                 "serving.exposure public is not to be had yet: vLLM's key guards /v1 alone, and /invocations (whole "
                 "inference), /tokenize and /metrics would answer anybody. Keep internal, and put what lets /v1 alone "
                 "through in front of it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _nobody_is_waited_for_while_nothing_serves(self) -> Settings:
+        if self.rollout == "replace" and self.promotion == "manual":
+            raise ValueError(
+                "rollout: replace and promotion: manual do not go together: the generation that waits for a person has "
+                "the accelerators of the live one, and nothing would serve meanwhile. Keep promotion: automatic, or "
+                "have accelerators for two and rollout: beside"
             )
         return self
 

@@ -61,7 +61,7 @@ class Conformance:
                 paths.append("/download" + paths[0])
             if "mediaUpload" in method:
                 paths += [protocol["path"] for protocol in method["mediaUpload"]["protocols"].values()]
-            found += [(method["httpMethod"], re.compile(re.sub(r"\{[^}]*\}", "[^/]+", path)), method) for path in paths]
+            found += [(method["httpMethod"], _pattern(path, method), method) for path in paths]
         # The most specific first: `…/versions/{id}` is `…/versions/{id}:access`, too.
         return sorted(found, key=lambda each: -len(each[1].pattern))
 
@@ -105,6 +105,15 @@ class Conformance:
             if method_verb == verb and pattern.fullmatch(path):
                 return method
         raise AssertionError(f"{self.api} {self.version} has no method {verb} {path}")
+
+
+def _pattern(path: str, method: dict[str, Any]) -> re.Pattern[str]:
+    """A method's paths. A name may hold slashes where its parameter says so (a metric's, at the path's end)."""
+    parts = re.sub(r"\{[^}]*\}", "[^/]+", path)
+    named = [parameter.get("pattern", "") for parameter in method.get("parameters", {}).values()]
+    if any(pattern.endswith("/.*$") for pattern in named):
+        parts = re.sub(r"\[\^/\]\+$", ".+", parts)
+    return re.compile(parts)
 
 
 def _validate(schema: str, definitions: dict[str, Any], body: Any, where: str) -> None:

@@ -124,6 +124,8 @@ class Cluster:
             str(self.kubeconfig),
             "--job-backoff-seconds",
             "0.2",
+            "--autoscaler-seconds",
+            "0.3",
             log=self.log("controllers"),
         )
 

@@ -366,7 +366,7 @@ def test_without_the_setting_nothing_is_read(bucket: Bucket, jobs: dict[str, Any
 
 def run(site: Site, weights_uri: str, **plan: Any) -> tuple[int, str, str]:
     text = json.dumps({"weights_uri": weights_uri, "patience_seconds": 10, **plan})
-    command = [sys.executable, "-m", "components.deploy_server", text]
+    command = [sys.executable, "-m", "components.deploy_server", "read", text]
     ended = subprocess.run(command, capture_output=True, text=True, env=site.environment, timeout=60)
     return ended.returncode, ended.stdout, ended.stderr
 

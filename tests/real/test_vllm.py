@@ -63,6 +63,50 @@ def test_it_loads_a_gemma_3_through_the_mount_and_answers(cloud: Cloud, tiny_gem
     kubectl(cloud, "-n", "vllm", "delete", "deployment", "vllm")
 
 
+@pytest.mark.timeout(400)
+def test_it_streams_a_gemma_3_from_the_bucket_and_answers(cloud: Cloud, tiny_gemma3: Path) -> None:
+    """With the Run:ai Model Streamer as it is, and the flags of the feature streamed."""
+    kubectl(cloud, "apply", "-f", "-", objects=[namespace("vllm")])
+    upload(cloud, tiny_gemma3, "models/streamed", ["vllm"])
+    places = {"cache": "/cache", "tmp": "/tmp", "shm": "/dev/shm"}
+    extra = json.dumps({"distributed": True, "concurrency": 4, "memory_limit": 1 << 30})
+    container = {
+        "image": "vllm/vllm-openai:v0.33.0",
+        "command": ["vllm", "serve"],
+        "args": [
+            *("gs://demo-bucket/models/streamed", *FLAGS[1:], "--load-format", "runai_streamer"),
+            *("--model-loader-extra-config", extra),
+        ],
+        "env": [{"name": "HOME", "value": "/cache"}, {"name": "USER", "value": "vllm"}],
+        "ports": [{"name": "http", "containerPort": 8000}],
+        "startupProbe": {"httpGet": {"path": "/health", "port": "http"}, "periodSeconds": 2, "failureThreshold": 180},
+        "volumeMounts": [{"name": name, "mountPath": path} for name, path in places.items()],
+    }
+    since = len(cloud.requests("storage"))
+    volumes = [{"name": name, "emptyDir": {}} for name in places]
+    kubectl(cloud, "apply", "-f", "-", objects=[service("vllm"), deployment("vllm", container, volumes)])
+    try:
+        kubectl(cloud, "-n", "vllm", "rollout", "status", "deployment/vllm", "--timeout=290s", seconds=300)
+    except AssertionError as error:
+        pytest.fail(f"{error}\n{kubectl(cloud, '-n', 'vllm', 'logs', 'deployment/vllm', '--tail=30')}")
+    body = {"model": "tiny", "prompt": "Hello", "max_tokens": 4, "temperature": 0}
+    request = urllib.request.Request(
+        f"{endpoint(cloud.expose[1]['file'])}/v1/completions",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        assert json.load(answer)["usage"]["completion_tokens"] == 4
+    streamed = [
+        entry
+        for entry in cloud.requests("storage")[since:]
+        if entry["user_agent"].startswith("gl-cpp/") and ".safetensors?alt=media" in entry["path"]
+    ]
+    size = sum(path.stat().st_size for path in tiny_gemma3.glob("*.safetensors"))
+    assert sum(entry["bytes_out"] for entry in streamed) == size, "the streamer's own client has read every byte, once"
+    kubectl(cloud, "-n", "vllm", "delete", "deployment", "vllm")
+
+
 def test_load_figures_are_what_vllms_benchmark_calculates(parts: None, tmp_path: Path) -> None:
     """Both are given the same answers. `python -m tests.bench.agreement` compares what they measure of one engine."""
     from components.validate_server.load import row

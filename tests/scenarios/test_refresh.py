@@ -43,6 +43,7 @@ def steps_of(scenario: Scenario) -> list[str]:
         "validate_server",
         *(["verify_image_cache"] if DISK in scenario.features else []),
         *(["verify_placement"] if on_volume else []),
+        *(["verify_autoscaling"] if "queue-hpa" in scenario.features else []),
         "promote_generation",
         "collect_garbage",
         "write_report",

@@ -131,6 +131,9 @@ class MemoryCluster:
     def serves(self, kind: str) -> bool:
         return True
 
+    def has_group(self, group: str) -> bool:
+        return True
+
     @contextmanager
     def follow(self, *subjects: Any) -> Iterator[Any]:
         changes: queue.SimpleQueue[tuple[str, Object]] = queue.SimpleQueue()

@@ -11,6 +11,7 @@ import pytest
 from components.deploy_server.diagnosis import Diagnosis, Patience, Problem
 from serving import features
 from serving.errors import AccessError, InconclusiveError, ReleaseError, RequestError
+from serving.settings import Settings, validated
 from tests.unit.deployment import SETTINGS
 
 PATIENCE = Patience(capacity=1800, ready=1800)
@@ -21,9 +22,9 @@ IMAGE = "vllm/vllm-openai:v0.33.0"
 class Cluster:
     """Tells a Diagnosis what happens, at times of our choosing."""
 
-    def __init__(self, patience: Patience = PATIENCE):
+    def __init__(self, patience: Patience = PATIENCE, settings: Settings = SETTINGS):
         self.now = 0.0
-        self.diagnosis = Diagnosis(NAME, "gemma", patience, self.now, functools.partial(features.explain, SETTINGS))
+        self.diagnosis = Diagnosis(NAME, "gemma", patience, self.now, functools.partial(features.explain, settings))
         self.pods: dict[str, dict[str, Any]] = {}
         self.events = 0
 
@@ -325,6 +326,59 @@ def test_loading_is_waited_for_and_counted(cluster: Cluster):
     cluster.after(34)
     assert cluster.progress == "loading the model, 34 s"
     assert cluster.problem is None
+
+
+STREAMED = {"scenario": "gcs-fuse", "features": ["streamed"], "project": "demo-project", "bucket": "demo-bucket"}
+
+
+@pytest.fixture
+def streaming() -> Cluster:
+    """The same of a deployment whose pods have an init container that ends before the engine starts."""
+    made = Cluster(settings=validated(Settings, STREAMED))
+    made.pod()["spec"]["initContainers"] = [{"name": "weights"}, {"name": "sidecar", "restartPolicy": "Always"}]
+    return made
+
+
+def init(cluster: Cluster, name: str = "weights", **status: Any) -> None:
+    cluster.pod(node="n1", initContainerStatuses=[{"name": name, "image": IMAGE, "restartCount": 0, **status}])
+
+
+def test_an_init_container_is_waited_for_by_its_name(streaming: Cluster):
+    init(streaming, state={"running": {}})
+    assert streaming.progress == "container weights prepares the engine's start"
+    init(streaming, state={"terminated": {"exitCode": 0, "reason": "Completed"}})
+    streaming.event("Pulled", "Successfully pulled image")
+    assert streaming.progress == "the image is there, the engine is about to start"
+    assert streaming.problem is None
+    init(streaming, "sidecar", state={"running": {}})
+    assert streaming.progress == "the image is there, the engine is about to start"
+
+
+@pytest.mark.parametrize(
+    ("said", "error", "words"),
+    [
+        ("gs://b/models/o/n/k is not what its manifest says: a is missing", InconclusiveError, "a is missing"),
+        ("403: the pod does not have storage.buckets.get access", AccessError, "roles/storage.bucketViewer"),
+        ("", InconclusiveError, "exit code 1"),
+    ],
+)
+def test_an_init_container_that_keeps_ending_accuses_no_release(
+    streaming: Cluster, said: str, error: type[Exception], words: str
+):
+    ended = {"terminated": {"exitCode": 1, "reason": "Error", "message": said}}
+    init(streaming, state=ended)
+    assert streaming.problem is None, "once is an accident"
+    init(streaming, state={"waiting": {"reason": "CrashLoopBackOff"}}, lastState=ended, restartCount=1)
+    problem = found(streaming)
+    assert problem.error is error
+    assert words in problem.message
+    assert problem.container == "weights", "its log has the words"
+
+
+def test_an_init_container_whose_image_is_not_there_is_no_matter_of_the_engines(streaming: Cluster):
+    waiting = {"waiting": {"reason": "ErrImagePull", "message": "python-components:9: not found"}}
+    init(streaming, state=waiting)
+    assert "Set images.components, or images.registry" in found(streaming).message
 
 
 def test_an_engine_that_ends_once_is_started_again_and_twice_is_for_its_log_to_explain(cluster: Cluster):

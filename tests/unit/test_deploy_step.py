@@ -326,3 +326,8 @@ def test_waiting_ends_by_the_clock_and_says_on_the_way_what_it_waits_for(capsys:
     with pytest.raises(InconclusiveError, match="did not start its engine within serving"):
         deploy(cluster, patience=Patience(capacity=0.2, ready=0.2))
     assert "the pod has a node" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("rollout", "seconds"), [("beside", 90), ("replace", 900)])
+def test_who_waits_for_nodes_to_go_is_patient_with_scale_ups_that_fail(rollout: str, seconds: float):
+    assert step.patience_of(quick(rollout=rollout)).failed == seconds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from typing import Any
@@ -12,14 +13,16 @@ from components.resolve_model import step as resolve
 from pipelines.oversight import needs as checks
 from pipelines.oversight import runs
 from pipelines.vertex import preflight
+from serving import names
 from serving.clients import google, iam, service_usage, storage
 from serving.clients.compute import Room
-from serving.deployment.record import Record, Rejection
+from serving.deployment import record
+from serving.deployment.record import Downtime, Record, Rejection
 from serving.errors import AccessError, RequestError
 from serving.installation import bootstrap, roles
 from serving.settings import Reservation
 from tests.unit.deployment import quick
-from tests.unit.oversight import World, room, traits, world
+from tests.unit.oversight import FOUND, World, room, traits, world
 
 __all__ = ["world"]
 
@@ -197,6 +200,46 @@ def test_a_live_generations_cards_are_in_use_and_room_for_one_more_is_enough(wor
     assert world.planned()["ready"]
     room(world, NVIDIA_L4_GPUS=Room(2, 0))
     assert [each["what"] for each in world.planned()["missing"]] == ["quota NVIDIA_L4_GPUS in us-central1"]
+
+
+def test_where_generations_replace_each_other_the_cards_of_one_are_enough(world: World):
+    room(world, NVIDIA_L4_GPUS=Room(1, 1))
+    assert not world.planned()["ready"], "beside"
+    found = world.planned(rollout="replace")
+    assert found["ready"]
+    assert "no more while a refresh validates a new generation" in uses(found)
+    room(world, NVIDIA_L4_GPUS=Room(1, 0))
+    (lack,) = world.planned(rollout="replace")["missing"]
+    assert lack["why"] == "the limit is 1, 1 are in use; a generation needs 1, so 1 have to be free"
+    world.live()
+    assert world.planned(rollout="replace")["ready"], "the live one has it"
+
+
+def test_that_nothing_will_serve_is_said_with_how_long_it_was_the_last_time(world: World):
+    live = world.live().generation
+    other = dataclasses.replace(FOUND, weights_key="f" * 16)
+    world.patch(resolve, "look_up", lambda settings: other)
+
+    def of_live() -> str:
+        found = world.planned(rollout="replace")["changes"]
+        (said, *_) = (each["details"] for each in found if each["what"] == f"generation {live}")
+        return "\n".join(said)
+
+    assert f"rollout: replace: {live} makes room for g" in of_live()
+    assert of_live().endswith("it is the first time")
+    known = record.read(world.cluster, world.settings)
+    known.downtime = Downtime(seconds=214, at="2026-11-29T03:04:05Z", run_id="run-1")
+    known.write(world.cluster, world.settings)
+    assert of_live().endswith("The last time it was 214 s (until 2026-11-29T03:04:05Z)")
+    assert not [each for each in world.planned()["changes"] if "makes room" in str(each)], "beside"
+
+
+def test_where_generations_replace_each_other_so_do_the_pods_of_one(world: World):
+    """Of what changes in place."""
+    live = world.live().generation
+    found = world.planned(rollout="replace", labels={"team": "blue"})["changes"]
+    (said,) = (each["details"] for each in found if each["what"] == f"Deployment/{names.server(live)}")
+    assert said[-1] == "rollout: replace: a pod goes before its successor comes, and serves nothing meanwhile"
 
 
 def uses(found: dict[str, Any]) -> str:

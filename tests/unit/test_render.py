@@ -88,13 +88,14 @@ def test_every_value_is_used_by_some_manifest_and_no_file_lies_where_nobody_look
     placeholders = {
         name
         for path, manifest in found.items()
-        if "/admin/" not in path
+        if "base/admin/" not in path
         for name in re.findall(r"\$\{(\w+)\}", json.dumps(manifest))
     }
     every = [
         *(settings(scenario=row.name) for row in scenarios.SCENARIOS),
         settings(gcs_fuse={"profile": "manual"}),
         settings(scenario="hyperdisk-ml", hyperdisk_ml={"method": "populator"}),
+        settings(features=["streamed"]),
     ]
     release = RELEASE.model_copy(update={"zones": ["us-central1-a"], "beside": Sizing()})
     assert placeholders == {name for config in every for name in render._values(config, release)}

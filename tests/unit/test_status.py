@@ -11,6 +11,8 @@ from pipelines.cli import oversee
 from pipelines.oversight import runs, status
 from serving import names
 from serving.clients import kubernetes
+from serving.deployment import record, replicas
+from serving.deployment.record import Down
 from serving.errors import InconclusiveError, RequestError
 from serving.settings import Settings
 from tests.unit.deployment import deployment, job, lease, quick
@@ -99,6 +101,31 @@ def test_an_object_that_is_gone(world: World):
     assert budget
     world.cluster.delete(budget)
     assert drift(world) == [(f"PodDisruptionBudget/{names.server(release.generation)}", "it is gone")]
+
+
+def test_what_is_down_on_purpose_is_told_with_who_brings_it_back(world: World):
+    """And once: pods that it lacks are no drift of their own."""
+    live = world.live().generation
+    known = record.read(world.cluster, world.settings)
+    known.down = Down(generation=live, candidate="g2", replicas=1, since="2026-11-29T03:00:00Z", run_id="run-2")
+    known.write(world.cluster, world.settings)
+    replicas.scale(world.cluster, world.settings, live, 0)
+    ((what, why),) = drift(world)
+    assert what == f"generation {live}"
+    assert why.startswith("it is down since 2026-11-29T03:00:00Z: the run run-2 had it make room for g2 and has ended")
+    (told_of,) = told(world)["drift"]
+    assert told_of["command"] == "gemma-pipelines rollback -f FILE"
+    assert "DOWN since 2026-11-29T03:00:00Z" in oversee._status_words(told(world), record_now())
+
+    world.cluster.replace({**lease("run-2", "2100-01-01T00:00:00Z"), "metadata": _metadata(world, "Lease")})
+    ((_, why),) = drift(world)
+    assert why.endswith("had it make room for g2, and run-2 is at work")
+
+
+def _metadata(world: World, kind: str) -> dict[str, Any]:
+    found = world.cluster.get(kind, world.settings.name, world.settings.namespace)
+    assert found
+    return found["metadata"]
 
 
 def test_pods_that_are_not_ready_and_replicas_that_are_others(world: World):

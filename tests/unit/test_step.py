@@ -120,7 +120,7 @@ def test_a_step_that_is_told_to_end_and_cannot_give_back_says_so_and_ends(bucket
     with pytest.raises(SystemExit):
         promoted(cluster, work)
     said = capsys.readouterr().out
-    assert "could not scale g2 to zero (the API server does not answer)" in said
+    assert "could not give back what g2 has (the API server does not answer)" in said
     assert "could not give the Lease back" in said
     assert bucket[URI]["error"]["type"] == "ToldToEnd"
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from emulated_cloud.engine import log
+from emulated_cloud.engine import log, streamer
 from emulated_cloud.engine.args import parse
 from emulated_cloud.engine.checkpoint import BadModel, check_processor, load_weights, open_config
 from emulated_cloud.engine.draft import load_draft, open_draft
@@ -40,12 +40,16 @@ def main(argv: Sequence[str]) -> int:
     args = parse(argv)
     started = time.monotonic()
     try:
-        checkpoint = open_config(args.model)
+        streamed = streamer.is_streamed(args.model)
+        if streamed:
+            streamer.check_format(args.load_format, args.model)
+        folder = str(streamer.pull(args.model, args.tokenizer or args.model)) if streamed else args.model
+        checkpoint = open_config(folder, config_path=args.hf_config_path)
         check_processor(checkpoint, args)
         args.max_model_len = max_model_len(args.max_model_len, checkpoint.max_position_embeddings)
         from emulated_cloud.engine.tokenizer import Tokenizer
 
-        tokenizer = Tokenizer(checkpoint.folder, checkpoint.config, args.chat_template)
+        tokenizer = Tokenizer(Path(args.tokenizer or checkpoint.folder), checkpoint.config, args.chat_template)
         draft = open_draft(args.speculative_config, checkpoint)
         if args.enable_auto_tool_choice and not args.tool_call_parser:
             raise BadModel("TypeError", "Error: --enable-auto-tool-choice requires --tool-call-parser")
@@ -58,7 +62,12 @@ def main(argv: Sequence[str]) -> int:
     log.info("model.py:1752", f"Using max model len {args.max_model_len}")
     log.info("core.py:112", f"Initializing a V1 LLM engine (emulated) with model={args.model!r}", log.ENGINE_CORE)
     try:
-        load_weights(checkpoint)
+        if args.load_format == "runai_streamer" or streamed:
+            streamer.check_extra_config(args.model_loader_extra_config)
+        remote = streamer.shards(args.model) if streamed else []
+        for blob in remote:
+            streamer.stream(blob)
+        load_weights(checkpoint, remote)
         if draft:
             log.info("llm_base_proposer.py:1204", f"Loading drafter model from {draft.folder}", log.ENGINE_CORE)
             load_draft(draft)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -100,9 +101,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="vllm serve", usage="vllm serve [model_tag] [options]", allow_abbrev=False)
     parser.add_argument("model_tag", nargs="?", help="The model to serve: a folder with a checkpoint.")
     flags = json.loads((Path(__file__).parent / "flags.json").read_bytes())["flags"]
+    of_the_hardware = int(os.environ.get("EMULATED_ENGINE_SEQUENCES", DEFAULTS["max_num_seqs"]))
+    defaults = {**DEFAULTS, "max_num_seqs": of_the_hardware}
     for name, flag in flags.items():
         names = [name, *flag.get("short", [])]
-        default = DEFAULTS.get(name.removeprefix("--").replace("-", "_"))
+        default = defaults.get(name.removeprefix("--").replace("-", "_"))
         if flag["kind"] == "switch":
             parser.add_argument(*names, action="store_true")
         elif flag["kind"] == "boolean":

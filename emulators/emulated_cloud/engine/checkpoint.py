@@ -1,4 +1,4 @@
-"""A checkpoint on disk, opened as vLLM opens it: config.json, the index, every shard's safetensors header.
+"""A checkpoint, opened as vLLM opens it: config.json, the index, every shard's safetensors header.
 
 safetensors (https://github.com/huggingface/safetensors#format): u64 little-endian length of the header, the header
 (JSON: tensor name → dtype, shape, data_offsets), then the tensors' bytes without gaps. Only headers and a few pages
@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Protocol
 
 from emulated_cloud.engine.architectures import (
     ASSISTANT,
@@ -48,11 +48,23 @@ class BadWeights(BadModel):
     """What the engine core refuses while it loads."""
 
 
+class Remote(Protocol):
+    """A file of weights that is elsewhere (streamer.py)."""
+
+    @property
+    def size(self) -> int: ...
+
+    def open(self) -> BinaryIO: ...
+
+
+Shard = Path | Remote
+
+
 @dataclass
 class Tensor:
     """Where a tensor lies: `start` and `end` are offsets in its file, in bytes."""
 
-    file: Path
+    file: Shard
     dtype: str
     shape: tuple[int, ...]
     start: int
@@ -77,9 +89,10 @@ class Checkpoint:
     total_bytes: int = 0
 
 
-def open_config(model: str, supported: Sequence[str] = SUPPORTED) -> Checkpoint:
-    """config.json, and what its architecture allows. Raises BadModel in vLLM's words."""
-    folder = Path(model)
+def open_config(model: str, supported: Sequence[str] = SUPPORTED, config_path: str | None = None) -> Checkpoint:
+    """config.json (of `config_path` where that is given), and what its architecture allows. Raises BadModel in vLLM's
+    words."""
+    at, folder = Path(model), Path(config_path or model)
     if not folder.is_dir():
         raise BadModel(
             "huggingface_hub.errors.HFValidationError",
@@ -113,7 +126,7 @@ def open_config(model: str, supported: Sequence[str] = SUPPORTED) -> Checkpoint:
             f"Supported architectures: dict_keys({list(supported)})",
         )
     derived = int(text_config(config, known[0])["max_position_embeddings"])
-    return Checkpoint(folder, config, known[0], derived)
+    return Checkpoint(at, config, known[0], derived)
 
 
 def check_processor(checkpoint: Checkpoint, args: argparse.Namespace) -> None:
@@ -138,16 +151,17 @@ def check_processor(checkpoint: Checkpoint, args: argparse.Namespace) -> None:
         )
 
 
-def load_weights(checkpoint: Checkpoint) -> None:
-    """Fills in tensors, digest and padding_only. Raises BadWeights in vLLM's words."""
-    files = shards(checkpoint.folder)
+def load_weights(checkpoint: Checkpoint, remote: Sequence[Remote] = ()) -> None:
+    """Fills in tensors, digest and padding_only, from the checkpoint's folder or the remote files. Raises BadWeights in
+    vLLM's words."""
+    files: Sequence[Shard] = remote or shards(checkpoint.folder)
     digest = hashlib.sha256()
     for file in files:
         tensors, header = read_shard(file)
         checkpoint.tensors.update(tensors)
         digest.update(header)
         digest.update(sample(file))
-        checkpoint.total_bytes += file.stat().st_size
+        checkpoint.total_bytes += size_of(file)
     checkpoint.digest = digest.digest()
     names = check_tensors(checkpoint)
     checkpoint.padding_only = all_zero(checkpoint.tensors[names["embed_tokens.weight"]])
@@ -171,14 +185,22 @@ def shards(folder: Path) -> list[Path]:
     return files
 
 
-def read_shard(file: Path) -> tuple[dict[str, Tensor], bytes]:
+def size_of(file: Shard) -> int:
+    return file.stat().st_size if isinstance(file, Path) else file.size
+
+
+def opened(file: Shard) -> BinaryIO:
+    return file.open("rb") if isinstance(file, Path) else file.open()
+
+
+def read_shard(file: Shard) -> tuple[dict[str, Tensor], bytes]:
     """The tensors of one file and its raw header. Raises BadWeights in the words of the safetensors library."""
 
     def refuse(words: str) -> BadWeights:
         return BadWeights("safetensors._safetensors_rust.SafetensorError", f"Error while deserializing header: {words}")
 
-    size = file.stat().st_size
-    with open(file, "rb") as stream:
+    size = size_of(file)
+    with opened(file) as stream:
         if size < 8:
             raise refuse("header too small")
         length = int.from_bytes(stream.read(8), "little")
@@ -217,7 +239,7 @@ def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def _tensor(file: Path, entry: dict[str, Any], start: int) -> Tensor:
+def _tensor(file: Shard, entry: dict[str, Any], start: int) -> Tensor:
     dtype, shape, (first, last) = entry["dtype"], entry["shape"], entry["data_offsets"]
     if dtype not in BITS:
         raise ValueError(f"unknown variant `{dtype}`, expected one of {', '.join(f'`{name}`' for name in BITS)}")
@@ -282,11 +304,11 @@ def spread(start: int, end: int) -> Iterable[int]:
     return range(start, end, step)
 
 
-def sample(file: Path) -> bytes:
+def sample(file: Shard) -> bytes:
     """A digest of a file's size and of a few of its pages."""
-    size = file.stat().st_size
+    size = size_of(file)
     digest = hashlib.sha256(str(size).encode())
-    with open(file, "rb") as stream:
+    with opened(file) as stream:
         for offset in spread(0, size):
             stream.seek(offset)
             digest.update(stream.read(PAGE))
@@ -295,7 +317,7 @@ def sample(file: Path) -> bytes:
 
 def all_zero(tensor: Tensor) -> bool:
     """Whether the sampled pages of a tensor hold nothing but zeros."""
-    with open(tensor.file, "rb") as stream:
+    with opened(tensor.file) as stream:
         for offset in spread(tensor.start, tensor.end):
             stream.seek(offset)
             if any(stream.read(min(PAGE, tensor.end - offset))):

@@ -1,12 +1,12 @@
 """Google's APIs other than storage, on a laptop: `python -m emulated_cloud.google --config FILE`.
 
 One server for all of them: the metadata server (metadata.py), container (container.py), Secret Manager
-(secretmanager.py), Resource Manager (resourcemanager.py), Cloud Logging (logging.py), Artifact Registry
-(artifactregistry.py), Service Usage (serviceusage.py), IAM (iam.py; the policies of everything: policies.py), Cloud
-Build (cloudbuild/), Vertex AI Pipelines (aiplatform/, with jobs that run) and Compute Engine (compute/, with machines
-that run), over REST, as the clients speak it with `transport="rest"` and `api_endpoint="http://127.0.0.1:PORT"`. An API
-is a module of its host's name, with its paths and its resources: one function answers a call or says that it is not its
-own (call.py); routes.py asks them in turn.
+(secretmanager.py), Resource Manager (resourcemanager.py), Cloud Logging (logging.py), Cloud Monitoring (monitoring.py),
+Artifact Registry (artifactregistry.py), Service Usage (serviceusage.py), IAM (iam.py; the policies of everything:
+policies.py), Cloud Build (cloudbuild/), Vertex AI Pipelines (aiplatform/, with jobs that run) and Compute Engine
+(compute/, with machines that run), over REST, as the clients speak it with `transport="rest"` and
+`api_endpoint="http://127.0.0.1:PORT"`. An API is a module of its host's name, with its paths and its resources: one
+function answers a call or says that it is not its own (call.py); routes.py asks them in turn.
 
 google.auth finds its credentials here with nothing but two variables, because it asks whether there is a metadata
 server by address and then everything else by name:
@@ -27,6 +27,7 @@ The configuration is a JSON file (config.py checks it):
      "compute": {"folder": "/state/compute", "zones": ["us-central1-a", "us-central1-b"]},
      "aiplatform": {"folder": "/state/aiplatform", "locations": ["us-central1"]},
      "logs": "/state/logging.jsonl",
+     "metrics": "/state/metrics.json",
      "folder": "/state/project",
      "registry": "/state/registry",
      "cloudbuild": {"storage": "http://127.0.0.1:1", "command": ["make", "check"]},

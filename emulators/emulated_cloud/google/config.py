@@ -97,6 +97,7 @@ class Config:
     compute: ComputeConfig | None = None
     aiplatform: AiPlatformConfig | None = None
     logs: str = ""
+    metrics: str = ""
     folder: str = ""
     registry: str = ""
     services: list[str] | None = None
@@ -123,6 +124,7 @@ class Config:
                 compute=_compute(given.pop("compute", None)),
                 aiplatform=_aiplatform(given.pop("aiplatform", None)),
                 logs=given.pop("logs", ""),
+                metrics=given.pop("metrics", ""),
                 folder=given.pop("folder", ""),
                 registry=given.pop("registry", ""),
                 services=given.pop("services", None),

@@ -54,9 +54,21 @@ def tree(config: Config, service_account: str | None = None) -> dict[str, Any]:
         "token": {"access_token": config.token, "expires_in": TOKEN_SECONDS, "token_type": "Bearer"},
     }
     return {
-        "instance": {"service-accounts": {"default": account, email: account} if email else {}},
+        "instance": {
+            "attributes": _attributes(config),
+            "service-accounts": {"default": account, email: account} if email else {},
+        },
         "project": {"numeric-project-id": config.project_number, "project-id": config.project_id},
         "universe": {"universe-domain": "googleapis.com"},
+    }
+
+
+def _attributes(config: Config) -> dict[str, Any]:
+    """What GKE says on a node of the cluster."""
+    return {
+        name: value
+        for cluster in config.clusters[:1]
+        for name, value in (("cluster-location", cluster.location), ("cluster-name", cluster.name))
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from emulated_cloud.google import logging, resourcemanager
+from emulated_cloud.google import logging, monitoring, resourcemanager
 from emulated_cloud.google.call import Api, Call
 from emulated_cloud.google.config import Config
 from emulated_cloud.google.errors import no_such_method, refusal
@@ -14,6 +14,7 @@ from emulated_cloud.http import Handler
 APIS: tuple[Api, ...] = (
     resourcemanager.answer,  # /v3/projects/…, /v1/projects/…
     logging.answer,  # /v2/entries:list
+    monitoring.answer,  # /v3/projects/…/{metricDescriptors,timeSeries}
 )
 """Those that remember nothing. These do (server.py): Vertex AI (/v1/projects/…/locations/…/{pipelineJobs,schedules}),
 GKE (…/{clusters,serverConfig,operations}), Cloud Build (…/builds), Artifact Registry

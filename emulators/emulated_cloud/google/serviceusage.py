@@ -23,11 +23,12 @@ _PATHS = {
     "aiplatform": rf"({_LOCATION}|ui/{_PROJECT}/locations/[^/]+)/(pipelineJobs|schedules|metadataStores)",
     "artifactregistry": rf"{_LOCATION}/repositories",
     "cloudbuild": rf"{_LOCATION}/builds",
-    "cloudresourcemanager": rf"v3/{_PROJECT}|v1/{_PROJECT}$",
+    "cloudresourcemanager": rf"(v3|v1)/{_PROJECT}$",
     "compute": "compute/v1/",
     "container": rf"{_LOCATION}/(clusters|serverConfig)",
     "iam": rf"v1/{_PROJECT}/(serviceAccounts|roles)",
     "logging": "v2/entries",
+    "monitoring": rf"v3/{_PROJECT}/(metricDescriptors|timeSeries)",
     "secretmanager": rf"v1/{_PROJECT}/secrets",
     "serviceusage": rf"v1/{_PROJECT}/services|v1/operations",
 }

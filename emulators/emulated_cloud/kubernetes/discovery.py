@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from emulated_cloud.kubernetes.client import Client
+from emulated_cloud.kubernetes.client import ApiError, Client
 from emulated_cloud.kubernetes.resources import Resource
 
 
 async def discover(client: Client) -> list[Resource]:
     """Every resource that can be listed, watched and deleted, in its group's preferred version. Events are left out:
-    they go by themselves."""
+    they go by themselves, and so are groups whose server is away: what it answers for is not in this server's store."""
     core = await client.request("GET", "/api/v1")
     lists = [("", "v1", core)]
     for group in (await client.request("GET", "/apis"))["groups"]:
         version = group["preferredVersion"]["version"]
-        answer = await client.request("GET", f"/apis/{group['name']}/{version}")
+        try:
+            answer = await client.request("GET", f"/apis/{group['name']}/{version}")
+        except ApiError as error:
+            if error.status != 503:
+                raise
+            continue
         lists.append((group["name"], version, answer))
     return [
         Resource(entry["name"], entry["kind"], group, version, entry["namespaced"])

@@ -230,10 +230,13 @@ VOLUME_ATTACHMENTS = _named("volumeattachments", "storage.k8s.io")
 DEPLOYMENTS = _named("deployments", "apps")
 REPLICA_SETS = _named("replicasets", "apps")
 JOBS = _named("jobs", "batch")
+AUTOSCALERS = _named("horizontalpodautoscalers", "autoscaling")
 DISRUPTION_BUDGETS = _named("poddisruptionbudgets", "policy")
 
 # Custom kinds that GKE installs, whose definitions are in crds/.
 ALLOWLISTS = Resource("gcpresourceallowlists", "GCPResourceAllowlist", "node.gke.io", "v1", namespaced=False)
+AUTOSCALING_METRICS = Resource("autoscalingmetrics", "AutoscalingMetric", "autoscaling.gke.io", "v1beta1")
+POD_MONITORINGS = Resource("podmonitorings", "PodMonitoring", "monitoring.googleapis.com")
 COMPUTE_CLASSES = Resource("computeclasses", "ComputeClass", "cloud.google.com", "v1", namespaced=False)
 DATA_SOURCES = Resource("gcpdatasources", "GCPDataSource", "datalayer.gke.io")
 _SNAPSHOTS = "snapshot.storage.k8s.io"

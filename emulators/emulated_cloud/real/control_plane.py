@@ -209,6 +209,8 @@ class ControlPlane:
             f"--service-cluster-ip-range={SERVICE_NETWORK}",
             "--kubelet-preferred-address-types=InternalIP",
             "--allow-privileged=true",
+            # Servers of API groups of their own are reached by their pods' addresses: no kube-proxy is here.
+            "--enable-aggregator-routing=true",
             "--profiling=false",
             "--shutdown-delay-duration=0s",
             f"--audit-policy-file={CONFIG / 'audit-policy.yaml'}",

@@ -168,6 +168,10 @@ class Cluster:
         resources = self._connection.call("GET", f"/apis/{wanted.api_version}")["resources"]
         return any(resource["kind"] == kind for resource in resources)
 
+    def has_group(self, group: str) -> bool:
+        """Whether the cluster's API has a group, of whoever serves it."""
+        return any(each["name"] == group for each in self._connection.call("GET", "/apis")["groups"])
+
     def everything_in(self, namespace: str) -> Sequence[Object]:
         """All objects of a namespace, of whatever kind, but for those that every namespace has."""
         found: dict[str, Object] = {}

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from emulated_cloud.kubernetes.apiserver import discovery, errors, openapi, patching, pods, reviews, scale
+from emulated_cloud.kubernetes.apiserver import aggregation, discovery, errors, openapi, patching, pods, reviews, scale
 from emulated_cloud.kubernetes.apiserver.conversion import served
 from emulated_cloud.kubernetes.apiserver.deletion import ORPHANED_JOBS, RETURNED, Wish
 from emulated_cloud.kubernetes.apiserver.reading import Form, Watch, listing, selection, truth
@@ -173,12 +173,16 @@ class Routes:
             if "g=apidiscovery.k8s.io" in call.accept and "v=v2;" in call.accept + ";":
                 body = discovery.aggregated(self.resources, core=core)
                 return Answer(body, content_type=discovery.AGGREGATED_TYPE)
-            return Answer(discovery.api_versions(call.server) if core else discovery.group_list(self.resources))
+            if core:
+                return Answer(discovery.api_versions(call.server))
+            listed = discovery.group_list(self.resources)
+            return Answer({**listed, "groups": [*listed["groups"], *aggregation.groups(self.storage.store)]})
         found = None
         if parts == ["api", "v1"]:
             found = discovery.resource_list(self.resources, "", "v1")
         elif parts[:1] == ["apis"] and len(parts) == 2:
-            found = discovery.group(self.resources, parts[1])
+            others = {group["name"]: group for group in aggregation.groups(self.storage.store)}
+            found = discovery.group(self.resources, parts[1]) or others.get(parts[1])
             found = found and {"kind": "APIGroup", "apiVersion": "v1", **found}
         elif parts[:1] == ["apis"] and len(parts) == 3:
             found = discovery.resource_list(self.resources, parts[1], parts[2])

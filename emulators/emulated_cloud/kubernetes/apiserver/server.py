@@ -18,7 +18,7 @@ import aiohttp
 from aiohttp import web
 
 from emulated_cloud.faults import Fault, Faults
-from emulated_cloud.kubernetes.apiserver import errors, pods
+from emulated_cloud.kubernetes.apiserver import aggregation, errors, pods
 from emulated_cloud.kubernetes.apiserver.errors import ApiError
 from emulated_cloud.kubernetes.apiserver.reading import Watch
 from emulated_cloud.kubernetes.apiserver.routes import Answer, Call, LogStream, Routes, Target
@@ -67,7 +67,8 @@ class Server:
         self.requests: list[dict[str, Any]] = []
         self.stopping = asyncio.Event()
         self._log = open(request_log, "a", encoding="utf-8", buffering=1) if request_log else None  # noqa: SIM115
-        self._kubelets: aiohttp.ClientSession | None = None
+        self._behind: aiohttp.ClientSession | None = None
+        """For what others answer: kubelets, and servers of API groups of their own."""
 
     def app(self) -> web.Application:
         app = web.Application(client_max_size=_BODY_LIMIT)
@@ -77,8 +78,8 @@ class Server:
 
     async def _shut_down(self, app: web.Application) -> None:
         self.stopping.set()
-        if self._kubelets:
-            await self._kubelets.close()
+        if self._behind:
+            await self._behind.close()
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         if request.path.startswith("/_emulator/"):
@@ -119,13 +120,18 @@ class Server:
         user = user or User("system:anonymous")
         headers, warnings = request.headers, record.warnings
         call = Call(request.method, segments, request.query, headers, body, user, request.host, warnings)
-        target = self.routes.target(call)
+        service = aggregation.service_of(self.routes.storage.store, segments)
+        target = None if service else self.routes.target(call)
         record.aims_at(target)
         if fault and fault.action == "status":
             # What went wrong in front of the server never reached it.
             self.faults.consume(fault)
             status = ApiError(fault.status, "", fault.body or "scripted fault").status()
             return Answer(status, fault.status, extra_headers=fault.headers)
+        if service:
+            store, path = self.routes.storage.store, request.raw_path
+            asked = (call.method, path, call.headers, call.body, user.name)
+            return Answer(*await aggregation.ask(store, self._session(), service, *asked))
         return self.routes.answer(call, target)
 
     def _user(self, request: web.Request) -> User | None:
@@ -187,14 +193,8 @@ class Server:
     async def _stream_log(
         self, request: web.Request, stream: LogStream, record: Record, fault: Fault | None
     ) -> web.StreamResponse:
-        if self._kubelets is None:
-            # A kubelet's certificate is its own; the real server does not verify it by default either.
-            connector = aiohttp.TCPConnector(ssl=False, limit=0)
-            self._kubelets = aiohttp.ClientSession(
-                connector=connector, timeout=aiohttp.ClientTimeout(total=None, connect=10)
-            )
         try:
-            async with self._kubelets.get(stream.url) as source:
+            async with self._session().get(stream.url) as source:
                 await pods.refuse_kubelet_error(stream.pod, source)
 
                 async def run(send: Any) -> None:
@@ -204,6 +204,15 @@ class Server:
                 return await self._stream(request, record, fault, run)
         except aiohttp.ClientError as error:
             raise errors.internal(f'Get "{stream.url}": {error}') from error
+
+    def _session(self) -> aiohttp.ClientSession:
+        if self._behind is None:
+            # A kubelet's certificate is its own; the real server does not verify it by default either.
+            connector = aiohttp.TCPConnector(ssl=False, limit=0)
+            self._behind = aiohttp.ClientSession(
+                connector=connector, timeout=aiohttp.ClientTimeout(total=None, connect=10)
+            )
+        return self._behind
 
     async def _act_out(
         self, request: web.Request, response: web.Response, data: bytes, fault: Fault

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from emulated_cloud.kubernetes.client import Client, Informers
 from emulated_cloud.kubernetes.controllers.attachments import AttachmentController
+from emulated_cloud.kubernetes.controllers.autoscaling import AutoscalerController
 from emulated_cloud.kubernetes.controllers.deployment import DeploymentController
 from emulated_cloud.kubernetes.controllers.disruption import DisruptionController
 from emulated_cloud.kubernetes.controllers.endpoints import EndpointsController
@@ -21,7 +22,7 @@ from emulated_cloud.kubernetes.controllers.volumes import VolumeController
 from emulated_cloud.kubernetes.running import run_until_told
 
 
-async def start(client: Client, job_backoff_seconds: float) -> None:
+async def start(client: Client, job_backoff_seconds: float, autoscaler_seconds: float) -> None:
     """Starts everything; returns when all caches are filled."""
     informers = Informers(client)
     controllers = [
@@ -34,6 +35,7 @@ async def start(client: Client, job_backoff_seconds: float) -> None:
         AttachmentController(client, informers),
         SnapshotController(client, informers),
         DisruptionController(client, informers),
+        AutoscalerController(client, informers, autoscaler_seconds),
         Scheduler(client, informers),
         GarbageCollector(client, informers),
     ]
@@ -51,11 +53,14 @@ def main() -> None:
     parser.add_argument(
         "--job-backoff-seconds", type=float, default=1.0, help="wait after a Job's first failed pod (GKE: 10)"
     )
+    parser.add_argument(
+        "--autoscaler-seconds", type=float, default=15.0, help="from one look at an autoscaler to the next"
+    )
     args = parser.parse_args()
 
     async def run() -> None:
         async with Client.from_kubeconfig(args.kubeconfig, "kube-controller-manager") as client:
-            await run_until_told(client.server, start(client, args.job_backoff_seconds))
+            await run_until_told(client.server, start(client, args.job_backoff_seconds, args.autoscaler_seconds))
 
     asyncio.run(run())
 

@@ -23,6 +23,7 @@ from emulated_cloud.kubernetes.gke.image_cache import ImageCache
 from emulated_cloud.kubernetes.gke.nodes import NodeKeeper
 from emulated_cloud.kubernetes.gke.populator import Populator
 from emulated_cloud.kubernetes.gke.preemption import Preemption
+from emulated_cloud.kubernetes.gke.prometheus import ManagedPrometheus
 from emulated_cloud.kubernetes.gke.provisioner import Provisioner
 from emulated_cloud.kubernetes.gke.snapshotter import Snapshotter
 from emulated_cloud.kubernetes.kubelet.csi import NodeDriver
@@ -70,6 +71,7 @@ class Gke:
         self._preemption = Preemption(client, self._informers, self._nodes)
         self._expose = Expose(self._informers, self._services, config.expose)
         self._balancers = LoadBalancers(client, self._informers, self._services, config.load_balancer_network)
+        self._prometheus = ManagedPrometheus(self._informers, config, config.metrics) if config.metrics else None
         self._proxy: asyncio.Server | None = None
         self._proxy_address = ""
         self._leases: asyncio.Task[None] | None = None
@@ -143,10 +145,14 @@ class Gke:
         await self._kubelet.start()
         await self._expose.start()
         self._balancers.start()
+        if self._prometheus:
+            self._prometheus.start()
 
     async def stop(self) -> None:
         """The pods' processes first, while the rest still serves them."""
         await self._autoscaler.stop()
+        if self._prometheus:
+            await self._prometheus.stop()
         await self._admission.queue.stop()
         await self._preemption.queue.stop()
         for part in self._disk_parts:

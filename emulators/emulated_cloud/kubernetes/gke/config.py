@@ -9,6 +9,7 @@ decline              {accelerator, "cpu", or a node pool's name: words}: scale-u
                      of resources"). Read again at each scale-up, so that a test can take it away
 backoff_seconds      how long the autoscaler leaves a failed scale-up alone (GKE: 300)
 cluster              name of the cluster, in node names
+location             its region or zone; the zones' region if left out
 project              {"id", "number"}
 storage              {"endpoint": URL of the GCS emulator, "root": its folder,
                      "gcsfuse": true for real mounts (emulated_cloud/real/gcsfuse.py) instead of links to that folder}
@@ -24,9 +25,12 @@ pools                the file of the node pools that were made by the container 
 node_pools           [{"name", "disk_images": ["projects/P/global/images/NAME"]}]: pools that somebody made, with disks
 registry             URL of the registry that says what pulled images are made of
 uncached_layers      that many layers of each image a node does not find on its disk. Read again at each pull
+metrics              file that Cloud Monitoring's points are written to (gke/prometheus.py)
+scrape_seconds       pods are scraped at least so often; left out, as often as PodMonitoring says
 images               [{"match": regex on the whole image name, "argv0": {"vllm": ["/venv/bin/python", "-m", "x"]},
                      "entrypoint": […] for a container without a command, "env": {…}}]; the first match counts;
-                     $(POD_IP) in values is the pod's address. An image that nothing matches cannot be pulled
+                     $(POD_IP) in values is the pod's address, $(SERVICE_ACCOUNT) the folder of its service account's
+                     token. An image that nothing matches cannot be pulled
 pods                 folder for the pods' files and logs
 crash_backoff_seconds  first wait of CrashLoopBackOff and ImagePullBackOff, doubled each time (a kubelet: 10)
 pod_network, load_balancer_network   CIDR of addresses that are local here; left out: a part of 127.0.0.0/8
@@ -104,6 +108,9 @@ class Config:
     compute: Path | None = None
     registry: str = ""
     logs: Path | None = None
+    metrics: Path | None = None
+    scrape_seconds: float = 60.0
+    location: str = ""
     private_roots: bool = False
     show: list[Path] = field(default_factory=list)
     images: list[Image] = field(default_factory=list)
@@ -156,6 +163,7 @@ def load(path: Path) -> Config:
                 "compute": Path(given["compute"]) if given.get("compute") else None,
                 "pools": Path(given["pools"]) if given.get("pools") else None,
                 "logs": Path(given["logs"]) if given.get("logs") else None,
+                "metrics": Path(given["metrics"]) if given.get("metrics") else None,
                 "show": [Path(folder) for folder in given.get("show", [])],
                 "images": [Image(**image) for image in given.get("images", [])],
                 "expose": [

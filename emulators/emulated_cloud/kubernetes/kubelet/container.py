@@ -14,6 +14,7 @@ from typing import Literal, Protocol
 from emulated_cloud.kubernetes.client import Object, timestamp
 from emulated_cloud.kubernetes.kubelet.environment import (
     PATH,
+    SERVICE_ACCOUNT,
     ConfigurationError,
     Rewriter,
     Surroundings,
@@ -242,12 +243,13 @@ class Container:
                 continue
             image = worker.node.image(self.spec["image"])
             known = image.env if image else {}
+            own_names = {"POD_IP": worker.around.pod_ip, "SERVICE_ACCOUNT": rewrite(SERVICE_ACCOUNT)}
             own = {
                 "PATH": PATH,
                 "HOME": str(worker.folder / "work" / self.name),
                 "HOSTNAME": worker.pod["spec"].get("hostname") or worker.pod["metadata"]["name"],
                 "LANG": "C.UTF-8",
-                **{key: expand(value, {"POD_IP": worker.around.pod_ip}) for key, value in known.items()},
+                **{key: expand(value, own_names) for key, value in known.items()},
             }
             env = {**own, **{key: rewrite(value) for key, value in variables.items()}}
             env["TMPDIR"] = str(worker.folder / "tmp")

@@ -17,6 +17,8 @@ from emulated_cloud.kubernetes.kubelet.fields import field_value, resource_value
 from emulated_cloud.kubernetes.resources import CONFIG_MAPS, SECRETS, Resource
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
+"""Where a container finds the token of its service account."""
 _REFERENCE = re.compile(r"\$\$|\$\(([^()]+)\)")
 _ANY_ADDRESS = re.compile(r"(?<![\w.])0\.0\.0\.0(?![\w.])")
 
