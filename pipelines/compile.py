@@ -35,7 +35,6 @@ def specification(scenario: Scenario, image: str | None = None, changes: Iterabl
     "image", "version"}`, which no caller's parameters can lose.
     """
     _import_kfp()
-    import yaml
     from kfp import compiler
 
     compiled = {
@@ -47,7 +46,7 @@ def specification(scenario: Scenario, image: str | None = None, changes: Iterabl
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{scenario.name}.yaml"
         compiler.Compiler().compile(pipeline_of(scenario, compiled), str(path))
-        found: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = _read(path)
     for executor in found["deploymentSpec"]["executors"].values():
         executor["container"]["image"] = compiled["image"]
         executor["container"]["command"] = [_handing_over(part) for part in executor["container"]["command"]]
@@ -79,13 +78,22 @@ def compile_components(folder: Path, image: str | None = None) -> list[Path]:
     for step in sorted(module.name for module in pkgutil.iter_modules(components.__path__)):
         path = folder / f"{step}.yaml"
         compiler.Compiler().compile(getattr(importlib.import_module(f"components.{step}.component"), step), str(path))
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document = _read(path)
         (executor,) = document["deploymentSpec"]["executors"].values()
         command = [_handing_over(part) for part in executor["container"]["command"]]
         executor["container"].update(image=image, command=command)
         path.write_text(yaml.safe_dump(document, sort_keys=True, allow_unicode=True), encoding="utf-8")
         written.append(path)
     return written
+
+
+def _read(path: Path) -> dict[str, Any]:
+    import yaml
+
+    # The loader that libyaml makes fast, where PyYAML has it.
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    found: dict[str, Any] = yaml.load(path.read_bytes(), Loader=loader)  # noqa: S506 (both are safe)
+    return found
 
 
 def _import_kfp() -> None:

@@ -25,7 +25,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     def place(item: pytest.Item) -> tuple[bool, bool]:
         file = item.nodeid.partition("::")[0]
-        return "scenarios" not in file, "contract" not in file
+        long = "scenarios" in file or "test_pipeline_access" in file
+        return not long, "contract" not in file
 
     items.sort(key=place)
 

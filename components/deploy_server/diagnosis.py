@@ -378,6 +378,9 @@ class Diagnosis:
     def _too_slow(self, pod: _Pod) -> Problem:
         limit = f"serving.ready_timeout ({self._patience.ready:.0f} s)"
         if _running(pod.body):
+            if known := self._explain(Symptom("slow", pod.name)):
+                message = f"{known.message}: the engine did not become ready within {limit}"
+                return Problem(known.error, message, pod.name)
             return Problem(ReleaseError, f"the engine did not become ready within {limit}", pod.name)
         stage = self._stage(pod, 0)[1]
         return Problem(InconclusiveError, f"{pod.name} did not start its engine within {limit}: {stage}")

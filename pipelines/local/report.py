@@ -29,6 +29,8 @@ def emulated(settings: Settings, real: Collection[str]) -> str:
     if "secondary-boot-disk" in settings.chosen_features:
         its_script = "its startup script is real" if cloud.runs_startup_scripts() else "its words are scripted"
         parts += ["image registry", f"machine that bakes ({its_script})"]
+    if "queue-hpa" in settings.chosen_features:
+        parts += ["autoscaler's metrics" if "control-plane" in real else "autoscaler and its metrics"]
     if "hyperdisk-ml" in settings.chosen_features:
         parts += ["disks"]
     elif "gcsfuse" not in real:

@@ -46,8 +46,9 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
-from serving import scenarios
-from serving.errors import PipelineError
+from serving import names, scenarios
+from serving.clients import storage
+from serving.errors import InconclusiveError, PipelineError
 from serving.values import Section
 
 if TYPE_CHECKING:
@@ -93,9 +94,10 @@ class Beside:
 class Symptom:
     """What is seen of a pod that does not start."""
 
-    kind: Literal["gated", "no-node", "mount", "out-of-memory", "words"]
+    kind: Literal["gated", "no-node", "mount", "out-of-memory", "slow", "words"]
     """gated: not let to the scheduler; no-node: the autoscaler's words on why none comes; mount: a volume's event;
-    out-of-memory: `container` was killed at its limit; words: what the container runtime or the engine's log said."""
+    out-of-memory: `container` was killed at its limit; slow: the engine runs and does not become ready in time; words:
+    what the container runtime or a container's log said."""
     pod: str
     words: str = ""
     container: str = ""
@@ -156,6 +158,22 @@ def demand(settings: Settings, question: str, *arguments: Any) -> None:
 def beside(settings: Settings) -> Beside | None:
     """The accelerator that the pods may find in place of the settings' own; None where there is no choice."""
     return next((found for _, found in answers(settings, "beside")), None)
+
+
+def far_from_bucket(settings: Settings) -> Explanation | None:
+    """Why pods that read the bucket start slowly, where it is in another region than they are."""
+    try:
+        there = storage.region_of(settings.bucket)
+    except PipelineError:
+        return None  # Who may not look at it learns nothing here.
+    here = names.region(settings.location)
+    if there in ("", here):
+        return None
+    return Explanation(
+        InconclusiveError,
+        f"the bucket {settings.bucket} is in {there} and the pods are in {here}, so weights come slowly (and "
+        f"their traffic is paid for). Take a bucket in {here}, or give them more time (serving.ready_timeout)",
+    )
 
 
 def explain(settings: Settings, symptom: Symptom) -> Explanation | None:

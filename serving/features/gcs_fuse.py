@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, field_validator
 
 from serving.errors import AccessError, InconclusiveError, RequestError
-from serving.features import Binding, Caching, Explanation, Principal, Symptom
+from serving.features import Binding, Caching, Explanation, Principal, Symptom, far_from_bucket
 from serving.values import Duration, Zone, in_seconds
 from serving.values import Section as BaseSection
 
@@ -170,6 +170,8 @@ def explain(settings: Settings, symptom: Symptom) -> Explanation | None:
             f"it for GKE's {PROFILE_CONTROLLER[1]}: run with access: check to be told which, see `gcloud storage "
             f"buckets get-iam-policy gs://{bucket}`, or set gcs_fuse.profile: manual",
         )
+    if symptom.kind == "slow":
+        return far_from_bucket(settings)
     if symptom.kind == "out-of-memory" and symptom.container == _SIDECAR:
         return Explanation(InconclusiveError, "the annotation gke-gcsfuse/memory-limit sets it")
     if symptom.kind in ("words", "mount") and _LOST_MOUNT.search(words):

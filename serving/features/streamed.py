@@ -18,7 +18,7 @@ from pydantic import Field
 
 from serving.clients import storage
 from serving.errors import AccessError, InconclusiveError, RequestError
-from serving.features import Binding, Explanation, Principal, Symptom
+from serving.features import Binding, Explanation, Principal, Symptom, far_from_bucket
 from serving.values import Quantity, in_bytes, in_seconds
 from serving.values import Section as BaseSection
 from serving.weights import manifest
@@ -168,6 +168,8 @@ def explain(settings: Settings, symptom: Symptom) -> Explanation | None:
             InconclusiveError,
             f"accelerator.memory sets it, of which the streamer takes {_section(settings).memory} (streamed.memory)",
         )
+    if symptom.kind == "slow":
+        return far_from_bucket(settings)
     if symptom.kind != "words":
         return None
     for pattern, error, meaning in _MEANINGS:

@@ -16,6 +16,8 @@ from emulated_cloud.engine.__main__ import main
 from emulated_cloud.hub import models
 
 from serving.clients import storage
+from serving.features import Symptom, streamed
+from serving.settings import Settings, validated
 from tests.contract.engine_process import running
 from tests.contract.transfer_site import Site, _site, site
 
@@ -41,6 +43,11 @@ def address(site: Site, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         storage.write_bytes(f"{uri}/{path.name}", path.read_bytes(), content_type="application/octet-stream")
     yield uri
     site.script("storage")
+
+
+def streaming() -> Settings:
+    base = {"scenario": "gcs-fuse", "features": ["streamed"], "project": "demo-project", "bucket": "demo-bucket"}
+    return validated(Settings, base)
 
 
 def asked(site: Site, since: int) -> list[str]:
@@ -110,6 +117,33 @@ def test_it_fails_in_the_streamers_words(site: Site, address: str, failure: str,
     assert main([address, *FLAGS]) == 1
     assert words in capsys.readouterr().err
     assert site.consumed("storage")[0] >= 1
+
+
+HEADER = b'{"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}}'
+BROKEN: dict[str, tuple[bytes, str]] = {
+    "empty": (b"", "is truncated or empty."),
+    "a header beyond all bounds": (
+        (1 << 40).to_bytes(8, "little"),
+        "Corrupted File: Header size 1099511627776 in gs://",
+    ),
+    "a header that ends early": ((99).to_bytes(8, "little") + b"{}", "Streamer failed to read header body"),
+    "no JSON": ((4).to_bytes(8, "little") + b"oops", "is not valid JSON. Error: "),
+    "less than it declares": (len(HEADER).to_bytes(8, "little") + HEADER + b"thr", "File access error"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_shard_that_is_none_is_told_in_the_streamers_words(
+    site: Site, address: str, kind: str, capsys: pytest.CaptureFixture[str]
+):
+    data, words = BROKEN[kind]
+    storage.write_bytes(f"{address}/{SHARD}", data, content_type="application/octet-stream")
+    assert main([address, *FLAGS]) == 1
+    said = capsys.readouterr().err
+    assert "ValueError: " in said
+    assert words in said
+    found = streamed.explain(streaming(), Symptom("words", "p", said))
+    assert found, "and never held against the release"
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from typing import Any
 
 import httpx
 
-from serving.scenarios import SCENARIOS, Scenario
+from serving.scenarios import Scenario
 
 REAL = os.environ.get("GEMMA_PIPELINES_TEST_REAL", "")
 """The real parts that every run of these tests uses (`--real`); tests/real sets it."""
@@ -25,10 +25,6 @@ SECONDS = 900
 """A run that takes longer hangs, however busy the machine."""
 MODEL = "google/gemma-3-4b-it"
 """What a run without settings serves."""
-
-
-OF_OTHER_STEPS = tuple(row for row in SCENARIOS if row.accelerator == "gpu")
-"""The rows whose refreshes differ in more than what their nodes have: see test_tpu.py and test_fungibility.py."""
 
 
 class Run:

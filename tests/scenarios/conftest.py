@@ -1,10 +1,9 @@
 """What the tests of one file share: a folder, the state in it, and the release that the hub shows.
 
-**How a new scenario is tested.** Tests that ask for `site` run for every row of the table that has steps of its own
-(command.py: OF_OTHER_STEPS), each on a state of its own. A new row, without a line here, gets what can differ with it
-(test_refresh.py): a first run, an unchanged second one, other weights that go live under traffic, a bad release that
-never does, and of each the exact outcomes of its steps. That is four runs, of ten to twenty seconds of a processor
-each.
+**How a new scenario is tested.** Tests that ask for `site` run for every row of the table, each on a state of its own.
+A new row, without a line here, gets what can differ with it (test_refresh.py): a first run, an unchanged second one,
+other weights that go live under traffic, a bad release that never does, and of each the exact outcomes of its steps.
+That is four runs, of ten to twenty seconds of a processor each.
 
 What follows from the weights' column alone is tested on one row for each of its words (`of_weights`; the row with the
 fewest features): the other refreshes, rollback, promotion, and each way in which a release is broken. That is fifteen
@@ -21,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from serving.scenarios import SCENARIOS, Scenario
-from tests.scenarios.command import OF_OTHER_STEPS, Site
+from tests.scenarios.command import Site
 
 
 def of_weights(scenario: Scenario) -> bool:
@@ -52,7 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     _nothing_is_left(folder)
 
 
-@pytest.fixture(scope="module", params=OF_OTHER_STEPS, ids=lambda scenario: scenario.name)
+@pytest.fixture(scope="module", params=SCENARIOS, ids=lambda scenario: scenario.name)
 def scenario(request: pytest.FixtureRequest) -> Scenario:
     found: Scenario = request.param
     return found

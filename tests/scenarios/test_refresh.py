@@ -33,16 +33,17 @@ def revisions(site: Site) -> list[str]:
 
 def steps_of(scenario: Scenario) -> list[str]:
     """The chain of steps of a run that brings something into service. Baking is beside it."""
-    on_volume = "hyperdisk-ml" in scenario.features
+    on_volume, on_either = "hyperdisk-ml" in scenario.features, "gpu-or-tpu" in scenario.features
     return [
         "resolve_model",
         "ensure_access",
+        *(["ensure_cluster"] if on_either else []),
         "download_weights",
         *(["hydrate_volume"] if on_volume else []),
         "deploy_server",
         "validate_server",
         *(["verify_image_cache"] if DISK in scenario.features else []),
-        *(["verify_placement"] if on_volume else []),
+        *(["verify_placement"] if on_volume or on_either else []),
         *(["verify_autoscaling"] if "queue-hpa" in scenario.features else []),
         "promote_generation",
         "collect_garbage",

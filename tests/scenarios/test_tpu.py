@@ -139,17 +139,6 @@ def test_a_node_that_goes_costs_its_requests_another_try_and_nothing_else(
     going_on = run(site, weights, "--keep")
     result = going_on.result()
     assert result["status"] == "succeeded"
-    assert [step["name"] for step in result["steps"]] == [
-        "resolve_model",
-        "ensure_access",
-        "download_weights",
-        "deploy_server",
-        "validate_server",
-        "promote_generation",
-        "collect_garbage",
-        "write_report",
-    ]
-    assert {step["status"] for step in result["steps"]} <= {"succeeded", "skipped"}
     assert "warning: nobody is known to serve google/gemma-3-4b-it on 1 × tpu-v6e-slice" in going_on.stderr
 
     generation = result["generation"]

@@ -81,6 +81,11 @@ class Cluster:
         return self.diagnosis.progress(self.now)
 
 
+@pytest.fixture(autouse=True)
+def _bucket_is_near(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.clients.storage.region_of", lambda bucket: "us-central1")
+
+
 @pytest.fixture
 def cluster() -> Cluster:
     return Cluster()

@@ -305,7 +305,8 @@ def test_what_the_release_brought_is(log: str, words: str):
     assert words in str(error)
 
 
-def test_an_engine_that_is_never_ready_is_held_guilty_only_by_its_log():
+def test_an_engine_that_is_never_ready_is_held_guilty_only_by_its_log(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("serving.clients.storage.region_of", lambda bucket: "us-central1")
     slow = pod(state={"running": {}})
     cluster = Cluster(pod=slow)
     cluster.logs[False] = "(EngineCore pid=7) INFO 11-24 03:42:19 [x.py:1] Loading weights\n"

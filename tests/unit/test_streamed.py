@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from serving import features
 from serving.errors import AccessError, InconclusiveError, PipelineError, RequestError
 from serving.features import Symptom, streamed
 from serving.rendering import generation, render
@@ -178,6 +179,26 @@ def test_what_the_streamer_says_is_never_the_releases_fault(words: str, error: t
 )
 def test_what_is_the_releases_own_is_left_alone(words: str):
     assert streamed.explain(settings(), Symptom("words", "vllm-g2-x", words)) is None
+
+
+@pytest.mark.parametrize("feature", ["streamed", "gcs-fuse"])
+@pytest.mark.parametrize(
+    ("region", "told"), [("europe-west4", True), ("us-central1", False), ("", False), (None, False)]
+)
+def test_a_bucket_far_away_is_why_a_start_takes_long(
+    feature: str, region: str | None, told: bool, monkeypatch: pytest.MonkeyPatch
+):
+    def region_of(bucket: str) -> str:
+        if region is None:
+            raise AccessError(f"{bucket}: no")
+        return region
+
+    monkeypatch.setattr("serving.clients.storage.region_of", region_of)
+    found = features.explain(settings(features=[feature]), Symptom("slow", "p"))
+    assert bool(found) is told
+    if found:
+        assert found.error is InconclusiveError
+        assert "is in europe-west4 and the pods are in us-central1" in found.message
 
 
 def test_want_of_memory_is_told_by_container():

@@ -193,10 +193,26 @@ def opened(file: Shard) -> BinaryIO:
     return file.open("rb") if isinstance(file, Path) else file.open()
 
 
-def read_shard(file: Shard) -> tuple[dict[str, Tensor], bytes]:
-    """The tensors of one file and its raw header. Raises BadWeights in the words of the safetensors library."""
+FILE_ACCESS = "Could not receive response from libstreamer due to: b'File access error'"
+STREAMERS_WORDS = {
+    "header too small": "File {file} is truncated or empty.",
+    "header too large": "Corrupted File: Header size {length} in {file} exceeds limit of 100000000 bytes.",
+    "invalid header length": f"Streamer failed to read header body (likely truncated file): {FILE_ACCESS}",
+    "incomplete metadata, file not fully covered": FILE_ACCESS,
+}
+"""What the safetensors library says of a file → what the streamer says of an object. Of the rest it says that the
+header is no valid JSON, more or less."""
 
-    def refuse(words: str) -> BadWeights:
+
+def read_shard(file: Shard) -> tuple[dict[str, Tensor], bytes]:
+    """The tensors of one file and its raw header. Raises BadWeights in the words of who reads it: the safetensors
+    library, or the streamer."""
+
+    def refuse(words: str, **numbers: int) -> BadWeights:
+        if not isinstance(file, Path):
+            theirs = "Corrupted File: Header in {file} is not valid JSON. Error: {words}"
+            told = STREAMERS_WORDS.get(words, theirs).format(file=file, size=size, words=words, **numbers)
+            return BadWeights("ValueError", told)
         return BadWeights("safetensors._safetensors_rust.SafetensorError", f"Error while deserializing header: {words}")
 
     size = size_of(file)
@@ -205,7 +221,7 @@ def read_shard(file: Shard) -> tuple[dict[str, Tensor], bytes]:
             raise refuse("header too small")
         length = int.from_bytes(stream.read(8), "little")
         if length > MAX_HEADER:
-            raise refuse("header too large")
+            raise refuse("header too large", length=length)
         if 8 + length > size:
             raise refuse("invalid header length")
         header = stream.read(length)
@@ -225,7 +241,8 @@ def read_shard(file: Shard) -> tuple[dict[str, Tensor], bytes]:
         if math.prod(tensor.shape) * BITS[tensor.dtype] != (tensor.end - tensor.start) * 8:
             raise refuse("invalid shape, data type, or offset for tensor")
         expected = tensor.end
-    if expected != size:
+    # The streamer asks for what the header declares, and never learns of more.
+    if expected != size and (isinstance(file, Path) or expected > size):
         raise refuse("incomplete metadata, file not fully covered")
     return tensors, header
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from emulated_cloud.engine.checkpoint import BadModel, BadWeights
+from emulated_cloud.engine.checkpoint import FILE_ACCESS, BadModel, BadWeights
 
 SCHEME = "gs://"
 READ = 8 << 20
@@ -155,7 +155,7 @@ def _range(blob: Blob, start: int, end: int) -> bytes:
         except OSError:
             pass
         time.sleep(0.1 * 2**attempt)
-    raise BadWeights("ValueError", "Could not receive response from libstreamer due to: b'File access error'")
+    raise BadWeights("ValueError", FILE_ACCESS)
 
 
 def list_objects(model: str, *, recursive: bool) -> list[Blob]:
