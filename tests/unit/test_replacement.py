@@ -29,7 +29,7 @@ from serving.settings import Settings
 from serving.step import opened
 from serving.weights.release import Release
 from tests.unit.cluster import MemoryCluster
-from tests.unit.deployment import RELEASE, deployment, owned, quick, service
+from tests.unit.deployment import RELEASE, deployment, job, owned, quick, service
 
 SETTINGS = quick(rollout="replace")
 
@@ -464,6 +464,29 @@ def test_a_run_that_stops_at_once_has_its_exit_task_bring_the_old_one_back(clust
     write_report.clean_up(SETTINGS, "run-9", said)
     is_whole(cluster, "g1")
     assert frozenset({"g1", "g2"}) not in cluster.at_once
+
+
+def test_the_next_run_brings_the_old_one_back_before_anything_else(cluster, bucket, monkeypatch):
+    """Before it takes away what the dead one left, too."""
+    taken_down(cluster)
+    cluster.create(job("validate-server-run-2", RELEASE.run_id))
+    monkeypatch.setattr(ensure_access.features, "demand", lambda *_: None)
+    monkeypatch.setattr(ensure_access, "bindings", lambda settings: [])
+    monkeypatch.setattr(ensure_access.caches, "ensure", lambda *_: [])
+    monkeypatch.setattr(ensure_access, "ensure_namespace", lambda *_: [])
+    cluster.calls.clear()
+    another = RELEASE.model_copy(update={"run_id": "run-3", "generation": "g3"})
+    ensure_access.run(SETTINGS.as_struct(), another.as_struct())
+    of_the_run = [call for call in cluster.calls if call[1] != "Lease"]
+    assert of_the_run[:4] == [
+        ("scale", "Deployment", "vllm-g2"),
+        ("scale", "Deployment", "vllm-g1"),
+        ("replace", "ConfigMap", "gemma-generations"),
+        ("delete", "Job", "validate-server-run-2"),
+    ]
+    assert cluster.replicas() == {"g1": 1}
+    (outcome,) = (found for uri, found in bucket.items() if uri.endswith("run-3/steps/ensure_access.json"))
+    assert outcome["changed"][0] == "Deployment/vllm-g1"
 
 
 def test_an_exit_task_leaves_the_live_one_to_the_run_that_holds_the_lease(cluster):
