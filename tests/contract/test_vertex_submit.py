@@ -295,7 +295,8 @@ def test_a_refusal_names_the_command_that_mends_it(google, answer, words):
 
 def test_a_region_without_vertex_is_told(google):
     client, settings = site(vertex={"location": "mars-north1"})
-    with pytest.raises(RequestError, match="mars-north1"):
+    mend = r"Set `vertex\.location` .* `gcloud compute regions list --project=demo-project`"
+    with pytest.raises(RequestError, match=f"mars-north1 refused it: .*{mend}"):
         client.create_job(request.pipeline_job(settings, preflight.specification()), "mars-1")
 
 
