@@ -10,7 +10,7 @@ import typer
 
 from pipelines.cli.operate import deployment
 from pipelines.cli.options import RequiredSettingsFile, ScenarioArgument, Sets, SettingsFile, State, settings_of
-from pipelines.cli.output import Output, columns
+from pipelines.cli.output import Output, columns, complain
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -83,9 +83,10 @@ def destroy(
         if not lines:
             out.result({"removed": [], "kept": found.weights}, "there is nothing of this deployment")
             return
-        out.hint("\n".join(["this goes:", *(f"  {line}" for line in lines)]))
+        tell = out.hint if yes else complain  # Nobody says yes to what was not shown, however quiet.
+        tell("\n".join(["this goes:", *(f"  {line}" for line in lines)]))
         if found.weights and not weights:
-            out.hint("\n".join(["these weights stay (--weights takes them too):", *(f"  {w}" for w in found.weights)]))
+            tell("\n".join(["these weights stay (--weights takes them too):", *(f"  {w}" for w in found.weights)]))
         if not yes:
             _ask(len(lines))
         removed = work.destroy(settings, found, out.say, weights=weights, vertex=vertex, cancel=cancel)
