@@ -47,7 +47,7 @@ def status(out: Output, file: SettingsFile = None, sets: Sets = None, state: Sta
 
         now = datetime.datetime.now(datetime.UTC)
         with out.progress("looking at Vertex AI, cluster, bucket and hub"):
-            found = work.status(settings, _vertex(settings, state), now)
+            found = work.status(settings, _vertex(out, settings, state), now)
     out.result(found, _status_words(found, now))
 
 
@@ -77,7 +77,7 @@ def destroy(
             raise RequestError(f"these are settings for scenario {settings.scenario}, not {name}")
         from pipelines.oversight import destroy as work
 
-        vertex = _vertex(settings, state)
+        vertex = _vertex(out, settings, state)
         found = work.find(settings, vertex)
         lines = found.lines(settings, weights=weights)
         if not lines:
@@ -98,13 +98,20 @@ def destroy(
     )
 
 
-def _vertex(settings: Settings, state: Path | None) -> Vertex | None:
-    """Vertex AI as the deployment uses it; a run on this machine has none."""
+def _vertex(out: Output, settings: Settings, state: Path | None) -> Vertex | None:
+    """Vertex AI as the deployment uses it; a run on this machine has none. Where it is switched off that is said: what
+    was there before comes back with it."""
     if state:
         return None
-    from pipelines.oversight.runs import vertex_of
+    from pipelines.oversight import runs
 
-    return vertex_of(settings)
+    vertex = runs.vertex_of(settings)
+    if vertex is None:
+        out.hint(
+            f"Vertex AI is switched off in {settings.project}: a schedule there is not seen, and starts no run until "
+            f"it is on again: `gcloud services enable aiplatform.googleapis.com --project={settings.project}`"
+        )
+    return vertex
 
 
 def _plan_words(found: dict[str, Any]) -> str:

@@ -58,3 +58,12 @@ def test_nothing_is_destroyed_for_want_of_a_yes_or_for_another_scenario(
     assert "these weights stay" in said.err
     with pytest.raises(RequestError, match="settings for scenario gcs-fuse, not hyperdisk-ml"):
         oversee.destroy(Output(), "04", state=Path("state"))
+
+
+def test_that_vertex_is_switched_off_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """A schedule outlives that, unseen."""
+    monkeypatch.setattr("pipelines.oversight.runs.vertex_of", lambda settings: None)
+    assert oversee._vertex(Output(), SETTINGS, None) is None
+    assert "`gcloud services enable aiplatform.googleapis.com --project=" in capsys.readouterr().err
+    assert oversee._vertex(Output(), SETTINGS, Path("state")) is None
+    assert capsys.readouterr().err == ""
