@@ -91,7 +91,8 @@ def destroy(
             _ask(len(lines))
         removed = work.destroy(settings, found, out.say, weights=weights, vertex=vertex, cancel=cancel)
         kept = [] if weights else work.kept_weights(settings)
-    out.result({"removed": removed, "kept": kept}, f"took {len(removed)} things away")
+    things = "1 thing" if len(removed) == 1 else f"{len(removed)} things"
+    out.result({"removed": removed, "kept": kept}, f"took {things} away")
     out.hint(
         "reports stay in the bucket, and what an administrator applied in the cluster: `gemma-pipelines render "
         f"{name} -f FILE --access | kubectl delete -f -`"
