@@ -105,6 +105,8 @@ def _import() -> None:
 
 def _ask(folder: str, arguments: list[str]) -> int:
     """Has a fork run, and returns its exit code: below 0, the signal that ended it."""
+    # Told to end before there is a fork, it tells that one as soon as it is there.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     connection = _at(folder, lambda unconnected: unconnected.connect(_SOCKET))
     request = {"arguments": arguments, "environment": dict(os.environ), "folder": os.getcwd()}
     socket.send_fds(connection, [b"\n"], [0, 1, 2])
@@ -112,6 +114,7 @@ def _ask(folder: str, arguments: list[str]) -> int:
     answers = connection.makefile()
     pid = int(answers.readline())
     signal.signal(signal.SIGTERM, lambda *_: os.kill(pid, signal.SIGTERM))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     return int(answers.readline() or 1)
 
 

@@ -137,9 +137,9 @@ def up(
         own_images=[re.escape(built.partition("/")[2])],
         endpoints={API_ENDPOINT: "google", REGISTRY_ENDPOINT: "registry"},
         autopilot=_is_autopilot(settings),
+        pools=_node_pools(settings),
         accelerators=_accelerators(settings),
         **(_SCALING if "queue-hpa" in settings.chosen_features else {}),
-        pools=_node_pools(settings),
         startup_output=_BAKED,
         real=real,
         # As an administrator does it before the first run on GKE. (The emulated API server enforces no roles.)

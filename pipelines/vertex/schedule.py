@@ -203,12 +203,14 @@ def _is_unset(value: Any, in_json: bool) -> bool:
 
 def _differences(new: Any, old: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
     """(path, new, old) of all that differs, at the innermost key."""
-    new, old = ({} if each is None and isinstance(other, dict) else each for each, other in ((new, old), (old, new)))
     if isinstance(new, dict) and isinstance(old, dict):
         for key in sorted(new.keys() | old.keys()):
             yield from _differences(new.get(key), old.get(key), (*path, key))
     elif new != old:
-        yield path, new, old
+        # What one side alone has is told by its keys, where those say anything.
+        one, other = ({} if each is None else each for each in (new, old))
+        inner = list(_differences(one, other, path)) if isinstance(one, dict) and isinstance(other, dict) else []
+        yield from inner or [(path, new, old)]
 
 
 def _utc(text: str) -> str:

@@ -319,8 +319,8 @@ def _generation_values(settings: Settings, release: Release) -> dict[str, Any]:
         {"beside_image": engine.pod_image(*other), "beside_flags": engine.engine_flags(*other)} if other else {}
     )
     return {
-        **_scaling_values(settings, release.generation),
         **on_another,
+        **_scaling_values(settings, release.generation),
         "cluster_wide_name": names.cluster_wide(settings, release.generation),
         "bucket": settings.bucket,
         # With accelerators for one generation alone, a pod goes before its successor comes.

@@ -5,6 +5,7 @@ The weights' column decides what finds them out. What validation finds is in tes
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -17,10 +18,15 @@ pytestmark = pytest.mark.of_weights
 
 
 @pytest.fixture(scope="module")
+def site(site: Site) -> Site:
+    """How it scales has no part in what is broken, and takes time."""
+    scaling = site.scenario.scaling
+    return dataclasses.replace(site, given=("--set", f"features=[-{scaling}]") if scaling else ())
+
+
+@pytest.fixture(scope="module")
 def live(site: Site, weights: Path) -> str:
-    """The generation that serves when the broken releases come. How it scales has no part in it, and takes time."""
-    if site.scenario.scaling:
-        site.given = ("--set", f"features=[-{site.scenario.scaling}]")
+    """The generation that serves when the broken releases come."""
     return site.refresh(weights)["generation"]
 
 

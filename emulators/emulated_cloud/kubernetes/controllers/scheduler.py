@@ -34,6 +34,8 @@ class Scheduler:
         self._pods = informers.of(PODS)
         self._nodes = informers.of(NODES)
         self._claims = informers.of(CLAIMS)
+        self._assumed: dict[str, str] = {}
+        """uid → node of pods that were bound, until the watch shows it: they take their place at once."""
         self._events = EventRecorder(client, NAME)
         self.queue = WorkQueue("scheduler", self._schedule_all)
         self._pods.on_change(self._pod_changed)
@@ -48,6 +50,8 @@ class Scheduler:
 
     def _pod_changed(self, old: Object | None, new: Object | None) -> None:
         """A new pod, or room that one has left."""
+        if new is None and old is not None:
+            self._assumed.pop(old["metadata"]["uid"], None)
         if new is not None and _waits(new):
             if old is None or old["spec"] != new["spec"]:
                 self.queue.add("all")
@@ -60,14 +64,23 @@ class Scheduler:
             self._wake()
 
     async def _schedule_all(self, _: str) -> None:
+        pods = [self._as_bound(pod) for pod in self._pods.items.values()]
         states = node_states(
             (node for node in self._nodes.items.values() if not node["metadata"].get("deletionTimestamp")),
-            self._pods.items.values(),
+            pods,
             self._informers,
         )
-        waiting = [pod for pod in self._pods.items.values() if _waits(pod)]
+        waiting = [pod for pod in pods if _waits(pod)]
         for pod in sorted(waiting, key=_order):
             await self._schedule(pod, states)
+
+    def _as_bound(self, pod: Object) -> Object:
+        """The pod on the node that it was bound to, though the watch has not shown it yet."""
+        uid = pod["metadata"]["uid"]
+        if pod["spec"].get("nodeName"):
+            self._assumed.pop(uid, None)
+        node = self._assumed.get(uid)
+        return {**pod, "spec": {**pod["spec"], "nodeName": node}} if node else pod
 
     async def _schedule(self, pod: Object, states: list[NodeState]) -> None:
         needs = volume_needs(pod, self._informers)
@@ -107,6 +120,7 @@ class Scheduler:
                 return
             raise
         chosen.add(pod)
+        self._assumed[meta["uid"]] = chosen.name
         words = f"Successfully assigned {key_of(pod)} to {chosen.name}"
         self._events.event(pod, "Normal", "Scheduled", words)
 
