@@ -33,7 +33,7 @@ def up(
         lines = "\n".join(f"export {name}={shlex.quote(value)}" for name, value in variables.items())
         out.result({"environment": variables}, lines)
         out.hint(
-            f"project {settings.project}, bucket {settings.bucket}, cluster {settings.cluster} in {settings.location}; "
-            f"kubectl --kubeconfig {site.cloud.kubeconfig}; Ctrl-C ends it"
+            f"up: project {settings.project}, bucket {settings.bucket}, cluster {settings.cluster} in "
+            f"{settings.location}; kubectl --kubeconfig {site.cloud.kubeconfig}; Ctrl-C ends it"
         )
         local.serve_on(site.loss)

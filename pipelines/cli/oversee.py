@@ -10,7 +10,7 @@ import typer
 
 from pipelines.cli.operate import deployment
 from pipelines.cli.options import RequiredSettingsFile, ScenarioArgument, Sets, SettingsFile, State, settings_of
-from pipelines.cli.output import Output, columns
+from pipelines.cli.output import Output, columns, complain
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,7 +47,7 @@ def status(out: Output, file: SettingsFile = None, sets: Sets = None, state: Sta
 
         now = datetime.datetime.now(datetime.UTC)
         with out.progress("looking at Vertex AI, cluster, bucket and hub"):
-            found = work.status(settings, _vertex(settings, state), now)
+            found = work.status(settings, _vertex(out, settings, state), now)
     out.result(found, _status_words(found, now))
 
 
@@ -77,33 +77,42 @@ def destroy(
             raise RequestError(f"these are settings for scenario {settings.scenario}, not {name}")
         from pipelines.oversight import destroy as work
 
-        vertex = _vertex(settings, state)
+        vertex = _vertex(out, settings, state)
         found = work.find(settings, vertex)
         lines = found.lines(settings, weights=weights)
         if not lines:
             out.result({"removed": [], "kept": found.weights}, "there is nothing of this deployment")
             return
-        out.hint("\n".join(["this goes:", *(f"  {line}" for line in lines)]))
+        tell = out.hint if yes else complain  # Nobody says yes to what was not shown, however quiet.
+        tell("\n".join(["this goes:", *(f"  {line}" for line in lines)]))
         if found.weights and not weights:
-            out.hint("\n".join(["these weights stay (--weights takes them too):", *(f"  {w}" for w in found.weights)]))
+            tell("\n".join(["these weights stay (--weights takes them too):", *(f"  {w}" for w in found.weights)]))
         if not yes:
             _ask(len(lines))
         removed = work.destroy(settings, found, out.say, weights=weights, vertex=vertex, cancel=cancel)
         kept = [] if weights else work.kept_weights(settings)
-    out.result({"removed": removed, "kept": kept}, f"took {len(removed)} things away")
+    things = "1 thing" if len(removed) == 1 else f"{len(removed)} things"
+    out.result({"removed": removed, "kept": kept}, f"took {things} away")
     out.hint(
         "reports stay in the bucket, and what an administrator applied in the cluster: `gemma-pipelines render "
         f"{name} -f FILE --access | kubectl delete -f -`"
     )
 
 
-def _vertex(settings: Settings, state: Path | None) -> Vertex | None:
-    """Vertex AI as the deployment uses it; a run on this machine has none."""
+def _vertex(out: Output, settings: Settings, state: Path | None) -> Vertex | None:
+    """Vertex AI as the deployment uses it; a run on this machine has none. Where it is switched off that is said: what
+    was there before comes back with it."""
     if state:
         return None
-    from pipelines.oversight.runs import vertex_of
+    from pipelines.oversight import runs
 
-    return vertex_of(settings)
+    vertex = runs.vertex_of(settings)
+    if vertex is None:
+        out.hint(
+            f"Vertex AI is switched off in {settings.project}: a schedule there is not seen, and starts no run until "
+            f"it is on again: `gcloud services enable aiplatform.googleapis.com --project={settings.project}`"
+        )
+    return vertex
 
 
 def _plan_words(found: dict[str, Any]) -> str:

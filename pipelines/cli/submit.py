@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipelines.cli.options import RequiredSettingsFile, ScenarioArgument, Sets, settings_of
-from pipelines.cli.output import Output, columns
+from pipelines.cli.output import Output, columns, complain
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -72,6 +72,7 @@ def submit(
             asked = {"parent": vertex.parent, "pipelineJobId": job_id, "pipelineJob": job}
             out.result(asked, yaml.safe_dump(asked, sort_keys=False, allow_unicode=True))
             return
+        begun = None
         try:
             out.say(f"submitting {job_id} to Vertex AI Pipelines in {vertex.location}")
             begun = vertex.create_job(job, job_id)
@@ -88,7 +89,9 @@ def submit(
                 return
             _wait(out, vertex, settings, told)
         except KeyboardInterrupt:
-            out.hint(f"run {job_id} goes on: {vertex.console(job_id)}\nto end it: {_cancel_command(job_id, file)}")
+            # When quiet, too: nothing else has said which run it is.
+            goes_on = "goes on" if begun else "may have begun"
+            complain(f"run {job_id} {goes_on}: {vertex.console(job_id)}\nto end it: {_cancel_command(job_id, file)}")
             raise
 
 

@@ -25,7 +25,7 @@ _SAY_EVERY_SECONDS = 60
 
 
 def vertex_of(settings: Settings) -> Vertex | None:
-    """Vertex AI as the deployment uses it; None where the project has it switched off, so that nothing is there."""
+    """Vertex AI as the deployment uses it; None where the project has it switched off, so that nothing is seen."""
     try:
         return reached(settings)
     except ApiOffError:

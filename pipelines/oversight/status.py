@@ -44,7 +44,7 @@ def status(settings: Settings, vertex: Vertex | None, now: datetime.datetime) ->
 
     found = told("schedule", lambda: schedule.find(vertex, settings) if vertex else None, None)
     of_schedule: list[dict[str, Any]] = []
-    if vertex and found:
+    if vertex and not unknown:
         of_schedule = told("schedule", lambda: _schedule_drift(settings, vertex, found, now), [])
     of_runs = told("runs", lambda: runs.latest(vertex, settings), [])
     live, kept, drift = None, list[dict[str, Any]](), list[Drift]()
@@ -71,9 +71,14 @@ def _schedule(found: Body | None, now: datetime.datetime, differs: list[dict[str
     return {**schedule.as_shown(found, now, differs), "last_error": schedule.start_error(found) or None}
 
 
-def _schedule_drift(settings: Settings, vertex: Vertex, found: Body, now: datetime.datetime) -> list[dict[str, Any]]:
+def _schedule_drift(
+    settings: Settings, vertex: Vertex, found: Body | None, now: datetime.datetime
+) -> list[dict[str, Any]]:
     """In what the schedule's runs are not what the settings ask for today."""
-    if not settings.schedule.cron:
+    cron = settings.schedule.cron
+    if found is None:
+        return [{"field": "schedule", "there": None, "wanted": cron}] if cron else []
+    if not cron:
         return [{"field": "schedule", "there": found["cron"], "wanted": None}]
     try:
         image = preflight.digest_of(settings)
@@ -84,10 +89,12 @@ def _schedule_drift(settings: Settings, vertex: Vertex, found: Body, now: dateti
 
 
 def _of_field(differs: dict[str, Any]) -> Drift:
-    if differs["wanted"] is None and differs["field"] == "schedule":
-        return drifted("schedule", "the settings have none", "gemma-pipelines schedule delete -f FILE")
-    words = schedule.in_words(differs)
-    return drifted(f"schedule {differs['field']}", words, "gemma-pipelines schedule apply -f FILE")
+    apply = "gemma-pipelines schedule apply -f FILE"
+    if differs["field"] == "schedule":
+        if differs["wanted"] is None:
+            return drifted("schedule", "the settings have none", "gemma-pipelines schedule delete -f FILE")
+        return drifted("schedule", f"there is none, and the settings ask for {differs['wanted']}", apply)
+    return drifted(f"schedule {differs['field']}", schedule.in_words(differs), apply)
 
 
 # -- generations ----------------------------------------------------------------------------------------------

@@ -51,7 +51,11 @@ def credentials() -> Any:
     try:
         found, _ = google.auth.default(scopes=SCOPES)
     except DefaultCredentialsError as error:
-        raise AccessError(NO_CREDENTIALS) from error
+        # Another place to ask than Google's own, set and forgotten.
+        host = os.environ.get("GCE_METADATA_HOST")
+        raise AccessError(
+            f"{NO_CREDENTIALS}. (GCE_METADATA_HOST is {host}, where nobody answers.)" if host else NO_CREDENTIALS
+        ) from error
     return found
 
 

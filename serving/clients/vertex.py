@@ -250,6 +250,12 @@ class Vertex:
                 f"{what} does not exist in {self.location}, or Vertex AI is not there: {said[:300]}. See "
                 f"`vertex.location` in the settings"
             )
+        if "location" in said.lower() and self.location in said:
+            return RequestError(
+                f"{what}: Vertex AI in {self.location} refused it: {said}. Set `vertex.location` (empty is the "
+                f"cluster's region) to one of `gcloud compute regions list --project={self.project}`: Vertex AI is in "
+                "most of them"
+            )
         return RequestError(f"{what}: Vertex AI in {self.location} refused it: {said}")
 
 

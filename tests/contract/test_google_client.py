@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from google.auth.credentials import AnonymousCredentials
-from google.auth.exceptions import RefreshError, TransportError
+from google.auth.exceptions import DefaultCredentialsError, RefreshError, TransportError
 
 from serving.clients import google, patience
 from serving.errors import AccessError, InconclusiveError, PipelineError, RequestError
@@ -121,3 +121,15 @@ def test_credentials_without_a_token_are_one_line(
     with patience.lasting(0), pytest.raises(error):
         ask()
     assert api.asked == 0
+
+
+@pytest.mark.parametrize("host", ["", "127.0.0.1:1"])
+def test_without_credentials_a_metadata_server_that_is_away_is_named(monkeypatch: pytest.MonkeyPatch, host: str):
+    def none(**_: object) -> None:
+        raise DefaultCredentialsError("none")
+
+    monkeypatch.setattr("google.auth.default", none)
+    monkeypatch.setenv("GCE_METADATA_HOST", host)
+    with pytest.raises(AccessError, match="gcloud auth application-default login") as caught:
+        google.credentials()
+    assert ("GCE_METADATA_HOST is 127.0.0.1:1, where nobody answers" in str(caught.value)) == bool(host)

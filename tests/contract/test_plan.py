@@ -148,7 +148,7 @@ OTHER_SETTINGS = {
     "a region without Vertex AI": (
         {"vertex": {"location": "mars-north1"}},
         "Vertex AI",
-        "",
+        f"gcloud compute regions list --project={PROJECT}",
     ),
     "a bucket that is not there": (
         {"bucket": "nobody-has-this"},

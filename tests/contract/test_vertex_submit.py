@@ -215,15 +215,18 @@ def test_somebody_else_s_run_under_the_id_is_not_ours(google):
 
 
 def test_ctrl_c_leaves_the_run_and_says_how_to_end_it(google, tmp_path, capsys, monkeypatch):
+    """When quiet, too: nothing else has said which run it is."""
+
     def interrupted(_: float) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(follow.time, "sleep", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            submit(Output(as_json=True), "03", file_of(tmp_path, model="google/waits"), wait=True)
+            submit(Output(as_json=True, quiet=True), "03", file_of(tmp_path, model="google/waits"), wait=True)
     out, err = capsys.readouterr()
     assert out == ""
+    assert " goes on: https://" in err
     command = next(line for line in err.splitlines() if line.startswith("to end it: "))
     *tool, job_id, option, file = shlex.split(command.removeprefix("to end it: "))
     assert (tool, option, file) == (["gemma-pipelines", "cancel"], "-f", str(tmp_path / "gemma.yaml"))
@@ -234,6 +237,18 @@ def test_ctrl_c_leaves_the_run_and_says_how_to_end_it(google, tmp_path, capsys, 
     until(lambda: follow.state_of(client.job(job_id)) == "CANCELLED")
     cancel(Output(), job_id, tmp_path / "gemma.yaml")
     assert "had ended before: it is CANCELLED" in capsys.readouterr().out
+
+
+def test_ctrl_c_before_the_answer_promises_no_run(google, tmp_path, capsys, monkeypatch):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(vertex.Vertex, "create_job", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        submit(Output(), "03", file_of(tmp_path))
+    err = capsys.readouterr().err
+    assert " may have begun: https://" in err
+    assert "to end it: gemma-pipelines cancel " in err
 
 
 def test_a_run_that_was_cancelled_has_failed(google):
@@ -295,7 +310,8 @@ def test_a_refusal_names_the_command_that_mends_it(google, answer, words):
 
 def test_a_region_without_vertex_is_told(google):
     client, settings = site(vertex={"location": "mars-north1"})
-    with pytest.raises(RequestError, match="mars-north1"):
+    mend = r"Set `vertex\.location` .* `gcloud compute regions list --project=demo-project`"
+    with pytest.raises(RequestError, match=f"mars-north1 refused it: .*{mend}"):
         client.create_job(request.pipeline_job(settings, preflight.specification()), "mars-1")
 
 

@@ -45,16 +45,25 @@ def test_a_local_run_has_its_settings_and_no_file():
 def test_nothing_is_destroyed_for_want_of_a_yes_or_for_another_scenario(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    """The list is told all the same."""
+    """The list is told all the same, also when quiet: nobody says yes to what was not shown."""
     found = work.Found([job("validate", "run-1")], False, [], [], [], ["gs://demo-bucket/models/a/b/1"], True)
     monkeypatch.setattr(work, "find", lambda settings, vertex: found)
     monkeypatch.setattr(work, "destroy", lambda *_, **__: pytest.fail("it was not asked for"))
     monkeypatch.setattr("sys.stdin.isatty", lambda: False)
     with pytest.raises(RequestError, match="then say --yes"):
-        oversee.destroy(Output(), "03", state=Path("state"))
+        oversee.destroy(Output(quiet=True), "03", state=Path("state"))
     said = capsys.readouterr()
     assert said.out == ""
     assert "Job/validate" in said.err
     assert "these weights stay" in said.err
     with pytest.raises(RequestError, match="settings for scenario gcs-fuse, not hyperdisk-ml"):
         oversee.destroy(Output(), "04", state=Path("state"))
+
+
+def test_that_vertex_is_switched_off_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """A schedule outlives that, unseen."""
+    monkeypatch.setattr("pipelines.oversight.runs.vertex_of", lambda settings: None)
+    assert oversee._vertex(Output(), SETTINGS, None) is None
+    assert "`gcloud services enable aiplatform.googleapis.com --project=" in capsys.readouterr().err
+    assert oversee._vertex(Output(), SETTINGS, Path("state")) is None
+    assert capsys.readouterr().err == ""

@@ -9,6 +9,7 @@ from typing import Any
 from components.resolve_model import step as resolve
 from pipelines.cli import oversee
 from pipelines.oversight import runs, status
+from pipelines.vertex import schedule
 from serving import names
 from serving.clients import kubernetes
 from serving.deployment import record, replicas
@@ -53,6 +54,30 @@ def test_before_the_first_run_nothing_serves_and_nothing_drifts(world: World):
     found = told(world)
     assert found == {"schedule": None, "runs": [], "live": None, "kept": [], "drift": []}
     assert "nothing" in oversee._status_words(found, record_now())
+
+
+def test_a_schedule_that_the_settings_ask_for_and_nobody_made(world: World):
+    asked = quick(schedule={"cron": "0 3 * * *"})
+    vertex: Any = runs.reached(asked)
+    assert status.status(asked, vertex, record_now())["drift"] == [
+        {
+            "what": "schedule",
+            "why": "there is none, and the settings ask for 0 3 * * *",
+            "command": "gemma-pipelines schedule apply -f FILE",
+        }
+    ]
+    assert status.status(quick(), vertex, record_now())["drift"] == []
+
+
+def test_of_a_schedule_that_nobody_could_look_for_nothing_else_is_said(world: World):
+    def refused(*_: object) -> None:
+        raise RequestError("there are 2")
+
+    world.patch(schedule, "find", refused)
+    asked = quick(schedule={"cron": "0 3 * * *"})
+    vertex: Any = runs.reached(asked)
+    (only,) = status.status(asked, vertex, record_now())["drift"]
+    assert (only["what"], only["why"]) == ("schedule", "there are 2")
 
 
 def test_the_hub_has_other_weights(world: World):
