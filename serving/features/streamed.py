@@ -95,8 +95,11 @@ def check(settings: Settings) -> None:
         raise RequestError(
             "hub.allow_pickles: only safetensors are streamed. Leave it out, or take features: [gcs-fuse]"
         )
-    memory, of_pod = _section(settings).memory, settings.accelerator.memory
-    if of_pod and in_bytes(memory) >= in_bytes(of_pod):
+    from serving import sizing
+
+    memory = _section(settings).memory
+    of_pod = settings.accelerator.memory or sizing.host(settings.model, None).memory
+    if in_bytes(memory) >= in_bytes(of_pod):
         raise RequestError(
             f"streamed.memory: {memory} is all that a pod has (accelerator.memory: {of_pod}), and the engine needs "
             "some of it"

@@ -39,6 +39,7 @@ def loader(config: Settings) -> dict[str, Any]:
         ({"concurrency": 0}, {}, "streamed.concurrency"),
         ({"memory": "much"}, {}, "'much' is not a Kubernetes quantity"),
         ({"memory": "20Gi"}, {"accelerator": {"memory": "20Gi"}}, "streamed.memory: 20Gi is all that a pod has"),
+        ({"memory": "30Gi"}, {}, "streamed.memory: 30Gi is all that a pod has (accelerator.memory: 20Gi)"),
         ({}, {"hub": {"allow_pickles": True}}, "only safetensors are streamed"),
         ({}, {"gcs_fuse": {"profile": "manual"}}, "gcs_fuse: this deployment has no feature gcs-fuse"),
     ],
