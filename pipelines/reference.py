@@ -14,7 +14,7 @@ from pipelines import combinations
 from serving import catalog, features, sizing
 from serving.installation import roles
 from serving.rendering import manifests
-from serving.scenarios import COLUMNS, REQUIRED, SCENARIOS
+from serving.scenarios import COLUMNS, MISSING, REQUIRED, SCENARIOS
 from serving.settings import Settings
 from serving.settings.sections import entry_of, section_of
 
@@ -35,6 +35,8 @@ def text() -> str:
             ["", "scenario", *COLUMNS, ""],
             [[s.number, f"`{s.name}`", *(getattr(s, column) for column in COLUMNS), s.title] for s in SCENARIOS],
         ),
+        "",
+        *(f"Missing, and not built yet: {number} `{name}`." for number, name in MISSING.items()),
         "",
         "## Features",
         "",

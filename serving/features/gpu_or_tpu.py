@@ -148,6 +148,21 @@ def check(settings: Settings) -> None:
             "gpu_or_tpu.pools says whether its nodes are Spot nodes. Leave capacity out"
         )
     nodes.check(settings, "gpu")
+    section = _section(settings)
+    family = nodes.card(settings).machine_family
+    with_chips = catalog.card(section.tpu_type, section.tpu_chips).machine_types[section.tpu_chips]
+    for pool in section.pools:
+        if pool.accelerator == "gpu" and not pool.machine_type.startswith(f"{family}-"):
+            raise RequestError(
+                f"gpu_or_tpu.pools: {pool.name} is of {pool.machine_type}; {settings.accelerator.type} is in machines "
+                f"of the family {family} alone ({family}-…)"
+            )
+        # The engine is told how many chips there are and how they are wired, whatever its node has.
+        if pool.accelerator == "tpu" and pool.machine_type != with_chips:
+            raise RequestError(
+                f"gpu_or_tpu.pools: {pool.name} is of {pool.machine_type}; gpu_or_tpu.tpu_chips is "
+                f"{section.tpu_chips}, which is a {with_chips}. Change the one or the other"
+            )
 
 
 def suits(settings: Settings, look: Callable[[], ClusterTraits]) -> None:

@@ -11,6 +11,7 @@ https://docs.cloud.google.com/kubernetes-engine/docs/how-to/persistent-volumes/r
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,9 @@ CONTAINER = "weights"
 """The init container that brings it."""
 _RESOURCES = {"cpu": "1", "memory": "512Mi"}
 """What comparing and bringing needs: less than the engine, which runs after it, so a pod is no larger for it."""
+
+_USUAL, _GIB = "4Gi", 1 << 30
+"""What the streamer may hold at least, unless the settings say less."""
 
 _MEANINGS = (
     (
@@ -84,9 +88,10 @@ class Section(BaseSection):
 
     concurrency: int = Field(16, ge=1, le=256)
     """Reads at once, of each of the engine's processes."""
-    memory: Quantity = "4Gi"
-    """Memory of a pod that the streamer may hold weights in on their way to the cards. No less than the largest tensor
-    (2.7 GiB in Gemma 3 27B), and a part of accelerator.memory. With several cards they share it."""
+    memory: Quantity | None = None
+    """Memory of a pod that the streamer may hold weights in on their way to the cards, a part of accelerator.memory.
+    With several cards they share it. Null is 4Gi, or as much as the largest tensor takes (5.3 GiB in Gemma 4 E4B), and
+    less than that is refused."""
 
 
 def check(settings: Settings) -> None:
@@ -95,8 +100,11 @@ def check(settings: Settings) -> None:
         raise RequestError(
             "hub.allow_pickles: only safetensors are streamed. Leave it out, or take features: [gcs-fuse]"
         )
-    memory, of_pod = _section(settings).memory, settings.accelerator.memory
-    if of_pod and in_bytes(memory) >= in_bytes(of_pod):
+    from serving import sizing
+
+    memory = _section(settings).memory or _USUAL
+    of_pod = settings.accelerator.memory or sizing.host(settings.model, None).memory
+    if in_bytes(memory) >= in_bytes(of_pod):
         raise RequestError(
             f"streamed.memory: {memory} is all that a pod has (accelerator.memory: {of_pod}), and the engine needs "
             "some of it"
@@ -116,9 +124,10 @@ def values(settings: Settings, release: Release | None) -> dict[str, Any]:
 
 
 def flags(settings: Settings, release: Release) -> list[str]:
-    """Streams the weights; all else is read where the init container has put it."""
+    """Streams the weights; all else is read where the init container has put it. Raises RequestError for less memory
+    than the largest tensor takes."""
     section = _section(settings)
-    loader: dict[str, Any] = {"concurrency": section.concurrency, "memory_limit": in_bytes(section.memory)}
+    loader: dict[str, Any] = {"concurrency": section.concurrency, "memory_limit": _limit(settings, release)}
     if settings.accelerator.count > 1:
         # Every card's process reads a part and has the others' from them: else each reads everything.
         loader = {"distributed": True, **loader}
@@ -166,7 +175,8 @@ def explain(settings: Settings, symptom: Symptom) -> Explanation | None:
             return Explanation(InconclusiveError, "`patches` in the settings can raise it")
         return Explanation(
             InconclusiveError,
-            f"accelerator.memory sets it, of which the streamer takes {_section(settings).memory} (streamed.memory)",
+            f"accelerator.memory sets it, of which the streamer takes "
+            f"{_section(settings).memory or f'{_USUAL} or what the largest tensor does'} (streamed.memory)",
         )
     if symptom.kind == "slow":
         return far_from_bucket(settings)
@@ -186,6 +196,20 @@ def explain(settings: Settings, symptom: Symptom) -> Explanation | None:
                 ),
             )
     return None
+
+
+def _limit(settings: Settings, release: Release) -> int:
+    """Bytes that the streamer may hold: it takes no tensor in parts."""
+    asked, largest = _section(settings).memory, release.sizing.largest_tensor
+    if asked is None:
+        return max(in_bytes(_USUAL), math.ceil(largest / _GIB) * _GIB)
+    if in_bytes(asked) < largest:
+        raise RequestError(
+            f"streamed.memory: {asked} is less than the largest tensor of {settings.model} takes "
+            f"({largest / _GIB:.1f} GiB), which is streamed whole. Leave it out, or raise it, and accelerator.memory "
+            "with it"
+        )
+    return in_bytes(asked)
 
 
 def _section(settings: Settings) -> Section:

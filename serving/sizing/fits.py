@@ -141,7 +141,7 @@ def judged(model: Model, wish: Wish) -> Sizing:
     found = size(model, wish)
     if found.starts is False:
         raise RequestError(_refusal(model, wish, found))
-    return found
+    return found.model_copy(update={"largest_tensor": model.weights.largest})
 
 
 def _quantizations(model: Model) -> list[str | None]:

@@ -85,6 +85,8 @@ class Sizing(BaseModel):
     """The longest context of which it holds one request."""
     lacks_while_building_gib: float = 0.0
     """What a card lacks for the output layer, which is built before it is tied to the embeddings."""
+    largest_tensor: int = 0
+    """Bytes of the largest tensor in the shards; 0: nobody knows."""
 
     @property
     def in_words(self) -> str:

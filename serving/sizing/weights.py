@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from serving.sizing.architecture import Architecture
@@ -20,6 +20,8 @@ _BYTES = 2
 """Of a number in the model's own type, bfloat16: what is published in float32 is loaded in it too."""
 _WIDE = {"F16", "BF16", "F32", "F64"}
 _NARROW = {"I64": 8, "U64": 8, "I32": 4, "U32": 4, "I16": 2, "U16": 2}
+_STORED = {"F16": 2, "BF16": 2, "F32": 4, "F64": 8, **_NARROW}
+"""Bytes of a number in a shard, where it is more than one."""
 _PACKED_IN_32 = 8
 """Weights of 4 bits in a whole number of 32."""
 
@@ -47,6 +49,8 @@ class Weights:
     """Their linear layers, which are part of `encoders`."""
     adapter_width: int = 0
     """Inputs and outputs of all linear layers together: an adapter of rank r has r numbers for each."""
+    largest: int = field(default=0, compare=False)
+    """The largest tensor as it lies in its shard; 0 where nobody has read the headers."""
 
     def card_bytes(self, cards: int, halved: Iterable[str], *, text_only: bool, encoders_quantize: bool) -> int:
         """Bytes on each card. `halved`: which of `linear` and `experts` are quantized to 8 bits on loading."""
@@ -96,7 +100,8 @@ def of_tensors(tensors: Iterable[Tensor], architecture: Architecture) -> Weights
         else:
             fixed += size
             width += _width(tensor) if rest.endswith(("weight_packed", ".weight")) else 0
-    return Weights(linear, experts, fixed, encoders, encoder_linear, width)
+    largest = max((math.prod(tensor.shape) * _STORED.get(tensor.dtype, 1) for tensor in tensors), default=0)
+    return Weights(linear, experts, fixed, encoders, encoder_linear, width, largest)
 
 
 def _loaded_bytes(tensor: Tensor) -> int:

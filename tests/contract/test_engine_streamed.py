@@ -152,6 +152,7 @@ def test_a_shard_that_is_none_is_told_in_the_streamers_words(
         ([], "Cannot find any safetensors model weights with `gs://demo-bucket/empty`"),
         (["--load-format", "safetensors"], "'load_format' must be 'modelexpress', 'runai_streamer' or"),
         (["--model-loader-extra-config", '{"threads": 4}'], "Unexpected extra config keys for runai_streamer"),
+        (["--model-loader-extra-config", '{"memory_limit": 9}'], "Memory limit supplied: 9 cannot be smaller than: "),
         (["--model-loader-extra-config", '{"memory_limit": -2}'], "memory_limit must be an integer >= -1, got -2"),
         (["--model-loader-extra-config", '{"concurrency": true}'], "concurrency must be a positive integer, got True"),
         (["--model-loader-extra-config", '{"distributed": 1}'], "distributed must be a bool, got 1"),

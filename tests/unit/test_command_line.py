@@ -24,7 +24,7 @@ from pipelines.cli import run as run_command
 from pipelines.local import state as states
 from serving import catalog
 from serving.errors import InconclusiveError
-from serving.scenarios import COLUMNS, SCENARIOS, all_features
+from serving.scenarios import COLUMNS, MISSING, SCENARIOS, all_features
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,14 @@ def test_list_names_every_scenario_that_is_built(command):
     code, out, err = command("list")
     assert (code, err) == (0, "")
     scenarios, features = out.split("\n\n")
-    assert [line.split()[:2] for line in scenarios.splitlines()] == [[s.number, s.name] for s in SCENARIOS]
+    there = {s.number: s.name for s in SCENARIOS} | MISSING
+    assert [line.split()[:2] for line in scenarios.splitlines()] == [[n, there[n]] for n in sorted(there)]
+    assert {line.split()[0] for line in scenarios.splitlines() if "missing" in line} == MISSING.keys()
+    for number, name in MISSING.items():
+        refused = command("init", number)
+        assert refused == command("init", name)
+        assert refused[0] == 2
+        assert f"scenario {number} ({name}) is missing: it is not built yet" in refused[2]
     assert set(all_features()) <= set(features.replace(",", "").split())
     listed = json.loads(command("list", "--json")[1])
     assert listed["features"] == {column: list(words) for column, words in COLUMNS.items()}

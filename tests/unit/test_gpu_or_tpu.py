@@ -37,6 +37,14 @@ POOLS = SETTINGS.section("gpu-or-tpu").pools
 BESIDE = RELEASE.model_copy(update={"beside": sizing.Sizing(max_model_len=4096)})
 
 
+def pools(**machines: str) -> list[Object]:
+    """The pools of the default, those of one kind on other machines."""
+    return [pool.model_dump() | {"machine_type": machines.get(pool.accelerator, pool.machine_type)} for pool in POOLS]
+
+
+FOUR_CHIPS = settings(gpu_or_tpu={"tpu_chips": 4, "pools": pools(tpu="ct6e-standard-4t")})
+
+
 def pods_of(config: Settings) -> Object:
     (server,) = (item for item in render.generation(config, BESIDE) if item["kind"] == "Deployment")
     found: Object = server["spec"]["template"]["spec"]
@@ -55,6 +63,9 @@ def pods_of(config: Settings) -> Object:
         ({"gpu_or_tpu": {"pools": [pool.model_dump() for pool in POOLS[:2]]}}, "none has accelerator: tpu"),
         ({"gpu_or_tpu": {"pools": [pool.model_dump() for pool in (*POOLS, POOLS[0])]}}, "l4-spot is there twice"),
         ({"gpu_or_tpu": {"tpu_chips": 2}}, "gpu_or_tpu.tpu_chips"),
+        ({"gpu_or_tpu": {"tpu_chips": 4}}, "v6e-1 is of ct6e-standard-1t; gpu_or_tpu.tpu_chips is 4, which is a ct6e-"),
+        ({"gpu_or_tpu": {"pools": pools(gpu="n1-standard-8")}}, "nvidia-l4 is in machines of the family g2 alone"),
+        ({"gpu_or_tpu": {"pools": pools(tpu="ct6e-standard-8t")}}, "tpu_chips is 1, which is a ct6e-standard-1t"),
         ({"model": "google/gemma-4-31B-it", "accelerator": {"count": 8}}, "on 1 × tpu-v6e-slice cannot start"),
     ],
 )
@@ -82,7 +93,7 @@ def test_the_order_of_the_pools_is_the_order_of_the_class_and_changes_in_place()
 def test_other_chips_another_image_of_theirs_and_another_entrypoint_are_other_servers(monkeypatch: pytest.MonkeyPatch):
     found = {
         generation.name(config, BESIDE)
-        for config in (SETTINGS, settings(gpu_or_tpu={"tpu_chips": 4}), settings(gpu_or_tpu={"tpu_image": "me/tpu:1"}))
+        for config in (SETTINGS, FOUR_CHIPS, settings(gpu_or_tpu={"tpu_image": "me/tpu:1"}))
     }
     assert len(found) == 3
     monkeypatch.setattr(gpu_or_tpu, "entrypoint", lambda: 'exec "$@"')
@@ -122,7 +133,14 @@ def test_each_container_waits_for_its_own_device_and_serves_by_its_own_image():
     assert chips["args"][chips["args"].index("--max-model-len") + 1] == "4096"
     # Whoever serves answers for both.
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        by_name = chips[probe]["httpGet"].pop("port"), cards[probe]["httpGet"].pop("port")
+        assert by_name == ("http-tpu", "http")
         assert cards[probe] == chips[probe]
+    # They are one port, of which the queue is read once: PodMonitoring reads all ports of its name.
+    ports = [(port["name"], port["containerPort"]) for port in (*cards["ports"], *chips["ports"])]
+    assert ports == [("http", 8000), ("http-tpu", 8000)]
+    (monitored,) = (item for item in render.shared(SETTINGS) if item["kind"] == "PodMonitoring")
+    assert [endpoint["port"] for endpoint in monitored["spec"]["endpoints"]] == ["http"]
     environment = {entry["name"]: entry.get("value") for entry in chips["env"]}
     assert (environment["TPU_ACCELERATOR_TYPE"], environment["TPU_TOPOLOGY"]) == ("v6e-1", "1x1")
 
@@ -138,7 +156,7 @@ def test_a_patch_of_ones_own_reaches_either_container():
 
 
 def test_chips_of_a_whole_host():
-    _, chips = pods_of(settings(gpu_or_tpu={"tpu_chips": 8}))["containers"]
+    _, chips = pods_of(settings(gpu_or_tpu={"tpu_chips": 8, "pools": pools(tpu="ct6e-standard-8t")}))["containers"]
     environment = {entry["name"]: entry.get("value") for entry in chips["env"]}
     assert environment["TPU_ACCELERATOR_TYPE"] == "v6e-8"
     assert environment["TPU_CHIPS_PER_HOST_BOUNDS"] == "2,4,1"

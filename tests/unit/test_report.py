@@ -10,6 +10,7 @@ import pytest
 from components.write_report import page, step
 from components.write_report.summary import summarize
 from serving import names
+from serving.settings import Settings, validated
 from tests.unit.deployment import SETTINGS
 
 
@@ -154,6 +155,13 @@ def test_the_page_shows_steps_error_answer_and_load_and_escapes_what_a_model_say
     for text in ("resolve_model says", "a shard is cut short", "Hello?", "1.0 / 2.0 / 3.0", "0.10 / 0.20 / 0.30"):
         assert text in html
     assert "<script>" not in html
+
+
+def test_the_page_names_each_accelerator_that_pods_may_be_on():
+    either = validated(Settings, {"scenario": "07", "project": "demo-project", "bucket": "demo-bucket"})
+    shown = [page.render(each, summed(RESOLVED), [RESOLVED]) for each in (SETTINGS, either)]
+    assert "<dd>1 × nvidia-l4</dd>" in shown[0]
+    assert "<dd>1 × nvidia-l4, or 1 × tpu-v6e-slice</dd>" in shown[1]
 
 
 def test_the_page_has_every_answer():

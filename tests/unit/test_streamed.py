@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from serving import features
+from serving import features, sizing
 from serving.errors import AccessError, InconclusiveError, PipelineError, RequestError
 from serving.features import Symptom, streamed
 from serving.rendering import generation, render
 from serving.settings import Settings, validated
 from serving.values import in_bytes
+from tests.unit import checkpoints
 from tests.unit.deployment import RELEASE
 
 
@@ -39,6 +41,7 @@ def loader(config: Settings) -> dict[str, Any]:
         ({"concurrency": 0}, {}, "streamed.concurrency"),
         ({"memory": "much"}, {}, "'much' is not a Kubernetes quantity"),
         ({"memory": "20Gi"}, {"accelerator": {"memory": "20Gi"}}, "streamed.memory: 20Gi is all that a pod has"),
+        ({"memory": "30Gi"}, {}, "streamed.memory: 30Gi is all that a pod has (accelerator.memory: 20Gi)"),
         ({}, {"hub": {"allow_pickles": True}}, "only safetensors are streamed"),
         ({}, {"gcs_fuse": {"profile": "manual"}}, "gcs_fuse: this deployment has no feature gcs-fuse"),
     ],
@@ -54,6 +57,27 @@ def test_what_cannot_be_is_refused_with_what_to_do(section: dict[str, Any], valu
 )
 def test_quantities_in_bytes(quantity: str, wanted: int):
     assert in_bytes(quantity) == wanted
+
+
+@pytest.mark.parametrize(
+    ("model", "usual"), [("google/gemma-3-4b-it", 4), ("google/gemma-4-E2B-it", 5), ("google/gemma-4-E4B-it", 6)]
+)
+def test_the_streamer_has_room_for_the_largest_tensor(model: str, usual: int):
+    """Gemma 4 E2B and E4B have a table of embeddings of each layer that is larger than the usual."""
+    made = sizing.of_tensors(checkpoints.tensors(model), sizing.of_config(model, checkpoints.config(model)))
+    judged = sizing.judged(replace(sizing.of_catalog(model), weights=made), settings(model=model).wish())
+    release = RELEASE.model_copy(update={"sizing": judged})
+
+    def limit(section: dict[str, Any]) -> int:
+        flags = streamed.flags(settings(section, model=model), release)
+        found: int = json.loads(flags[flags.index("--model-loader-extra-config") + 1])["memory_limit"]
+        return found
+
+    assert made.largest <= limit({}) == usual << 30
+    assert limit({"memory": "8Gi"}) == 8 << 30
+    assert limit({"memory": str(made.largest)}) == made.largest
+    with pytest.raises(RequestError, match="is less than the largest tensor of"):
+        limit({"memory": str(made.largest - 1)})
 
 
 def test_the_engine_streams_and_reads_all_else_where_it_was_brought():
@@ -206,5 +230,5 @@ def test_want_of_memory_is_told_by_container():
     init = streamed.explain(settings(), Symptom("out-of-memory", "p", container="weights"))
     assert engine
     assert init
-    assert "the streamer takes 4Gi (streamed.memory)" in engine.message
+    assert "the streamer takes 4Gi or what the largest tensor does (streamed.memory)" in engine.message
     assert "`patches`" in init.message

@@ -62,11 +62,12 @@ def main(argv: Sequence[str]) -> int:
     log.info("model.py:1752", f"Using max model len {args.max_model_len}")
     log.info("core.py:112", f"Initializing a V1 LLM engine (emulated) with model={args.model!r}", log.ENGINE_CORE)
     try:
+        limit = None
         if args.load_format == "runai_streamer" or streamed:
-            streamer.check_extra_config(args.model_loader_extra_config)
+            limit = streamer.memory_limit(args.model_loader_extra_config)
         remote = streamer.shards(args.model) if streamed else []
         for blob in remote:
-            streamer.stream(blob)
+            streamer.stream(blob, limit)
         load_weights(checkpoint, remote)
         if draft:
             log.info("llm_base_proposer.py:1204", f"Loading drafter model from {draft.folder}", log.ENGINE_CORE)

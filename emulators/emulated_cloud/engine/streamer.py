@@ -48,8 +48,8 @@ def check_format(load_format: str, model: str) -> None:
         )
 
 
-def check_extra_config(given: str | None) -> None:
-    """`--model-loader-extra-config`, as the loader takes it. Raises BadWeights."""
+def memory_limit(given: str | None) -> int | None:
+    """Of `--model-loader-extra-config`, as the loader takes it: bytes that the streamer may hold. Raises BadWeights."""
     try:
         extra = json.loads(given or "{}")
     except ValueError as error:
@@ -63,6 +63,7 @@ def check_extra_config(given: str | None) -> None:
         raise BadWeights("ValueError", f"concurrency must be a positive integer, got {concurrency!r}")
     if limit is not None and (type(limit) is not int or limit < -1):
         raise BadWeights("ValueError", f"memory_limit must be an integer >= -1, got {limit!r}")
+    return limit
 
 
 def pull(model: str, tokenizer: str) -> Path:
@@ -90,11 +91,26 @@ def shards(model: str) -> list[Blob]:
     return found
 
 
-def stream(blob: Blob) -> None:
-    """Reads all of an object. Raises BadWeights."""
+def stream(blob: Blob, limit: int | None = None) -> None:
+    """Reads all of an object, of which no tensor may be larger than the limit (of 1 byte or more: 0 and -1 are other
+    ways to hold them). Raises BadWeights."""
     with blob.open() as file:
+        if limit and limit > 0 and (largest := _largest(file)) > limit:
+            raise BadWeights(
+                "runai_model_streamer.file_streamer.requests_iterator.RunaiStreamerMemoryLimitException",
+                f"Memory limit supplied: {limit} cannot be smaller than: {largest}",
+            )
         while file.read(READ):
             pass
+
+
+def _largest(file: io.BufferedReader) -> int:
+    """Bytes of the largest tensor of a shard, by its header; 0 where that is none, which is told when it is loaded."""
+    try:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        return max(entry["data_offsets"][1] - entry["data_offsets"][0] for entry in header.values() if "dtype" in entry)
+    except (ValueError, AttributeError, KeyError, TypeError, IndexError, OverflowError, MemoryError):
+        return 0
 
 
 @dataclass(frozen=True)
