@@ -1,0 +1,186 @@
+"""What teams add to a refresh, whole and on the emulated Vertex AI: runs that meet, gates of their own, thresholds
+relative to what serves, staging before production, lineage, old runs that go, a pipeline of their own."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from emulated_cloud.hub.models import write_gemma3
+from kfp import compiler, components, dsl
+
+from tests.scenarios.command import Run
+from tests.scenarios.emulated import Cloud, held
+
+GATE = "us-docker.pkg.dev/team/gates/context:3"
+PROGRAM = f"""#!{sys.executable}
+import json, os, sys, urllib.request
+models = json.load(urllib.request.urlopen(os.environ["GEMMA_PIPELINES_URL"] + "/v1/models"))["data"]
+(length,) = [each["max_model_len"] for each in models if each["id"] == os.environ["GEMMA_PIPELINES_MODEL"]]
+print("asking", os.environ["GEMMA_PIPELINES_GENERATION"])
+reasons = [f"a context of {{length}} tokens"] if length > int(sys.argv[1]) else []
+print(json.dumps({{"passed": not reasons, "reasons": reasons}}))
+"""
+"""A gate that lets no server through whose context is longer than its argument."""
+
+
+@pytest.fixture(scope="module")
+def cloud(folder: Path) -> Iterator[Cloud]:
+    program = folder / "gate"
+    program.write_text(PROGRAM)
+    program.chmod(0o755)
+    validation = {
+        "concurrencies": [1],
+        "requests_per_concurrency": 2,
+        "jobs": [{"image": GATE, "args": ["4096"]}],
+        "thresholds": {"min_tokens_per_second_ratio": 0.001},
+    }
+    cloud = Cloud(
+        folder,
+        *("--program", f"{GATE}={program}"),
+        namespace="staging",
+        validation=validation,
+        engine={"max_model_len": 4096},
+        keep_previous=0,
+        lease={"wait": "300s"},
+    )
+    cloud.settings("production.yaml", namespace="production", engine={"max_model_len": 4096})
+    assert cloud.command("bootstrap")["ready"]
+    yield cloud
+    assert cloud.run.stop() == 0
+
+
+def submitted(cloud: Cloud, *more: str, code: int = 0, file: str = "gemma.yaml") -> dict[str, Any]:
+    told = cloud.command("submit", "03", "--wait", *more, code=code, file=file)
+    return {**told["run"], "id": told["id"]}
+
+
+def folders(cloud: Cloud) -> set[str]:
+    return {path.parent.parent.name for path in (cloud.state / "buckets").rglob("steps/resolve_model.json")}
+
+
+@pytest.mark.timeout(3600)
+def test_a_team_s_life(cloud: Cloud, tiny_gemma3: Path):
+    # Two at once, a person's and CI's: one waits for the other's Lease, and both end well.
+    both = [cloud.begin("submit", "03", "--wait") for _ in range(2)]
+    first, other = sorted((run.finish() for run in both), key=lambda told: waited(cloud, told["id"]))
+    assert {told["run"]["status"] for told in (first, other)} == {"succeeded"}
+    assert first["run"]["generation"] == other["run"]["generation"]
+    assert waited(cloud, other["id"]), "they met"
+    serving = [f"vllm-{first['run']['generation']}"]
+    assert held(cloud, "staging") == {"lease": "", "jobs": [], "deployments": serving, "baking": []}
+    validated = first["run"]
+    run_id = first["id"]
+    (gate,) = cloud.of_run(run_id, "steps/validate_server.json")["gates"]
+    assert (gate["image"], gate["passed"], gate["reasons"]) == (GATE, True, [])
+    details = {task["taskName"]: task for task in cloud.ended(run_id)["jobDetail"]["taskDetails"]}
+    (model,) = details["download-weights"]["outputs"]["weights"]["artifacts"]
+    assert (model["uri"], model["schemaTitle"]) == (validated["weights"], "system.Model")
+    assert model["metadata"]["commit"] == validated["revision"]
+
+    # The hub moves on. What is slower than what serves, and what a gate does not like, stays out.
+    cloud.release(lambda folder: write_gemma3(folder, seed=7), tiny_gemma3)
+    slow = submitted(cloud, "--set", "validation.thresholds.min_tokens_per_second_ratio=1000", code=1)
+    assert slow["error"]["step"] == "validate_server"
+    assert f"of {validated['generation']}" in slow["error"]["message"]
+    assert not cloud.of_run(slow["id"], "steps/validate_server.json")["gates"], "no gate after a no"
+    longer = submitted(cloud, "--set", "engine.max_model_len=6144", code=1)
+    assert longer["error"]["message"] == f"gate 1 ({GATE}): a context of 6144 tokens"
+    assert held(cloud, "staging")["deployments"] == [f"vllm-{validated['generation']}"]
+
+    # Production serves what staging validated, whatever the hub has become.
+    served = submitted(cloud, "--from", f"gs://demo-bucket/pipelines/{run_id}", file="production.yaml")
+    assert (served["status"], served["weights"], served["revision"]) == (
+        "succeeded",
+        validated["weights"],
+        validated["revision"],
+    )
+    images = [cloud.of_run(run, "steps/resolve_model.json")["engine_image"] for run in (run_id, served["id"])]
+    assert images[0].partition("@")[0] == images[1].partition("@")[0]
+
+    # A release that passes; older runs go, those of production and what the record names stay.
+    passed = submitted(cloud, "--retry", "--set", "keep_runs=1")
+    assert passed["status"] == "succeeded"
+    assert folders(cloud) == {passed["id"], longer["id"], served["id"]}
+
+    # What an alert looks for, as docs/vertex.md has it.
+    place = "demo-project/us-central1/gemma/staging/gemma"
+    ended = f'jsonPayload.event="run-ended" jsonPayload.deployment="{place}"'
+    rejected = cloud.logged(f'{ended} jsonPayload.became="rejected"')
+    assert {entry["run_id"] for entry in rejected} == {slow["id"], longer["id"]}
+    good = cloud.logged(f'{ended} jsonPayload.became="succeeded"')
+    assert {entry["run_id"] for entry in good} == {first["id"], other["id"], passed["id"]}
+
+    own_pipeline(cloud, validated)
+
+
+def waited(cloud: Cloud, run_id: str) -> bool:
+    """Whether a run waited for the Lease, by its log."""
+    said = cloud.logged(f'resource.type="ml_job" jsonPayload.run_id="{run_id}"')
+    return any("waiting for the Lease" in entry["message"] for entry in said)
+
+
+def own_pipeline(cloud: Cloud, before: dict[str, Any]) -> None:
+    """A pipeline of somebody's own, made of the steps, as docs/operations.md says."""
+    image = cloud.command("submit", "03", "--dry-run")["pipelineJob"]["pipelineSpec"]["deploymentSpec"]["executors"]
+    image = next(iter(image.values()))["container"]["image"]
+    made = Run("--components", "-o", "steps", "--image", image, folder=cloud.folder, command=("compile",))
+    made.finish_with_text()
+    steps = {path.stem: components.load_component_from_file(str(path)) for path in (cloud.folder / "steps").iterdir()}
+    compiled = {"scenario": "gcs-fuse", "features": ["gcs-fuse"], "image": image, "version": "0.1.0"}
+
+    @dsl.pipeline(name="ours")
+    def ours(project: str, bucket: str, settings: dict):
+        asked = {
+            "project": project,
+            "bucket": bucket,
+            "settings": settings,
+            "job": dsl.PIPELINE_JOB_NAME_PLACEHOLDER,
+            "location": "us-central1",
+            "cluster": "gemma",
+            "namespace": "ours",
+            "model": "google/gemma-3-4b-it",
+            "revision": before["revision"],
+        }
+
+        def step(name: str, **inputs: Any) -> Any:
+            return steps[name](**inputs).set_caching_options(False)
+
+        with dsl.ExitHandler(step("write_report", **asked)):
+            resolved = step("resolve_model", **asked, compiled=compiled)
+            found = {"settings": resolved.outputs["merged"], "release": resolved.outputs["release"]}
+            access = step("ensure_access", **found)
+            judged = step("download_weights", **found).after(access)
+            for name in ("deploy_server", "validate_server"):
+                verdict = {"passed": judged.outputs["passed"], "reasons": judged.outputs["reasons"]}
+                judged = step(name, **found, **verdict)
+            promoted = step("promote_generation", **found).after(judged)
+            step("collect_garbage", **found).after(promoted)
+
+    path = cloud.folder / "ours.yaml"
+    compiler.Compiler().compile(ours, str(path))
+    settings = {
+        "scenario": "gcs-fuse",
+        "hub": {"token_secret": "projects/demo-project/secrets/hf-token/versions/latest"},
+        "validation": {"concurrencies": [1], "requests_per_concurrency": 2},
+    }
+    body = {
+        "displayName": "ours",
+        "pipelineSpec": yaml.safe_load(path.read_text()),
+        "serviceAccount": "gemma-pipelines@demo-project.iam.gserviceaccount.com",
+        "runtimeConfig": {
+            "gcsOutputDirectory": "gs://demo-bucket/pipelines",
+            "parameterValues": {"project": "demo-project", "bucket": "demo-bucket", "settings": settings},
+        },
+    }
+    cloud.vertex("POST", "pipelineJobs?pipelineJobId=ours-1", body)
+    ended = cloud.ended("ours-1")
+    assert ended["state"] == "PIPELINE_STATE_SUCCEEDED", ended
+    report = cloud.of_run("ours-1", "report.json")
+    assert (report["status"], report["weights"]) == ("succeeded", before["weights"])
+    serving = [f"vllm-{report['generation']}"]
+    assert held(cloud, "ours") == {"lease": "", "jobs": [], "deployments": serving, "baking": []}
