@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,17 @@ class Cloud:
         """A JSON document that a run left."""
         (found,) = (self.state / "buckets" / "demo-bucket" / "objects").glob(f"*/{run_id}/{file}")
         return json.loads(found.read_text())
+
+
+@contextmanager
+def up(folder: Path, *options: str, **changes: Any) -> Iterator[Cloud]:
+    """A cloud that is up while the block runs, however that ends."""
+    cloud = Cloud(folder, *options, **changes)
+    try:
+        yield cloud
+    finally:
+        code = cloud.run.stop()
+    assert code == 0
 
 
 def held(cloud: Cloud, namespace: str = "gemma") -> Mapping[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from emulated_cloud.cloud import wait_for
 
-from tests.scenarios.emulated import Cloud, held
+from tests.scenarios.emulated import Cloud, held, up
 
 NOTHING = {"lease": "", "jobs": [], "deployments": [], "baking": []}
 LONG_LOAD = {"requests_per_concurrency": 1000}
@@ -31,10 +31,9 @@ BEFORE_PROMOTION: list[tuple[str, str, dict[str, Any]]] = [
 
 @pytest.fixture(scope="module")
 def cloud(folder: Path) -> Iterator[Cloud]:
-    cloud = Cloud(folder, scenario="hyperdisk-ml", features=["secondary-boot-disk"])
-    assert cloud.command("bootstrap")["ready"]
-    yield cloud
-    assert cloud.run.stop() == 0
+    with up(folder, scenario="hyperdisk-ml", features=["secondary-boot-disk"]) as cloud:
+        assert cloud.command("bootstrap")["ready"]
+        yield cloud
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from emulated_cloud.hub.models import write_gemma3
 from kfp import compiler, components, dsl
 
 from tests.scenarios.command import Run
-from tests.scenarios.emulated import Cloud, held
+from tests.scenarios.emulated import Cloud, held, up
 
 GATE = "us-docker.pkg.dev/team/gates/context:3"
 PROGRAM = f"""#!{sys.executable}
@@ -39,19 +39,12 @@ def cloud(folder: Path) -> Iterator[Cloud]:
         "jobs": [{"image": GATE, "args": ["4096"]}],
         "thresholds": {"min_tokens_per_second_ratio": 0.001},
     }
-    cloud = Cloud(
-        folder,
-        *("--program", f"{GATE}={program}"),
-        namespace="staging",
-        validation=validation,
-        engine={"max_model_len": 4096},
-        keep_previous=0,
-        lease={"wait": "300s"},
-    )
-    cloud.settings("production.yaml", namespace="production", engine={"max_model_len": 4096})
-    assert cloud.command("bootstrap")["ready"]
-    yield cloud
-    assert cloud.run.stop() == 0
+    deployment = {"engine": {"max_model_len": 4096}, "keep_previous": 0, "lease": {"wait": "30m"}}
+    own = {"namespace": "staging", "validation": validation, **deployment}
+    with up(folder, "--program", f"{GATE}={program}", **own) as cloud:
+        cloud.settings("production.yaml", namespace="production", engine={"max_model_len": 4096})
+        assert cloud.command("bootstrap")["ready"]
+        yield cloud
 
 
 def submitted(cloud: Cloud, *more: str, code: int = 0, file: str = "gemma.yaml") -> dict[str, Any]:
@@ -89,7 +82,7 @@ def test_a_team_s_life(cloud: Cloud, tiny_gemma3: Path):
     cloud.release(lambda folder: write_gemma3(folder, seed=7), tiny_gemma3)
     slow = submitted(cloud, "--set", "validation.thresholds.min_tokens_per_second_ratio=1000", code=1)
     assert slow["error"]["step"] == "validate_server"
-    assert f"of {first['generation']}" in slow["error"]["message"]
+    assert f"{first['generation']}, which is live, brought" in slow["error"]["message"]
     assert not cloud.of_run(slow["id"], "steps/validate_server.json")["gates"], "no gate after a no"
     assert held(cloud, "staging")["deployments"] == serving
 

@@ -10,18 +10,17 @@ from pathlib import Path
 import pytest
 from emulated_cloud.cloud import wait_for
 
-from tests.scenarios.emulated import Cloud, held, holds
+from tests.scenarios.emulated import Cloud, held, holds, up
 
 
 @pytest.fixture(scope="module")
 def cloud(folder: Path) -> Iterator[Cloud]:
     # Who dies is known as dead soon.
-    common = {"lease": {"duration": "30s", "wait": "300s"}, "keep_previous": 0}
-    cloud = Cloud(folder, scenario="secondary-boot-disk", namespace="two", **common)
-    cloud.settings("four.yaml", scenario="hyperdisk-ml", namespace="four", **common)
-    assert cloud.command("bootstrap")["ready"]
-    yield cloud
-    assert cloud.run.stop() == 0
+    common = {"lease": {"duration": "30s", "wait": "30m"}, "keep_previous": 0}
+    with up(folder, scenario="secondary-boot-disk", namespace="two", **common) as cloud:
+        cloud.settings("four.yaml", scenario="hyperdisk-ml", namespace="four", **common)
+        assert cloud.command("bootstrap")["ready"]
+        yield cloud
 
 
 def stays(cloud: Cloud, before: set[str]) -> set[str]:

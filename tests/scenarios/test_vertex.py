@@ -21,14 +21,13 @@ from serving.clients import kubernetes, storage
 from serving.deployment import record
 from serving.settings import Settings, validated
 from tests.scenarios.command import Run
-from tests.scenarios.emulated import SETTINGS, Cloud
+from tests.scenarios.emulated import SETTINGS, Cloud, up
 
 
 @pytest.fixture(scope="module")
 def cloud(folder: Path) -> Iterator[Cloud]:
-    cloud = Cloud(folder)
-    yield cloud
-    assert cloud.run.stop() == 0
+    with up(folder) as cloud:
+        yield cloud
 
 
 @pytest.fixture(scope="module")
