@@ -4,109 +4,30 @@ click in the console, and what `status` says of it all."""
 from __future__ import annotations
 
 import datetime
-import json
-import shutil
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import requests
 import yaml
 from emulated_cloud.cloud import wait_for
 from emulated_cloud.hub import models
 from emulated_cloud.hub.models import write_gemma3
-from emulated_cloud.hub.repository import Repository
 
 from pipelines.oversight import runs, status
 from pipelines.vertex import schedule
 from serving import names
 from serving.clients import kubernetes, storage
-from serving.clients.vertex import ENDED
 from serving.deployment import record
 from serving.settings import Settings, validated
-from tests.scenarios.command import MODEL, SECONDS, Run
-
-SETTINGS: dict[str, Any] = {
-    "scenario": "gcs-fuse",
-    "project": "demo-project",
-    "bucket": "demo-bucket",
-    "hub": {"token_secret": "projects/demo-project/secrets/hf-token/versions/latest"},
-    "validation": {"concurrencies": [1], "requests_per_concurrency": 2},
-    "serving": {"drain_seconds": 0},
-    "schedule": {"cron": "0 3 * * *", "timezone": "Asia/Seoul"},
-}
-
-
-class Cloud:
-    """An emulated cloud that is up, and commands that are sent to it."""
-
-    def __init__(self, folder: Path):
-        self.folder, self.state = folder, folder / "state"
-        self.newest: Path | None = None
-        (folder / "gemma.yaml").write_text(yaml.safe_dump(SETTINGS))
-        arguments = ("-f", "gemma.yaml", "--state", str(self.state), "--json")
-        self.run = Run(*arguments, folder=folder, command=("emulators", "up"))
-        self.environment: dict[str, str] = self.run.result()["environment"]
-
-    def command(self, *words: str, code: int = 0) -> dict[str, Any]:
-        """What a command printed that ended with this exit code."""
-        run = Run("-f", "gemma.yaml", "--json", folder=self.folder, command=words, variables=self.environment)
-        return run.finish(code)
-
-    def release(self, change: Callable[[Path], object], weights: Path) -> None:
-        """What the hub's main is from now on: these weights with a change."""
-        folder = Path(shutil.copytree(weights, self.folder / f"release-{time.monotonic_ns()}"))
-        change(folder)
-        self.newest = folder
-        Repository(self.state / "tmp" / "hub", MODEL).commit(folder)
-
-    def ran(self, job: dict[str, Any]) -> dict[str, Any]:
-        """A run that has ended, which somebody asked Vertex AI for without us."""
-        google = self.environment["GEMMA_PIPELINES_API_ENDPOINT"]
-        found = requests.get(
-            f"{google}/computeMetadata/v1/instance/service-accounts/default/token",
-            headers={"Metadata-Flavor": "Google"},
-            timeout=60,
-        )
-        headers = {"Authorization": f"Bearer {found.json()['access_token']}"}
-        where = f"{google}/v1/projects/demo-project/locations/us-central1/pipelineJobs"
-        begun = requests.post(where, json=job, headers=headers, timeout=60)
-        begun.raise_for_status()
-        deadline = time.monotonic() + SECONDS
-        while (there := requests.get(f"{google}/v1/{begun.json()['name']}", headers=headers, timeout=60).json())[
-            "state"
-        ] not in ENDED:
-            assert time.monotonic() < deadline, there
-            time.sleep(0.5)
-        return there
-
-    def left(self, job: dict[str, Any], name: str) -> dict[str, Any]:
-        """A document that a run left in the bucket."""
-        run_id = job["name"].rpartition("/")[2]
-        (found,) = (self.state / "buckets" / "demo-bucket" / "objects").glob(f"*/{run_id}/{name}")
-        return json.loads(found.read_text())
-
-    def night(self) -> dict[str, Any]:
-        """The report of the run that the schedule's next tick begins."""
-        runs = self.state / "buckets" / "demo-bucket" / "objects" / "pipelines"
-        before = set(runs.glob("*/report.json"))
-        tick = self.command("schedule", "show")["next"][0]
-        clock = f"{self.environment['GEMMA_PIPELINES_API_ENDPOINT']}/_emulator/clock"
-        requests.post(clock, json={"time": tick}, timeout=60).raise_for_status()
-        deadline = time.monotonic() + SECONDS
-        while not (new := set(runs.glob("*/report.json")) - before):
-            assert time.monotonic() < deadline, "no report came"
-            time.sleep(0.5)
-        return json.loads(new.pop().read_text())
+from tests.scenarios.command import Run
+from tests.scenarios.emulated import SETTINGS, Cloud, up
 
 
 @pytest.fixture(scope="module")
 def cloud(folder: Path) -> Iterator[Cloud]:
-    cloud = Cloud(folder)
-    yield cloud
-    assert cloud.run.stop() == 0
+    with up(folder) as cloud:
+        yield cloud
 
 
 @pytest.fixture(scope="module")
@@ -137,9 +58,9 @@ def test_a_click_in_the_console_with_what_has_no_default_is_the_same_refresh(clo
         "serviceAccount": f"gemma-pipelines@{SETTINGS['project']}.iam.gserviceaccount.com",
         "runtimeConfig": {"gcsOutputDirectory": "gs://demo-bucket/clicked", "parameterValues": typed},
     }
-    ended = cloud.ran(job)
+    ended = cloud.ran(job, "clicked-1")
     assert ended["state"] == "PIPELINE_STATE_SUCCEEDED", ended
-    report = cloud.left(ended, "report.json")
+    report = cloud.of_run("clicked-1", "report.json")
     assert (report["status"], report["generation"]) == ("unchanged", first["generation"])
     assert report["bytes_transferred"] == 0
 

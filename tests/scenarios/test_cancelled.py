@@ -1,0 +1,84 @@
+"""A run that is cancelled in a step that holds something gives it back, by the step's own hand, and the next completes.
+
+One deployment has the steps of all features that go together. The step stands still at a line of its log, and hears
+SIGTERM; no exit task runs after it, as where an orchestrator leaves it out. That every step gives back Lease and
+accelerators is seen a step at a time in tests/unit/test_step.py.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from emulated_cloud.cloud import wait_for
+
+from tests.scenarios.emulated import Cloud, held, up
+
+NOTHING = {"lease": "", "jobs": [], "deployments": [], "baking": []}
+LONG_LOAD = {"requests_per_concurrency": 1000}
+BEFORE_PROMOTION: list[tuple[str, str, dict[str, Any]]] = [
+    ("ensure-access", "gave roles/", {}),
+    ("bake-disk-image", "machine .* started in", {}),
+    ("hydrate-volume", "applied VolumeSnapshot/", {}),
+    ("deploy-server", "applied Deployment/", {}),
+    ("validate-server", "load: ", LONG_LOAD),
+]
+"""Task, line, and what else validation asks for. Each run finds what the one before left, cancelled a step earlier."""
+
+
+@pytest.fixture(scope="module")
+def cloud(folder: Path) -> Iterator[Cloud]:
+    with up(folder, scenario="hyperdisk-ml", features=["secondary-boot-disk"]) as cloud:
+        assert cloud.command("bootstrap")["ready"]
+        yield cloud
+
+
+@pytest.fixture(scope="module")
+def request_of_a_run(cloud: Cloud) -> dict[str, Any]:
+    found: dict[str, Any] = cloud.command("submit", "04", "--dry-run")["pipelineJob"]
+    return found
+
+
+def ran(cloud: Cloud, asked: dict[str, Any], job_id: str, **validation: Any) -> dict[str, Any]:
+    """A run that has ended."""
+    asked = copy.deepcopy(asked)
+    asked["runtimeConfig"]["parameterValues"]["settings"]["validation"] |= validation
+    return cloud.ran(asked, job_id)
+
+
+def cancelled(cloud: Cloud, asked: dict[str, Any], task: str, line: str, **validation: Any) -> None:
+    """A run that is cancelled when this task prints this line."""
+    outcome = {"task": task, "after": line, "cancel": True, "exit_after_cancel": False}
+    cloud.script({"action": "outcome", "path": "/pipelineJobs$", "outcome": outcome})
+    job = ran(cloud, asked, f"cancelled-in-{task}", **validation)
+    assert cloud.consumed() == [2], f"{task} was cancelled, and no exit task ran"
+    assert job["state"] == "PIPELINE_STATE_CANCELLED"
+    cancelled_tasks = {each["taskName"] for each in job["jobDetail"]["taskDetails"] if each["state"] == "CANCELLED"}
+    assert task in cancelled_tasks
+    left = cloud.of_run(f"cancelled-in-{task}", f"steps/{task.replace('-', '_')}.json")
+    assert (left["status"], left["error"]["type"]) == ("inconclusive", "ToldToEnd")
+
+
+def comes_to_hold(cloud: Cloud, wanted: dict[str, Any]) -> None:
+    assert wait_for(lambda: held(cloud) == wanted, 120), held(cloud)
+
+
+@pytest.mark.timeout(3600)
+def test_a_run_that_is_cancelled_holds_nothing_and_is_completed_by_the_next(
+    cloud: Cloud, request_of_a_run: dict[str, Any]
+):
+    for task, line, validation in BEFORE_PROMOTION:
+        cancelled(cloud, request_of_a_run, task, line, **validation)
+        comes_to_hold(cloud, NOTHING)
+
+    # This one comes to promote. Now it serves, and is not touched.
+    cancelled(cloud, request_of_a_run, "collect-garbage", "started")
+    generation = cloud.of_run("cancelled-in-collect-garbage", "steps/resolve_model.json")["generation"]
+    serving = {**NOTHING, "deployments": [f"vllm-{generation}"]}
+    comes_to_hold(cloud, serving)
+    assert ran(cloud, request_of_a_run, "completed")["state"] == "PIPELINE_STATE_SUCCEEDED"
+    assert cloud.of_run("completed", "report.json")["status"] == "unchanged"
+    comes_to_hold(cloud, serving)
