@@ -154,9 +154,25 @@ def test_the_folder_of_a_sub_path_is_made(kube: Kube) -> None:
     assert kube.log("sub-path").strip() == "['0o777', '0o777']"
 
 
-def test_a_folder_of_the_node_is_refused(kube: Kube) -> None:
-    kube.create_pod("host", volumes=[{"name": "root", "hostPath": {"path": "/"}}])
-    assert "volumes of type hostPath are not to be had" in kube.wait_event("host", "FailedMount")
+def test_a_folder_of_the_node_is_its_own_and_none_of_this_machine(kube: Kube) -> None:
+    code = "import os, sys; print(sorted(os.listdir(sys.argv[1])))"
+    mount = {"volumeMounts": [{"name": "node", "mountPath": "/host"}]}
+    node = [{"name": "node", "hostPath": {"path": "/"}}]
+    kube.create_pod("host", command=["python", "-c", code, "/host"], container=mount, volumes=node)
+    kube.wait_phase("host", "Succeeded")
+    assert kube.log("host") == "['dev']\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ({"path": "/nowhere", "type": "Directory"}, "hostPath type check failed: /nowhere is not a directory"),
+        ({"path": "/dev/nvidia0", "type": "File"}, "hostPath type check failed: /dev/nvidia0 is not a file"),
+    ],
+)
+def test_what_a_node_has_not_is_not_mounted(kube: Kube, source: dict[str, str], words: str) -> None:
+    kube.create_pod("host", volumes=[{"name": "node", "hostPath": source}])
+    assert words in kube.wait_event("host", "FailedMount")
 
 
 def test_init_containers_come_first_and_sidecars_stay(kube: Kube) -> None:

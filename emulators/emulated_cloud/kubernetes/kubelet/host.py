@@ -15,6 +15,8 @@ _MUST_EXIST = {"Directory": "is not a directory", "File": "is not a file"}
 
 def find(hosts: Path, node: Object, source: Object) -> Path:
     """What a `hostPath` is on the node. Raises LookupError in the kubelet's words."""
+    if ".." in Path(source["path"]).parts:
+        raise LookupError("path must not contain '..'")  # Of a real API server's words: there it never comes so far.
     root = hosts / node["metadata"]["name"]
     _make_devices(root / "dev", node)
     path, kind = root / source["path"].strip("/"), source.get("type") or ""
