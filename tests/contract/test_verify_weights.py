@@ -47,7 +47,8 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         with pytest.raises(SystemExit) as ended:
             cli.main()
         out, err = capsys.readouterr()
-        return int(ended.value.code or 0), out, err
+        # What is looked at is said first, where anything is.
+        return int(ended.value.code or 0), out, re.sub(r"\A +[\d.]+ s  listing\n", "", err)
 
     return run
 
@@ -266,6 +267,7 @@ def test_progress_goes_to_stderr_and_ctrl_c_ends_it_at_once(site: Site, release:
         env={**os.environ, **site.environment},
     )
     assert running.stderr
+    assert running.stderr.readline().endswith("listing\n")
     line = running.stderr.readline()
     assert f"{len(SERVED)}/{len(SERVED) + 2} files, " in line
     assert site.consumed("storage") == [2]
