@@ -117,6 +117,5 @@ def test_a_group_that_somebody_else_serves_is_listed_and_unavailable_without_its
         with pytest.raises(ApiException) as refused:
             client.CustomObjectsApi(kube.raw).list_cluster_custom_object("things.example.com", "v1", "things")
         assert refused.value.status == 503
-        assert 'service \\"things\\" not found' in refused.value.body
     finally:
         services.delete_api_service("v1.things.example.com")

@@ -1,7 +1,8 @@
 """What teams add to a refresh, whole and on the emulated Vertex AI: runs that meet, gates of their own, thresholds
-relative to what serves, staging before production, lineage, old runs that go, a pipeline of their own."""
+relative to what serves, staging before production, lineage, old runs that go, a pipeline of their own.
 
-from __future__ import annotations
+(kfp reads a pipeline's annotations: they cannot be texts here.)
+"""
 
 import sys
 from collections.abc import Iterator
