@@ -7,7 +7,6 @@ to the pod's disk at its generation, and its sha256 compared.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -17,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from serving import progress
 from serving.clients import storage
 from serving.clients.patience import Interrupted, Patience
-from serving.clients.storage import PreconditionError, StoredObject
+from serving.clients.storage import StoredObject
 from serving.errors import AccessError, InconclusiveError, RequestError
 from serving.log import Say
 from serving.progress import Passed
@@ -138,19 +137,10 @@ def _bring(weights_uri: str, file: File, place: Path, passed: Passed) -> None:
 
 def _fetch(weights_uri: str, file: File, part: Path, passed: Passed) -> str:
     """Writes an object's bytes into a file, and returns the sha256 of what arrived."""
-    digest = hashlib.sha256()
     with open(part, "wb") as stream:
 
         def take(piece: bytes) -> None:
-            digest.update(piece)
             stream.write(piece)
             passed(len(piece))
 
-        try:
-            storage.read_through(f"{weights_uri}/{file.path}", file.generation, take, _PIECE)
-        except PreconditionError as error:
-            raise InconclusiveError(
-                f"{weights_uri}/{file.path} is not the object of its manifest any more: somebody deleted it, or wrote "
-                "it again. Run again: download_weights brings it back"
-            ) from error
-    return digest.hexdigest()
+        return manifest.read_object(weights_uri, file, take, _PIECE)

@@ -6,15 +6,12 @@ Nothing is written here: every byte is read and compared with the manifest.
 from __future__ import annotations
 
 import functools
-import hashlib
 import time
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from serving import progress
-from serving.clients import storage
-from serving.clients.storage import PreconditionError
 from serving.errors import InconclusiveError
 from serving.log import Say
 from serving.progress import Passed
@@ -58,21 +55,9 @@ def read(plan: Plan, say: Say) -> dict[str, Any]:
 
 
 def _read(weights_uri: str, file: File, passed: Passed) -> None:
-    digest = hashlib.sha256()
-
-    def take(piece: bytes) -> None:
-        digest.update(piece)
-        passed(len(piece))
-
-    try:
-        storage.read_through(f"{weights_uri}/{file.path}", file.generation, take, _PIECE)
-    except PreconditionError as error:
+    arrived = manifest.read_object(weights_uri, file, lambda piece: passed(len(piece)), _PIECE)
+    if arrived != file.sha256:
         raise InconclusiveError(
-            f"{weights_uri}/{file.path} is not the object of its manifest any more: somebody deleted it, or wrote it "
-            "again. Run again: download_weights brings it back"
-        ) from error
-    if digest.hexdigest() != file.sha256:
-        raise InconclusiveError(
-            f"{weights_uri}/{file.path} reads otherwise: sha256 {digest.hexdigest()} instead of {file.sha256}. See "
+            f"{weights_uri}/{file.path} reads otherwise: sha256 {arrived} instead of {file.sha256}. See "
             f"`gemma-pipelines verify-weights --read {weights_uri}`"
         )

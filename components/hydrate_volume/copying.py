@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import os
 import time
 from collections.abc import Iterator
@@ -19,9 +18,7 @@ from typing import Any
 from components.hydrate_volume import volume
 from components.hydrate_volume.volume import PART, Plan
 from serving import progress
-from serving.clients import storage
 from serving.clients.patience import Interrupted, Patience
-from serving.clients.storage import PreconditionError
 from serving.errors import InconclusiveError
 from serving.log import Say
 from serving.progress import Passed
@@ -142,25 +139,18 @@ class _Copying:
 
     def _fetch(self, file: File, part: _Part, passed: Passed) -> str:
         """Has the bytes written, and returns the sha256 of what arrived."""
-        digest, size = hashlib.sha256(), 0
+        size = 0
 
         def take(piece: bytes) -> None:
             nonlocal size
-            digest.update(piece)
             part.write(piece)
             size += len(piece)
             passed(len(piece))
 
-        try:
-            storage.read_through(f"{self._weights_uri}/{file.path}", file.generation, take, volume.PIECE)
-        except PreconditionError as error:
-            raise InconclusiveError(
-                f"{self._weights_uri}/{file.path} is not the object of its manifest any more: somebody deleted it, or "
-                "wrote it again. Run again: download_weights brings it back"
-            ) from error
-        if digest.hexdigest() != file.sha256:
+        arrived = manifest.read_object(self._weights_uri, file, take, volume.PIECE)
+        if arrived != file.sha256:
             passed(-size)
-        return digest.hexdigest()
+        return arrived
 
     def finish(self, text: bytes) -> None:
         """Has all names written to the disk, then the manifest: where it is, everything is."""

@@ -8,14 +8,15 @@ commits that change no served file have the same key, and the same manifest.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
+from collections.abc import Callable, Iterable
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from serving.clients import storage
 from serving.clients.patience import Interrupted, Patience
 from serving.clients.storage import PreconditionError, StoredObject
-from serving.errors import AccessError, RequestError
+from serving.errors import AccessError, InconclusiveError, RequestError
 
 NAME = "_MANIFEST.json"
 
@@ -99,6 +100,27 @@ def read_through(weights_uri: str) -> tuple[Manifest, bytes]:
         return Manifest.model_validate_json(text), text
     except ValueError as error:
         raise RequestError(f"{address} is damaged: it is no manifest of ours") from error
+
+
+def read_object(weights_uri: str, file: File, take: Callable[[bytes], object], piece: int = storage.PIECE) -> str:
+    """Gives the bytes of an object to `take`, `piece` at a time, and returns their sha256.
+
+    Raises InconclusiveError when the object is not there any more, or was written again.
+    """
+    digest = hashlib.sha256()
+
+    def arrive(data: bytes) -> None:
+        digest.update(data)
+        take(data)
+
+    try:
+        storage.read_through(f"{weights_uri}/{file.path}", file.generation, arrive, piece)
+    except PreconditionError as error:
+        raise InconclusiveError(
+            f"{weights_uri}/{file.path} is not the object of its manifest any more: somebody deleted it, or wrote it "
+            "again. Run again: download_weights brings it back"
+        ) from error
+    return digest.hexdigest()
 
 
 def complete_below(folder_uri: str) -> list[str]:
