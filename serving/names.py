@@ -70,6 +70,11 @@ def server(generation: str) -> str:
     return f"vllm-{generation}"
 
 
+def server_url(settings: Settings, generation: str) -> str:
+    """Where a generation answers in the cluster: its own Service."""
+    return f"http://{server(generation)}.{settings.namespace}.svc.cluster.local:{PORT}"
+
+
 def generation_of(name: str) -> str:
     """The generation whose server is called so; empty for what is none of ours."""
     prefix = server("")
@@ -211,6 +216,8 @@ def binding_records(settings: Settings) -> str:
 
 API_KEY = "key"
 """The entry of the Secret that holds the server's API key."""
+API_KEY_VARIABLE = "VLLM_API_KEY"
+"""The variable that brings the key to a server, and to a Job that asks it: the one that vLLM itself reads."""
 
 
 def api_key(settings: Settings) -> str:

@@ -14,7 +14,7 @@ from serving import names
 from serving.clients import google
 from serving.clients.kubernetes import Cluster, Object, Subject, kinds
 from serving.deployment import objects
-from serving.deployment.job import CONTAINER, USER, Work, run_jobs
+from serving.deployment.job import CONTAINER, USER, Work, argument, run_jobs
 from serving.errors import InconclusiveError, PipelineError, RequestError
 from serving.features.hyperdisk_ml import Section
 from serving.log import Say
@@ -85,10 +85,7 @@ class Hydration:
         return run_jobs(
             self.cluster,
             self.settings,
-            [
-                Work(["-m", "components.hydrate_volume", task, plan.model_dump_json()], work.part, work.pod)
-                for work in works
-            ],
+            [Work(["-m", "components.hydrate_volume", task, argument(plan)], work.part, work.pod) for work in works],
             step="hydrate-volume",
             run_id=self.release.run_id,
             generation=self.release.generation,

@@ -11,9 +11,7 @@ import json
 import os
 
 from components.validate_server.checks import Plan, verdict
-
-API_KEY = "VLLM_API_KEY"
-"""The variable that holds the key of the server's API, if it has one: the one that vLLM itself reads."""
+from serving import names
 
 
 def main() -> None:
@@ -24,7 +22,7 @@ def main() -> None:
     def say(line: str) -> None:
         print(line, flush=True)
 
-    result = asyncio.run(verdict(options.plan, os.environ.get(API_KEY), say))
+    result = asyncio.run(verdict(options.plan, os.environ.get(names.API_KEY_VARIABLE), say))
     # ASCII: many a reader of logs takes U+2028 for a line's end.
     print(json.dumps(result), flush=True)
 

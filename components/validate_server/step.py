@@ -9,7 +9,7 @@ from components.validate_server.checks import Live, Plan
 from serving import names
 from serving.clients.kubernetes import Cluster, Object
 from serving.deployment import record, traffic
-from serving.deployment.job import run_job
+from serving.deployment.job import argument, run_job
 from serving.errors import InconclusiveError, ReleaseError, RequestError
 from serving.log import Say
 from serving.rendering import engine
@@ -56,7 +56,7 @@ def judge(cluster: Cluster, settings: Settings, release: Release, say: Say) -> d
     questions: what it then failed to answer is not the release's fault. Raises RequestError for settings under which
     the release could not show what they ask of it.
     """
-    url = f"http://{names.server(release.generation)}.{settings.namespace}.svc.cluster.local:{names.PORT}"
+    url = names.server_url(settings, release.generation)
     live, nothing_to_compare = of_live(cluster, settings, release)
     plan = Plan(
         url=url,
@@ -68,8 +68,6 @@ def judge(cluster: Cluster, settings: Settings, release: Release, say: Say) -> d
         validation=settings.validation,
         live=live,
     )
-    # Kubernetes expands $(NAME) in arguments; in JSON a dollar can be written so that it does not.
-    argument = plan.model_dump_json().replace("$", "\\u0024")
     before = server_pods(cluster, settings, release)
     verdict = run_job(
         cluster,
@@ -77,16 +75,16 @@ def judge(cluster: Cluster, settings: Settings, release: Release, say: Say) -> d
         step="validate-server",
         run_id=release.run_id,
         generation=release.generation,
-        args=["-m", "components.validate_server", argument],
+        args=["-m", "components.validate_server", argument(plan)],
         image=engine.component_image(settings),
         # The Job's pod may have to wait for a node of its own.
         timeout=in_seconds(settings.validation.timeout) + in_seconds(settings.serving.capacity_timeout),
         say=say,
-        env=api_key(settings),
+        env=engine.api_key(settings),
         resources=ONE_CORE,
     )
     if verdict["passed"] and settings.validation.jobs and not plan.in_service:
-        verdict["gates"] = gates.judge(cluster, settings, release, url, api_key(settings), say)
+        verdict["gates"] = gates.judge(cluster, settings, release, url, engine.api_key(settings), say)
         verdict["reasons"] = [reason for gate in verdict["gates"] for reason in gate["reasons"]]
         verdict["passed"] = not verdict["reasons"]
     if not verdict["passed"] and (cause := taken_away(before, server_pods(cluster, settings, release))):
@@ -118,14 +116,6 @@ def of_live(cluster: Cluster, settings: Settings, release: Release) -> tuple[Liv
     else:
         return Live(generation=release.live, **origin.measured.model_dump()), ""
     return None, f"{release.live}, which is live, {why}: thresholds relative to it do not judge {release.generation}"
-
-
-def api_key(settings: Settings) -> list[Object]:
-    """The variable that brings the server's API key into the Job, where the server has one."""
-    if not settings.engine.api_key_secret:
-        return []
-    secret = {"name": names.api_key(settings), "key": names.API_KEY}
-    return [{"name": "VLLM_API_KEY", "valueFrom": {"secretKeyRef": secret}}]
 
 
 def server_pods(cluster: Cluster, settings: Settings, release: Release) -> list[Object]:

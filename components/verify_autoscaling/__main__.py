@@ -14,11 +14,14 @@ import signal
 from typing import Any
 
 from components.verify_autoscaling.load import Plan, press
+from serving import names
 
 
 async def _until_told(plan: Plan) -> dict[str, Any]:
     """What `press` returns; nothing when it was told to end. (A container's first process has to listen for that.)"""
-    pressing = asyncio.create_task(press(plan, os.environ.get("VLLM_API_KEY"), lambda line: print(line, flush=True)))
+    pressing = asyncio.create_task(
+        press(plan, os.environ.get(names.API_KEY_VARIABLE), lambda line: print(line, flush=True))
+    )
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, pressing.cancel)
     try:
         return await pressing

@@ -17,7 +17,7 @@ from components.verify_autoscaling.load import Plan
 from serving import names
 from serving.clients.kubernetes import Cluster, Object, Subject
 from serving.deployment import autoscaling, record, replicas, traffic
-from serving.deployment.job import Watch, running_job
+from serving.deployment.job import Watch, argument, running_job
 from serving.deployment.record import Record, Scaled
 from serving.errors import InconclusiveError, ReleaseError, RequestError
 from serving.features import queue_hpa
@@ -215,7 +215,7 @@ def loading(cluster: Cluster, settings: Settings, release: Release, seen: Seen, 
     if not addresses:
         raise InconclusiveError(f"{seen.server} has no pod to be loaded. Run again")
     plan = Plan(
-        url=f"http://{seen.server}.{settings.namespace}.svc.cluster.local:{names.PORT}",
+        url=names.server_url(settings, release.generation),
         model=settings.model,
         addresses=addresses,
         # Well above the target, so that no tolerance hides it.
@@ -223,8 +223,6 @@ def loading(cluster: Cluster, settings: Settings, release: Release, seen: Seen, 
         requests=section.verify_requests,
         request_seconds=in_seconds(settings.serving.request_timeout),
     )
-    secret = {"name": names.api_key(settings), "key": names.API_KEY}
-    key = [{"name": "VLLM_API_KEY", "valueFrom": {"secretKeyRef": secret}}]
     say(f"loading {seen.server} until more than {section.target} requests wait for each pod")
     return running_job(
         cluster,
@@ -232,12 +230,11 @@ def loading(cluster: Cluster, settings: Settings, release: Release, seen: Seen, 
         step="verify-autoscaling",
         run_id=release.run_id,
         generation=release.generation,
-        # Kubernetes expands $(NAME) in arguments; in JSON a dollar can be written so that it does not.
-        args=["-m", "components.verify_autoscaling", plan.model_dump_json().replace("$", "\\u0024")],
+        args=["-m", "components.verify_autoscaling", argument(plan)],
         image=engine.component_image(settings),
         timeout=_load_seconds(settings),
         say=say,
-        env=key if settings.engine.api_key_secret else [],
+        env=engine.api_key(settings),
         resources=ONE_CORE,
     )
 

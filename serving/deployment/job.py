@@ -14,7 +14,9 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NotRequired, TypedDict, Unpack
+
+from pydantic import BaseModel
 
 from serving import names
 from serving.clients.kubernetes import Cluster, ConflictError, Object, Subject
@@ -60,96 +62,62 @@ class Work:
     """What its pod needs beyond other Jobs' pods: a strategic merge patch of the pod's spec."""
 
 
+class Terms(TypedDict):
+    """What is said of a step's Jobs, whatever each of them does."""
+
+    step: str
+    run_id: str
+    generation: str
+    image: str
+    timeout: float
+    """Seconds, waiting for a node included."""
+    say: Say
+    env: NotRequired[list[Object]]
+    """Kubernetes EnvVars, which may refer to a secret."""
+    resources: NotRequired[dict[str, str]]
+    """What the pod requests."""
+    program: NotRequired[Sequence[str]]
+    """What is started with the arguments, nothing for the image's own entrypoint."""
+
+
 def run_job(
     cluster: Cluster,
     settings: Settings,
     *,
-    step: str,
-    run_id: str,
-    generation: str,
     args: list[str],
-    image: str,
-    timeout: float,
-    say: Say,
-    env: list[Object] | None = None,
-    resources: dict[str, str] | None = None,
-    capacity: float = math.inf,
     pod: Object | None = None,
     part: str = "",
-    program: Sequence[str] = PYTHON,
+    capacity: float = math.inf,
+    **terms: Unpack[Terms],
 ) -> dict[str, Any]:
     """Runs one Job and returns the JSON object on its log's last line. The arguments are those of `run_jobs`.
 
     Raises RequestError when the pod can never start (its image, its configuration), InconclusiveError for everything
     else that ends it without a result: a crash (with the log's last lines), eviction, preemption, a lost node, time.
     """
-    (end,) = run_jobs(
-        cluster,
-        settings,
-        [Work(args, part, pod=pod or {})],
-        step=step,
-        run_id=run_id,
-        generation=generation,
-        image=image,
-        timeout=timeout,
-        say=say,
-        env=env,
-        resources=resources,
-        capacity=capacity,
-        program=program,
-    )
+    (end,) = run_jobs(cluster, settings, [Work(args, part, pod=pod or {})], capacity=capacity, **terms)
     if isinstance(end, PipelineError):
         raise end
     return end
 
 
 def run_jobs(
-    cluster: Cluster,
-    settings: Settings,
-    works: Sequence[Work],
-    *,
-    step: str,
-    run_id: str,
-    generation: str,
-    image: str,
-    timeout: float,
-    say: Say,
-    env: list[Object] | None = None,
-    resources: dict[str, str] | None = None,
-    capacity: float = math.inf,
-    program: Sequence[str] = PYTHON,
+    cluster: Cluster, settings: Settings, works: Sequence[Work], *, capacity: float = math.inf, **terms: Unpack[Terms]
 ) -> list[dict[str, Any] | PipelineError]:
     """Runs a Job for each work, all at once, to the end of the last. Returns of each the JSON object on its log's last
     line, or the error that `run_job` raises.
 
-    A Job of the same step, part and run that is there already is taken over: the step was retried. `env` are Kubernetes
-    EnvVars, which may refer to a secret. `timeout`: seconds, waiting for a node included; `capacity`: seconds that the
-    pod may wait for one; `resources`: what the pod requests; `program`: what is started with the arguments, nothing for
-    the image's own entrypoint. When this step is told to end, so are the Jobs.
+    A Job of the same step, part and run that is there already is taken over: the step was retried. `capacity`: seconds
+    that a pod may wait for a node. When this step is told to end, so are the Jobs.
     """
-    bodies = [
-        manifest(
-            settings,
-            step=step,
-            run_id=run_id,
-            generation=generation,
-            args=work.args,
-            image=image,
-            timeout=timeout,
-            env=env or [],
-            resources=resources or SMALL,
-            part=work.part,
-            pod=work.pod,
-            program=program,
-        )
-        for work in works
-    ]
+    say = terms["say"]
+    bodies = [manifest(settings, work, **terms) for work in works]
     try:
         watches = [
             Watch(cluster, _create_or_take_over(cluster, body, say), _saying(say, work.part), capacity)
             for work, body in zip(works, bodies, strict=True)
         ]
-        return _ends(cluster, watches, timeout + _GRACE_SECONDS)
+        return _ends(cluster, watches, terms["timeout"] + _GRACE_SECONDS)
     except ToldToEnd:
         for body in bodies:
             _delete_by_name(cluster, body, say)
@@ -157,34 +125,10 @@ def run_jobs(
 
 
 @contextmanager
-def running_job(
-    cluster: Cluster,
-    settings: Settings,
-    *,
-    step: str,
-    run_id: str,
-    generation: str,
-    args: list[str],
-    image: str,
-    timeout: float,
-    say: Say,
-    env: list[Object] | None = None,
-    resources: dict[str, str] | None = None,
-) -> Iterator[Watch]:
+def running_job(cluster: Cluster, settings: Settings, *, args: list[str], **terms: Unpack[Terms]) -> Iterator[Watch]:
     """A Job that works while the block runs, and is gone after it, however that ends. The block follows it: it shows
-    the Job every change of its `subjects`, and looks whether it has come to an `end`. Arguments as `run_jobs` has them.
-    """
-    body = manifest(
-        settings,
-        step=step,
-        run_id=run_id,
-        generation=generation,
-        args=args,
-        image=image,
-        timeout=timeout,
-        env=env or [],
-        resources=resources or SMALL,
-    )
+    the Job every change of its `subjects`, and looks whether it has come to an `end`."""
+    body, say = manifest(settings, Work(args), **terms), terms["say"]
     try:
         watch = Watch(cluster, _create_or_take_over(cluster, body, say), say, math.inf)
         with watch.log:
@@ -197,23 +141,17 @@ def _saying(say: Say, part: str) -> Say:
     return (lambda line: say(f"{part}: {line}")) if part else say
 
 
-def manifest(
-    settings: Settings,
-    *,
-    step: str,
-    run_id: str,
-    generation: str,
-    args: list[str],
-    image: str,
-    timeout: float,
-    env: list[Object],
-    resources: dict[str, str],
-    part: str = "",
-    pod: Object | None = None,
-    program: Sequence[str] = PYTHON,
-) -> Object:
+def argument(plan: BaseModel) -> str:
+    """What a Job is asked to do, as an argument of its program. Kubernetes expands $(NAME) in arguments; in JSON a
+    dollar can be written so that it does not."""
+    return plan.model_dump_json().replace("$", "\\u0024")
+
+
+def manifest(settings: Settings, work: Work, **terms: Unpack[Terms]) -> Object:
     """The Job. Its pod carries neither the deployment's label nor the generation's: Services and budgets select by
-    those, and it is not a server. The settings' patches for kind Job are merged in, after `pod`."""
+    those, and it is not a server. The settings' patches for kind Job are merged in, after the work's own."""
+    step, run_id, generation, image = terms["step"], terms["run_id"], terms["generation"], terms["image"]
+    resources, program = terms.get("resources", SMALL), terms.get("program", PYTHON)
     labels = {
         **settings.labels,
         "app.kubernetes.io/managed-by": "gemma-gke-pipelines",
@@ -224,14 +162,14 @@ def manifest(
         "apiVersion": "batch/v1",
         "kind": "Job",
         "metadata": {
-            "name": names.job(step, run_id, part),
+            "name": names.job(step, run_id, work.part),
             "namespace": settings.namespace,
             "labels": {**labels, names.DEPLOYMENT: settings.name, names.GENERATION: generation},
             "annotations": dict(settings.annotations),
         },
         "spec": {
             "backoffLimit": 0,
-            "activeDeadlineSeconds": math.ceil(timeout),
+            "activeDeadlineSeconds": math.ceil(terms["timeout"]),
             "ttlSecondsAfterFinished": _KEPT_SECONDS,
             "template": {
                 "metadata": {
@@ -257,8 +195,8 @@ def manifest(
                             "name": CONTAINER,
                             "image": image,
                             **({"command": list(program)} if program else {}),
-                            "args": args,
-                            "env": [{"name": "HOME", "value": "/tmp"}, *env],  # noqa: S108
+                            "args": work.args,
+                            "env": [{"name": "HOME", "value": "/tmp"}, *terms.get("env", [])],  # noqa: S108
                             "resources": {"requests": resources, "limits": {"memory": resources["memory"]}},
                             "securityContext": {
                                 "allowPrivilegeEscalation": False,
@@ -275,7 +213,7 @@ def manifest(
             },
         },
     }
-    return render.patched(settings, patches.apply(body, {"spec": {"template": {"spec": pod or {}}}}))
+    return render.patched(settings, patches.apply(body, {"spec": {"template": {"spec": work.pod}}}))
 
 
 def _create_or_take_over(cluster: Cluster, body: Object, say: Say) -> Object:

@@ -6,7 +6,7 @@ import json
 import math
 from typing import Any
 
-from serving import catalog, features, image, sizing
+from serving import catalog, features, image, names, sizing
 from serving.image import mirrored as in_mirror
 from serving.settings import Settings
 from serving.values import in_seconds
@@ -90,6 +90,14 @@ def _assistant_flags(settings: Settings) -> list[str]:
     drafted = settings.assistant.num_speculative_tokens or catalog.speculative_tokens(settings.model)
     draft = {"model": f"{MODEL_PATH}/{repositories.ASSISTANT}", "num_speculative_tokens": drafted}
     return ["--speculative-config", json.dumps(draft, separators=(",", ":"))]
+
+
+def api_key(settings: Settings) -> list[dict[str, Any]]:
+    """The variable that brings the server's API key into a container, where the server has one: Kubernetes EnvVars."""
+    if not settings.engine.api_key_secret:
+        return []
+    secret = {"name": names.api_key(settings), "key": names.API_KEY}
+    return [{"name": names.API_KEY_VARIABLE, "valueFrom": {"secretKeyRef": secret}}]
 
 
 def accelerator(settings: Settings, release: Release) -> dict[str, Any]:

@@ -313,7 +313,6 @@ def _values(settings: Settings, release: Release | None = None) -> dict[str, Any
 def _generation_values(settings: Settings, release: Release) -> dict[str, Any]:
     serving, machine = settings.serving, engine.accelerator(settings, release)
     ready_seconds = in_seconds(serving.ready_timeout)
-    secret = {"name": names.api_key(settings), "key": names.API_KEY}
     other = engine.beside(settings, release)
     on_another = (
         {"beside_image": engine.pod_image(*other), "beside_flags": engine.engine_flags(*other)} if other else {}
@@ -332,9 +331,7 @@ def _generation_values(settings: Settings, release: Release) -> dict[str, Any]:
         "model_path": engine.MODEL_PATH,
         "engine_flags": engine.engine_flags(settings, release),
         "port_text": str(names.PORT),
-        "api_key": [{"name": "VLLM_API_KEY", "valueFrom": {"secretKeyRef": secret}}]
-        if settings.engine.api_key_secret
-        else [],
+        "api_key": engine.api_key(settings),
         "host": {
             "cpu": machine["cpu"],
             "memory": machine["memory"],

@@ -46,7 +46,7 @@ class Step:
 
     def leave(self, program: str) -> None:
         """What is there of a step that was killed as soon as it had made its Job."""
-        body = job.manifest(self.settings, **JOB, args=["-c", program], env=[], resources=job.SMALL)
+        body = job.manifest(self.settings, job.Work(["-c", program]), **JOB, env=[], resources=job.SMALL)
         self.client.create(body)
 
     def pod(self) -> Any:

@@ -165,10 +165,10 @@ def test_a_step_that_is_told_to_end_while_its_job_is_made_leaves_none() -> None:
 def manifest_of(step: str, run_id: str, settings: Settings = SETTINGS) -> Object:
     return manifest(
         settings,
+        Work(["-m", f"components.{step}"]),
         step=step,
         run_id=run_id,
         generation="g1",
-        args=["-m", f"components.{step}"],
         image="registry.example/python-components:1",
         timeout=90.5,
         env=[{"name": "KEY", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}],
@@ -454,11 +454,11 @@ def test_a_pod_without_its_volume_says_why() -> None:
 
     cluster = JobCluster(lives)
     with pytest.raises(InconclusiveError, match=r"still waits for its volume \(not a compatible disk type\)"):
-        run_job(cluster, SETTINGS, **JOB, say=say)  # type: ignore[arg-type]
+        run_job(cluster, SETTINGS, args=[], **JOB, say=say)  # type: ignore[arg-type]
     assert said == ["the pod of Job gemma/read-run-1 waits for its volume (not a compatible disk type)"]
 
 
-JOB: dict[str, Any] = {"step": "read", "run_id": "run-1", "generation": "g1", "args": [], "image": "i", "timeout": 5}
+JOB: dict[str, Any] = {"step": "read", "run_id": "run-1", "generation": "g1", "image": "i", "timeout": 5}
 
 
 def test_what_a_jobs_pod_needs_is_merged_into_it_and_keeps_it_safe() -> None:
@@ -468,7 +468,7 @@ def test_what_a_jobs_pod_needs_is_merged_into_it_and_keeps_it_safe() -> None:
         "containers": [{"name": "step", "volumeMounts": [{"name": "weights", "mountPath": "/volume"}]}],
         "volumes": [{"name": "weights", "persistentVolumeClaim": {"claimName": "c"}}],
     }
-    job = manifest(SETTINGS, **JOB, env=[], resources={"cpu": "1", "memory": "1Gi"}, part="a", pod=pod)
+    job = manifest(SETTINGS, Work([], "a", pod), **JOB, env=[], resources={"cpu": "1", "memory": "1Gi"})
     kubernetes_validate.validate(job, "1.35", strict=True)
     spec = job["spec"]["template"]["spec"]
     assert job["metadata"]["name"] == "read-a-run-1"
