@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from serving import names
 from serving.clients import kubernetes, patience
 from serving.clients.kubernetes import Cluster
-from serving.deployment import lease, leftovers, record, replacement
+from serving.deployment import lease, leftovers, record, replacement, traffic
 from serving.errors import LeaseLostError, PipelineError
 from serving.outcome import Outcome, recorded
 from serving.settings import Settings, validated
@@ -63,6 +63,13 @@ class Step:
             raise
         if self.outcome.error:
             self.give_back(cluster)
+
+    def bring_up_again(self, cluster: Cluster) -> None:
+        """Another attempt of a step that was told to end, which gave the accelerators back, has the generation's pods
+        come again before it asks anything of them."""
+        if self.outcome.was_told_to_end:
+            wanted = self.settings.serving.replicas
+            traffic.bring_up(cluster, self.settings, self.release.generation, wanted, self.outcome.say)
 
     def give_back(self, cluster: Cluster, *, in_a_hurry: bool = False) -> None:
         """Whoever made room for the generation comes back, and no other attempt of this run takes it down again. Where

@@ -84,11 +84,9 @@ def is_streamed(path: str) -> bool:
 
 def compare(weights_uri: str, known: manifest.Manifest, there: dict[str, StoredObject]) -> None:
     """Raises InconclusiveError unless the objects are those that the manifest names, and no others."""
-    wrong = [*manifest.differences(known, there), *manifest.strays(known, there)]
-    if wrong:
-        more = f" and {len(wrong) - _TOLD} more" if len(wrong) > _TOLD else ""
+    if wrong := manifest.mismatch(known, there, _TOLD):
         raise InconclusiveError(
-            f"{weights_uri} is not what its manifest says: {'; '.join(wrong[:_TOLD])}{more}. Nothing is served "
+            f"{weights_uri} is not what its manifest says: {wrong}. Nothing is served "
             "from it. Run again: download_weights brings back what is missing or different, and what does not belong "
             "is for whoever put it there to take away"
         )

@@ -11,10 +11,11 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from serving import catalog, names
+from serving import names
 from serving.clients.kubernetes import Cluster
 from serving.clients.node_pools import NodePool, NodePools
 from serving.errors import InconclusiveError, RequestError
+from serving.features import nodes
 from serving.features.gpu_or_tpu import COMPUTE_CLASS, Pool, Section
 from serving.log import Say
 from serving.settings import Settings, in_seconds
@@ -77,7 +78,7 @@ def wanted(settings: Settings, pool: Pool) -> NodePool:
     if pool.accelerator == "gpu":
         config["accelerators"] = [
             {
-                "acceleratorType": _type_of_cards(settings),
+                "acceleratorType": nodes.card(settings).gke_name,
                 "acceleratorCount": str(settings.accelerator.count),
                 "gpuDriverInstallationConfig": {"gpuDriverVersion": "LATEST"},
             }
@@ -144,7 +145,7 @@ def command(settings: Settings, pool: Pool) -> str:
     ]
     if pool.accelerator == "gpu":
         words.append(
-            f"--accelerator type={_type_of_cards(settings)},count={settings.accelerator.count},"
+            f"--accelerator type={nodes.card(settings).gke_name},count={settings.accelerator.count},"
             "gpu-driver-version=latest"
         )
     if pool.spot:
@@ -200,18 +201,13 @@ def _cards_lacking(settings: Settings, pool: Pool, config: dict[str, Any]) -> It
     cards = [
         (each.get("acceleratorType"), int(each.get("acceleratorCount", 0))) for each in config.get("accelerators", [])
     ]
-    asked = (_type_of_cards(settings), settings.accelerator.count)
+    asked = (nodes.card(settings).gke_name, settings.accelerator.count)
     if cards != [asked]:
         has = ", ".join(f"{count} × {kind}" for kind, count in cards) or "no cards"
         yield (
             f"its nodes have {has}, not {asked[1]} × {asked[0]}: change accelerator.type and accelerator.count, or "
             "take another node pool"
         )
-
-
-def _type_of_cards(settings: Settings) -> str:
-    """What GKE calls the accelerator."""
-    return catalog.card(settings.accelerator.type).gke_name
 
 
 def _effect(effect: str) -> str:

@@ -8,7 +8,7 @@ from components.validate_server import checks, gates, page
 from components.validate_server.checks import Live, Plan
 from serving import names
 from serving.clients.kubernetes import Cluster, Object
-from serving.deployment import record, traffic
+from serving.deployment import record
 from serving.deployment.job import argument, run_job
 from serving.errors import InconclusiveError, ReleaseError, RequestError
 from serving.log import Say
@@ -36,8 +36,7 @@ def run(
             outcome.skipped("nothing is asked: the release has failed already")
             return False, reasons, {}, page.render(config, target, {"passed": False, "reasons": reasons})
         with step.cluster() as cluster:
-            if outcome.was_told_to_end:  # Then it gave the accelerators back.
-                traffic.bring_up(cluster, config, target.generation, config.serving.replicas, outcome.say)
+            step.bring_up_again(cluster)
             verdict = judge(cluster, config, target, outcome.say)
             outcome.details |= {key: verdict[key] for key in ("passed", "reasons", "warnings", "answer", "figures")}
             outcome.details["gates"] = verdict.get("gates", [])

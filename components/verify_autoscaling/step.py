@@ -16,7 +16,7 @@ from typing import Any
 from components.verify_autoscaling.load import Plan
 from serving import names
 from serving.clients.kubernetes import Cluster, Object, Subject
-from serving.deployment import autoscaling, record, replicas, traffic
+from serving.deployment import autoscaling, record, replicas
 from serving.deployment.job import Watch, argument, running_job
 from serving.deployment.record import Record, Scaled
 from serving.errors import InconclusiveError, ReleaseError, RequestError
@@ -47,8 +47,7 @@ def run(settings: dict[str, Any], release: dict[str, Any], passed: bool, reasons
             if why := needless(config, target, known):
                 outcome.skipped(why)
                 return passed, reasons
-            if outcome.was_told_to_end:  # Then it gave the accelerators back.
-                traffic.bring_up(cluster, config, target.generation, config.serving.replicas, outcome.say)
+            step.bring_up_again(cluster)
             reasons = verify(cluster, config, target, outcome)
             if not reasons and outcome.status == "succeeded":
                 known.scaled = Scaled(

@@ -17,7 +17,6 @@ from typing import Any
 from serving import names
 from serving.clients import logging, registry, storage
 from serving.clients.kubernetes import Cluster, Object
-from serving.deployment import traffic
 from serving.errors import InconclusiveError, PipelineError, ReleaseError
 from serving.log import Say
 from serving.outcome import Outcome
@@ -60,8 +59,7 @@ def run(settings: dict[str, Any], release: dict[str, Any], passed: bool, reasons
             outcome.skipped("nothing is looked at: the release has failed already")
             return False, reasons
         with step.cluster() as cluster:
-            if outcome.was_told_to_end:  # Then it gave the accelerators back.
-                traffic.bring_up(cluster, config, target.generation, config.serving.replicas, outcome.say)
+            step.bring_up_again(cluster)
             reasons = verify(cluster, config, target, outcome)
             if reasons:
                 outcome.failed(ReleaseError("; ".join(reasons)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from components.verify_placement import accelerators, zones
-from serving.deployment import traffic
 from serving.step import opened
 
 
@@ -18,8 +17,7 @@ def run(settings: dict[str, Any], release: dict[str, Any], passed: bool, reasons
             return passed, reasons
         said = []
         with step.cluster() as cluster:
-            if outcome.was_told_to_end:  # Then it gave the accelerators back.
-                traffic.bring_up(cluster, config, target.generation, config.serving.replicas, outcome.say)
+            step.bring_up_again(cluster)
             if "hyperdisk-ml" in config.chosen_features:
                 placement = zones.verify(cluster, config, target)
                 outcome.details["placement"] = placement

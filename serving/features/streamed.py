@@ -35,6 +35,8 @@ CONTAINER = "weights"
 _RESOURCES = {"cpu": "1", "memory": "512Mi"}
 """What comparing and bringing needs: less than the engine, which runs after it, so a pod is no larger for it."""
 
+_TOLD = 3
+"""Differences that are told."""
 _USUAL, _GIB = "4Gi", 1 << 30
 """What the streamer may hold at least, unless the settings say less."""
 
@@ -160,11 +162,10 @@ def arrived(settings: Settings, release: Release) -> None:
     there = manifest.listing(release.weights_uri)
     if known is None:
         raise InconclusiveError(f"{manifest.uri(release.weights_uri)} was deleted while the weights were streamed")
-    if wrong := [*manifest.differences(known, there), *manifest.strays(known, there)]:
+    if wrong := manifest.mismatch(known, there, _TOLD):
         raise InconclusiveError(
             f"{release.weights_uri} was changed while pods streamed it, so nobody knows what they have: "
-            f"{'; '.join(wrong[:3])}{f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''}. Run again: "
-            "download_weights brings it back"
+            f"{wrong}. Run again: download_weights brings it back"
         )
 
 

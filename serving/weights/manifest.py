@@ -161,6 +161,14 @@ def differences(manifest: Manifest, there: dict[str, StoredObject]) -> list[str]
     return [words for file in manifest.files if (words := wrong(file, there.get(file.path)))]
 
 
+def mismatch(manifest: Manifest, there: dict[str, StoredObject], shown: int) -> str:
+    """What is not as the manifest says, or does not belong, in words: no more than `shown` of it. Empty when nothing
+    is."""
+    wrong = [*differences(manifest, there), *strays(manifest, there)]
+    more = f" and {len(wrong) - shown} more" if len(wrong) > shown else ""
+    return f"{'; '.join(wrong[:shown])}{more}"
+
+
 def strays(manifest: Manifest, paths: Iterable[str]) -> list[str]:
     """What lies there and does not belong, a line each: an engine may read it as part of the model."""
     known = {file.path for file in manifest.files}

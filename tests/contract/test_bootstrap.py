@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import multiprocessing
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from serving.errors import AccessError, PipelineError
 from serving.image import VERSION
 from serving.installation import context
 from serving.installation.bootstrap import Report
+from tests.contract.google_process import until
 from tests.contract.project_site import BUCKET, IMAGE, PROJECT, REPOSITORY, Project, project, settings
 
 __all__ = ["project"]
@@ -53,15 +52,6 @@ def status(method: str, path: str, code: int, name: str, words: str, details: An
         "headers": {"Content-Type": "application/json"},
         "body": json.dumps({"error": error}),
     }
-
-
-def until(found: Callable[[], Any], seconds: float = 60) -> Any:
-    """What is found, as soon as something is."""
-    deadline = time.monotonic() + seconds
-    while not (value := found()):
-        assert time.monotonic() < deadline, "it did not come"
-        time.sleep(0.05)
-    return value
 
 
 def test_an_empty_project_has_all_that_it_needs_and_a_second_time_changes_nothing(project: Project):
