@@ -180,12 +180,16 @@ def test_a_node_that_goes_costs_its_requests_another_try_and_nothing_else(
 def test_a_candidate_that_is_taken_away_while_it_is_judged_is_judged_again(site: Site, history: list[str]):
     other = site.folder / "other"
     models.write_gemma3(other, seed=1)
-    going_on = run(site, other)
-    going_on.wait_for("validate_server: the prompt")
+    # One request of several seconds: it is not over before its server goes.
+    long = {"validation.requests_per_concurrency": 1, "validation.load_max_tokens": 960}
+    going_on = run(site, other, *(word for key, value in long.items() for word in ("--set", f"{key}={value}")))
+    going_on.wait_for("validate_server: load: 1 at once")
     with cluster(site) as core:
         pods = core.list_namespaced_pod(NAMESPACE, label_selector="gemma-pipelines/generation").items
         (candidate,) = {pod.metadata.labels["gemma-pipelines/generation"] for pod in pods} - {*history}
-        for pod in pods_of(core, candidate):
+        servers = pods_of(core, candidate)
+        assert len(servers) == 2
+        for pod in servers:
             preempt(core, pod.spec.node_name)
     going_on.wait_for("validate_server: inconclusive")
     assert "Nothing was learnt about the release; run again" in going_on.stderr
