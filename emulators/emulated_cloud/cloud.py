@@ -73,7 +73,8 @@ class Cloud:
     `repositories` are hub repositories (`org/name` → folder); those in `gated` need a grant, which the token in
     `secrets["hf-token"]` has. `secrets` are Secret Manager secrets by id. `images` says which commands stand for the
     caller's own container images, as kubernetes/gke/config.py describes; default_images() has the rest. `expose` lists
-    Services that get a loopback port: `{"namespace", "service", "port", "address", "file"}`. `service_account` is the
+    Services that get a loopback port, `{"namespace", "service", "port", "address", "file"}`, and with `"gateway"` in
+    the place of `"service"` Gateways. `service_account` is the
     identity of whoever uses `environment`; `endpoints` are variables that it has beside the customary ones, for
     programs of the caller's own: `{"MY_API_ENDPOINT": "google"}`. Startup scripts of machines run unless
     `run_startup_scripts` is false, or this user is not root: then `startup_output` is what they print. `quotas` are
@@ -85,6 +86,8 @@ class Cloud:
 
     Pods are scraped at least every `scrape_seconds` (as PodMonitoring says, if that is sooner), and autoscalers look
     every `autoscaler_seconds`. Emulated engines have `engine_environment` (engine/__init__.py: how fast they are).
+
+    `absent_kinds` are definitions that the cluster does not have, PLURAL.GROUP each; not on a real control plane.
 
     `autopilot`: what kind of cluster it is; `node_pools` are those that somebody made, as google/config.py has them,
     and `pools` those that somebody made by the container API, in its words.
@@ -128,6 +131,7 @@ class Cloud:
     build_command: Sequence[str] = ()
     real: Collection[str] = ()
     objects: Sequence[Path] = ()
+    absent_kinds: Sequence[str] = ()
     show: Sequence[Path] = ()
     say: Callable[[str], None] = lambda _: None
     _namespace: Namespace | None = field(default=None, init=False)
@@ -382,6 +386,7 @@ class Cloud:
             *("--tokens", str(self.folder / "tmp" / "cluster-tokens.csv")),
             *("--port", str(self._namespace.publish() if self._namespace else 0)),
             *(argument for path in self.objects for argument in ("--objects", str(path))),
+            *(argument for kind in self.absent_kinds for argument in ("--absent", kind)),
             *self._request_log("apiserver"),
         )
         for user in ("controllers", "gke"):
@@ -487,6 +492,7 @@ class Cloud:
                 "gcsfuse": "gcsfuse" in self.real,
             },
             "disks": str(self.folder.absolute() / "disks"),
+            "tls": str(self._cluster_folder.absolute() / "tls"),
             "compute": str(self.compute_folder),
             "logs": str(self.logs_file),
             "metrics": str(self.metrics_file),
