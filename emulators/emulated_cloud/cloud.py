@@ -103,6 +103,8 @@ class Cloud:
     Pods are scraped at least every `scrape_seconds` (as PodMonitoring says, if that is sooner), and autoscalers look
     every `autoscaler_seconds`. Emulated engines have `engine_environment` (engine/__init__.py: how fast they are).
 
+    `absent_kinds` are definitions that the cluster does not have, PLURAL.GROUP each; not on a real control plane.
+
     `autopilot`: what kind of cluster it is; `node_pools` are those that somebody made, as google/config.py has them,
     and `pools` those that somebody made by the container API, in its words.
 
@@ -145,6 +147,7 @@ class Cloud:
     build_command: Sequence[str] = ()
     real: Collection[str] = ()
     objects: Sequence[Path] = ()
+    absent_kinds: Sequence[str] = ()
     show: Sequence[Path] = ()
     say: Callable[[str], None] = lambda _: None
     _namespace: Namespace | None = field(default=None, init=False)
@@ -412,6 +415,7 @@ class Cloud:
             *("--tokens", str(self.folder / "tmp" / "cluster-tokens.csv")),
             *("--port", str(self._namespace.publish() if self._namespace else 0)),
             *(argument for path in self._installed for argument in ("--objects", str(path))),
+            *(argument for kind in self.absent_kinds for argument in ("--absent", kind)),
             *self._request_log("apiserver"),
         )
         for user in ("controllers", "gke"):

@@ -28,7 +28,14 @@ from typing import Any
 import aiohttp
 
 from emulated_cloud.kubernetes.client import Client, Informers, Object, key_of, owner_reference, split_key
-from emulated_cloud.kubernetes.resources import DEPLOYMENTS, SERVICES, Resource
+from emulated_cloud.kubernetes.resources import (
+    DEPLOYMENTS,
+    GATEWAY_CLASSES,
+    GATEWAYS,
+    INFERENCE_POOLS,
+    SERVICES,
+    Resource,
+)
 from emulated_cloud.kubernetes.running import run_until_told
 from emulated_cloud.kubernetes.workqueue import WorkQueue
 from emulated_cloud.process import dies_with_its_parent, how_it_ended
@@ -44,10 +51,6 @@ START_SECONDS = 60.0
 # The customary ports: nobody else is in this network.
 XDS_PORT, HTTP_PORT, MONITORING_PORT, FIRST_LISTENER_PORT = 15010, 15080, 15014, 15100
 
-_GROUP = "gateway.networking.k8s.io"
-CLASSES = Resource("gatewayclasses", "GatewayClass", _GROUP, namespaced=False)
-GATEWAYS = Resource("gateways", "Gateway", _GROUP)
-POOLS = Resource("inferencepools", "InferencePool", "inference.networking.k8s.io")
 DESTINATION_RULES = Resource("destinationrules", "DestinationRule", "networking.istio.io")
 
 MESH = {"defaultProviders": {}, "enablePrometheusMerge": False, "enableAutoMtls": False}
@@ -145,8 +148,8 @@ class Installer:
 
     def __init__(self, client: Client, informers: Informers):
         self._client = client
-        self._classes, self._gateways = informers.of(CLASSES), informers.of(GATEWAYS)
-        self._pools, self._services = informers.of(POOLS), informers.of(SERVICES)
+        self._classes, self._gateways = informers.of(GATEWAY_CLASSES), informers.of(GATEWAYS)
+        self._pools, self._services = informers.of(INFERENCE_POOLS), informers.of(SERVICES)
         self._gateway_queue = WorkQueue("gateway", self._reconcile_gateway)
         self._pool_queue = WorkQueue("pool", self._reconcile_pool)
         self._gateways.on_change(self._gateway_queue.changed)
@@ -213,7 +216,11 @@ class Installer:
             return
         tls = {"mode": "SIMPLE", "insecureSkipVerify": True}
         rule = {
-            "metadata": {"name": name, "namespace": namespace, "ownerReferences": [owner_reference(POOLS, pool)]},
+            "metadata": {
+                "name": name,
+                "namespace": namespace,
+                "ownerReferences": [owner_reference(INFERENCE_POOLS, pool)],
+            },
             "spec": {"host": f"{name}.{namespace}.svc.cluster.local", "trafficPolicy": {"tls": tls}},
         }
         await self._client.patch(DESTINATION_RULES, name, namespace, rule, "apply", field_manager="gateway", force=True)
