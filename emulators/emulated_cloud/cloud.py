@@ -70,8 +70,10 @@ def default_images(
 def _gateway_images() -> list[dict[str, Any]]:
     """The real endpoint picker, and the Envoy of Istio's Gateways."""
     from emulated_cloud.real.gateway import envoy
+    from emulated_cloud.real.parts import PARTS
 
-    picker = [sys.executable, "-P", "-m", "emulated_cloud.real.endpoint_picker"]
+    binary = str(PARTS["gateway"].folder / "epp")
+    picker = [sys.executable, "-P", "-m", "emulated_cloud.real.endpoint_picker", binary]
     return [
         {
             "match": r"(.*/)?llm-d-router-endpoint-picker[:@].*",

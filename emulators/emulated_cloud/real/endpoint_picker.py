@@ -1,11 +1,13 @@
 """GAIE's endpoint picker (v1.5.0) as it stands for its successor's image, llm-d-router's: the program of a container.
 
+    python -m emulated_cloud.real.endpoint_picker BINARY FLAG…
+
 It is run with the flags, the configuration and the rights that a manifest gives llm-d-router v0.10. Three things are
 said again in its own words, and nothing else is changed:
 
 * its configuration has the successor's group, and every field as it is;
 * objectives and rewrites are read of the successor's group: the way to the API server goes through this process, which
-  calls that group by the old name. Requests carry the pod's own token, so that its roles count;
+  calls that group by the old name. Requests have the pod's own token, so that its roles count;
 * flags that came after v1.5.0 are left out.
 
 The binary listens on all addresses of a machine, and the pods of a cluster share one here: it has free ports on it, and
@@ -22,6 +24,7 @@ import asyncio
 import json
 import os
 import re
+import secrets
 import signal
 import socket
 import ssl
@@ -35,7 +38,6 @@ from aiohttp import web
 
 from emulated_cloud.kubernetes.network.relay import listen
 from emulated_cloud.process import dies_with_its_parent
-from emulated_cloud.real.parts import PARTS
 
 GROUP, OLD_GROUP = b"llm-d.ai", b"inference.networking.x-k8s.io"
 API_VERSION, OLD_API_VERSION = "llm-d.ai/v1alpha1", "inference.networking.x-k8s.io/v1alpha1"
@@ -43,7 +45,7 @@ LATER_FLAGS = ("drain-timeout",)
 PORTS = {"grpc-port": 9002, "grpc-health-port": 9003, "metrics-port": 9090}
 """The flags of what it listens on, and what they are by default."""
 _OLD_PATH = f"/apis/{OLD_GROUP.decode()}"
-_KEPT_HEADERS = ("Authorization", "Accept", "User-Agent", "Content-Type")
+_KEPT_HEADERS = ("Accept", "User-Agent", "Content-Type")
 
 
 class Refused(Exception):
@@ -89,34 +91,31 @@ def _told(given: Sequence[str]) -> argparse.Namespace:
 class ApiServer:
     """The API server as the old picker sees it: GROUP has its old name, all else is as it is."""
 
-    def __init__(self, server: str, ca: str):
-        self._server = server
-        self._tls = ssl.create_default_context(cafile=ca)
-        self._session: aiohttp.ClientSession | None = None
+    def __init__(self, server: str, token: Path, session: aiohttp.ClientSession):
+        self._server, self._token, self._session = server, token, session
+        # Whoever is on this network could use the pod's token; client-go sends none where there is no TLS.
+        self._secret = f"/{secrets.token_urlsafe(24)}"
 
     async def serve(self) -> str:
-        """Its address."""
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, ssl=self._tls),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=10),
-        )
+        """Its address, which is a secret."""
         app = web.Application()
-        app.router.add_route("*", "/{path:.*}", self._answer)
+        app.router.add_route("*", self._secret + "/{path:.*}", self._answer)
         runner = web.AppRunner(app, access_log=None)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
-        return f"http://127.0.0.1:{runner.addresses[0][1]}"
+        return f"http://127.0.0.1:{runner.addresses[0][1]}{self._secret}"
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
-        assert self._session
-        path = request.raw_path
+        path = request.raw_path.removeprefix(self._secret)
         old = path.startswith(_OLD_PATH)
         # Discovery names groups too.
-        renamed = old or request.path in ("/apis", "/api")
+        renamed = old or path.partition("?")[0] == "/apis"
         if old:
             path = path.replace(OLD_GROUP.decode(), GROUP.decode(), 1)
         headers = {name: value for name, value in request.headers.items() if name.title() in _KEPT_HEADERS}
+        # Read each time: a kubelet renews it.
+        headers["Authorization"] = f"Bearer {self._token.read_text(encoding='utf-8').strip()}"
         body = await request.read()
         url = self._server + path
         try:
@@ -144,14 +143,14 @@ async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
             yield line + b"\n"
 
 
-def _kubeconfig(server: str, token: Path) -> str:
+def _kubeconfig(server: str) -> str:
     return json.dumps(
         {
             "apiVersion": "v1",
             "kind": "Config",
             "current-context": "pod",
             "clusters": [{"name": "pod", "cluster": {"server": server}}],
-            "users": [{"name": "pod", "user": {"tokenFile": str(token)}}],
+            "users": [{"name": "pod", "user": {}}],
             "contexts": [{"name": "pod", "context": {"cluster": "pod", "user": "pod"}}],
         }
     )
@@ -160,34 +159,39 @@ def _kubeconfig(server: str, token: Path) -> str:
 # -- the process --------------------------------------------------------------------------------------------------
 
 
-async def run(given: Sequence[str]) -> int:
+async def run(binary: str, given: Sequence[str]) -> int:
     """Runs it to its end; the exit code that a shell would give. Raises Refused."""
     told, flags = _told(given), without_later_flags(given)
     host, account = os.environ["EMULATED_HOST"], Path(os.environ["EMULATED_SERVICE_ACCOUNT"])
     server = f"https://{os.environ['KUBERNETES_SERVICE_HOST']}:{os.environ['KUBERNETES_SERVICE_PORT']}"
-    with tempfile.TemporaryDirectory() as folder:
-        if told.config_file:
-            config = Path(folder, "config.yaml")
-            config.write_text(adapted_config(told.config_file.read_text(encoding="utf-8")), encoding="utf-8")
-            flags.append(f"--config-file={config}")
-        kubeconfig = Path(folder, "kubeconfig")
-        address = await ApiServer(server, str(account / "ca.crt")).serve()
-        kubeconfig.write_text(_kubeconfig(address, account / "token"), encoding="utf-8")
-        for flag in PORTS:
-            port = _free_port()
-            await listen(host, getattr(told, flag.replace("-", "_")), lambda port=port: ("127.0.0.1", port))
-            flags.append(f"--{flag}={port}")
-        # Of several flags of a name the last counts. The proxy of pods is for names of Services: it asks for none.
-        environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
-        process = await asyncio.create_subprocess_exec(
-            str(PARTS["gateway"].folder / "epp"),
-            *flags,
-            env={**environment, "KUBECONFIG": str(kubeconfig)},
-            preexec_fn=dies_with_its_parent,
-        )
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, process.send_signal, number)
-        code = await process.wait()
+    tls = ssl.create_default_context(cafile=str(account / "ca.crt"))
+    session = aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, ssl=tls), timeout=aiohttp.ClientTimeout(total=None, sock_connect=10)
+    )
+    async with session:
+        with tempfile.TemporaryDirectory() as folder:
+            if told.config_file:
+                config = Path(folder, "config.yaml")
+                config.write_text(adapted_config(told.config_file.read_text(encoding="utf-8")), encoding="utf-8")
+                flags.append(f"--config-file={config}")
+            kubeconfig = Path(folder, "kubeconfig")
+            address = await ApiServer(server, account / "token", session).serve()
+            kubeconfig.write_text(_kubeconfig(address), encoding="utf-8")
+            for flag in PORTS:
+                port = _free_port()
+                await listen(host, getattr(told, flag.replace("-", "_")), lambda port=port: ("127.0.0.1", port))
+                flags.append(f"--{flag}={port}")
+            # Of several flags of a name the last counts. The proxy of pods is for names of Services: it asks for none.
+            environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+            process = await asyncio.create_subprocess_exec(
+                binary,
+                *flags,
+                env={**environment, "KUBECONFIG": str(kubeconfig)},
+                preexec_fn=dies_with_its_parent,
+            )
+            for number in (signal.SIGTERM, signal.SIGINT):
+                asyncio.get_running_loop().add_signal_handler(number, process.send_signal, number)
+            code = await process.wait()
     return code if code >= 0 else 128 - code
 
 
@@ -199,7 +203,7 @@ def _free_port() -> int:
 
 def main() -> None:
     try:
-        sys.exit(asyncio.run(run(sys.argv[1:])))
+        sys.exit(asyncio.run(run(sys.argv[1], sys.argv[2:])))
     except (Refused, OSError) as error:
         sys.exit(f"endpoint picker: {error}")
 
