@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -96,15 +97,18 @@ class ApiServer:
         # Whoever is on this network could use the pod's token; client-go sends none where there is no TLS.
         self._secret = f"/{secrets.token_urlsafe(24)}"
 
-    async def serve(self) -> str:
-        """Its address, which is a secret."""
+    @contextlib.asynccontextmanager
+    async def serve(self) -> AsyncIterator[str]:
+        """Its address, which is a secret, while the block runs."""
         app = web.Application()
         app.router.add_route("*", self._secret + "/{path:.*}", self._answer)
         runner = web.AppRunner(app, access_log=None)
         await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        return f"http://127.0.0.1:{runner.addresses[0][1]}{self._secret}"
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        try:
+            yield f"http://127.0.0.1:{runner.addresses[0][1]}{self._secret}"
+        finally:
+            await runner.cleanup()
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         path = request.raw_path.removeprefix(self._secret)
@@ -168,14 +172,13 @@ async def run(binary: str, given: Sequence[str]) -> int:
     session = aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0, ssl=tls), timeout=aiohttp.ClientTimeout(total=None, sock_connect=10)
     )
-    async with session:
+    async with session, ApiServer(server, account / "token", session).serve() as address:
         with tempfile.TemporaryDirectory() as folder:
             if told.config_file:
                 config = Path(folder, "config.yaml")
                 config.write_text(adapted_config(told.config_file.read_text(encoding="utf-8")), encoding="utf-8")
                 flags.append(f"--config-file={config}")
             kubeconfig = Path(folder, "kubeconfig")
-            address = await ApiServer(server, account / "token", session).serve()
             kubeconfig.write_text(_kubeconfig(address), encoding="utf-8")
             for flag in PORTS:
                 port = _free_port()
