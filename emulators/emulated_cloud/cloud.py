@@ -92,7 +92,8 @@ class Cloud:
     `repositories` are hub repositories (`org/name` → folder); those in `gated` need a grant, which the token in
     `secrets["hf-token"]` has. `secrets` are Secret Manager secrets by id. `images` says which commands stand for the
     caller's own container images, as kubernetes/gke/config.py describes; default_images() has the rest. `expose` lists
-    Services that get a loopback port: `{"namespace", "service", "port", "address", "file"}`. `service_account` is the
+    Services that get a loopback port, `{"namespace", "service", "port", "address", "file"}`, and with `"gateway"` in
+    the place of `"service"` Gateways. `service_account` is the
     identity of whoever uses `environment`; `endpoints` are variables that it has beside the customary ones, for
     programs of the caller's own: `{"MY_API_ENDPOINT": "google"}`. Startup scripts of machines run unless
     `run_startup_scripts` is false, or this user is not root: then `startup_output` is what they print. `quotas` are
@@ -522,6 +523,7 @@ class Cloud:
                 "gcsfuse": "gcsfuse" in self.real,
             },
             "disks": str(self.folder.absolute() / "disks"),
+            "tls": str(self._cluster_folder.absolute() / "tls"),
             "compute": str(self.compute_folder),
             "logs": str(self.logs_file),
             "metrics": str(self.metrics_file),
