@@ -542,6 +542,7 @@ class Cloud:
             ],
             "pods": str(self.folder / "tmp" / "pods"),
             "expose": self.expose,
+            "gateway": "gateway" not in self.real,
         }
         if self._namespace:
             config |= self._cluster_network(self._namespace)
