@@ -35,6 +35,7 @@ NAMESPACE, POOL = "serving", "vllm-g1"
 CRDS = Path(__file__).parents[2] / "emulators" / "emulated_cloud" / "kubernetes" / "crds"
 SCORERS = {"queue-scorer": 2, "kv-cache-utilization-scorer": 2, "prefix-cache-scorer": 3, "lora-affinity-scorer": 2}
 READ = ["get", "list", "watch"]
+ALL_READ = "pods", "inferencepools", "inferenceobjectives", "inferencemodelrewrites"
 
 
 def config(**scorers: int) -> str:
@@ -75,9 +76,7 @@ class Api:
         self.core, self.custom = client.CoreV1Api(self.client), client.CustomObjectsApi(self.client)
         self.core.create_namespace({"metadata": {"name": NAMESPACE}})
 
-    def account(
-        self, name: str = "epp", resources: Sequence[str] = ("pods", "inferencepools", "inferenceobjectives")
-    ) -> Path:
+    def account(self, name: str = "epp", resources: Sequence[str] = ALL_READ) -> Path:
         """The folder of a new service account's token; a Role lets it read `resources`."""
         groups = ["", "inference.networking.k8s.io", "llm-d.ai", "inference.networking.x-k8s.io"]
         rules = [{"apiGroups": groups, "resources": [*resources], "verbs": READ}]
@@ -189,7 +188,7 @@ class PickerProcess:
         until(ready, 30)
         return self
 
-    def metric(self, name: str, **labels: str) -> float:
+    def metric(self, name: str, /, **labels: str) -> float:
         """The sum of a metric's samples that have these labels."""
         total = 0.0
         text = httpx.get(f"http://127.0.0.1:{self.metrics_port}/metrics", trust_env=False).text

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import signal
-import threading
+import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -55,6 +55,7 @@ def ask(
 ) -> httpx.Response:
     """A completion of just so many tokens."""
     body = {"model": model, "prompt": prompt, "max_tokens": tokens, "min_tokens": tokens, "ignore_eos": True}
+    body["temperature"] = 0.0
     return client.post(
         "/v1/completions", json=body, headers={name.replace("_", "-"): it for name, it in headers.items()}
     )
@@ -73,24 +74,17 @@ def counted(site: Site) -> Iterator[Callable[[], list[float]]]:
 
 @contextmanager
 def waiting(engine: Engine, requests: int, model: str = "base") -> Iterator[None]:
-    """This many requests wait in the engine, two more run, until the block ends."""
-    url = f"{engine.url}/v1/completions"
-    body = {"model": model, "prompt": "Long", "max_tokens": 400, "min_tokens": 400, "ignore_eos": True, "stream": True}
+    """This many requests wait in the engine, two more run, until the block ends: then their clients go away."""
+    body = json.dumps({"model": model, "prompt": "Long", "max_tokens": 2000, "ignore_eos": True, "stream": True})
+    head = "POST /v1/completions HTTP/1.1\r\nHost: engine\r\nContent-Type: application/json\r\n"
+    head += f"Content-Length: {len(body)}\r\n\r\n"
     with ExitStack() as stack:
-        client = stack.enter_context(httpx.Client(timeout=60, trust_env=False))
-        streams = [
-            threading.Thread(target=lambda: stack.enter_context(client.stream("POST", url, json=body)))
-            for _ in range(requests + 2)
-        ]
-        for stream in streams:
-            stream.start()
-        try:
-            engine.until(lambda: engine.metric("num_requests_waiting") >= requests)
-            yield
-        finally:
-            client.close()
-            for stream in streams:
-                stream.join()
+        for _ in range(requests + 2):
+            connection = stack.enter_context(socket.create_connection((engine.host, engine.port)))
+            connection.sendall(f"{head}{body}".encode())
+        running = engine.metric
+        engine.until(lambda: running("num_requests_waiting") >= requests and running("num_requests_running") == 2)
+        yield
 
 
 def test_the_base_and_the_adapters_answer_by_their_names(site: Site) -> None:
@@ -129,19 +123,17 @@ def test_a_body_that_no_engine_could_answer_is_refused(site: Site, path: str, bo
 
 
 def test_an_adapter_stays_where_it_runs(site: Site) -> None:
-    scorer = config(lora_affinity_scorer=1)
-    picker = site.another(scorer).wait()
-    envoy = site.behind(picker)
-    one, other = site.engines
-    with waiting(other, 0, "ko"), counted(site) as answered:
-        other.until(lambda: 'running_lora_adapters="ko"' in other.client.get("/metrics").text)
-        time.sleep(0.1)
-        with ThreadPoolExecutor() as pool:
-            answers = list(pool.map(lambda _: ask(envoy.client, "ko"), range(6)))
-            # They wait behind two long ones.
-        assert [answer.status_code for answer in answers] == [200] * 6
-    assert answered()[0] == 0, "all went to the engine that has the adapter"
-    assert one.metric("num_requests_running") == 0
+    envoy = site.behind(site.another(config(lora_affinity_scorer=1)).wait())
+    other = site.engines[1]
+    with counted(site) as answered, ThreadPoolExecutor() as pool:
+        with waiting(other, 0, "ko"):
+            other.until(lambda: 'running_lora_adapters="ko"' in other.client.get("/metrics").text)
+            time.sleep(0.2)
+            # They wait behind the two that run.
+            waits = [pool.submit(ask, envoy.client, "ko") for _ in range(6)]
+            until(lambda: other.metric("num_requests_waiting") == 6)
+        assert [each.result().status_code for each in waits] == [200] * 6
+    assert answered() == [0, 6]
 
 
 def test_a_prompt_goes_to_who_has_had_its_beginning(site: Site) -> None:
@@ -191,17 +183,13 @@ def test_what_can_be_shed_is_refused_when_all_engines_have_queues(site: Site) ->
             answer = ask(site.envoy.client, **headers)
             assert answer.status_code == 429
             assert answer.text == "inference error: ResourceExhausted - system saturated, sheddable request dropped"
-        with ThreadPoolExecutor() as pool:
-            # These wait: with no objective, with one that nobody has, with one of a high priority.
-            objectives = ({}, {"x-gateway-inference-objective": "unknown"}, {"x-gateway-inference-objective": "chat"})
-            waits = [pool.submit(ask, site.envoy.client, **headers) for headers in objectives]
-            time.sleep(0.3)
-            assert not any(each.done() for each in waits)
-            for engine in site.engines:
-                assert engine.metric("num_requests_waiting") >= 6
-            # The block's end lets them through.
-            stop = threading.Event()
-            stop.set()
+        # These wait: with no objective, with one that nobody has, with one of a high priority.
+        objectives = ({}, {"x-gateway-inference-objective": "unknown"}, {"x-gateway-inference-objective": "chat"})
+        pool = ThreadPoolExecutor()
+        waits = [pool.submit(ask, site.envoy.client, **headers) for headers in objectives]
+        queued = site.engines[0].metric, site.engines[1].metric
+        until(lambda: sum(metric("num_requests_waiting") for metric in queued) == 12 + len(waits))
+    # Those before them are gone.
     assert [each.result().status_code for each in waits] == [200] * 3
 
 
@@ -253,21 +241,23 @@ def test_a_picker_that_is_killed_leaves_500s_and_its_replica_works_on(site: Site
     assert ask(site.envoy.client).status_code == 200
 
 
-def test_an_engine_that_is_frozen_holds_requests_up_for_a_moment_only(site: Site) -> None:
-    frozen = site.engines[0]
+def test_an_engine_that_is_frozen_holds_a_request_up_for_a_moment_and_counts_as_full(site: Site) -> None:
+    picker = site.another(config(queue_scorer=1)).wait()
+    until(lambda: picker.metric("inference_pool_ready_pods") == 2)
+    envoy = site.behind(picker)
+    frozen, works = site.engines
     frozen.process.send_signal(signal.SIGSTOP)
     try:
-        site.api.ready("vllm-0", True)
-        with waiting(site.engines[1], 0):
-            time.sleep(0.1)
-        ask_it = site.another(config(queue_scorer=1)).wait()
-        begun = time.monotonic()
-        until(lambda: ask_it.metric("inference_pool_ready_pods") == 2)
-        until(lambda: ask_it.metric("inference_pool_ready_pods") == 2)
-        assert time.monotonic() - begun < 5
+        with waiting(works, 6):
+            time.sleep(0.3)
+            begun = time.monotonic()
+            answers = [ask(envoy.client, **{"x-gateway-inference-objective": "batch"}) for _ in range(4)]
+            assert [answer.status_code for answer in answers] == [429] * 4
+            assert time.monotonic() - begun < 4, "the frozen engine is waited for once"
     finally:
         frozen.process.send_signal(signal.SIGCONT)
-    until(lambda: frozen.answers())
+    until(frozen.answers)
+    assert ask(envoy.client, **{"x-gateway-inference-objective": "batch"}).status_code == 200
 
 
 def test_told_to_end_it_finishes_what_it_began(site: Site) -> None:
@@ -314,12 +304,11 @@ def test_a_rewrite_of_the_cluster_chooses_the_model(site: Site) -> None:
     )
     assert ask(site.envoy.client, "latest").status_code == 404, "the kind came after this picker started"
     # A role that says nothing of rewrites: it waits for one that does.
-    blind = site.another(config())
+    blind = site.another(config(), account=site.api.account("blind", ("pods", "inferencepools", "inferenceobjectives")))
     until(lambda: "cannot list resource" in blind.log.read_text())
     assert 'resource "inferencemodelrewrites" in API group "llm-d.ai"' in blind.log.read_text()
     assert blind.health("readiness") == "NOT_SERVING"
-    account = site.api.account("sees", ("pods", "inferencepools", "inferenceobjectives", "inferencemodelrewrites"))
-    envoy = site.behind(site.another(config(), account=account).wait())
+    envoy = site.behind(site.another(config()).wait())
     answer = ask(envoy.client, "latest", tokens=4).json()
     assert answer["model"] == "latest"
     assert answer["choices"][0]["text"] == ask(envoy.client, "code", tokens=4).json()["choices"][0]["text"]
