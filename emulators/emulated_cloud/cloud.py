@@ -43,7 +43,7 @@ def default_images(
     real: Collection[str] = (), engine_environment: Mapping[str, str] | None = None
 ) -> list[dict[str, Any]]:
     """What runs for which image: vLLM is the emulated engine or the real one, any `python` this interpreter, and the
-    custom-metrics adapter an emulated one."""
+    custom-metrics adapter and the endpoint picker emulated ones."""
     engine: dict[str, Any] = {
         "argv0": {"vllm": [sys.executable, "-m", "emulated_cloud.engine"]},
         "env": dict(engine_environment or {}),
@@ -62,6 +62,12 @@ def default_images(
         {
             "match": r"(.*/)?custom-metrics-stackdriver-adapter[:@].*",
             "argv0": {"adapter": [sys.executable, "-P", "-m", "emulated_cloud.kubernetes.metrics_adapter"]},
+            "env": {"EMULATED_HOST": "$(POD_IP)", "EMULATED_SERVICE_ACCOUNT": "$(SERVICE_ACCOUNT)"},
+        },
+        {
+            "match": r"(.*/)?llm-d-router-endpoint-picker[:@].*",
+            "entrypoint": [sys.executable, "-P", "-m", "emulated_cloud.gateway.picker"],
+            "argv0": {"epp": [sys.executable, "-P", "-m", "emulated_cloud.gateway.picker"]},
             "env": {"EMULATED_HOST": "$(POD_IP)", "EMULATED_SERVICE_ACCOUNT": "$(SERVICE_ACCOUNT)"},
         },
     ]
