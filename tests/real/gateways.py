@@ -31,10 +31,15 @@ SERVED = [*BUILT_IN, GATEWAYS, HTTP_ROUTES, INFERENCE_POOLS, OBJECTIVES]
 SERVER = """
 import http.server, json, os, time
 WAITING = [0]
-METRICS = '''vllm:num_requests_waiting{model_name="base"} %d
+METRICS = '''# TYPE vllm:num_requests_waiting gauge
+vllm:num_requests_waiting{model_name="base"} %d
+# TYPE vllm:num_requests_running gauge
 vllm:num_requests_running{model_name="base"} 0
+# TYPE vllm:kv_cache_usage_perc gauge
 vllm:kv_cache_usage_perc{model_name="base"} 0
+# TYPE vllm:lora_requests_info gauge
 vllm:lora_requests_info{max_lora="2",running_lora_adapters="",waiting_lora_adapters=""} 1
+# TYPE vllm:cache_config_info gauge
 vllm:cache_config_info{block_size="16",num_gpu_blocks="100"} 1
 '''
 class Answer(http.server.BaseHTTPRequestHandler):
@@ -47,8 +52,18 @@ class Answer(http.server.BaseHTTPRequestHandler):
         self.wfile.write(text.encode())
     def do_GET(self):
         self.say(200, METRICS % WAITING[0] if self.path == "/metrics" else json.dumps({"pool": os.environ["POOL"]}))
+    def body(self):
+        if "Content-Length" in self.headers:
+            return self.rfile.read(int(self.headers["Content-Length"]))
+        # What a picker has seen comes in pieces.
+        found = b""
+        while size := int(self.rfile.readline(), 16):
+            found += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return found
     def do_POST(self):
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        asked = json.loads(self.body())
         WAITING[0] = asked.get("waiting", WAITING[0])
         if asked["model"] not in ("base", "ko"):
             return self.say(404, json.dumps({"error": {"message": "no such model"}}))
@@ -58,7 +73,7 @@ class Answer(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        for word in [*("data: {}" % i for i in range(4)), "data: [DONE]"]:
+        for word in [*["data: {}"] * 4, "data: [DONE]"]:
             text = word.replace("{}", os.environ["POOL"]) + "\\n\\n"
             self.wfile.write(b"%x\\r\\n%s\\r\\n" % (len(text), text.encode()))
             self.wfile.flush()
