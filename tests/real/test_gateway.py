@@ -7,17 +7,22 @@ picker for both (istio #61594).
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import pytest
 from emulated_cloud.cloud import Cloud, wait_for
 from emulated_cloud.kubernetes.resources import DEPLOYMENTS, GATEWAYS, HTTP_ROUTES, INFERENCE_POOLS, PODS, SERVICES
-from emulated_cloud.real.parts import require
+from emulated_cloud.real.namespace import Namespace
+from emulated_cloud.real.parts import PARTS, require
 
 from .gateways import GATEWAY, NAMESPACE, Cluster, Object, conditions, objective, pool, route, serving, shared
 from .kube import endpoint
@@ -231,7 +236,7 @@ def test_a_stream_ends_where_it_began(cluster: Cluster, client: httpx.Client) ->
     weigh(cluster, client, one=100, two=0)
 
 
-# -- what only the real one has ---------------------------------------------------------------------------------------
+# -- the end --------------------------------------------------------------------------------------------------------
 
 
 def test_nothing_of_a_gateway_outlives_it(cloud: Cloud, cluster: Cluster, client: httpx.Client) -> None:
@@ -248,3 +253,22 @@ def test_nothing_of_a_gateway_outlives_it(cloud: Cloud, cluster: Cluster, client
     if cloud.real:
         assert [item["metadata"]["name"] for item in made].count(name) == 2
     assert wait_for(lambda: not answers(client), SECONDS)
+
+
+@pytest.mark.timeout(300)
+def test_the_pickers_contract_holds_for_the_real_one(tmp_path: Path) -> None:
+    """It listens on all addresses: in a network of its own. What is ours alone, or newer, is skipped there."""
+    require(["gateway"])
+    own = Namespace.start(tmp_path / "namespace.log")
+    file = Path(__file__).parents[1] / "contract" / "test_endpoint_picker.py"
+    try:
+        done = subprocess.run(
+            [*own.prefix, sys.executable, "-m", "pytest", "-q", "-n", "0", str(file)],
+            env={**os.environ, "EPP_CONTRACT": str(PARTS["gateway"].folder / "epp")},
+            capture_output=True,
+            text=True,
+        )
+    finally:
+        own.stop()
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert int(done.stdout.rpartition(" passed")[0].rpartition("\n")[2]) >= 20
