@@ -20,7 +20,7 @@ test: .venv/installed ## Every test that needs nothing but this machine
 test-unit: .venv/installed ## The unit tests, in seconds
 	@$(BIN)/pytest tests/unit
 
-real: .venv/installed ## Build the real parts: a control plane with its snapshot controller, gcsfuse, vLLM on the CPU (minutes, once)
+real: .venv/installed ## Build the real parts: a control plane with its snapshot controller, gcsfuse, a gateway's controller and picker, vLLM on the CPU (minutes, once)
 	@$(BIN)/python -m emulated_cloud.real build
 
 test-real: .venv/installed ## The tests against the real parts, which `make real` has built

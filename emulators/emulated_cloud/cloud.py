@@ -43,7 +43,7 @@ def default_images(
     real: Collection[str] = (), engine_environment: Mapping[str, str] | None = None
 ) -> list[dict[str, Any]]:
     """What runs for which image: vLLM is the emulated engine or the real one, any `python` this interpreter, and the
-    custom-metrics adapter an emulated one."""
+    custom-metrics adapter and the endpoint picker emulated ones."""
     engine: dict[str, Any] = {
         "argv0": {"vllm": [sys.executable, "-m", "emulated_cloud.engine"]},
         "env": dict(engine_environment or {}),
@@ -55,6 +55,7 @@ def default_images(
         python = str(PARTS["vllm"].folder / "bin" / "python")
         engine = {"argv0": {"vllm": [python, "-P", real_engine.__file__]}, "env": real_engine.ENVIRONMENT}
     return [
+        *(_gateway_images() if "gateway" in real else []),
         {"match": r"(.*/)?vllm-openai[:@].*", **engine},
         {"match": r"(.*/)?vllm-tpu[:@].*", **engine, "env": {**engine.get("env", {}), "PJRT_DEVICE": "TPU"}},
         {"match": r"(.*/)?python[:@].*", "argv0": {"python": [sys.executable]}},
@@ -63,6 +64,30 @@ def default_images(
             "argv0": {"adapter": [sys.executable, "-P", "-m", "emulated_cloud.kubernetes.metrics_adapter"]},
             "env": {"EMULATED_HOST": "$(POD_IP)", "EMULATED_SERVICE_ACCOUNT": "$(SERVICE_ACCOUNT)"},
         },
+        {
+            "match": r"(.*/)?llm-d-router-endpoint-picker[:@].*",
+            "entrypoint": [sys.executable, "-P", "-m", "emulated_cloud.gateway.picker"],
+            "argv0": {"epp": [sys.executable, "-P", "-m", "emulated_cloud.gateway.picker"]},
+            "env": {"EMULATED_HOST": "$(POD_IP)", "EMULATED_SERVICE_ACCOUNT": "$(SERVICE_ACCOUNT)"},
+        },
+    ]
+
+
+def _gateway_images() -> list[dict[str, Any]]:
+    """The real endpoint picker, and the Envoy of Istio's Gateways."""
+    from emulated_cloud.real.gateway import envoy
+    from emulated_cloud.real.parts import PARTS
+
+    binary = str(PARTS["gateway"].folder / "epp")
+    picker = [sys.executable, "-P", "-m", "emulated_cloud.real.endpoint_picker", binary]
+    return [
+        {
+            "match": r"(.*/)?llm-d-router-endpoint-picker[:@].*",
+            "entrypoint": picker,
+            "argv0": {"epp": picker},
+            "env": {"EMULATED_HOST": "$(POD_IP)", "EMULATED_SERVICE_ACCOUNT": "$(SERVICE_ACCOUNT)"},
+        },
+        {"match": r"(.*/)?envoyproxy/envoy[:@].*", "argv0": {"envoy": [str(envoy())]}},
     ]
 
 
@@ -159,6 +184,8 @@ class Cloud:
             )
             self._start_google(tokens, self._described_region())
             self._start_gke()
+            if "gateway" in self.real:
+                self._start_gateway(tokens)
         except BaseException:
             self.stop()
             raise
@@ -280,6 +307,15 @@ class Cloud:
     def _cluster_folder(self) -> Path:
         return self.folder / ("control-plane" if "control-plane" in self.real else "cluster")
 
+    @property
+    def _installed(self) -> list[Path]:
+        """Files of what is in the cluster from the start."""
+        if "gateway" not in self.real:
+            return list(self.objects)
+        from emulated_cloud.real.gateway import OBJECTS
+
+        return [OBJECTS, *self.objects]
+
     def _prepare(self) -> dict[str, str]:
         """Folders and tokens of a beginning: the tokens, by who has them."""
         self._stopped = False
@@ -287,7 +323,7 @@ class Cloud:
         shutil.rmtree(tmp, ignore_errors=True)
         for folder in (tmp, self.folder / "logs"):
             folder.mkdir(parents=True, exist_ok=True)
-        tokens = {name: secrets.token_urlsafe(24) for name in ("pipeline", "controllers", "gke", "admin")}
+        tokens = {name: secrets.token_urlsafe(24) for name in ("pipeline", "controllers", "gke", "gateway", "admin")}
         self._write_secrets(tmp, tokens)
         return tokens
 
@@ -338,6 +374,8 @@ class Cloud:
             "controllers": ("system:kube-controller-manager", "system:masters"),
             # A real API server asks what it may: emulated_cloud/real/config/gke.yaml.
             "gke": ("system:gke", "" if "control-plane" in self.real else "system:masters"),
+            # emulated_cloud/real/config/gateway.yaml
+            "gateway": ("system:gateway", ""),
             "admin": ("admin", "system:masters"),
         }
         lines = [f'{tokens[key]},{name},{key},"{groups}"' for key, (name, groups) in users.items()]
@@ -385,7 +423,7 @@ class Cloud:
             *("--data", str(self._cluster_folder)),
             *("--tokens", str(self.folder / "tmp" / "cluster-tokens.csv")),
             *("--port", str(self._namespace.publish() if self._namespace else 0)),
-            *(argument for path in self.objects for argument in ("--objects", str(path))),
+            *(argument for path in self._installed for argument in ("--objects", str(path))),
             *(argument for kind in self.absent_kinds for argument in ("--absent", kind)),
             *self._request_log("apiserver"),
         )
@@ -511,6 +549,7 @@ class Cloud:
             ],
             "pods": str(self.folder / "tmp" / "pods"),
             "expose": self.expose,
+            "gateway": "gateway" not in self.real,
         }
         if self._namespace:
             config |= self._cluster_network(self._namespace)
@@ -519,6 +558,14 @@ class Cloud:
         kubeconfig = str(self.folder / "tmp" / "gke.kubeconfig")
         self._start_in_cluster(
             "gke", "emulated_cloud.kubernetes.gke", "--kubeconfig", kubeconfig, "--config", str(path)
+        )
+
+    def _start_gateway(self, tokens: dict[str, str]) -> None:
+        kubeconfig = self.folder / "tmp" / "gateway.kubeconfig"
+        self._write_kubeconfig(kubeconfig, "gateway", tokens["gateway"])
+        logs = str((self.folder / "logs").absolute())
+        self._start_in_cluster(
+            "gateway", "emulated_cloud.real.gateway", "--kubeconfig", str(kubeconfig), "--logs", logs
         )
 
     @property
