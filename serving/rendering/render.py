@@ -295,6 +295,12 @@ def _patched(item: Object, patch: Object) -> Object:
     """The object with the patch merged in. What the project finds it by has to stay."""
     if item["kind"] == "Deployment" and "replicas" in (patch.get("spec") or {}):
         raise RequestError(f"patches: {_called(patch)} sets spec.replicas: set serving.replicas instead")
+    if item["kind"] == "HTTPRoute" and "rules" in (patch.get("spec") or {}):
+        # Server-side apply knows the rules as one value alone: whoever writes a part of them owns the weights too.
+        raise RequestError(
+            f"patches: {_called(patch)} changes spec.rules, which say who is live: promotion alone writes them. What "
+            "else a route is to do belongs into a policy, or a route of your own"
+        )
     merged = patches.apply(item, patch)
     for before, after in zip(_metadata(item), _metadata(merged), strict=True):
         for field in ("name", "namespace"):
