@@ -15,6 +15,7 @@ from serving.errors import RequestError
 
 COLUMNS: dict[str, tuple[str, ...]] = {
     "weights": ("gcs-fuse", "hyperdisk-ml", "streamed"),
+    "adapters": ("live-adapters",),
     "accelerator": ("gpu", "tpu", "gpu-or-tpu"),
     "entry": ("service",),
     "image": ("secondary-boot-disk",),
@@ -37,6 +38,7 @@ class Scenario:
     entry: str
     image: str = ""
     scaling: str = ""
+    adapters: str = ""
 
     @property
     def features(self) -> tuple[str, ...]:

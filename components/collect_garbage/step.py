@@ -89,7 +89,9 @@ def collect_weights(cluster: Cluster, settings: Settings, say: Say) -> list[str]
 def own_weights(settings: Settings, known: Record) -> list[str]:
     """The sets of weights in the bucket that this deployment names or has named, and no other, by their prefixes."""
     entry = storage.read_json(names.weights_in_use(settings)) or {}
-    own = {*entry.get("weights_keys", []), *(origin.weights_key for origin in known.generations.values())}
+    origins = known.generations.values()
+    own = {key for origin in origins for key in (origin.weights_key, origin.adapters_key) if key}
+    own |= set(entry.get("weights_keys", []))
     found = _stored(settings)
     return [prefix for prefix in found if _key(prefix) in own - _named_by_others(settings)]
 

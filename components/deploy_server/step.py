@@ -12,7 +12,7 @@ from components.deploy_server.diagnosis import Diagnosis, Patience, Problem
 from serving import features, names
 from serving.clients import google
 from serving.clients.kubernetes import Cluster, Object, Subject
-from serving.deployment import autoscaling, objects, record, replacement, replicas
+from serving.deployment import adapters, autoscaling, objects, record, replacement, replicas
 from serving.errors import InconclusiveError, PipelineError, ReleaseError, RequestError
 from serving.features import Explanation, Symptom
 from serving.outcome import Outcome
@@ -62,8 +62,11 @@ def deploy(
     current = (there or {}).get("metadata", {}).get("annotations", {}).get(names.SETTINGS) == rendered.digest
     settled = there is not None and replicas.settled(settings, there)
     least = autoscaling.least(cluster, settings, release.live, release.generation)
-    if there and current and settled and replicas.rolled_out(there):
+    patience = patience or patience_of(settings)
+    changed = adapters.amiss(cluster, settings, release) if there else ""
+    if there and current and settled and replicas.rolled_out(there) and not changed:
         features.demand(settings, "arrived", release)
+        _wait_for_adapters(cluster, settings, release, patience, outcome)
         outcome.skipped(f"{name} is there and ready")
         return
     features.demand(settings, "prepared", release, functools.partial(google.cluster_traits, settings))
@@ -74,9 +77,17 @@ def deploy(
         objects.put(cluster, autoscaling.keeping(item, least), outcome.say)
     if not settled:
         replicas.scale(cluster, settings, release.generation, max(settings.serving.replicas, least))
-    seconds = wait_until_ready(cluster, settings, name, outcome, patience or patience_of(settings))
+    seconds = wait_until_ready(cluster, settings, name, outcome, patience)
     features.demand(settings, "arrived", release)
+    _wait_for_adapters(cluster, settings, release, patience, outcome)
     outcome.succeeded(f"{name} is ready after {seconds:.0f} s")
+
+
+def _wait_for_adapters(
+    cluster: Cluster, settings: Settings, release: Release, patience: Patience, outcome: Outcome
+) -> None:
+    if settings.has_live_adapters:
+        adapters.wait(cluster, settings, release, patience.ready, outcome.say)
 
 
 def make_room(cluster: Cluster, settings: Settings, release: Release, server: Object, outcome: Outcome) -> None:

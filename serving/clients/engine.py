@@ -7,12 +7,14 @@ Shapes are those of vLLM's OpenAI API (vllm/entrypoints/openai/chat_completion/p
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
 import re
 import ssl
 import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +26,8 @@ MODELS = "/v1/models"
 CHAT = "/v1/chat/completions"
 _SAID = re.compile(r"[^\s\ufffd\u200b-\u200f\u2060\ufeff\x00-\x1f\x7f]")
 """A character that says something: no white space, no replacement character, nothing invisible."""
+_LONGEST_WORDS = 600
+"""Characters of what an engine has against an adapter."""
 _UNFINISHED = re.compile(r"^vllm:num_requests_(?:running|waiting)\{[^}]*\} (\S+)$", re.M)
 _WAITING = re.compile(r"^vllm:num_requests_waiting\{[^}]*\} (\S+)$", re.M)
 
@@ -205,6 +209,64 @@ async def connected(
             await stack.enter_async_context(http)
             servers.append(Server(http, model, seconds))
         yield servers
+
+
+class RefusedAdapter(Exception):
+    """The engine does not load an adapter; the message has its words."""
+
+
+class Adapters:
+    """The routes by which an engine's adapters change, as its own pod reaches them
+    (vllm/entrypoints/serve/lora/api_router.py). What a method does not say it raises: BadAnswer for an engine that is
+    away, or that answers something else."""
+
+    def __init__(self, http: httpx.Client):
+        self._http = http
+
+    @classmethod
+    @contextmanager
+    def at(cls, url: str, token: str) -> Iterator[Adapters]:
+        """Those of the engine at `url`, whose middleware knows the `token`."""
+        headers = {"x-gemma-adapters": token}
+        if key := os.environ.get(names.API_KEY_VARIABLE):
+            headers["Authorization"] = f"Bearer {key}"
+        # To load an adapter takes seconds, and waits for the batch that runs.
+        with httpx.Client(base_url=url, headers=headers, timeout=120, trust_env=False) as http:
+            yield cls(http)
+
+    def served(self) -> dict[str, str]:
+        """The adapters that the engine serves, by their names: the path that each was loaded from."""
+        response = self._ask("GET", MODELS)
+        try:
+            return {card["id"]: card["root"] for card in response.json()["data"] if card.get("parent")}
+        except (KeyError, TypeError, ValueError) as error:
+            raise BadAnswer(
+                f"{MODELS} answered something that is no list of models: {_short(response.text)}"
+            ) from error
+
+    def load(self, name: str, path: str, *, in_place: bool) -> None:
+        """Loads an adapter; `in_place`, where another of its name is served until then. Raises RefusedAdapter."""
+        question = {"lora_name": name, "lora_path": path, "load_inplace": in_place}
+        self._ask("POST", "/v1/load_lora_adapter", question, refused=(400, 404, 500))
+
+    def unload(self, name: str) -> None:
+        """Has the engine forget an adapter. Requests that run finish."""
+        self._ask("POST", "/v1/unload_lora_adapter", {"lora_name": name})
+
+    def _ask(
+        self, method: str, path: str, question: dict[str, Any] | None = None, refused: tuple[int, ...] = ()
+    ) -> httpx.Response:
+        try:
+            response = self._http.request(method, path, json=question)
+        except httpx.RequestError as error:
+            raise BadAnswer(f"{path}: {type(error).__name__}: {error}") from error
+        if response.status_code == 200:
+            return response
+        if response.status_code in refused:
+            # A route that is not there has another body than an adapter that is not.
+            with contextlib.suppress(KeyError, TypeError, ValueError):
+                raise RefusedAdapter(str(response.json()["error"]["message"])[:_LONGEST_WORDS])
+        raise BadAnswer(f"{path} answered {response.status_code}: {_short(response.text) or 'nothing'}")
 
 
 def direct() -> httpx.Client:

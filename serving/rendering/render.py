@@ -24,7 +24,7 @@ APP = "app.kubernetes.io/name"
 _OF_OTHERS_TOO = ("Namespace", "ServiceAccount")
 """What other deployments may use too: no deployment's label is on it."""
 
-_ORIGIN = {"model", "commit", "weights_key", "weights_uri", "disk_image"}
+_ORIGIN = {"model", "commit", "weights_key", "weights_uri", "adapters_key", "disk_image"}
 """What a generation's Deployment says of its release (serving/deployment/record.py: Known)."""
 STOP_DELAY_SECONDS = 10
 """How long a pod that goes still serves: load balancers need that long to hear of it."""
