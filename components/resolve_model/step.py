@@ -263,8 +263,8 @@ def _found(
 def check_adapters(
     settings: Settings, architecture: str, weights: dict[str, list[ServedFile]], heads: dict[str, Head]
 ) -> None:
-    """Raises RequestError for an adapter that would do nothing, by the names of its tensors and of the model's, which the
-    headers of their files say.
+    """Raises RequestError for an adapter that would do nothing, by the names of its tensors and of the model's: the
+    headers of their files say them.
 
     Pickles have none; files that are broken, and what the engine would not load, download_weights judges.
     """

@@ -119,7 +119,8 @@ def check_tensors(names: Iterable[str], base: Iterable[str], architecture: str) 
     knows them).
 
     vLLM itself serves an adapter none of whose modules the model has, and answers as if there were none. Raises
-    InertError for one that would do nothing, ReleaseError for one that vLLM would not load. Of an architecture whose names nobody has told us, only what holds for all is checked.
+    InertError for one that would do nothing, ReleaseError for one that vLLM would not load. Of an architecture whose
+    names nobody has told us, only what holds for all is checked.
     """
     sides: dict[str, set[str]] = {}
     for name in names:
