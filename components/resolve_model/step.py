@@ -19,7 +19,18 @@ from serving.clients import google, hub, kubernetes, storage
 from serving.clients.bucket_source import Folder
 from serving.clients.digest import ServedFile
 from serving.clients.kubernetes import Cluster
-from serving.deployment import adapters, autoscaling, caches, lease, leftovers, record, replacement, replicas, traffic
+from serving.deployment import (
+    adapters,
+    autoscaling,
+    caches,
+    gateway,
+    lease,
+    leftovers,
+    record,
+    replacement,
+    replicas,
+    traffic,
+)
 from serving.deployment.record import Record
 from serving.errors import PipelineError, ReleaseError, RequestError
 from serving.features import live_adapters
@@ -430,6 +441,7 @@ def look_around(cluster: Cluster, settings: Settings, release: Release, known: R
         replicas=replicas.wanted(deployment) if deployment else 0,
         settled=deployment is not None and replicas.settled(settings, deployment),
         autoscaler=autoscaling.amiss(cluster, settings, release.generation) if deployment else "",
+        gateway=gateway.amiss(cluster, settings, release.generation) if deployment else "",
         ready=replicas.ready(deployment),
         rolled_out=deployment is not None and replicas.rolled_out(deployment),
         settings_digest=(metadata.get("annotations") or {}).get(names.SETTINGS, ""),

@@ -13,7 +13,7 @@ import time
 
 from serving import names
 from serving.clients.kubernetes import Cluster, ConflictError, Object, Subject
-from serving.deployment import autoscaling, replicas
+from serving.deployment import autoscaling, gateway, replicas
 from serving.deployment.job import run_job
 from serving.deployment.record import Record, backends, entry, serving_generation
 from serving.errors import InconclusiveError, PipelineError, RequestError, ToldToEnd
@@ -41,7 +41,9 @@ def move(cluster: Cluster, settings: Settings, record: Record, generation: str, 
         # It may have rested, or the live one have grown since: no autoscaler takes back what is brought up now.
         autoscaling.put(cluster, settings, generation, run_id, say, pods=wanted)
     bring_up(cluster, settings, generation, wanted, say)
+    gateway.wait_for_picker(cluster, settings, generation, say)
     record.write(cluster, settings)
+    gateway.follow(cluster, settings, generation, say)
     changed = _switch(cluster, settings, generation, expected=before)
     record.put_live(generation)
     record.serves_again(run_id)
@@ -102,6 +104,7 @@ def rest(cluster: Cluster, settings: Settings, generation: str) -> None:
     """Scales a generation to zero; its volume and its Deployment stay, ready to come back."""
     if cluster.get("Deployment", names.server(generation), settings.namespace):
         replicas.scale(cluster, settings, generation, 0)
+    gateway.scale_picker(cluster, settings, generation, 0)
 
 
 def _switch(cluster: Cluster, settings: Settings, generation: str, *, expected: str) -> bool:

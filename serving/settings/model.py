@@ -166,6 +166,7 @@ class Settings(_FeatureSections):
     @model_validator(mode="before")
     @classmethod
     def _sections_belong_to_features(cls, values: Any) -> Any:
+        values = _opened(values)
         chosen = _chosen(values) if isinstance(values, dict) else None
         for key in features.sections() if chosen is not None else ():
             if key in values and key not in map(features.section_name, chosen or ()):
@@ -229,16 +230,6 @@ class Settings(_FeatureSections):
         if asked and not asked.num_speculative_tokens and not catalog.speculative_tokens(self.model):
             raise ValueError(
                 f"assistant.num_speculative_tokens is needed: the catalog knows none for {self.model}; 4 is a start"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _exposure_is_safe(self) -> Settings:
-        if self.serving.exposure == "public":
-            raise ValueError(
-                "serving.exposure public is not to be had yet: vLLM's key guards /v1 alone, and /invocations (whole "
-                "inference), /tokenize and /metrics would answer anybody. Keep internal, and put what lets /v1 alone "
-                "through in front of it"
             )
         return self
 
@@ -353,6 +344,11 @@ class Settings(_FeatureSections):
         """The deployment's features, in the order of their columns."""
         return scenarios.features_of(scenarios.find(self.scenario), self.features)
 
+    @property
+    def has_gateway(self) -> bool:
+        """Whether clients come in by a Gateway, whose route gives each generation its share of the requests."""
+        return "gateway" in self.chosen_features
+
     def section(self, feature: str) -> Any:
         """The section of a feature."""
         return getattr(self, features.section_name(feature))
@@ -436,6 +432,17 @@ def _chosen(values: dict[str, Any]) -> tuple[str, ...] | None:
         return scenarios.features_of(scenarios.find(values["scenario"]), values.get("features") or [])
     except (RequestError, KeyError, AttributeError, TypeError):
         return None
+
+
+def _opened(values: Any) -> Any:
+    """The values with a Gateway as the entry where they are public: nothing else lets /v1 alone through."""
+    if not isinstance(values, dict) or not (chosen := _chosen(values)) or "service" not in chosen:
+        return values
+    serving = values.get("serving")
+    exposure = serving.get("exposure") if isinstance(serving, dict) else getattr(serving, "exposure", None)
+    if exposure != "public":
+        return values
+    return {**values, "features": [*(word for word in values.get("features") or [] if word != "service"), "gateway"]}
 
 
 def _leaves(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Any]]:
