@@ -13,9 +13,10 @@ import os
 import re
 import ssl
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -24,6 +25,8 @@ from serving import names
 
 MODELS = "/v1/models"
 CHAT = "/v1/chat/completions"
+OBJECTIVE = "x-llm-d-inference-objective"
+"""The header by which a client says how important a request is (llm-d-router)."""
 _SAID = re.compile(r"[^\s\ufffd\u200b-\u200f\u2060\ufeff\x00-\x1f\x7f]")
 """A character that says something: no white space, no replacement character, nothing invisible."""
 _LONGEST_WORDS = 600
@@ -154,6 +157,41 @@ class Server:
         answer.sent, answer.times = sent, times
         return answer
 
+    async def refuses(self, path: str, status: int) -> None:
+        """A path answers with this status, whoever answers."""
+        await self._refused("GET", path, status)
+
+    async def is_unknown(self) -> None:
+        """The engine itself says that it serves no model of this name."""
+        said = await self._refused("POST", CHAT, 404, self._question("What is a pod?", 1))
+        if f"The model `{self._model}` does not exist" not in said:
+            raise BadAnswer(f"{CHAT} answered 404 in other words than the engine's: {_short(said)}")
+
+    async def sheds(self, prompt: str, max_tokens: int, objective: str) -> bool:
+        """Whether a request of the objective was refused for others that wait; it is answered otherwise."""
+        question = self._question(prompt, max_tokens)
+        try:
+            async with asyncio.timeout(self._seconds):
+                response = await self._http.post(CHAT, json=question, headers={OBJECTIVE: objective})
+        except (TimeoutError, httpx.RequestError) as error:
+            raise BadAnswer(f"{CHAT}: {type(error).__name__}: {error}") from error
+        if response.status_code not in (200, 429):
+            raise BadAnswer(f"{CHAT} answered {response.status_code}: {_short(response.text) or 'nothing'}")
+        return response.status_code == 429
+
+    async def _refused(self, method: str, path: str, status: int, question: dict[str, Any] | None = None) -> str:
+        """What a request is answered that is to have this status."""
+        try:
+            async with asyncio.timeout(self._seconds):
+                response = await self._http.request(method, path, json=question)
+        except (TimeoutError, httpx.RequestError) as error:
+            raise BadAnswer(f"{path}: {type(error).__name__}: {error}") from error
+        if response.status_code != status:
+            raise BadAnswer(
+                f"{path} answered {response.status_code}, not {status}: {_short(response.text) or 'nothing'}"
+            )
+        return response.text
+
     def _question(self, prompt: str, max_tokens: int) -> dict[str, Any]:
         message = {"role": "user", "content": prompt}
         return {"model": self._model, "messages": [message], "max_tokens": max_tokens, "temperature": 0}
@@ -190,18 +228,29 @@ class Server:
 
 @asynccontextmanager
 async def connected(
-    url: str, model: str, *, api_key: str | None, seconds: float, clients: int
+    url: str,
+    model: str,
+    *,
+    api_key: str | None,
+    seconds: float,
+    clients: int,
+    headers: Mapping[str, str] = MappingProxyType({}),
+    trusted: bool = True,
 ) -> AsyncIterator[list[Server]]:
     """The server at `url`, over as many `clients` as there will be streams at once; the rest is as Server has it.
+    `headers` go along with each request; who is not `trusted` may show any certificate.
 
     One client for all would measure itself: for every request httpx looks at each of its connections for each of them,
     a tenth of a second for 64 that begin together.
     """
-    headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {api_key}"} if api_key else {})
+    key = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    headers = {"Accept-Encoding": "identity", **headers, **key}
     # A server closes connections that were idle for 5 s (uvicorn): ours are gone before that.
     limits = httpx.Limits(keepalive_expiry=2)
     timeout = httpx.Timeout(None, connect=10)
     certificates = ssl.create_default_context()  # Every client would read them again.
+    if not trusted:
+        certificates.check_hostname, certificates.verify_mode = False, ssl.CERT_NONE
     async with AsyncExitStack() as stack:
         servers = []
         for _ in range(clients):
