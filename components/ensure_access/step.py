@@ -6,7 +6,7 @@ import functools
 from typing import Any
 
 from serving import features, names
-from serving.clients import google, kubernetes, storage
+from serving.clients import google, kubernetes, proxies, storage
 from serving.clients.kubernetes import Cluster, ConflictError, Object
 from serving.deployment import bindings as grants
 from serving.deployment import caches, leftovers, record, replacement
@@ -37,6 +37,7 @@ def run(settings: dict[str, Any], release: dict[str, Any]) -> None:
             if config.engine.api_key_secret:
                 changed += ensure_api_key(cluster, config, target)
             changed += ensure_bindings(config, bindings(config), outcome.say)
+            changed += proxies.ensure(config, outcome.say)
             # They take minutes to be made, in which the weights come; deploy_server waits for them.
             changed += caches.ensure(config, outcome.say)
         outcome.details["changed"] = changed

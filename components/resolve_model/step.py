@@ -15,7 +15,7 @@ from typing import Any
 
 from components.resolve_model.decision import Situation, decide
 from serving import catalog, features, names, sizing
-from serving.clients import google, hub, kubernetes, storage
+from serving.clients import google, hub, kubernetes, proxies, storage
 from serving.clients.bucket_source import Folder
 from serving.clients.digest import ServedFile
 from serving.clients.kubernetes import Cluster
@@ -99,8 +99,15 @@ def run(
         known = record.read(cluster, settings)
         # Whatever becomes of this run, its exit task brings that one back.
         outcome.details["down"] = known.down.generation if known.down else ""
-        key, where = key_version(settings), zones(settings)
-        release = name_release(settings, outcome.run_id, found, live=known.live, key_version=key, zones=where)
+        release = name_release(
+            settings,
+            outcome.run_id,
+            found,
+            live=known.live,
+            key_version=key_version(settings),
+            zones=zones(settings),
+            proxy_ranges=proxies.ranges(settings),
+        )
         outcome.details.update(
             generation=release.generation,
             weights_key=release.weights_key,
@@ -170,7 +177,8 @@ def release_of(settings: Settings, run_id: str) -> Release:
     since who may read manifests need not be able to read the server's key."""
     found = look_up(settings)
     check_architecture(settings, found.architecture)
-    return name_release(settings, run_id, found, live="", zones=named_zones(settings) or zones(settings))
+    where = named_zones(settings) or zones(settings)
+    return name_release(settings, run_id, found, live="", zones=where, proxy_ranges=proxies.ranges(settings))
 
 
 def look_up(settings: Settings) -> Found:
@@ -370,7 +378,14 @@ def engine_of(settings: Settings) -> dict[str, Any]:
 
 
 def name_release(
-    settings: Settings, run_id: str, found: Found, *, live: str, key_version: str = "", zones: Sequence[str] = ()
+    settings: Settings,
+    run_id: str,
+    found: Found,
+    *,
+    live: str,
+    key_version: str = "",
+    zones: Sequence[str] = (),
+    proxy_ranges: Sequence[str] = (),
 ) -> Release:
     """The release, with the generation that it makes under these settings."""
     sized, on_another = sizes(settings, found)
@@ -389,6 +404,7 @@ def name_release(
         architecture=found.architecture,
         weights_bytes=found.weights_bytes,
         zones=list(zones),
+        proxy_ranges=list(proxy_ranges),
         sizing=sized,
         beside=on_another,
         **engine_of(settings),

@@ -76,6 +76,11 @@ def picker(generation: str, *, ready: int, replicas: int = 2) -> dict[str, Any]:
     }
 
 
+def unresolved(reason: str) -> dict[str, Any]:
+    return condition("ResolvedRefs", "False", reason)
+
+
+UNMADE = condition("Programmed", "False", "Invalid", "no proxy-only subnet.")
 ROUTE, POOL = attached("HTTPRoute", "gemma"), attached("InferencePool", "vllm-g1")
 
 
@@ -93,7 +98,7 @@ def test_before_the_first_promotion_there_is_no_route():
         ([ROUTE, POOL], "Gateway gemma is not there"),
         ([a_gateway(condition("Accepted")), POOL], "Gateway gemma: nobody has said yet whether it is Programmed"),
         (
-            [a_gateway(condition("Accepted"), condition("Programmed", "False", "Invalid", "no proxy-only subnet.")), POOL],
+            [a_gateway(condition("Accepted"), UNMADE), POOL],
             "Gateway gemma is not Programmed (Invalid: no proxy-only subnet)",
         ),
         (
@@ -107,17 +112,21 @@ def test_before_the_first_promotion_there_is_no_route():
             "HTTPRoute gemma has no status: the Gateway gemma has not taken it",
         ),
         (
-            [a_gateway(), attached("HTTPRoute", "gemma", condition("Accepted"), condition("ResolvedRefs", "False", "InvalidKind")), POOL],
+            [a_gateway(), attached("HTTPRoute", "gemma", condition("Accepted"), unresolved("InvalidKind")), POOL],
             "HTTPRoute gemma is not ResolvedRefs (InvalidKind): the cluster does not take such a backend",
         ),
         (
             # The route says that all is well.
-            [a_gateway(), ROUTE, attached("InferencePool", "vllm-g1", condition("Accepted"), condition("ResolvedRefs", "False", "InvalidExtensionRef"))],
+            [
+                a_gateway(),
+                ROUTE,
+                attached("InferencePool", "vllm-g1", condition("Accepted"), unresolved("InvalidExtensionRef")),
+            ],
             "InferencePool vllm-g1 is not ResolvedRefs (InvalidExtensionRef): the Service of its endpoint picker",
         ),
         ([a_gateway(), ROUTE], "InferencePool vllm-g1 is not there"),
     ],
-)  # fmt: skip
+)
 def test_what_keeps_requests_away_is_said_in_the_controller_s_words(objects: list[dict[str, Any]], said: str):
     (problem,) = gateway.problems(MemoryCluster(*objects), SETTINGS, ["g1"])
     assert problem.startswith(said)
