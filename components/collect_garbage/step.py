@@ -90,7 +90,9 @@ def own_weights(settings: Settings, known: Record) -> tuple[list[str], list[str]
     """The sets of weights in the bucket that this deployment names or has named, by their prefixes: those that no other
     deployment names, and those that another names too."""
     entry = storage.read_json(names.weights_in_use(settings)) or {}
-    own = {*entry.get("weights_keys", []), *(origin.weights_key for origin in known.generations.values())}
+    origins = known.generations.values()
+    own = {key for origin in origins for key in (origin.weights_key, origin.adapters_key) if key}
+    own |= set(entry.get("weights_keys", []))
     found, others = [prefix for prefix in _stored(settings) if _key(prefix) in own], _named_by_others(settings)
     return [p for p in found if _key(p) not in others], [p for p in found if _key(p) in others]
 
