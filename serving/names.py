@@ -30,7 +30,8 @@ VERIFIED = "gemma-pipelines/verified"
 KEY_VERSION = "gemma-pipelines/api-key"
 """Annotation of a generation's pods: the Secret Manager version that their API key is."""
 CANARY = "gemma-pipelines/canary"
-"""Annotation of an HTTPRoute that serves two generations: JSON, `{"live", "candidate", "step", "since", "run"}`."""
+"""Annotation of an HTTPRoute that serves two generations: JSON, `{"live", "candidate", "step", "since", "run"}`, and
+`"asked"` where a person wants it to end (serving/deployment/canary.py)."""
 
 PLACE = "gemma-pipelines-place"
 """Label in Compute Engine: digest of the deployment's place, on everything of one deployment."""
@@ -68,6 +69,11 @@ def region(location: str) -> str:
 def server(generation: str) -> str:
     """Names a generation's Deployment, Service, claim and budget."""
     return f"vllm-{generation}"
+
+
+def picker(generation: str) -> str:
+    """Names a generation's endpoint picker: its Deployment, Service and configuration."""
+    return f"epp-{generation}"
 
 
 def server_url(settings: Settings, generation: str) -> str:
@@ -117,6 +123,11 @@ def selector(settings: Settings, generation: str = "", *, cluster_scoped: bool =
     if generation:
         labels[GENERATION] = generation
     return ",".join(f"{label}={value}" for label, value in labels.items())
+
+
+def server_selector(settings: Settings, generation: str) -> str:
+    """A label selector for the generation's servers: its endpoint picker's pods are none."""
+    return f"{selector(settings, generation)},app.kubernetes.io/name=vllm"
 
 
 def place(settings: Settings) -> str:

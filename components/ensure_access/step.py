@@ -9,7 +9,7 @@ from serving import features, names
 from serving.clients import google, kubernetes, storage
 from serving.clients.kubernetes import Cluster, ConflictError, Object
 from serving.deployment import bindings as grants
-from serving.deployment import caches, leftovers, record, replacement
+from serving.deployment import caches, canary, leftovers, record, replacement
 from serving.deployment.record import Record
 from serving.errors import AccessError, PipelineError, RequestError
 from serving.features import Binding
@@ -65,12 +65,15 @@ def other_deployments(cluster: Cluster, settings: Settings) -> list[str]:
 
 
 def bring_back(cluster: Cluster, settings: Settings, known: Record, run_id: str, say: Say) -> list[str]:
-    """Brings back the live generation where a run died that had taken it down. Returns what was changed."""
+    """Brings back the live generation where a run died that had taken it down, or had given another a share of its
+    requests. Returns what was changed."""
     try:
+        if candidate := canary.put_back(cluster, settings, run_id=run_id, say=say):
+            return [f"the share of {candidate}"]
         back = replacement.bring_back(cluster, settings, known, run_id=run_id, say=say)
     except PipelineError as error:
         # What this run brings may serve all the same.
-        say(f"the live generation is down since a run died, and does not come back: {error}. This run goes on")
+        say(f"a run died, and the live generation does not serve alone as before it: {error}. This run goes on")
         return []
     return [f"Deployment/{names.server(back)}"] if back else []
 

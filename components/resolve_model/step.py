@@ -17,7 +17,7 @@ from serving.clients import google, hub, kubernetes, storage
 from serving.clients.bucket_source import Folder
 from serving.clients.digest import ServedFile
 from serving.clients.kubernetes import Cluster
-from serving.deployment import autoscaling, caches, lease, leftovers, record, replacement, replicas, traffic
+from serving.deployment import autoscaling, caches, canary, entrance, lease, leftovers, record, replacement, replicas
 from serving.deployment.record import Record
 from serving.errors import PipelineError, ReleaseError, RequestError
 from serving.rendering import engine, generation, render
@@ -83,6 +83,8 @@ def run(
         known = record.read(cluster, settings)
         # Whatever becomes of this run, its exit task brings that one back.
         outcome.details["down"] = known.down.generation if known.down else ""
+        left = canary.going_on(cluster, settings)
+        outcome.details["canary"] = left.candidate if left else ""
         key, where = key_version(settings), zones(settings)
         release = name_release(settings, outcome.run_id, found, live=known.live, key_version=key, zones=where)
         outcome.details.update(
@@ -374,8 +376,9 @@ def look_around(cluster: Cluster, settings: Settings, release: Release, known: R
     down = known.down
     return Situation(
         down=f"the run {down.run_id} took it down at {down.since} for {down.candidate}" if down else "",
+        canary=_in_words(entrance.note_of(entry)),
         serving=record.serving_generation(entry),
-        entry_as_wanted=traffic.is_as_wanted(settings, release.generation, entry),
+        entry_as_wanted=entrance.is_as_wanted(settings, {release.generation: 100}, entry),
         replicas=replicas.wanted(deployment) if deployment else 0,
         settled=deployment is not None and replicas.settled(settings, deployment),
         autoscaler=autoscaling.amiss(cluster, settings, release.generation) if deployment else "",
@@ -391,6 +394,11 @@ def look_around(cluster: Cluster, settings: Settings, release: Release, known: R
         caches=caches.amiss(settings, release),
         damage=tuple(damage(release.weights_uri)),
     )
+
+
+def _in_words(canary: entrance.Note | None) -> str:
+    """A canary that goes on, or that a dead run left; empty without one."""
+    return f"the run {canary.run} gave {canary.candidate} a share of its requests at {canary.since}" if canary else ""
 
 
 def damage(weights_uri: str) -> list[str]:

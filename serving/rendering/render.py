@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -151,8 +152,25 @@ def temporary(settings: Settings, release: Release) -> list[Object]:
     return items
 
 
-def entry(settings: Settings, generation: str) -> Object:
-    """The one object that says who is live, saying that `generation` is. Promote alone applies it."""
+def entry(settings: Settings, shares: Mapping[str, int]) -> Object:
+    """The one object that says who is live, by the `shares` that generations have of the requests: 100 for one alone.
+    A Service sends them all to one. Promote alone applies it."""
+    each = {generation: _entry(settings, generation) for generation in shares}
+    item = next(iter(each.values()))
+    if item["kind"] != "HTTPRoute":
+        if len(each) != 1:
+            raise ValueError(f"a {item['kind']} sends requests to one generation, not to {', '.join(shares)}")
+        return item
+    for number, rule in enumerate(item["spec"]["rules"]):
+        rule["backendRefs"] = [
+            {**backend, "weight": shares[generation]}
+            for generation, own in each.items()
+            for backend in copy.deepcopy(own["spec"]["rules"][number].get("backendRefs", []))
+        ]
+    return item
+
+
+def _entry(settings: Settings, generation: str) -> Object:
     (item,) = entry_objects(settings, generation)
     return item
 
@@ -263,6 +281,12 @@ def _patched(item: Object, patch: Object) -> Object:
     """The object with the patch merged in. What the project finds it by has to stay."""
     if item["kind"] == "Deployment" and "replicas" in (patch.get("spec") or {}):
         raise RequestError(f"patches: {_called(patch)} sets spec.replicas: set serving.replicas instead")
+    if item["kind"] == "HTTPRoute" and "rules" in (patch.get("spec") or {}):
+        # Server-side apply knows the rules as one value alone: whoever writes a part of them owns the weights too.
+        raise RequestError(
+            f"patches: {_called(patch)} changes spec.rules, which say who is live: promotion alone writes them. What "
+            "else a route is to do belongs into a policy, or a route of your own"
+        )
     merged = patches.apply(item, patch)
     for before, after in zip(_metadata(item), _metadata(merged), strict=True):
         for field in ("name", "namespace"):

@@ -28,6 +28,7 @@ from serving.settings.sections import (
     Accelerator,
     Adapter,
     Assistant,
+    Canary,
     Engine,
     Hub,
     Images,
@@ -127,6 +128,7 @@ class Settings(_FeatureSections):
     engine: Engine = Engine()
     serving: Serving = Serving()
     validation: Validation = Validation()
+    canary: Canary = Canary()
     images: Images = Images()
     lease: Lease = Lease()
     vertex: Vertex = Vertex()
@@ -252,6 +254,21 @@ class Settings(_FeatureSections):
         return self
 
     @model_validator(mode="after")
+    def _a_canary_has_two_generations_behind_a_gateway(self) -> Settings:
+        if not self.has_gateway and self.canary != Canary():
+            raise ValueError(
+                "canary: a Service sends all requests to one generation, so they move at once. Shares of them are for "
+                "a gateway: set features: [inference-gateway] (or serving.exposure: public), or leave canary out"
+            )
+        if self.has_gateway and self.rollout == "replace" and self.canary.steps:
+            raise ValueError(
+                "rollout: replace and canary.steps do not go together: where one generation makes room for the other, "
+                "no two of them can share the requests. Set canary.steps: [], or have accelerators for two and "
+                "rollout: beside"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _runs_are_not_among_weights(self) -> Settings:
         for taken in ("models", "deployments"):
             if f"{self.pipeline_root}/".startswith(f"gs://{self.bucket}/{taken}/"):
@@ -355,6 +372,11 @@ class Settings(_FeatureSections):
     def section(self, feature: str) -> Any:
         """The section of a feature."""
         return getattr(self, features.section_name(feature))
+
+    @property
+    def has_gateway(self) -> bool:
+        """Whether clients come in by an HTTPRoute, which can share requests between generations."""
+        return self.serving.exposure == "public" or "inference-gateway" in self.chosen_features
 
     @property
     def beside(self) -> Settings | None:

@@ -2,12 +2,12 @@
 
 import pytest
 
-from components.discard_generation.step import discard
 from components.promote_generation import step
 from serving import names
 from serving.clients import kubernetes, storage
 from serving.deployment import lease, record, traffic
 from serving.deployment import replicas as replicas_of
+from serving.deployment.discarding import discard
 from serving.deployment.record import Pin, Record, Rejection
 from serving.errors import InconclusiveError, RequestError, ToldToEnd
 from serving.rendering import render
