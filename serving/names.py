@@ -29,6 +29,9 @@ VERIFIED = "gemma-pipelines/verified"
 """Annotation of a generation's claim: that its volume was read back, JSON, `{"volume", "zones", "at", "run"}`."""
 KEY_VERSION = "gemma-pipelines/api-key"
 """Annotation of a generation's pods: the Secret Manager version that their API key is."""
+PICKER = "gemma-pipelines/picker"
+"""Label of an endpoint picker's pods: the generation that it picks pods of. They have no label GENERATION: a pod that
+has one serves."""
 CANARY = "gemma-pipelines/canary"
 """Annotation of an HTTPRoute that serves two generations: JSON, `{"live", "candidate", "step", "since", "run"}`, and
 `"asked"` where a person wants it to end (serving/deployment/canary.py)."""
@@ -56,7 +59,10 @@ LABELS = (DEPLOYMENT, GENERATION, NAMESPACE)
 
 PORT = 8000
 """The engine's port, and the port of every Service."""
+PICKER_PORT, PICKER_HEALTH_PORT, PICKER_METRICS_PORT = 9002, 9003, 9090
+"""An endpoint picker's: where the load balancer asks it, its gRPC health service, its metrics."""
 SERVER_CONTAINER = "vllm"
+PICKER_CONTAINER = "epp"
 TPU_CONTAINER = "vllm-tpu"
 SERVER_CONTAINERS = (SERVER_CONTAINER, TPU_CONTAINER)
 
@@ -71,11 +77,6 @@ def server(generation: str) -> str:
     return f"vllm-{generation}"
 
 
-def picker(generation: str) -> str:
-    """Names a generation's endpoint picker: its Deployment, Service and configuration."""
-    return f"epp-{generation}"
-
-
 def server_url(settings: Settings, generation: str) -> str:
     """Where a generation answers in the cluster: its own Service."""
     return f"http://{server(generation)}.{settings.namespace}.svc.cluster.local:{PORT}"
@@ -85,6 +86,21 @@ def generation_of(name: str) -> str:
     """The generation whose server is called so; empty for what is none of ours."""
     prefix = server("")
     return name.removeprefix(prefix) if name.startswith(prefix) else ""
+
+
+def picker(generation: str) -> str:
+    """Names a generation's endpoint picker, its Deployment, Service, configuration and budget."""
+    return f"epp-{generation}"
+
+
+def picker_account(settings: Settings) -> str:
+    """Names the Kubernetes service account of a deployment's endpoint pickers, and its rights."""
+    return f"{settings.name}-epp"
+
+
+def picker_selector(settings: Settings, generation: str) -> str:
+    """A label selector for the pods of a generation's endpoint picker."""
+    return f"{DEPLOYMENT}={settings.name},{PICKER}={generation}"
 
 
 def cluster_wide(settings: Settings, generation: str) -> str:
@@ -123,11 +139,6 @@ def selector(settings: Settings, generation: str = "", *, cluster_scoped: bool =
     if generation:
         labels[GENERATION] = generation
     return ",".join(f"{label}={value}" for label, value in labels.items())
-
-
-def server_selector(settings: Settings, generation: str) -> str:
-    """A label selector for the generation's servers: its endpoint picker's pods are none."""
-    return f"{selector(settings, generation)},app.kubernetes.io/name=vllm"
 
 
 def place(settings: Settings) -> str:

@@ -188,7 +188,7 @@ class Walk:
         )
 
     def _addresses(self, generation: str) -> list[str]:
-        labels = names.server_selector(self.settings, generation)
+        labels = names.selector(self.settings, generation)
         pods = self.cluster.list("Pod", self.settings.namespace, labels=labels)
         return sorted(
             pod["status"]["podIP"]
@@ -217,7 +217,7 @@ class Walk:
         return self.cluster.follow(
             Subject("Event", namespace),
             *job.subjects,
-            Subject("Pod", namespace, labels=names.server_selector(self.settings, candidate)),
+            Subject("Pod", namespace, labels=names.selector(self.settings, candidate)),
             Subject("Deployment", namespace, fields=f"metadata.name={names.picker(candidate)}"),
         )
 

@@ -20,7 +20,7 @@ def drain(cluster: Cluster, settings: Settings, generation: str, *, run_id: str,
     A Job asks, since only the cluster reaches the pods. When it cannot, the whole time is waited: the traffic has
     moved, and a promotion is not undone for want of a figure.
     """
-    pods = cluster.list("Pod", settings.namespace, labels=names.server_selector(settings, generation))
+    pods = cluster.list("Pod", settings.namespace, labels=names.selector(settings, generation))
     addresses = [pod["status"]["podIP"] for pod in pods if pod.get("status", {}).get("podIP")]
     seconds = settings.serving.drain_seconds
     if not addresses or not seconds:

@@ -15,8 +15,11 @@ PICKERS = 2
 """Pods of a picker: without one, its generation answers nothing."""
 
 
-def scale_picker(cluster: Cluster, settings: Settings, generation: str, pods: int) -> None:
+def scale_picker(cluster: Cluster, settings: Settings, generation: str, wanted: int | None = None) -> None:
     """Sets how many pods the generation's endpoint picker is to have, where it has one."""
+    if "inference-gateway" not in settings.chosen_features:
+        return
+    pods = PICKERS if wanted is None else wanted
     there = cluster.get("Deployment", names.picker(generation), settings.namespace)
     if there and replicas.wanted(there) != pods:
         body = {"spec": {"replicas": pods}}
@@ -25,6 +28,8 @@ def scale_picker(cluster: Cluster, settings: Settings, generation: str, pods: in
 
 def picker_is_ready(cluster: Cluster, settings: Settings, generation: str) -> bool:
     """Whether a pod of the generation's endpoint picker is ready; also where the generation has no picker."""
+    if "inference-gateway" not in settings.chosen_features:
+        return True
     there = cluster.get("Deployment", names.picker(generation), settings.namespace)
     return there is None or replicas.ready(there) >= max(1, replicas.wanted(there))
 

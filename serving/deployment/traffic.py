@@ -89,7 +89,7 @@ def bring_up(cluster: Cluster, settings: Settings, generation: str, wanted: int,
 
     Raises RequestError when the generation is not in the cluster, InconclusiveError when it is not ready in time.
     """
-    gateway.scale_picker(cluster, settings, generation, gateway.PICKERS)
+    gateway.scale_picker(cluster, settings, generation)
     _bring_up_servers(cluster, settings, generation, wanted, say)
     gateway.wait_for_picker(cluster, settings, generation, say)
 

@@ -27,6 +27,8 @@ _OF_OTHERS_TOO = ("Namespace", "ServiceAccount")
 
 _ORIGIN = {"model", "commit", "weights_key", "weights_uri", "disk_image"}
 """What a generation's Deployment says of its release (serving/deployment/record.py: Known)."""
+ENTRIES = ("Service", "HTTPRoute")
+"""The kinds of an entry, of which a deployment has one."""
 STOP_DELAY_SECONDS = 10
 """How long a pod that goes still serves: load balancers need that long to hear of it."""
 _TEARDOWN_SECONDS = 20
@@ -50,7 +52,8 @@ def render(settings: Settings, release: Release) -> Rendered:
     Raises RequestError for a patch that matches no object or takes away what the project finds its objects by.
     """
     common, own = shared(settings), generation(settings, release)
-    (server,) = (item for item in own if item["kind"] == "Deployment")
+    named = ("Deployment", names.server(release.generation))
+    (server,) = (item for item in own if (item["kind"], item["metadata"]["name"]) == named)
     if release.api_key_version:
         # A container reads its key when it starts: with another version the pods are replaced, in place.
         pods = server["spec"]["template"]["metadata"]
@@ -171,13 +174,21 @@ def entry(settings: Settings, shares: Mapping[str, int]) -> Object:
 
 
 def _entry(settings: Settings, generation: str) -> Object:
-    (item,) = entry_objects(settings, generation)
+    (item,) = (item for item in entry_objects(settings, generation) if item["kind"] in ENTRIES)
     return item
+
+
+def followers(settings: Settings, generation: str) -> list[Object]:
+    """What goes along with the entry: objects of one generation alone that clients know by a name that stays."""
+    return [item for item in entry_objects(settings, generation) if item["kind"] not in ENTRIES]
 
 
 def entry_objects(settings: Settings, generation: str) -> list[Object]:
     """What clients come in by."""
-    return _scope(settings, "entry", _values(settings) | {"generation": generation})
+    values = _values(settings) | {"generation": generation}
+    for _, own in features.answers(settings, "entered", generation):
+        values |= own
+    return _scope(settings, "entry", values)
 
 
 def patched(settings: Settings, item: Object, *, by_name: bool = False) -> Object:
@@ -185,7 +196,7 @@ def patched(settings: Settings, item: Object, *, by_name: bool = False) -> Objec
     that takes away what the project finds its objects by."""
     for patch in settings.patches:
         if _matches(patch, item) and (not by_name or "name" in patch.get("metadata", {})):
-            item = _patched(item, patch)
+            item = _patched(item, _naming(item, patch))
     return item
 
 
@@ -206,14 +217,19 @@ def _scope(settings: Settings, scope: Scope, values: dict[str, Any], generation:
                     item = patches.apply(item, manifests.fill(patch, values, where))
         items.append(item)
     items = [patched(settings, _labelled(settings, item, generation)) for item in items]
+    of_base = {item["kind"] for item in items}
+    copies = {kind: own for _, found in features.answers(settings, "each") for kind, own in found.items()}
     for feature in settings.chosen_features:
         for path, manifest in manifests.of(feature, scope, features.variant(settings, feature)).items():
-            item = manifests.fill(manifest, values, path)
-            # What an administrator makes for a feature is there once a cluster, for every deployment that has it.
-            if scope == "admin":
-                items.append(patched(settings, _marked(settings, item, {}), by_name=True))
-            else:
-                items.append(patched(settings, _labelled(settings, item, generation)))
+            for own in copies.get(manifest["kind"], [{}]):
+                item = manifests.fill(manifest, values | own, path)
+                if scope == "admin":
+                    # What an administrator makes for a feature is not the deployment's to take away.
+                    items.append(patched(settings, _marked(settings, item, {}), by_name=True))
+                else:
+                    # A patch for a kind is for the server's own object of it; another of the kind is named.
+                    item = _labelled(settings, item, generation)
+                    items.append(patched(settings, item, by_name=item["kind"] in of_base))
     return kinds.in_order(items)
 
 
@@ -242,10 +258,12 @@ def _labelled(settings: Settings, item: Object, generation: str) -> Object:
 
 
 def _marked(settings: Settings, item: Object, own: dict[str, str]) -> Object:
-    """The object with its `own` labels, the project's and the settings', and their annotations."""
+    """The object with its `own` labels, the project's and the settings', and their annotations. Pods whose manifest
+    says what they are, another program's than the server's, have the labels that it gives them."""
     labels = {**settings.labels, "app.kubernetes.io/managed-by": "gemma-gke-pipelines", **own}
     for metadata in _metadata(item):
-        metadata["labels"] = {**metadata.get("labels", {}), **labels}
+        given = metadata.get("labels", {})
+        metadata["labels"] = given | {key: value for key, value in labels.items() if APP not in given or key not in own}
         if settings.annotations:
             metadata["annotations"] = {**settings.annotations, **metadata.get("annotations", {})}
     return item
@@ -269,8 +287,22 @@ def _refuse_idle_patches(settings: Settings, applied: list[Object], others: list
 
 
 def _matches(patch: Object, item: Object) -> bool:
-    name = patch.get("metadata", {}).get("name", item["metadata"]["name"])
-    return bool(patch["kind"] == item["kind"] and name == item["metadata"]["name"])
+    whole = item["metadata"]["name"]
+    name = patch.get("metadata", {}).get("name", whole)
+    return bool(patch["kind"] == item["kind"] and name in (whole, _nameless(item)))
+
+
+def _nameless(item: Object) -> str:
+    """What an object is called whatever its generation, which nobody can foresee: vllm-g0123456789 is vllm."""
+    generation = (item["metadata"].get("labels") or {}).get(names.GENERATION, "")
+    return str(item["metadata"]["name"]).removesuffix(f"-{generation}") if generation else ""
+
+
+def _naming(item: Object, patch: Object) -> Object:
+    """The patch with the object's own name, where it says it without the generation."""
+    if patch.get("metadata", {}).get("name", "") != _nameless(item):
+        return patch
+    return {**patch, "metadata": {**patch["metadata"], "name": item["metadata"]["name"]}}
 
 
 def _called(patch: Object) -> str:

@@ -167,6 +167,7 @@ class Settings(_FeatureSections):
     @model_validator(mode="before")
     @classmethod
     def _sections_belong_to_features(cls, values: Any) -> Any:
+        values = _opened(values)
         chosen = _chosen(values) if isinstance(values, dict) else None
         for key in features.sections() if chosen is not None else ():
             if key in values and key not in map(features.section_name, chosen or ()):
@@ -234,16 +235,6 @@ class Settings(_FeatureSections):
         return self
 
     @model_validator(mode="after")
-    def _exposure_is_safe(self) -> Settings:
-        if self.serving.exposure == "public":
-            raise ValueError(
-                "serving.exposure public is not to be had yet: vLLM's key guards /v1 alone, and /invocations (whole "
-                "inference), /tokenize and /metrics would answer anybody. Keep internal, and put what lets /v1 alone "
-                "through in front of it"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _nobody_is_waited_for_while_nothing_serves(self) -> Settings:
         if self.rollout == "replace" and self.promotion == "manual":
             raise ValueError(
@@ -258,7 +249,7 @@ class Settings(_FeatureSections):
         if not self.has_gateway and self.canary != Canary():
             raise ValueError(
                 "canary: a Service sends all requests to one generation, so they move at once. Shares of them are for "
-                "a gateway: set features: [inference-gateway] (or serving.exposure: public), or leave canary out"
+                "a gateway: set features: [gateway] or [inference-gateway], or leave canary out"
             )
         if self.has_gateway and self.rollout == "replace" and self.canary.steps:
             raise ValueError(
@@ -369,14 +360,14 @@ class Settings(_FeatureSections):
         """The deployment's features, in the order of their columns."""
         return scenarios.features_of(scenarios.find(self.scenario), self.features)
 
+    @property
+    def has_gateway(self) -> bool:
+        """Whether clients come in by a Gateway, whose route gives each generation its share of the requests."""
+        return "gateway" in self.chosen_features
+
     def section(self, feature: str) -> Any:
         """The section of a feature."""
         return getattr(self, features.section_name(feature))
-
-    @property
-    def has_gateway(self) -> bool:
-        """Whether clients come in by an HTTPRoute, which can share requests between generations."""
-        return self.serving.exposure == "public" or "inference-gateway" in self.chosen_features
 
     @property
     def beside(self) -> Settings | None:
@@ -449,6 +440,17 @@ def _chosen(values: dict[str, Any]) -> tuple[str, ...] | None:
         return scenarios.features_of(scenarios.find(values["scenario"]), values.get("features") or [])
     except (RequestError, KeyError, AttributeError, TypeError):
         return None
+
+
+def _opened(values: Any) -> Any:
+    """The values with a Gateway as the entry where they are public: nothing else lets /v1 alone through."""
+    if not isinstance(values, dict) or not (chosen := _chosen(values)) or "service" not in chosen:
+        return values
+    serving = values.get("serving")
+    exposure = serving.get("exposure") if isinstance(serving, dict) else getattr(serving, "exposure", None)
+    if exposure != "public":
+        return values
+    return {**values, "features": [*(word for word in values.get("features") or [] if word != "service"), "gateway"]}
 
 
 def _leaves(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Any]]:

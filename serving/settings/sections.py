@@ -168,7 +168,9 @@ class Serving(Section):
     replicas: int = Field(1, ge=1, le=1000)
     """Pods of the live generation; with queue-hpa, the least of them."""
     exposure: Literal["internal", "public"] = "internal"
-    """internal: an address in the cluster. public is refused until its entry lets /v1 alone through."""
+    """internal: an address in the cluster, or with a Gateway one of the VPC. public: an address of the internet, always
+    a Gateway's (`gateway` takes the place of `service`), which lets /v1 through and nothing else; it needs
+    engine.api_key_secret and gateway.certificate."""
     client_namespaces: list[DnsLabel] = Field([])
     """Namespaces whose pods may call the server, beside its own."""
     service_account: DnsLabel = "gemma-server"

@@ -38,6 +38,9 @@ class Release(BaseModel):
     """The sum of the served files' sizes, adapters and assistant included."""
     zones: list[str] = []
     """The zones in which what the release is served from has to be; empty where that is not ours to say."""
+    proxy_ranges: list[str] = []
+    """The ranges from which a Gateway's proxies call the pods; empty without a Gateway, or where the settings say
+    them."""
     image_digest: str = ""
     """`sha256:…` of the manifest by which pods pull the engine's image; empty where they pull it by its name."""
     disk_image: str = ""
