@@ -167,7 +167,7 @@ def _turn_down(
 ) -> None:
     """Has a generation that was worse rejected and taken away; one that has served before stays, at rest."""
     traffic.rest(cluster, settings, generation)
-    if generation in known.kept:
+    if generation in known.kept and generation != known.validated:
         return
     known.turn_down(generation, [str(error)], run_id)
     known.write(cluster, settings)

@@ -87,7 +87,7 @@ def may_be_down(outcomes: list[dict[str, Any]]) -> bool:
     """Whether resolve_model found that a dead run had taken the live generation down, or had left a canary, or never
     came to look."""
     found = [outcome for outcome in outcomes if outcome["name"] == "resolve_model"]
-    return any(outcome.get("down") != "" or outcome.get("canary") != "" for outcome in found)
+    return any(outcome.get("down") != "" or outcome.get("canary", "") != "" for outcome in found)
 
 
 def clean_up(settings: Settings, run_id: str, say: Say) -> None:

@@ -300,7 +300,8 @@ def _nameless(item: Object) -> str:
 
 def _naming(item: Object, patch: Object) -> Object:
     """The patch with the object's own name, where it says it without the generation."""
-    if patch.get("metadata", {}).get("name", "") != _nameless(item):
+    name = patch.get("metadata", {}).get("name", "")
+    if not name or name != _nameless(item):
         return patch
     return {**patch, "metadata": {**patch["metadata"], "name": item["metadata"]["name"]}}
 
