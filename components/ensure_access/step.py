@@ -6,7 +6,7 @@ import functools
 from typing import Any
 
 from serving import features, names
-from serving.clients import google, kubernetes, storage
+from serving.clients import google, kubernetes, proxies, storage
 from serving.clients.kubernetes import Cluster, ConflictError, Object
 from serving.deployment import bindings as grants
 from serving.deployment import caches, canary, leftovers, record, replacement
@@ -32,11 +32,13 @@ def run(settings: dict[str, Any], release: dict[str, Any]) -> None:
         changed = ensure_namespace(cluster, render.namespace(config), config)
         with step.holding_lease(cluster, take=True):
             known = ensure_record(cluster, config, outcome.say)
+            changed += end_canary(cluster, config, target.run_id, outcome.say)
             changed += bring_back(cluster, config, known, target.run_id, outcome.say)
             changed += leftovers.remove(cluster, config, known, target.run_id, target.generation, outcome.say)
             if config.engine.api_key_secret:
                 changed += ensure_api_key(cluster, config, target)
             changed += ensure_bindings(config, bindings(config), outcome.say)
+            changed += proxies.ensure(config, outcome.say)
             # They take minutes to be made, in which the weights come; deploy_server waits for them.
             changed += caches.ensure(config, outcome.say)
         outcome.details["changed"] = changed
@@ -64,16 +66,24 @@ def other_deployments(cluster: Cluster, settings: Settings) -> list[str]:
     return sorted({str(server["metadata"]["labels"][names.DEPLOYMENT]) for server in servers} - {settings.name})
 
 
-def bring_back(cluster: Cluster, settings: Settings, known: Record, run_id: str, say: Say) -> list[str]:
-    """Brings back the live generation where a run died that had taken it down, or had given another a share of its
-    requests. Returns what was changed."""
+def end_canary(cluster: Cluster, settings: Settings, run_id: str, say: Say) -> list[str]:
+    """Gives the live generation all requests again where a run died that had given another a share of them. Returns
+    what was changed."""
     try:
-        if candidate := canary.put_back(cluster, settings, run_id=run_id, say=say):
-            return [f"the share of {candidate}"]
+        candidate = canary.put_back(cluster, settings, run_id=run_id, say=say)
+    except PipelineError as error:
+        say(f"a canary that a run left stays as it is: {error}. This run goes on")
+        return []
+    return [f"the share of {candidate}"] if candidate else []
+
+
+def bring_back(cluster: Cluster, settings: Settings, known: Record, run_id: str, say: Say) -> list[str]:
+    """Brings back the live generation where a run died that had taken it down. Returns what was changed."""
+    try:
         back = replacement.bring_back(cluster, settings, known, run_id=run_id, say=say)
     except PipelineError as error:
         # What this run brings may serve all the same.
-        say(f"a run died, and the live generation does not serve alone as before it: {error}. This run goes on")
+        say(f"the live generation is down since a run died, and does not come back: {error}. This run goes on")
         return []
     return [f"Deployment/{names.server(back)}"] if back else []
 

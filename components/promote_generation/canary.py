@@ -102,8 +102,7 @@ class Walk:
         server = self.cluster.get("Deployment", names.server(candidate), self.settings.namespace)
         if not replicas.ready(server):
             raise InconclusiveError(f"{names.server(candidate)} has no ready pod that could take requests. Run again")
-        if not gateway.picker_is_ready(self.cluster, self.settings, candidate):
-            raise InconclusiveError(f"the endpoint picker {names.picker(candidate)} is not ready. Run again")
+        gateway.wait_for_picker(self.cluster, self.settings, candidate, self.say)
 
     def _begin(self, live: str, candidate: str, number: int) -> Note:
         """The write that begins a step: its shares and its note."""

@@ -31,6 +31,8 @@ class Situation:
     """Whether that number is its owner's."""
     autoscaler: str = ""
     """In what the autoscaler of a generation that serves is not as the settings want it."""
+    gateway: str = ""
+    """In what its endpoint pickers and objectives are not as the settings have them, where it serves."""
     ready: int = 0
     """Pods of them that are ready, of its present template."""
     rolled_out: bool = False
@@ -119,6 +121,8 @@ def _wrong(settings: Settings, release: Release, situation: Situation, digest: s
         return f"it has {situation.replicas} replicas instead of {settings.serving.replicas}"
     if serving and situation.autoscaler:
         return situation.autoscaler
+    if serving and situation.gateway:
+        return situation.gateway
     if not situation.rolled_out:
         return f"{situation.ready} of its {situation.replicas} pods are ready with its present settings"
     if situation.damage:

@@ -13,11 +13,22 @@ from typing import Any
 
 from components.resolve_model.decision import Situation, decide
 from serving import catalog, features, names, sizing
-from serving.clients import google, hub, kubernetes, storage
+from serving.clients import google, hub, kubernetes, proxies, storage
 from serving.clients.bucket_source import Folder
 from serving.clients.digest import ServedFile
 from serving.clients.kubernetes import Cluster
-from serving.deployment import autoscaling, caches, canary, entrance, lease, leftovers, record, replacement, replicas
+from serving.deployment import (
+    autoscaling,
+    caches,
+    canary,
+    entrance,
+    gateway,
+    lease,
+    leftovers,
+    record,
+    replacement,
+    replicas,
+)
 from serving.deployment.record import Record
 from serving.errors import PipelineError, ReleaseError, RequestError
 from serving.rendering import engine, generation, render
@@ -85,8 +96,15 @@ def run(
         outcome.details["down"] = known.down.generation if known.down else ""
         left = canary.going_on(cluster, settings)
         outcome.details["canary"] = left.candidate if left else ""
-        key, where = key_version(settings), zones(settings)
-        release = name_release(settings, outcome.run_id, found, live=known.live, key_version=key, zones=where)
+        release = name_release(
+            settings,
+            outcome.run_id,
+            found,
+            live=known.live,
+            key_version=key_version(settings),
+            zones=zones(settings),
+            proxy_ranges=proxies.ranges(settings),
+        )
         outcome.details.update(
             generation=release.generation,
             weights_key=release.weights_key,
@@ -156,7 +174,8 @@ def release_of(settings: Settings, run_id: str) -> Release:
     since who may read manifests need not be able to read the server's key."""
     found = look_up(settings)
     check_architecture(settings, found.architecture)
-    return name_release(settings, run_id, found, live="", zones=named_zones(settings) or zones(settings))
+    where = named_zones(settings) or zones(settings)
+    return name_release(settings, run_id, found, live="", zones=where, proxy_ranges=proxies.ranges(settings))
 
 
 def look_up(settings: Settings) -> Found:
@@ -311,7 +330,14 @@ def engine_of(settings: Settings) -> dict[str, Any]:
 
 
 def name_release(
-    settings: Settings, run_id: str, found: Found, *, live: str, key_version: str = "", zones: Sequence[str] = ()
+    settings: Settings,
+    run_id: str,
+    found: Found,
+    *,
+    live: str,
+    key_version: str = "",
+    zones: Sequence[str] = (),
+    proxy_ranges: Sequence[str] = (),
 ) -> Release:
     """The release, with the generation that it makes under these settings."""
     sized, on_another = sizes(settings, found)
@@ -329,6 +355,7 @@ def name_release(
         architecture=found.architecture,
         weights_bytes=found.weights_bytes,
         zones=list(zones),
+        proxy_ranges=list(proxy_ranges),
         sizing=sized,
         beside=on_another,
         **engine_of(settings),
@@ -382,6 +409,7 @@ def look_around(cluster: Cluster, settings: Settings, release: Release, known: R
         replicas=replicas.wanted(deployment) if deployment else 0,
         settled=deployment is not None and replicas.settled(settings, deployment),
         autoscaler=autoscaling.amiss(cluster, settings, release.generation) if deployment else "",
+        gateway=gateway.amiss(cluster, settings, release.generation) if deployment else "",
         ready=replicas.ready(deployment),
         rolled_out=deployment is not None and replicas.rolled_out(deployment),
         settings_digest=(metadata.get("annotations") or {}).get(names.SETTINGS, ""),

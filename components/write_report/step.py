@@ -105,9 +105,12 @@ def clean_up(settings: Settings, run_id: str, say: Say) -> None:
         with lease.held(cluster, settings, run_id):
             try:
                 canary.put_back(cluster, settings, run_id=run_id, say=say)
+            except PipelineError as error:
+                say(f"the canary stays as it is ({error}); the next run, or `rollback`, ends it")
+            try:
                 replacement.bring_back(cluster, settings, known, run_id=run_id, say=say)
             except PipelineError as error:
-                say(f"{known.live} does not serve alone yet ({error}); the next run, or `rollback`, goes on with it")
+                say(f"{known.live} does not come back yet ({error}); the next run, or `rollback`, goes on with it")
             leftovers.remove_run(cluster, settings, known, run_id, say)
         disk_images.sweep(settings, run_id, say)
     finally:

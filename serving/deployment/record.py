@@ -309,7 +309,8 @@ def _rebuilt(cluster: Cluster, settings: Settings) -> Record:
     there has served."""
     there = cluster.list("Deployment", settings.namespace, labels=f"{names.selector(settings)},{names.GENERATION}")
     newest_first = sorted(there, key=lambda item: str(item["metadata"].get("creationTimestamp")), reverse=True)
-    return Record(kept=[item["metadata"]["labels"][names.GENERATION] for item in newest_first])
+    servers = [item for item in newest_first if names.generation_of(item["metadata"]["name"])]
+    return Record(kept=[item["metadata"]["labels"][names.GENERATION] for item in servers])
 
 
 def _learn_origins(cluster: Cluster, settings: Settings, record: Record) -> None:

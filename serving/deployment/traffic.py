@@ -58,6 +58,7 @@ def move(
     # Who has no ready pod has no requests to share.
     if gradually and replaced and settings.has_gateway and replicas.answering(live):
         gradually(before, generation)
+    gateway.follow(cluster, settings, generation, say)
     shares = {generation: 100}
     if replaced and settings.has_gateway and entry(cluster, settings):
         shares = {before: 0, generation: 100}  # Its requests are to end before a load balancer forgets it.

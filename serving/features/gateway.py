@@ -15,7 +15,7 @@ from pydantic import Field
 
 from serving import names
 from serving.errors import RequestError
-from serving.values import IpRange, MaybeIpRange, MaybeResourceName, in_seconds
+from serving.values import Duration, IpRange, MaybeIpRange, MaybeResourceName, in_seconds
 from serving.values import Section as BaseSection
 
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ class Section(BaseSection):
     """Where the region has no proxy-only subnet, one of this range is made, 10.129.0.0/23 say, in a run or by
     bootstrap: a range that nothing in the network uses, a /26 at least. Empty makes none. (With access: check, none
     is made.)"""
+    timeout: Duration = "10m"
+    """How long the load balancer may take to be made, and what picks the pods to be ready."""
 
 
 def check(settings: Settings) -> None:
@@ -66,9 +68,9 @@ def check(settings: Settings) -> None:
     section = _section(settings)
     if not section.certificate and not section.plain_http:
         raise RequestError(
-            "serving.exposure public without a certificate would send keys, questions and answers over the internet for "
-            "anybody to read: set gateway.certificate to a regional SSL certificate (`gcloud compute ssl-certificates "
-            f"create NAME --project={settings.project} --region={settings.region} --certificate=FILE "
+            "serving.exposure public without a certificate would send keys, questions and answers over the internet, "
+            "for anybody to read: set gateway.certificate to a regional SSL certificate (`gcloud compute "
+            f"ssl-certificates create NAME --project={settings.project} --region={settings.region} --certificate=FILE "
             "--private-key=FILE`), or say gateway.plain_http: true"
         )
 
@@ -105,9 +107,9 @@ def served(settings: Settings, has_group: Callable[[str], bool]) -> None:
     """Raises RequestError for a cluster that has no Gateways, with what brings them."""
     if not has_group(GROUP):
         raise RequestError(
-            f"the cluster {settings.cluster} has no Gateways ({GROUP}). Turn them on: `gcloud container clusters update "
-            f"{settings.cluster} --location={settings.location} --project={settings.project} --gateway-api=standard`; "
-            "it takes some minutes"
+            f"the cluster {settings.cluster} has no Gateways ({GROUP}). Turn them on: `gcloud container clusters "
+            f"update {settings.cluster} --location={settings.location} --project={settings.project} "
+            "--gateway-api=standard`; it takes some minutes"
         )
 
 

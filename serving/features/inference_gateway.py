@@ -41,7 +41,8 @@ class Section(BaseSection):
 
     objectives: dict[DnsLabel, int] = Field({}, max_length=32)
     """{NAME: priority}: what clients may ask for by the header `x-llm-d-inference-objective: NAME`. Requests of a
-    priority below 0 are refused (429) while every pod has a queue; without a header it is 0. {batch: -1, chat: 10} say."""
+    priority below 0 are refused (429) while every pod has a queue; without the header it is 0. {batch: -1, chat: 10},
+    say."""
     failure_mode: Literal["FailOpen", "FailClose"] = "FailOpen"
     """What the load balancer does while no picker answers. FailOpen sends it to any pod: GETs, that is, since the body
     of a POST is on its way to the picker by then; those fail with either."""
@@ -128,11 +129,25 @@ def explain(settings: Settings, symptom: Symptom) -> Explanation | None:
             f"the endpoint picker does not find InferencePools: `kubectl get crd inferencepools.{POOLS}`. GKE brings "
             f"it from {_SINCE} on, or `kubectl apply --server-side -f {_OF_POOLS}`",
         )
+    section = _section(settings)
     if symptom.kind == "out-of-memory":
         return Explanation(
             InconclusiveError,
-            f"the endpoint picker was killed at its limit, {_section(settings).picker_memory}: give it more "
+            f"the endpoint picker was killed at its limit, {section.picker_memory}: give it more "
             "(inference_gateway.picker_memory)",
+        )
+    if symptom.kind == "no-node":
+        return Explanation(
+            InconclusiveError,
+            f"no node has {section.picker_cpu} processors and {section.picker_memory} free for the endpoint picker "
+            f"{symptom.pod}: {words}. Give the cluster nodes without accelerators, or the picker less "
+            "(inference_gateway.picker_cpu, .picker_memory)",
+        )
+    if symptom.kind == "slow":
+        return Explanation(
+            InconclusiveError,
+            f"the endpoint picker {symptom.pod} runs and is not ready within gateway.timeout: `kubectl -n "
+            f"{settings.namespace} logs {symptom.pod}`",
         )
     return None
 

@@ -300,8 +300,7 @@ def _nameless(item: Object) -> str:
 
 def _naming(item: Object, patch: Object) -> Object:
     """The patch with the object's own name, where it says it without the generation."""
-    name = patch.get("metadata", {}).get("name", "")
-    if not name or name != _nameless(item):
+    if patch.get("metadata", {}).get("name") in (None, item["metadata"]["name"]):
         return patch
     return {**patch, "metadata": {**patch["metadata"], "name": item["metadata"]["name"]}}
 
