@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 
 from components.deploy_server import step as deploying
-from components.discard_generation.step import discard
 from components.ensure_access.step import features
 from components.promote_generation import step as promoting
 from components.resolve_model.decision import Situation, decide
 from serving import names
 from serving.clients.google import ClusterTraits
 from serving.deployment import autoscaling, record, replicas
+from serving.deployment.discarding import discard
 from serving.deployment.record import Record
 from serving.errors import RequestError, ToldToEnd
 from serving.features import queue_hpa
