@@ -1,8 +1,8 @@
 """Gateways in a cluster of emulators: manifests, small servers behind them, and a picker that does as a request says.
 
 The picker stands for `llm-d-router-endpoint-picker`: ext_proc over gRPC, with messages written by field number
-(https://github.com/envoyproxy/envoy/blob/main/api/envoy/service/ext_proc/v3/external_processor.proto). It leads a request
-to the address in its header `x-want`, if there is one, and signs the answer with its name.
+(https://github.com/envoyproxy/envoy/blob/main/api/envoy/service/ext_proc/v3/external_processor.proto). It leads a
+request to the address in its header `x-want`, if there is one, and signs the answer with its name.
 """
 
 from __future__ import annotations

@@ -219,8 +219,8 @@ class GatewayController:
     # -- addresses ------------------------------------------------------------------------------------------
 
     def _address(self, key: str, gateway: Object) -> str:
-        """A Gateway's address: the one that it has, or a free one of the upper half of the network (the lower half is the
-        Services')."""
+        """A Gateway's address: the one that it has, or a free one of the upper half of the network (the lower half is
+        the Services')."""
         if key not in self._addresses:
             said = ((gateway.get("status") or {}).get("addresses") or [{}])[0].get("value", "")
             taken = set(self._addresses.values())

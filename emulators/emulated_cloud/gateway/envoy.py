@@ -144,7 +144,7 @@ class Envoy:
         await self._put({"clusters.json": xds.text(content)})
 
     async def _put(self, files: dict[str, str]) -> None:
-        """Writes what differs, and waits until Envoy has taken it. A file that it does not watch yet is just written."""
+        """Writes what differs, and waits until Envoy has taken it; a file that it does not watch yet is just written."""
         changed = {name: content for name, content in files.items() if self._written.get(name) != content}
         if not changed:
             return

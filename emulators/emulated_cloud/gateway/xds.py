@@ -1,9 +1,9 @@
 """From a Site to Envoy's configuration: listeners, routes, clusters and endpoints, a file each.
 
 Shapes: Envoy's v3 API (https://www.envoyproxy.io/docs/envoy/latest/api-v3/api), as JSON. What is chosen where: one
-listener a port; of a rule, weighted clusters; of an InferencePool, a cluster that obeys its picker (`override_host`) and
-for each share of it the picker to ask (`ExtProcPerRoute`), since two pools of one rule have two pickers. Only routes
-change when weights do, so connections stay.
+listener a port; of a rule, weighted clusters; of an InferencePool, a cluster that obeys its picker (`override_host`)
+and for each share of it the picker to ask (`ExtProcPerRoute`), since two pools of one rule have two pickers. Only
+routes change when weights do, so connections stay.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def bootstrap(folder: Path, name: str) -> Object:
 def files(
     site: Site, folder: Path, address: str, ports: Mapping[int, int], certificates: list[tuple[Path, Path]]
 ) -> Files:
-    """A Site's configuration. `ports` are those that a Gateway's ports are opened as; `certificates` are files, of a chain
-    and its key, for HTTPS."""
+    """A Site's configuration. `ports` are those that a Gateway's ports are opened as; `certificates` are files for HTTPS,
+    of a chain and its key."""
     endpoints, clusters = {}, {}
     for backend in site.backends.values():
         found = [(backend.cluster, backend.endpoints, backend.check.port, _backend_cluster(backend))]
