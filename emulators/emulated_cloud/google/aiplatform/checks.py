@@ -160,11 +160,11 @@ def schedule(config: Config, iam: Iam, location: str, given: dict[str, Any]) -> 
     if violations:
         raise errors.invalid(*violations)
     if "createPipelineJobRequest" in found:
-        found["createPipelineJobRequest"] = _request(config, location, found["createPipelineJobRequest"])
+        found["createPipelineJobRequest"] = _request(config, iam, location, found["createPipelineJobRequest"])
     return found
 
 
-def _request(config: Config, location: str, body: dict[str, Any]) -> dict[str, Any]:
+def _request(config: Config, iam: Iam, location: str, body: dict[str, Any]) -> dict[str, Any]:
     where = "schedule.create_pipeline_job_request"
     request = resources.fields(body, {"parent", "pipelineJob", "pipelineJobId"}, where)
     if request.get("pipelineJobId"):
