@@ -38,27 +38,35 @@ def test_a_booleans_value_comes_after_an_equals_sign() -> None:
 
 
 @pytest.mark.parametrize(
-    ("argv", "words"),
+    ("argv", "code", "words"),
     [
-        ([], "either pool-name or endpoint-selector must be set"),
-        ([*POOL, "--pool-nam", "p"], "unknown flag: --pool-nam"),
-        ([*POOL, "--lora-info-metric=x"], 'flag "lora-info-metric" is deprecated and cannot be used'),
-        ([*POOL, "--grpc-port", "many"], 'invalid argument "many" for "--grpc-port" flag'),
-        ([*POOL, "--grpc-port"], "flag needs an argument: --grpc-port"),
-        ([*POOL, "--config-file=a", "--config-text=b"], "can not be set at the same time"),
+        ([], 1, "either pool-name or endpoint-selector must be set"),
+        ([*POOL, "--pool-nam", "p"], 2, "unknown flag: --pool-nam"),
+        ([*POOL, "--lora-info-metric=x"], 1, 'flag "lora-info-metric" is deprecated and cannot be used'),
+        ([*POOL, "-x"], 2, "unknown shorthand flag: 'x' in -x"),
+        (
+            [*POOL, "--grpc-port", "many"],
+            2,
+            'invalid argument "many" for "--grpc-port" flag: strconv.ParseInt: parsing',
+        ),
+        ([*POOL, "-v=x"], 2, 'invalid argument "x" for "-v, --v" flag: strconv.ParseInt: parsing "x": invalid syntax'),
+        ([*POOL, "--tracing=maybe"], 2, 'for "--tracing" flag: strconv.ParseBool: parsing "maybe": invalid syntax'),
+        ([*POOL, "--drain-timeout=5"], 2, 'for "--drain-timeout" flag: time: missing unit in duration "5"'),
+        ([*POOL, "--grpc-port"], 2, "flag needs an argument: --grpc-port"),
+        ([*POOL, "--config-file=a", "--config-text=b"], 1, "can not be set at the same time"),
     ],
 )
-def test_flags_that_it_ends_over(argv: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_flags_that_it_ends_over(argv: list[str], code: int, words: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(BadOptions, match=words):
         parse(argv)
-    assert program.main(argv) == 2
+    assert program.main(argv) == code
     assert words in capsys.readouterr().err
 
 
 def test_durations_are_gos() -> None:
     assert [seconds(text) for text in ("200ms", "1.5s", "1h2m", "0")] == [0.2, 1.5, 3720, 0]
     for text in ("", "1", "s", "1s x"):
-        with pytest.raises(ValueError, match="invalid duration"):
+        with pytest.raises(ValueError, match=r"^time: (invalid|missing unit in) duration"):
             seconds(text)
 
 
@@ -107,20 +115,27 @@ def test_a_configuration_says_who_scores_and_how_much_that_counts() -> None:
         (configured(schedulingProfiles=[{"plugins": []}]), "schedulingProfiles\\[0\\] is missing a name"),
         (configured(featureGates=["flowControl"]), "feature gate 'flowControl' is unknown or unregistered"),
         (configured(saturationDetector={"pluginRef": "x"}), "saturation detector references undefined plugin 'x'"),
-        ("a: [", "failed to decode configuration"),
-        ("[]", "Object 'Kind' is missing"),
+        (configured(plugins="x"), "json: cannot unmarshal str into Go struct field EndpointPickerConfig.plugins"),
+        (
+            configured(schedulingProfiles=[{"name": "a"}, {"name": "b"}]),
+            "scheduler config build failed: no profile handler configured",
+        ),
+        (configured(dataLayer={"sources": [{"pluginRef": "x"}]}), "the plugin x is not a fwkdl.DataSource"),
+        ("a: [", "failed to parse config - failed to decode configuration JSON/YAML: yaml: line 1"),
+        ("[]", "couldn't get version/kind"),
     ],
 )
 def test_configurations_that_it_ends_over(text: str, words: str, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(config.BadConfig, match=words):
         config.load(text)
     assert program.main([*POOL, f"--config-text={text}"]) == 1
-    assert "failed to parse config" in caplog.text
+    assert caplog.messages[-1].startswith(("failed to parse config - ", "failed to load the configuration - "))
 
 
 def test_a_configuration_that_is_not_there(caplog: pytest.LogCaptureFixture) -> None:
     assert program.main([*POOL, "--config-file=/nowhere/config.yaml"]) == 1
-    assert "failed to load config from a file '/nowhere/config.yaml'" in caplog.text
+    words = "open /nowhere/config.yaml: no such file or directory"
+    assert f"failed to load config from a file '/nowhere/config.yaml' - {words}" in caplog.text
     assert program.main([*POOL, "--ha-enable-leader-election"]) == 1
     assert "elects nobody" in caplog.text
 
