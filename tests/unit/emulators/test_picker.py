@@ -17,7 +17,6 @@ from emulated_cloud.gateway.picker.pool import Pool
 from emulated_cloud.gateway.picker.prefixes import PrefixIndex
 from emulated_cloud.gateway.picker.processing import Exchange, Picker, Refused, usage_of
 from emulated_cloud.gateway.picker.scheduling import Scheduler, adapter_affinity
-from emulated_cloud.kubernetes import grpc_health
 
 POOL = ["--pool-name", "p"]
 
@@ -34,7 +33,7 @@ def test_a_booleans_value_comes_after_an_equals_sign() -> None:
     # As for pflag, `false` is no flag here, and nobody looks at it.
     assert parse([*POOL, "--secure-serving", "false"]).secure_serving is True
     assert parse([*POOL, "--drain-timeout", "1m30s", "-v", "4"]).drain_timeout == 90
-    assert parse([*POOL, "--v=5"]).v == 5
+    assert parse([*POOL, "--v=5", "--ha-enable-leader-election=false"]).v == 5
 
 
 @pytest.mark.parametrize(
@@ -53,6 +52,11 @@ def test_a_booleans_value_comes_after_an_equals_sign() -> None:
         ([*POOL, "--tracing=maybe"], 2, 'for "--tracing" flag: strconv.ParseBool: parsing "maybe": invalid syntax'),
         ([*POOL, "--drain-timeout=5"], 2, 'for "--drain-timeout" flag: time: missing unit in duration "5"'),
         ([*POOL, "--grpc-port"], 2, "flag needs an argument: --grpc-port"),
+        (
+            [*POOL, "--ha-enable-leader-election"],
+            1,
+            "the real endpoint picker has this flag, the emulated one does not",
+        ),
         ([*POOL, "--config-file=a", "--config-text=b"], 1, "can not be set at the same time"),
     ],
 )
@@ -136,8 +140,6 @@ def test_a_configuration_that_is_not_there(caplog: pytest.LogCaptureFixture) -> 
     assert program.main([*POOL, "--config-file=/nowhere/config.yaml"]) == 1
     words = "open /nowhere/config.yaml: no such file or directory"
     assert f"failed to load config from a file '/nowhere/config.yaml' - {words}" in caplog.text
-    assert program.main([*POOL, "--ha-enable-leader-election"]) == 1
-    assert "elects nobody" in caplog.text
 
 
 # -- scores --------------------------------------------------------------------------------------------------
@@ -452,11 +454,3 @@ def test_the_oldest_rule_for_just_this_model_comes_first() -> None:
     pool._rewrites = Items(made("split", rules=[{"matches": [{"model": {"value": "it"}}], "targets": split}]))
     drawn = [pool.rewritten("it")[0] for _ in range(400)]
     assert 320 < drawn.count("v1") < 396
-
-
-def test_health_on_the_wire() -> None:
-    assert grpc_health.request("liveness") == b"\x0a\x08liveness"
-    assert grpc_health.service_of(grpc_health.request("liveness")) == "liveness"
-    assert grpc_health.service_of(grpc_health.request("")) == ""
-    for status in grpc_health.STATUSES:
-        assert grpc_health.status_of(grpc_health.response(status)) == status

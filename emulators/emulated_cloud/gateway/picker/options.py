@@ -37,7 +37,6 @@ class Options:
     drain_timeout: float = 30.0
     refresh_metrics_interval: float = 0.05
     disable_endpoint_subset_filter: bool = False
-    ha_enable_leader_election: bool = False
     v: int = 2
     # Known and without an effect here.
     refresh_prometheus_metrics_interval: float = 5.0
@@ -48,6 +47,8 @@ class Options:
     enable_cert_reload: bool = False
     enable_grpc_stream_metrics: bool = False
     allow_experimental_plugins: bool = False
+    grpc_max_recv_msg_size: str = ""
+    grpc_max_send_msg_size: str = ""
     zap_devel: bool = True
     zap_encoder: str = ""
     zap_log_level: str = ""
@@ -61,6 +62,14 @@ NO_LONGER = {
     "cache-info-metric",
 }
 """Deprecated flags that the program knows and ends over."""
+NOT_HERE = {
+    "endpoint-selector",
+    "endpoint-target-ports",
+    "ha-enable-leader-election",
+    "metrics-cert-dir",
+    "metrics-client-ca-file",
+}
+"""Flags whose work this emulated picker does not do."""
 _KINDS = {f"{field.name.replace('_', '-')}": (field.name, type(field.default)) for field in fields(Options)}
 _SECONDS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 
@@ -82,6 +91,10 @@ def parse(argv: Sequence[str]) -> Options:
                 "EndpointPickerConfig instead",
                 1,
             )
+        if flag in NOT_HERE and value != "false":
+            raise BadOptions(f"--{flag}: the real endpoint picker has this flag, the emulated one does not", 1)
+        if flag in NOT_HERE:
+            continue
         is_short = not argument.startswith("--")
         if flag not in _KINDS or (is_short and flag != "v"):
             raise BadOptions(

@@ -89,8 +89,7 @@ class Pool:
         are looked for once."""
         if not await served(client, POOLS):
             raise NotServed(
-                f'unable to start: no matches for kind "{POOLS.kind}" in version "{POOLS.api_version}" '
-                "(its CRD is not installed)"
+                f'no matches for kind "{POOLS.kind}" in version "{POOLS.api_version}" (its CRD is not installed)'
             )
         self._pools = self._follow(client, POOLS)
         self._pods = self._follow(client, PODS)
