@@ -38,7 +38,7 @@ _TOP = {
     *("apiVersion", "kind", "featureGates", "plugins", "schedulingProfiles", "dataLayer", "flowControl"),
     *("requestHandler", "saturationDetector", "parser"),
 }
-DEFAULT = {
+DEFAULT: dict[str, Any] = {
     "plugins": [{"type": QUEUE}, {"type": KV_CACHE}, {"type": PREFIX}],
     "schedulingProfiles": [
         {
