@@ -179,6 +179,15 @@ def test_a_set_that_was_rejected_is_not_tried_again_by_itself():
     assert decide(settings("ko"), other, known, changed, "d").verdict == "deploy"
 
 
+def test_a_candidate_that_was_rejected_with_other_adapters_is_tried_with_these():
+    known = Record(live="g1")
+    known.reject(LIVE.model_copy(update={"live": "g1"}), ["legal: has shape"])
+    candidate = LIVE.model_copy(update={"live": "g1", "adapters_key": "c" * 16})
+    assert decide(settings("ko"), candidate, known, Situation(), "d").verdict == "deploy"
+    with pytest.raises(RejectedBeforeError, match=r"g2 .* was rejected"):
+        decide(settings("ko"), candidate.model_copy(update={"adapters_key": NEW}), known, Situation(), "d")
+
+
 # -- taken back ---------------------------------------------------------------------------------------------
 
 
