@@ -107,9 +107,6 @@ SCENARIOS = (
     ),
 )
 
-MISSING: dict[str, str] = {}
-"""Scenarios that are not built yet, by their numbers."""
-
 
 def find(word: str) -> Scenario:
     """The scenario of a number (`03`, `3`) or a name. Raises RequestError with what there is."""
@@ -117,9 +114,6 @@ def find(word: str) -> Scenario:
         if word in (scenario.name, scenario.number, scenario.number.lstrip("0")):
             return scenario
     there = ", ".join(f"{scenario.number} ({scenario.name})" for scenario in SCENARIOS)
-    for number, name in MISSING.items():
-        if word in (name, number, number.lstrip("0")):
-            raise RequestError(f"scenario {number} ({name}) is missing: it is not built yet. There are: {there}")
     raise RequestError(
         f"there is no scenario {word!r}. {_meant(word, [scenario.name for scenario in SCENARIOS])}There are: {there}. "
         "See `gemma-pipelines list`"

@@ -14,13 +14,12 @@ from pipelines.cli.output import Output, columns
 
 def list_scenarios(out: Output) -> None:
     """The serving scenarios, and the features that they are put together from."""
-    from serving.scenarios import COLUMNS, MISSING, SCENARIOS
+    from serving.scenarios import COLUMNS, SCENARIOS
 
     rows = [(scenario.number, scenario.name, scenario.title) for scenario in SCENARIOS]
-    rows += [(number, name, "missing: not built yet") for number, name in MISSING.items()]
     features = [(column, ", ".join(words)) for column, words in COLUMNS.items() if words]
     out.result(
-        {"scenarios": [asdict(scenario) for scenario in SCENARIOS], "missing": MISSING, "features": COLUMNS},
+        {"scenarios": [asdict(scenario) for scenario in SCENARIOS], "features": COLUMNS},
         f"{columns(sorted(rows))}\n\nfeatures, one a column:\n{columns(features, indent='  ')}",
     )
 

@@ -121,7 +121,7 @@ def up(
         buckets=_buckets(settings),
         repositories=_repositories(settings, model, folder),
         gated=[settings.model] if settings.hub.token_secret else [],
-        secrets={settings.hub.token_secret.split("/")[3]: "hf_demo"} if settings.hub.token_secret else {},
+        secrets=_secrets(settings),
         service_account=settings.pipeline_service_account,
         images=[
             *(
@@ -170,6 +170,12 @@ def up(
                     endpoint.unlink()  # Nobody answers there any more.
     except EmulatorFailed as error:
         raise PipelineError(f"the emulators did not start: {error}. {state.about_logs(folder)}") from error
+
+
+def _secrets(settings: Settings) -> dict[str, str]:
+    """The secrets that the settings name, with what they hold here: of the cloud on this machine, no secret at all."""
+    named = {settings.hub.token_secret: "hf_demo", settings.engine.api_key_secret: "demo-key"}
+    return {name.split("/")[3]: value for name, value in named.items() if name}
 
 
 def _is_autopilot(settings: Settings) -> bool:
