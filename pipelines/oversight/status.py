@@ -14,7 +14,7 @@ from components.resolve_model.step import Found, key_version, look_around, look_
 from pipelines.oversight import objects, runs
 from pipelines.vertex import preflight, schedule
 from serving import names
-from serving.clients import google, kubernetes
+from serving.clients import google, kubernetes, proxies
 from serving.clients.kubernetes import Cluster, Object
 from serving.clients.vertex import Body, Vertex
 from serving.deployment import canary, entrance, lease, record, replicas
@@ -204,7 +204,13 @@ def _drift(cluster: Cluster, settings: Settings, known: Record) -> Iterator[Drif
     if (found := _as_live(settings, origin, newest)) is None:
         return
     release = name_release(
-        settings, "status", found, live=known.live, key_version=key_version(settings), zones=zones(settings)
+        settings,
+        "status",
+        found,
+        live=known.live,
+        key_version=key_version(settings),
+        zones=zones(settings),
+        proxy_ranges=proxies.ranges(settings),
     )
     if release.generation != known.live:
         yield drifted(
