@@ -62,12 +62,12 @@ async def serve(options: Options, config: Config) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit codes: 0 after a drained end, 1 over a configuration or a missing CRD, 2 over flags."""
+    """Exit codes: 0 after a drained end, 1 over a configuration or a missing CRD, 2 over flags that are none."""
     try:
         options = parse(argv)
     except BadOptions as error:
         print(error, file=sys.stderr)
-        return 2
+        return error.code
     level = logging.DEBUG if options.v >= DEBUG else logging.INFO
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("emulated_cloud").setLevel(level)
@@ -78,10 +78,11 @@ def main(argv: Sequence[str]) -> int:
         text = Path(options.config_file).read_text(encoding="utf-8") if options.config_file else options.config_text
         config = load(text)
     except OSError as error:
-        log.error("failed to load config from a file '%s' - %s", options.config_file, error.strerror)
+        words = f"open {options.config_file}: {str(error.strerror).lower()}"
+        log.error("failed to load config from a file '%s' - %s", options.config_file, words)
         return 1
     except BadConfig as error:
-        log.error("failed to parse config - %s", error)
+        log.error("%s", error)
         return 1
     try:
         asyncio.run(serve(options, config))

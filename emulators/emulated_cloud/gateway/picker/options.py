@@ -12,7 +12,11 @@ from typing import Any
 
 
 class BadOptions(Exception):
-    """Flags that the real program ends over; its words."""
+    """Flags that the real program ends over; its words and its exit code (2: pflag could not read them)."""
+
+    def __init__(self, words: str, code: int = 2):
+        self.code = code
+        super().__init__(words)
 
 
 @dataclass
@@ -75,7 +79,8 @@ def parse(argv: Sequence[str]) -> Options:
         if flag in NO_LONGER:
             raise BadOptions(
                 f'flag "{flag}" is deprecated and cannot be used; configure metrics via engineConfigs in '
-                "EndpointPickerConfig instead"
+                "EndpointPickerConfig instead",
+                1,
             )
         is_short = not argument.startswith("--")
         if flag not in _KINDS or (is_short and flag != "v"):
@@ -89,25 +94,29 @@ def parse(argv: Sequence[str]) -> Options:
             elif rest:
                 value = rest.pop(0)
             else:
-                raise BadOptions(f"flag needs an argument: --{flag}")
+                raise BadOptions(f"flag needs an argument: {'--' + flag if flag != 'v' else repr(flag) + ' in -v'}")
         given[name] = _value(flag, kind, value)
     options = Options(**given)
     if not options.pool_name:
-        raise BadOptions("either pool-name or endpoint-selector must be set")
+        raise BadOptions("either pool-name or endpoint-selector must be set", 1)
     if options.config_text and options.config_file:
-        raise BadOptions('both the "configText" and "configFile" flags can not be set at the same time')
+        raise BadOptions('both the "configText" and "configFile" flags can not be set at the same time', 1)
     return options
 
 
 def _value(flag: str, kind: type, text: str) -> Any:
+    called = "-v, --v" if flag == "v" else f"--{flag}"
     try:
         if kind is bool:
             return {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}[text.lower()]
         if kind is float:
             return seconds(text)
         return kind(text)
-    except (KeyError, ValueError) as error:
-        raise BadOptions(f'invalid argument "{text}" for "--{flag}" flag: parsing "{text}": invalid syntax') from error
+    except KeyError:
+        why = f'strconv.ParseBool: parsing "{text}": invalid syntax'
+    except ValueError as error:
+        why = str(error) if kind is float else f'strconv.ParseInt: parsing "{text}": invalid syntax'
+    raise BadOptions(f'invalid argument "{text}" for "{called}" flag: {why}')
 
 
 def seconds(text: str) -> float:
@@ -116,5 +125,6 @@ def seconds(text: str) -> float:
         return 0.0
     parts = re.findall(r"(\d+(?:\.\d+)?)(ms|us|µs|ns|h|m|s)", text)
     if not parts or "".join(number + unit for number, unit in parts) != text:
-        raise ValueError(f"invalid duration {text!r}")
+        missing = "missing unit in" if text.isdigit() else "invalid"
+        raise ValueError(f'time: {missing} duration "{text}"')
     return sum(float(number) * _SECONDS[unit] for number, unit in parts)
