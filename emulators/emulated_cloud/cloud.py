@@ -39,6 +39,15 @@ ACCELERATORS = {
 """How many of each accelerator, cards or chips, the project's quota allows unless said otherwise."""
 
 
+PROXY_ONLY_SUBNETWORK: Mapping[str, Any] = {
+    "name": "proxies",
+    "ipCidrRange": "10.129.0.0/23",
+    "purpose": "REGIONAL_MANAGED_PROXY",
+    "role": "ACTIVE",
+}
+"""Where the proxies of regional load balancers are: without one of the region and network no Gateway works."""
+
+
 def default_images(
     real: Collection[str] = (), engine_environment: Mapping[str, str] | None = None
 ) -> list[dict[str, Any]]:
@@ -112,7 +121,8 @@ class Cloud:
     Pods are scraped at least every `scrape_seconds` (as PodMonitoring says, if that is sooner), and autoscalers look
     every `autoscaler_seconds`. Emulated engines have `engine_environment` (engine/__init__.py: how fast they are).
 
-    `absent_kinds` are definitions that the cluster does not have, PLURAL.GROUP each; not on a real control plane.
+    `subnetworks` are those of the region beside `default`, in the words of Compute Engine's API. `absent_kinds` are
+    definitions that the cluster does not have, PLURAL.GROUP each; not on a real control plane.
 
     `autopilot`: what kind of cluster it is; `node_pools` are those that somebody made, as google/config.py has them,
     and `pools` those that somebody made by the container API, in its words.
@@ -157,6 +167,7 @@ class Cloud:
     real: Collection[str] = ()
     objects: Sequence[Path] = ()
     absent_kinds: Sequence[str] = ()
+    subnetworks: Sequence[Mapping[str, Any]] = (PROXY_ONLY_SUBNETWORK,)
     show: Sequence[Path] = ()
     say: Callable[[str], None] = lambda _: None
     _namespace: Namespace | None = field(default=None, init=False)
@@ -483,6 +494,7 @@ class Cloud:
                 "zones": [f"{self._region}-{zone}" for zone in "abc"],
                 "quotas": dict(self.quotas),
                 "run_scripts": self.run_startup_scripts,
+                "subnetworks": list(self.subnetworks),
                 "script_output": list(self.startup_output),
             },
             "aiplatform": {

@@ -1,8 +1,8 @@
 """Gateways in a cluster of emulators: manifests, small servers behind them, and a picker that does as a request says.
 
 The picker stands for `llm-d-router-endpoint-picker`: ext_proc over gRPC, with messages written by field number
-(https://github.com/envoyproxy/envoy/blob/main/api/envoy/service/ext_proc/v3/external_processor.proto). It leads a request
-to the address in its header `x-want`, if there is one, and signs the answer with its name.
+(https://github.com/envoyproxy/envoy/blob/main/api/envoy/service/ext_proc/v3/external_processor.proto). It leads a
+request to the address in its header `x-want`, if there is one, and signs the answer with its name.
 """
 
 from __future__ import annotations
@@ -195,6 +195,10 @@ class Site:
         spec = {"default": default, "targetRef": {"group": group, "kind": kind, "name": target}}
         self.create(GKE, "healthcheckpolicies", _object(GKE, "HealthCheckPolicy", target, spec))
 
+    def backend_policy(self, pool: str, **default: Any) -> None:
+        spec = {"default": default, "targetRef": {"group": INFERENCE[0], "kind": "InferencePool", "name": pool}}
+        self.create(GKE, "gcpbackendpolicies", _object(GKE, "GCPBackendPolicy", pool, spec))
+
     def service(self, name: str, port: int, target: int, **entry: Any) -> None:
         spec = {"selector": {"app": name}, "ports": [{"name": "p", "port": port, "targetPort": target, **entry}]}
         self.kube.core.create_namespaced_service(self.namespace, {"metadata": {"name": name}, "spec": spec})
@@ -277,11 +281,14 @@ class Site:
         return self.session.post(f"{url or self.url}/v1/x", json=body, timeout=60)
 
     def wait_answer(self, text: str, path: str = "/v1/x") -> None:
-        def answered() -> bool:
-            answer = self.ask(path)
-            return (answer.status_code, answer.text) == (200, text)
+        def said() -> tuple[int, str]:
+            try:
+                answer = self.ask(path)
+            except requests.ConnectionError as error:
+                return 0, str(error)
+            return answer.status_code, answer.text
 
-        wait_for(answered, 20, lambda: (self.ask(path).status_code, self.ask(path).text))
+        wait_for(lambda: said() == (200, text), 20, said)
 
     def shares(self, count: int) -> dict[str, int]:
         """How many of so many requests each server answered; every one must be answered."""
@@ -343,3 +350,7 @@ def lines(answer: requests.Response) -> Iterable[tuple[float, str]]:
     """The lines of a stream, and when each came."""
     for line in answer.iter_lines(chunk_size=1):
         yield time.monotonic(), line.decode()
+
+
+def service_ref(name: str, port: int, weight: int = 1) -> Object:
+    return {"name": name, "port": port, "weight": weight}

@@ -39,8 +39,8 @@ async def problems(gateway: Object, client: Client) -> tuple[dict[str, str], dic
 def write(
     secrets: dict[str, Object], folder: Path, authority: Path | None, names: list[str]
 ) -> list[tuple[Path, Path]]:
-    """The files of a Gateway's certificates, of each the chain and its key: those of Secrets, or else one for `names` that
-    the authority in the folder signs (or one of its own, if there is none)."""
+    """The files of a Gateway's certificates, of each the chain and its key: those of Secrets, or else one for `names`
+    that the authority in the folder signs (or one of its own, if there is none)."""
     if not secrets:
         chain, key = folder / "certificate.pem", folder / "key.pem"
         if not chain.exists():

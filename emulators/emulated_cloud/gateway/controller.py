@@ -146,11 +146,11 @@ class GatewayController:
             return None
         bad, secrets = await certificates.problems(gateway, self._client)
         site = judge(gateway, self._objects(bad))
-        address, programmed = await self._program(key, gateway, site, secrets)
+        address, programmed, done = await self._program(key, gateway, site, secrets)
         site.verdicts.append(programmed)
         await self._write(GATEWAYS, gateway, status.gateway(gateway, site, address))
         await self._write_parents(key, site)
-        return None if programmed.holds and not bad else _RETRY_SECONDS
+        return None if done and not bad else _RETRY_SECONDS
 
     def _is_ours(self, gateway: Object) -> bool:
         found = self._informers.of(GATEWAY_CLASSES).items.get(gateway["spec"]["gatewayClassName"])
@@ -173,13 +173,15 @@ class GatewayController:
             endpoints=self._services.addresses,
         )
 
-    async def _program(self, key: str, gateway: Object, site: Site, secrets: dict[str, Object]) -> tuple[str, Verdict]:
-        """Makes Envoy serve a Site: the address, and whether that went well."""
+    async def _program(
+        self, key: str, gateway: Object, site: Site, secrets: dict[str, Object]
+    ) -> tuple[str, Verdict, bool]:
+        """Makes Envoy serve a Site: the address, whether that went well, and whether nothing is left to do."""
         name = gateway["metadata"]["name"]
         if words := self._faults.take("not_programmed", name):
             await self._end(key)
             self._events.event(gateway, "Warning", "SYNC", words)
-            return "", Verdict("Programmed", False, "Invalid", words)
+            return "", Verdict("Programmed", False, "Invalid", words), False
         address = self._address(key, gateway)
         ports = {each.port: self._open(address, each.port) for each in site.listeners}
         folder = self._folder / key.replace("/", "_")
@@ -189,13 +191,13 @@ class GatewayController:
             wanted = xds.files(site, folder, address, ports, pairs)
             if self._faults.take("broken", name):
                 wanted = dataclasses.replace(wanted, routes={file: _damaged(file) for file in wanted.routes})
-            await envoy.apply(wanted)
+            done = await envoy.apply(wanted)
         except Refused as error:
             self._events.event(gateway, "Warning", "SYNC", str(error))
-            return address, Verdict("Programmed", False, "Invalid", str(error))
+            return address, Verdict("Programmed", False, "Invalid", str(error)), False
         except (OSError, aiohttp.ClientError, TimeoutError) as error:
-            return address, Verdict("Programmed", False, "Pending", f"Envoy does not answer yet: {error!r}")
-        return address, Verdict("Programmed", True, "Programmed", "Resource programmed")
+            return address, Verdict("Programmed", False, "Pending", f"Envoy does not answer yet: {error!r}"), False
+        return address, Verdict("Programmed", True, "Programmed", "Resource programmed"), done
 
     async def _envoy(self, key: str, folder: Path) -> Envoy:
         if key not in self._envoys:
@@ -217,8 +219,8 @@ class GatewayController:
     # -- addresses ------------------------------------------------------------------------------------------
 
     def _address(self, key: str, gateway: Object) -> str:
-        """A Gateway's address: the one that it has, or a free one of the upper half of the network (the lower half is the
-        Services')."""
+        """A Gateway's address: the one that it has, or a free one of the upper half of the network (the lower half is
+        the Services')."""
         if key not in self._addresses:
             said = ((gateway.get("status") or {}).get("addresses") or [{}])[0].get("value", "")
             taken = set(self._addresses.values())

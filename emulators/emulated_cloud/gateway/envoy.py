@@ -12,6 +12,7 @@ import contextlib
 import json
 import logging
 import signal
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +103,10 @@ class Envoy:
 
     # -- configuration --------------------------------------------------------------------------------------
 
-    async def apply(self, wanted: xds.Files) -> None:
-        """Makes it serve so, each part after those that it leads to, and none taken away before nothing leads there.
+    async def apply(self, wanted: xds.Files) -> bool:
+        """Makes it serve so, each part after those that it leads to, and none taken away before nothing leads there and
+        nothing is in flight there: a picker that goes would take the answers with it that it looks at. Whether that is all
+        done; else call again.
 
         Raises Refused, and OSError, aiohttp.ClientError, TimeoutError when it does not answer.
         """
@@ -117,19 +120,31 @@ class Envoy:
             await self._wait_until_warm(new, wanted)
             await self._put({name: xds.text(content) for name, content in wanted.routes.items()})
             await self._put({"listeners.json": xds.text(wanted.listeners)})
-            self._clusters = dict(wanted.clusters)
+            unused = self._clusters.keys() - wanted.clusters.keys()
+            busy = await self._busy(unused) if unused else set()
+            self._clusters = {name: self._clusters[name] for name in self._clusters if name not in unused - busy}
             await self._put_clusters()
-            for name in self._written.keys() - wanted.endpoints.keys() - wanted.routes.keys():
-                if name.startswith(("endpoints-", "routes-")):
-                    (self._folder / name).unlink(missing_ok=True)
-                    del self._written[name]
+            self._remove([f"endpoints-{name}.json" for name in unused - busy])
+            self._remove([name for name in self._written if name.startswith("routes-") and name not in wanted.routes])
+            return not busy
+
+    async def _busy(self, clusters: Collection[str]) -> set[str]:
+        """Those of these that requests are in flight to."""
+        counted = await self._admin("GET", r"/stats?filter=^cluster\..*\.upstream_rq_active$")
+        active = dict(line.rpartition(": ")[::2] for line in counted.splitlines())
+        return {name for name in clusters if int(active.get(f"cluster.{name}.upstream_rq_active", "0"))}
+
+    def _remove(self, names: Iterable[str]) -> None:
+        for name in list(names):
+            (self._folder / name).unlink(missing_ok=True)
+            self._written.pop(name, None)
 
     async def _put_clusters(self) -> None:
         content = xds.clusters_file(self._clusters[name] for name in sorted(self._clusters))
         await self._put({"clusters.json": xds.text(content)})
 
     async def _put(self, files: dict[str, str]) -> None:
-        """Writes what differs, and waits until Envoy has taken it. A file that it does not watch yet is just written."""
+        """Writes what differs, and waits until Envoy has taken it; a file that it does not watch yet is just written."""
         changed = {name: content for name, content in files.items() if self._written.get(name) != content}
         if not changed:
             return
@@ -143,8 +158,8 @@ class Envoy:
         while asyncio.get_running_loop().time() < deadline:
             now = await self._updates()
             if now["rejected"] > before["rejected"]:
-                for name in changed:
-                    self._written.pop(name)
+                # Not what it has: the same again is another try.
+                self._written |= dict.fromkeys(changed, "")
                 raise Refused(f"Envoy refused {', '.join(changed)}: {self._folder}/log has its words")
             if now["success"] >= before["success"] + len(watched):
                 return

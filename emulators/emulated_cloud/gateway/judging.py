@@ -252,7 +252,7 @@ def _backend(ref: Object, route: Object, objects: Objects) -> Backend:
     if (group, kind) not in (("", "Service"), (INFERENCE, "InferencePool")):
         return wrong("InvalidKind", f"referencing unsupported backendRef: group {group!r} kind {kind!r}")
     if namespace != own and not _is_granted(route, group, kind, namespace, name, objects):
-        words = f"backendRef {name}/{namespace} not accessible to a HTTPRoute in namespace {own!r} (missing a ReferenceGrant?)"
+        words = f"backendRef {name}/{namespace} not accessible to a HTTPRoute in namespace {own!r}"
         return wrong("RefNotPermitted", words)
     if kind == "InferencePool":
         pool = objects.pools.get(f"{namespace}/{name}")

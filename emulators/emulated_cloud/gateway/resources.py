@@ -1,4 +1,4 @@
-"""What the controller makes of the objects: a Gateway with its listeners, rules and backends, each with its verdicts."""
+"""What the controller makes of the objects: a Gateway with listeners, rules and backends, each with its verdicts."""
 
 from __future__ import annotations
 

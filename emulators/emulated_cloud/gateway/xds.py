@@ -1,9 +1,9 @@
 """From a Site to Envoy's configuration: listeners, routes, clusters and endpoints, a file each.
 
 Shapes: Envoy's v3 API (https://www.envoyproxy.io/docs/envoy/latest/api-v3/api), as JSON. What is chosen where: one
-listener a port; of a rule, weighted clusters; of an InferencePool, a cluster that obeys its picker (`override_host`) and
-for each share of it the picker to ask (`ExtProcPerRoute`), since two pools of one rule have two pickers. Only routes
-change when weights do, so connections stay.
+listener a port; of a rule, weighted clusters; of an InferencePool, a cluster that obeys its picker (`override_host`)
+and for each share of it the picker to ask (`ExtProcPerRoute`), since two pools of one rule have two pickers. Only
+routes change when weights do, so connections stay.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from emulated_cloud.gateway.resources import Address, Backend, Check, Listener, 
 NO_PICKER = "no-picker"
 _PICKER_FILTER = "envoy.filters.http.ext_proc"
 _TYPES = "type.googleapis.com/envoy."
-MESSAGE_TIMEOUT_SECONDS = 10
-"""How long a picker may think about a message."""
+PICKER_SILENCE_SECONDS = 5
+"""How often a picker is asked for a sign of life, and how long for. One that gives none would hold requests for ever: a
+`message_timeout` does not count where bodies stream both ways (seen with Envoy 1.40)."""
 _DESTINATION = "x-gateway-destination-endpoint"
 """Header, and key of the dynamic metadata `envoy.lb`, in which a picker says where a request is to go."""
 _NOT_FOUND = "fault filter abort"
@@ -58,8 +59,8 @@ def bootstrap(folder: Path, name: str) -> Object:
 def files(
     site: Site, folder: Path, address: str, ports: Mapping[int, int], certificates: list[tuple[Path, Path]]
 ) -> Files:
-    """A Site's configuration. `ports` are those that a Gateway's ports are opened as; `certificates` are files, of a chain
-    and its key, for HTTPS."""
+    """A Site's configuration. `ports` are those that a Gateway's ports are opened as; `certificates` are files for HTTPS,
+    of a chain and its key."""
     endpoints, clusters = {}, {}
     for backend in site.backends.values():
         found = [(backend.cluster, backend.endpoints, backend.check.port, _backend_cluster(backend))]
@@ -140,7 +141,6 @@ def _picker_filter() -> Object:
     return {
         "@type": _TYPES + "extensions.filters.http.ext_proc.v3.ExternalProcessor",
         "grpc_service": {"envoy_grpc": {"cluster_name": NO_PICKER}},
-        "message_timeout": f"{MESSAGE_TIMEOUT_SECONDS}s",
         "processing_mode": {
             "request_header_mode": "SEND",
             "response_header_mode": "SEND",
@@ -208,6 +208,8 @@ def _route(rule: Rule) -> Object:
     if not any(backend.problem is None for backend in weighed):
         # Nobody may have it.
         return {**route, "direct_response": {"status": 500}, "typed_per_filter_config": _per_route(None)}
+    # A route has one timeout: the shortest of those whose share it serves.
+    timeout = min(backend.timeout for backend in weighed if backend.problem is None)
     route["route"] = {
         "weighted_clusters": {
             "clusters": [
@@ -219,8 +221,7 @@ def _route(rule: Rule) -> Object:
                 for backend in weighed
             ]
         },
-        # A route has one timeout: the shortest of those whose share it serves.
-        "timeout": f"{min(backend.timeout for backend in weighed if backend.problem is None)}s",
+        "timeout": f"{timeout}s",
         # The share of a backend that is not right.
         "cluster_not_found_response_code": "INTERNAL_SERVER_ERROR",
         # What was never sent may be sent elsewhere.
@@ -271,7 +272,9 @@ def _backend_cluster(backend: Backend) -> Object:
 
 
 def _picker_cluster(picker: Picker) -> Object:
-    cluster = _cluster("1s", {"http2_protocol_options": {}})
+    silence = f"{PICKER_SILENCE_SECONDS}s"
+    keepalive = {"interval": silence, "timeout": silence}
+    cluster = _cluster("1s", {"http2_protocol_options": {"connection_keepalive": keepalive}})
     if not picker.plaintext:
         # A certificate that the picker made for itself: nobody vouches for it, and nobody asks.
         cluster["transport_socket"] = _tls("UpstreamTlsContext", {"alpn_protocols": ["h2"]})

@@ -1,5 +1,5 @@
-"""Rules of definitions (`x-kubernetes-validations`): as much of the Common Expression Language as GKE's kinds are judged
-by, compiled to functions.
+"""Rules of definitions (`x-kubernetes-validations`): as much of the Common Expression Language as GKE's kinds are
+judged by, compiled to functions.
 
 The language: https://github.com/google/cel-spec/blob/master/doc/langdef.md; functions of Kubernetes:
 https://kubernetes.io/docs/reference/using-api/cel/. Operators, `? :`, `in`, indices, `has` and the macros of lists, and

@@ -1,7 +1,7 @@
 """Custom resources: serving what a CustomResourceDefinition declares, and holding objects to its schema.
 
 The schema is judged by jsonschema after two translations (`nullable`, `x-kubernetes-int-or-string`), and its verdicts
-are worded as the real server words them. Rules (`x-kubernetes-validations`) are judged where the rest is right (cel.py).
+are worded as the real server words them. Rules (`x-kubernetes-validations`, cel.py) are judged where the rest is right.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Scripted failures of GKE's parts: what the configuration says is to go wrong, and how often it has.
 
-A section of the process's configuration file (config.py), read again each time, so that a test can take one away. A test
-that scripts one must also assert that it was consumed: a file beside the configuration tells, FILE.consumed for disks.
+A section of the process's configuration file (config.py), read again each time, so that a test can take one away. A
+test that scripts one must also assert that it was consumed: a file beside the configuration tells, FILE.consumed for
+disks.
 """
 
 from __future__ import annotations

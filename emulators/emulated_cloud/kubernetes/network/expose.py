@@ -1,5 +1,5 @@
-"""A Service or a Gateway as this machine reaches it: a listener on loopback, relayed to the Service's ready endpoints, or to
-the Gateway's address."""
+"""A Service or a Gateway as this machine reaches it: a listener on loopback, relayed to the Service's ready endpoints,
+or to the Gateway's address."""
 
 from __future__ import annotations
 
