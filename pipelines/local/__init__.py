@@ -57,6 +57,8 @@ _ANSWERS_SECONDS = 10
 """From a promotion to an entry that answers."""
 _SCALES_DOWN = {"scale_down_window": "5s", "scale_down_period": "5s"}
 """Pods come and go in seconds here: nobody wants to wait minutes to see it."""
+_CANARY = {"hold": "5s", "settle": "1s"}
+"""Who tries a canary here watches it."""
 
 
 def settings_for(values: dict[str, Any], file: Path | None) -> Settings:
@@ -69,6 +71,8 @@ def settings_for(values: dict[str, Any], file: Path | None) -> Settings:
     differs: dict[str, Any] = {"endpoint": "ip", "lease": {"duration": _LEASE_DURATION, "wait": wait}}
     if "queue-hpa" in asked.chosen_features:
         differs["queue_hpa"] = {**_SCALES_DOWN, **values.get("queue_hpa", {})}
+    if asked.has_gateway:
+        differs["canary"] = {**_CANARY, **values.get("canary", {})}
     return validated(Settings, {**values, **differs}, file)
 
 
