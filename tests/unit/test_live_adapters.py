@@ -121,7 +121,7 @@ def test_every_pod_is_waited_for(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(adapters, "_EVERY_SECONDS", 0)
     before, after = [state(OLD, "ko"), "4/4 files"], [state(OLD, "ko"), state(NEW, "ko", "legal"), "not JSON {"]
     lines = wait(Pods(before, before, after, before, after, pods=2), "ko", "legal")
-    assert lines[-1] == "2 pods serve the adapters ko, legal"
+    assert lines[-1] == "every pod serves the adapters ko, legal"
     assert "not yet told of them" in lines[0]
 
 
