@@ -145,6 +145,11 @@ class Api:
         status = {"phase": "Running", "conditions": [condition], **({"podIP": address} if address else {})}
         self.core.patch_namespaced_pod_status(name, NAMESPACE, {"status": status})
 
+    def start_again(self) -> None:
+        """The API server is back at its address, with what it had."""
+        port = self.process.url.rpartition(":")[2]
+        self.process = start_emulator(self.folder, "--crds", str(self.folder / "crds"), "--port", port)
+
     def stop(self) -> None:
         self.client.close()
         self.process.stop()
