@@ -378,7 +378,8 @@ class Cloud:
         """Token files, readable by their owner alone, for as long as this Cloud lives."""
         _private(tmp / "storage-tokens.json", json.dumps({tokens["pipeline"]: self.service_account}))
         _private(tmp / "registry-token", tokens["pipeline"])
-        granted = {self.secrets["hf-token"]: {"user": "reader", "granted": list(self.gated)}} if self.secrets else {}
+        token = self.secrets.get("hf-token")
+        granted = {token: {"user": "reader", "granted": list(self.gated)}} if token else {}
         _private(tmp / "hub-tokens.json", json.dumps(granted))
         users = {
             "pipeline": (self.service_account, ""),

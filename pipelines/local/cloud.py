@@ -121,7 +121,7 @@ def up(
         buckets=_buckets(settings),
         repositories=_repositories(settings, model, folder),
         gated=[settings.model] if settings.hub.token_secret else [],
-        secrets={settings.hub.token_secret.split("/")[3]: "hf_demo"} if settings.hub.token_secret else {},
+        secrets=_secrets(settings),
         service_account=settings.pipeline_service_account,
         images=[
             *(
@@ -173,9 +173,15 @@ def up(
 
 def _entry(settings: Settings) -> dict[str, Any]:
     """What requests come in by: the stable Service, or a Gateway's listener."""
-    if "inference-gateway" in settings.chosen_features:
-        return {"gateway": settings.name, "port": 80}
+    if "gateway" in settings.chosen_features:
+        return {"gateway": settings.name, "port": 443 if settings.section("gateway").certificate else 80}
     return {"service": settings.name, "port": 8000}
+
+
+def _secrets(settings: Settings) -> dict[str, str]:
+    """The secrets that the settings name, with what they hold here: of the cloud on this machine, no secret at all."""
+    named = {settings.hub.token_secret: "hf_demo", settings.engine.api_key_secret: "demo-key"}
+    return {name.split("/")[3]: value for name, value in named.items() if name}
 
 
 def _is_autopilot(settings: Settings) -> bool:
