@@ -173,8 +173,8 @@ def up(
 
 def _entry(settings: Settings) -> dict[str, Any]:
     """What requests come in by: the stable Service, or a Gateway's listener."""
-    if "inference-gateway" in settings.chosen_features:
-        return {"gateway": settings.name, "port": 80}
+    if "gateway" in settings.chosen_features:
+        return {"gateway": settings.name, "port": 443 if settings.section("gateway").certificate else 80}
     return {"service": settings.name, "port": 8000}
 
 
