@@ -22,6 +22,12 @@ from serving.settings.model import AROUND_A_RUN
 from serving.settings.sections import section_of
 
 _BASE = {"scenario": "gcs-fuse", "project": "demo-project", "bucket": "demo-bucket"}
+_PUBLIC = {
+    "serving": {"exposure": "public"},
+    "engine": {"api_key_secret": "projects/demo-project/secrets/key/versions/latest"},
+    "gateway": {"certificate": "demo"},
+}
+"""Public, with what has to be said beside it."""
 _ARTIFACT_REGISTRY = {"image": "us-docker.pkg.dev/demo-project/mirror/vllm/vllm-openai:v0.33.0"}
 
 Values = dict[str, Any]
@@ -50,7 +56,7 @@ def every() -> Iterator[Combination]:
             if own not in known:
                 yield _made(_with(feature), own)
     for words in _columns():
-        for chosen in _in_common():
+        for chosen in (*_in_common(), _PUBLIC):
             yield _made(words, chosen)
 
 

@@ -14,7 +14,7 @@ from pipelines import combinations
 from serving import catalog, features, sizing
 from serving.installation import roles
 from serving.rendering import manifests
-from serving.scenarios import COLUMNS, MISSING, REQUIRED, SCENARIOS
+from serving.scenarios import COLUMNS, REQUIRED, SCENARIOS
 from serving.settings import Settings
 from serving.settings.sections import entry_of, section_of
 
@@ -35,8 +35,6 @@ def text() -> str:
             ["", "scenario", *COLUMNS, ""],
             [[s.number, f"`{s.name}`", *(getattr(s, column) for column in COLUMNS), s.title] for s in SCENARIOS],
         ),
-        "",
-        *(f"Missing, and not built yet: {number} `{name}`." for number, name in MISSING.items()),
         "",
         "## Features",
         "",
@@ -117,6 +115,11 @@ def _roles() -> Iterator[list[str]]:
         "… the engine's image is in Artifact Registry": {**disk, **image},
         "… `image: streaming`": {**disk, **image, "secondary_boot_disk": {"image": "streaming"}},
         "queue-hpa, `adapter: stackdriver`": {"features": ["queue-hpa"]},
+        "gateway, without `proxy_ranges`": {"features": ["gateway"], "access": "check"},
+        "… `proxy_subnet_range`, `access: manage`": {
+            "features": ["gateway"],
+            "gateway": {"proxy_subnet_range": "10.129.0.0/23"},
+        },
     }
     told: set[tuple[str, str, str, str]] = set()
     base = {"scenario": "gcs-fuse", "project": project, "bucket": "demo-bucket"}

@@ -24,13 +24,18 @@ SETTINGS = "gemma-pipelines/settings"
 out."""
 RELEASE = "gemma-pipelines/release"
 """Annotation of a generation's Deployment: where it came from, JSON, `{"model", "commit", "weights_key",
-"weights_uri", "disk_image"}` (the last where there is one). The record says it too, but a record may be lost."""
+"weights_uri", "adapters_key", "disk_image"}` (the last two where there are any). The record says it too, but a record
+may be lost."""
 VERIFIED = "gemma-pipelines/verified"
 """Annotation of a generation's claim: that its volume was read back, JSON, `{"volume", "zones", "at", "run"}`."""
 KEY_VERSION = "gemma-pipelines/api-key"
 """Annotation of a generation's pods: the Secret Manager version that their API key is."""
+PICKER = "gemma-pipelines/picker"
+"""Label of an endpoint picker's pods: the generation that it picks pods of. They have no label GENERATION: a pod that
+has one serves."""
 CANARY = "gemma-pipelines/canary"
-"""Annotation of an HTTPRoute that serves two generations: JSON, `{"live", "candidate", "step", "since", "run"}`."""
+"""Annotation of an HTTPRoute that serves two generations: JSON, `{"live", "candidate", "step", "since", "run"}`, and
+`"asked"` where a person wants it to end (serving/deployment/canary.py)."""
 
 PLACE = "gemma-pipelines-place"
 """Label in Compute Engine: digest of the deployment's place, on everything of one deployment."""
@@ -55,7 +60,10 @@ LABELS = (DEPLOYMENT, GENERATION, NAMESPACE)
 
 PORT = 8000
 """The engine's port, and the port of every Service."""
+PICKER_PORT, PICKER_HEALTH_PORT, PICKER_METRICS_PORT = 9002, 9003, 9090
+"""An endpoint picker's: where the load balancer asks it, its gRPC health service, its metrics."""
 SERVER_CONTAINER = "vllm"
+PICKER_CONTAINER = "epp"
 TPU_CONTAINER = "vllm-tpu"
 SERVER_CONTAINERS = (SERVER_CONTAINER, TPU_CONTAINER)
 
@@ -75,10 +83,30 @@ def server_url(settings: Settings, generation: str) -> str:
     return f"http://{server(generation)}.{settings.namespace}.svc.cluster.local:{PORT}"
 
 
+def adapters(generation: str) -> str:
+    """Names the ConfigMap that says which adapters a generation serves, where they change in place."""
+    return f"adapters-{generation}"
+
+
 def generation_of(name: str) -> str:
     """The generation whose server is called so; empty for what is none of ours."""
     prefix = server("")
     return name.removeprefix(prefix) if name.startswith(prefix) else ""
+
+
+def picker(generation: str) -> str:
+    """Names a generation's endpoint picker, its Deployment, Service, configuration and budget."""
+    return f"epp-{generation}"
+
+
+def picker_account(settings: Settings) -> str:
+    """Names the Kubernetes service account of a deployment's endpoint pickers, and its rights."""
+    return f"{settings.name}-epp"
+
+
+def picker_selector(settings: Settings, generation: str) -> str:
+    """A label selector for the pods of a generation's endpoint picker."""
+    return f"{DEPLOYMENT}={settings.name},{PICKER}={generation}"
 
 
 def cluster_wide(settings: Settings, generation: str) -> str:

@@ -6,6 +6,7 @@ Durations, quantities, names and secret references are texts in the file and sta
 from __future__ import annotations
 
 import datetime
+import ipaddress
 import re
 import warnings
 import zoneinfo
@@ -194,6 +195,16 @@ def _own_vertex_label(key: str) -> str:
     return key
 
 
+def _ip_range(value: str) -> str:
+    try:
+        found = ipaddress.IPv4Network(value)
+    except ValueError as error:
+        raise ValueError(f"{value!r} is not a range of addresses, like 10.129.0.0/23 ({error})") from error
+    if not 8 <= found.prefixlen <= 29:
+        raise ValueError(f"{value!r} is no range of a subnet: those are /8 to /29")
+    return str(found)
+
+
 _QUALIFIED = r"([a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-_.A-Za-z0-9]{0,61}[A-Za-z0-9])?"
 
 
@@ -313,6 +324,20 @@ KmsKey = Annotated[
         )
     ),
 ]
+MaybeResourceName = Annotated[
+    str,
+    AfterValidator(
+        _nothing_or(
+            _matching(
+                r"[a-z]([-a-z0-9]*[a-z0-9])?",
+                "the name of something in Compute Engine: lower-case letters, digits and -, a letter first",
+                longest=63,
+            )
+        )
+    ),
+]
+IpRange = Annotated[str, AfterValidator(_ip_range)]
+MaybeIpRange = Annotated[str, AfterValidator(_nothing_or(_ip_range))]
 MachineType = Annotated[
     str, AfterValidator(_matching(r"[a-z]\w*(-\w+)+", "a machine type, like n2-standard-8", longest=63))
 ]

@@ -12,9 +12,9 @@ from components.deploy_server.diagnosis import Diagnosis, Patience, Problem
 from serving import features, names
 from serving.clients import google
 from serving.clients.kubernetes import Cluster, Object, Subject
-from serving.deployment import autoscaling, objects, record, replacement, replicas
+from serving.deployment import adapters, autoscaling, gateway, objects, record, replacement, replicas
 from serving.errors import InconclusiveError, PipelineError, ReleaseError, RequestError
-from serving.features import Explanation, Symptom
+from serving.features import Explanation, Symptom, inference_gateway
 from serving.outcome import Outcome
 from serving.rendering import render
 from serving.settings import Settings, in_seconds
@@ -62,21 +62,37 @@ def deploy(
     current = (there or {}).get("metadata", {}).get("annotations", {}).get(names.SETTINGS) == rendered.digest
     settled = there is not None and replicas.settled(settings, there)
     least = autoscaling.least(cluster, settings, release.live, release.generation)
-    if there and current and settled and replicas.rolled_out(there):
+    patience = patience or patience_of(settings)
+    picked = gateway.picker_is_ready(cluster, settings, release.generation)
+    changed = adapters.amiss(cluster, settings, release) if there else ""
+    if there and current and settled and replicas.rolled_out(there) and picked and not changed:
         features.demand(settings, "arrived", release)
+        _wait_for_adapters(cluster, settings, release, patience, outcome)
         outcome.skipped(f"{name} is there and ready")
         return
     features.demand(settings, "prepared", release, functools.partial(google.cluster_traits, settings))
     autoscaling.withdraw(cluster, settings, release.generation, outcome.say)
     for item in [*rendered.shared, *rendered.generation]:
-        if item["kind"] == "Deployment" and settings.rollout == "replace":
+        if item["metadata"]["name"] == name and item["kind"] == "Deployment" and settings.rollout == "replace":
             make_room(cluster, settings, release, item, outcome)
         objects.put(cluster, autoscaling.keeping(item, least), outcome.say)
     if not settled:
         replicas.scale(cluster, settings, release.generation, max(settings.serving.replicas, least))
-    seconds = wait_until_ready(cluster, settings, name, outcome, patience or patience_of(settings))
+    gateway.scale_picker(cluster, settings, release.generation)
+    seconds = wait_until_ready(cluster, settings, name, outcome, patience)
+    wait_for_picker(cluster, settings, release.generation, outcome, patience)
+    # The load balancer is made meanwhile; what it says of the route is there after the first promotion.
+    gateway.wait_until_well(cluster, settings, (), outcome.say)
     features.demand(settings, "arrived", release)
+    _wait_for_adapters(cluster, settings, release, patience, outcome)
     outcome.succeeded(f"{name} is ready after {seconds:.0f} s")
+
+
+def _wait_for_adapters(
+    cluster: Cluster, settings: Settings, release: Release, patience: Patience, outcome: Outcome
+) -> None:
+    if settings.has_live_adapters:
+        adapters.wait(cluster, settings, release, patience.ready, outcome.say)
 
 
 def make_room(cluster: Cluster, settings: Settings, release: Release, server: Object, outcome: Outcome) -> None:
@@ -103,15 +119,37 @@ def patience_of(settings: Settings) -> Patience:
 
 def explain(settings: Settings, symptom: Symptom) -> Explanation | None:
     """What a symptom means: as the deployment's features know it, else as it is anywhere."""
+    if symptom.pod.startswith(names.picker("")):
+        return inference_gateway.explain(settings, symptom) or words.explain(symptom)
     return features.explain(settings, symptom) or words.explain(symptom)
 
 
-def wait_until_ready(cluster: Cluster, settings: Settings, name: str, outcome: Outcome, patience: Patience) -> float:
-    """Watches the generation until it is ready: returns the seconds it took. Raises what `deploy` says."""
+def wait_for_picker(
+    cluster: Cluster, settings: Settings, generation: str, outcome: Outcome, patience: Patience
+) -> None:
+    """Waits until the generation's endpoint picker is ready, where it has one. Whatever keeps it from that, the release
+    is not why: raises InconclusiveError, RequestError or AccessError."""
+    if not gateway.has_picker(settings) or gateway.picker_is_ready(cluster, settings, generation):
+        return
+    name, selector = names.picker(generation), names.picker_selector(settings, generation)
+    patience = dataclasses.replace(patience, ready=in_seconds(settings.section("gateway").timeout))
+    try:
+        wait_until_ready(cluster, settings, name, outcome, patience, selector)
+    except ReleaseError as error:
+        raise InconclusiveError(f"the endpoint picker {name} does not become ready: {error}") from error
+
+
+def wait_until_ready(
+    cluster: Cluster, settings: Settings, name: str, outcome: Outcome, patience: Patience, selector: str = ""
+) -> float:
+    """Watches a Deployment until it is ready: returns the seconds it took. Raises what `deploy` says.
+
+    selector: of its pods, if they are not a generation's servers.
+    """
     started = time.monotonic()
 
     diagnosis = Diagnosis(name, settings.namespace, patience, started, functools.partial(explain, settings))
-    selector = names.selector(settings, names.generation_of(name))
+    selector = selector or names.selector(settings, names.generation_of(name))
     subjects = (
         Subject("Deployment", settings.namespace, fields=f"metadata.name={name}"),
         Subject("ReplicaSet", settings.namespace, labels=selector),

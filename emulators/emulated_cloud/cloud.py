@@ -512,6 +512,7 @@ class Cloud:
             "registry": str(self.registry_folder),
             "services": None if self.services is None else list(self.services),
             "denied_permissions": list(self.denied_permissions),
+            "accounts": [self.service_account],
             "logs": str(self.logs_file),
             "metrics": str(self.metrics_file),
         }

@@ -14,13 +14,12 @@ from pipelines.cli.output import Output, columns
 
 def list_scenarios(out: Output) -> None:
     """The serving scenarios, and the features that they are put together from."""
-    from serving.scenarios import COLUMNS, MISSING, SCENARIOS
+    from serving.scenarios import COLUMNS, SCENARIOS
 
     rows = [(scenario.number, scenario.name, scenario.title) for scenario in SCENARIOS]
-    rows += [(number, name, "missing: not built yet") for number, name in MISSING.items()]
     features = [(column, ", ".join(words)) for column, words in COLUMNS.items() if words]
     out.result(
-        {"scenarios": [asdict(scenario) for scenario in SCENARIOS], "missing": MISSING, "features": COLUMNS},
+        {"scenarios": [asdict(scenario) for scenario in SCENARIOS], "features": COLUMNS},
         f"{columns(sorted(rows))}\n\nfeatures, one a column:\n{columns(features, indent='  ')}",
     )
 
@@ -70,7 +69,7 @@ def compile(
     from serving.scenarios import SCENARIOS, find
 
     if [bool(scenarios), all_scenarios, steps].count(True) != 1:
-        raise RequestError("name scenarios, or say --all, or --components. See `gemma-pipelines list`")
+        raise RequestError("say one of these: scenarios, --all, or --components. See `gemma-pipelines list`")
     if steps and file:
         raise RequestError(f"{file} is for one scenario, and components are the same for all: leave it out")
     chosen = SCENARIOS if all_scenarios else [find(scenario) for scenario in scenarios or []]

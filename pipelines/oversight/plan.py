@@ -13,7 +13,7 @@ from pipelines.oversight import objects, runs
 from pipelines.oversight.needs import Needs
 from pipelines.vertex import preflight, schedule
 from serving import features, names
-from serving.clients import google, kubernetes
+from serving.clients import google, kubernetes, proxies
 from serving.clients.compute import Compute
 from serving.clients.google import ClusterTraits
 from serving.clients.kubernetes import Cluster, Object
@@ -60,6 +60,8 @@ def _of_cluster(needs: Needs, settings: Settings, traits: ClusterTraits, *, has_
     if has_bucket:
         yield from checks.of_pods(needs, settings)
     cluster = needs.look("cluster", lambda: kubernetes.connect(settings))
+    if cluster:
+        needs.look("kinds of the cluster", lambda: features.demand(settings, "served", cluster.has_group))
     known = needs.look("record", lambda: record.read(cluster, settings)) if cluster else None
     serves = bool(known and known.live)
     lines = checks.of_accelerators(needs, settings, traits, serves=serves)
@@ -81,12 +83,15 @@ def _release(needs: Needs, settings: Settings, known: Record | None) -> Release 
     needs.look(f"model {settings.model}", lambda: resolve.check_architecture(settings, found.architecture))
     key = needs.look_if_allowed("API key", lambda: resolve.key_version(settings)) or ""
     zones = needs.look("zones", lambda: resolve.zones(settings))
-    if zones is None:
+    ranges = needs.look("proxy-only subnet", lambda: proxies.ranges(settings))
+    if zones is None or ranges is None:
         return None
     live = known.live if known else ""
     return needs.look(
         f"engine of {settings.model}",
-        lambda: resolve.name_release(settings, _RUN, found, live=live, key_version=key, zones=zones),
+        lambda: resolve.name_release(
+            settings, _RUN, found, live=live, key_version=key, zones=zones, proxy_ranges=ranges
+        ),
     )
 
 
@@ -94,7 +99,7 @@ def _of_release(
     needs: Needs, settings: Settings, release: Release, traits: ClusterTraits, *, has_bucket: bool
 ) -> Iterator[Change]:
     """Weights and disk image."""
-    damage = needs.look("bucket", lambda: resolve.damage(release.weights_uri)) if has_bucket else None
+    damage = needs.look("bucket", lambda: resolve.damage(*release.weights_uris)) if has_bucket else None
     if damage is not None:
         brings = size(release.weights_bytes) if release.weights_bytes else "all of it"
         details = [f"a run brings {brings}"] if damage else []
@@ -140,7 +145,7 @@ def _of_objects(
     for body in [*rendered.shared, *temporary, *rendered.generation]:
         in_place = settings.rollout == "replace" and body["kind"] == "Deployment"
         yield from _compared(needs, cluster, body, namespace_is_there=there, in_place=in_place)
-    entry = render.entry(settings, release.generation)
+    entry = render.entry(settings, {release.generation: 100})
     now = record.serving_generation(record.entry(cluster, settings))
     words = [f"sends requests to {release.generation}" + (f" instead of {now}" if now else "")]
     yield objects.change(entry, "change" if now else "create", words if now != release.generation else [])

@@ -102,6 +102,14 @@ class Room:
     left: float
 
 
+@dataclass(frozen=True)
+class ProxySubnet:
+    """A subnet whose addresses are those of load balancers' proxies."""
+
+    name: str
+    range: str
+
+
 class Operation:
     """Something that Compute Engine does, and goes on doing whether or not anybody waits."""
 
@@ -263,6 +271,42 @@ class Compute:
         read = self._client("Instances").get_serial_port_output
         found = self._ask(what, read, zone=machine.zone, instance=machine.name, port=1, start=start)
         return found.contents, int(found.next_)
+
+    # -- networks ---------------------------------------------------------------------------------------------
+
+    def proxy_subnets(self, region: str, network: str) -> list[ProxySubnet]:
+        """The proxy-only subnets of a network (`projects/P/global/networks/N`) that are in use in a region: one, or
+        none. https://cloud.google.com/load-balancing/docs/proxy-only-subnets"""
+        list_all = self._client("Subnetworks").list
+        found = self._ask(
+            f"subnets of {self.project} in {region}",
+            lambda request, **options: list(list_all(request, **options)),
+            region=region,
+            filter="purpose=REGIONAL_MANAGED_PROXY",
+        )
+        return [
+            ProxySubnet(each.name, each.ip_cidr_range)
+            for each in found
+            if _name(each.purpose) == "REGIONAL_MANAGED_PROXY"
+            and _name(each.role) == "ACTIVE"
+            and each.network.endswith(f"/{network}")
+        ]
+
+    def make_proxy_subnet(self, region: str, network: str, subnet: ProxySubnet, request_id: str) -> Operation:
+        """A proxy-only subnet of a network in a region."""
+        from google.cloud import compute_v1
+
+        what = f"proxy-only subnet {subnet.name} in {region}"
+        body = compute_v1.Subnetwork(
+            name=subnet.name,
+            ip_cidr_range=subnet.range,
+            network=network,
+            purpose="REGIONAL_MANAGED_PROXY",
+            role="ACTIVE",
+        )
+        insert = self._client("Subnetworks").insert_unary
+        found = self._ask(what, insert, region=region, subnetwork_resource=body, request_id=request_id)
+        return Operation(what, found, functools.partial(self._looked_at, what, "RegionOperations", region=region))
 
     # -- room -------------------------------------------------------------------------------------------------
 

@@ -277,6 +277,8 @@ class ClusterTraits:
     node_pools: tuple[NodePool, ...] = ()
     zones: tuple[str, ...] = ()
     """Those that its nodes may be in."""
+    network: str = ""
+    """Its VPC: `projects/PROJECT/global/networks/NAME`."""
 
     def is_at_least(self, version: str) -> bool:
         return _numbers(self.version) >= _numbers(version)
@@ -294,7 +296,11 @@ def cluster_traits(settings: Settings) -> ClusterTraits:
         for pool in found.node_pools
     ]
     zones = sorted({*found.locations, *(zone for pool in found.node_pools for zone in pool.locations)})
-    return ClusterTraits(name, found.autopilot.enabled, found.current_master_version, tuple(pools), tuple(zones))
+    # Of a Shared VPC the first says whose it is.
+    network = found.network_config.network or f"projects/{settings.project}/global/networks/{found.network}"
+    return ClusterTraits(
+        name, found.autopilot.enabled, found.current_master_version, tuple(pools), tuple(zones), network
+    )
 
 
 def _numbers(version: str) -> list[int]:

@@ -11,7 +11,7 @@ import time
 
 from serving import names
 from serving.clients.kubernetes import ApiError, Cluster, Object
-from serving.deployment import replicas
+from serving.deployment import gateway, replicas
 from serving.deployment.record import Record
 from serving.log import Say
 from serving.rendering import access, render
@@ -54,7 +54,7 @@ def remove(cluster: Cluster, settings: Settings, record: Record, run_id: str, ge
     removed = delete(cluster, find(cluster, settings, record, run_id, generation), say)
     for deployment in running_though_kept(cluster, settings, record):
         name = deployment["metadata"]["name"]
-        replicas.scale(cluster, settings, _label(deployment, names.GENERATION), 0)
+        cluster.patch("Deployment", name, settings.namespace, {"spec": {"replicas": 0}}, subresource="scale")
         say(f"scaled Deployment/{name} to zero: a run died before it could")
         removed.append(f"Deployment/{name}")
     return removed
@@ -77,6 +77,7 @@ def let_rest(cluster: Cluster, settings: Settings, record: Record, generation: s
     there = cluster.get("Deployment", names.server(generation), settings.namespace)
     if there and replicas.wanted(there) and generation not in (record.live, record.validated):
         replicas.scale(cluster, settings, generation, 0)
+        gateway.scale_picker(cluster, settings, generation, 0)
         say(f"scaled Deployment/{names.server(generation)} to zero: nothing serves from it yet")
 
 

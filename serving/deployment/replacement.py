@@ -98,7 +98,8 @@ def _running(cluster: Cluster, settings: Settings, generation: str) -> Iterator[
     """The generations with pods other than `generation`, whether the record names them or a dead run left them."""
     for item in cluster.list("Deployment", settings.namespace, labels=f"{names.selector(settings)},{names.GENERATION}"):
         other = item["metadata"]["labels"][names.GENERATION]
-        if other != generation and replicas.wanted(item) > 0:
+        is_server = item["metadata"]["name"] == names.server(other)
+        if is_server and other != generation and replicas.wanted(item) > 0:
             yield other
 
 

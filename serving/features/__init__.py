@@ -5,6 +5,10 @@ A module has, as it needs them:
     Section                              its section of the settings (serving/values.py), under the feature's name
     values(settings, release)            what its manifests' placeholders stand for; without a release, those of the
                                          objects that are no generation's
+    entered(settings, generation)        of a feature that is the entry: what its manifests' placeholders stand for
+                                         when a generation is live
+    each(settings)                       kind → what further placeholders stand for, of each object that a manifest of
+                                         that kind is made into: as many as the settings name
     flags(settings, release)             flags of `vllm serve`
     scaled(settings, server)             of a feature that scales: what its manifests' placeholders stand for beside a
                                          server's name, whatever is served

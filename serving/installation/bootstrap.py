@@ -15,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from serving import names
-from serving.clients import artifact_registry, google, iam, secrets, service_usage, storage
+from serving.clients import artifact_registry, google, iam, proxies, secrets, service_usage, storage
 from serving.clients.patience import Interrupted, Patience
 from serving.errors import RequestError
 from serving.image import VERSION
@@ -110,6 +110,7 @@ def apis(settings: Settings) -> list[str]:
     """The APIs that pipelines and this tool call."""
     wanted = ["aiplatform", "artifactregistry", "cloudbuild", "cloudresourcemanager", "compute", "container", "iam"]
     wanted += ["logging", *(["secretmanager"] if roles.secrets(settings) else [])]
+    wanted += ["networkservices"] if settings.has_gateway else []
     wanted += ["monitoring"] if "queue-hpa" in settings.chosen_features else []
     return [f"{name}.googleapis.com" for name in (*wanted, "storage")]
 
@@ -129,6 +130,10 @@ def items(settings: Settings, token: str) -> Iterator[Item]:
         "--uniform-bucket-level-access",
         partial(_bucket, settings.bucket),
     )
+    if settings.has_gateway and settings.section("gateway").proxy_subnet_range:
+        subnet = f"proxy-only subnet in {region}"
+        # It is in the cluster's network, and the cluster may not be there yet.
+        yield Item(subnet, proxies.command(settings), partial(_proxy_subnet, settings), others_need_it=False)
     repository = roles.repository(settings)
     yield Item(
         f"repository {repository}",
@@ -163,6 +168,12 @@ def _bucket(bucket: str) -> bool:
     """Looks whether it is there: a bucket of a misspelt name is nobody's wish, and where its bytes are is for good."""
     storage.list_uris(f"gs://{bucket}/builds/")
     return False
+
+
+def _proxy_subnet(settings: Settings) -> bool:
+    """Makes it, or with access: check says that it is missing."""
+    proxies.ranges(settings)
+    return bool(proxies.ensure(settings, lambda line: None))
 
 
 def _account(settings: Settings, email: str, title: str) -> Item:

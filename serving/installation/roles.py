@@ -168,7 +168,17 @@ BAKE = OwnRole(
         )
     ),
 )
-OWN_ROLES = (CONNECT, NODE_POOLS, POLICY, CACHE, PROFILE, BAKE)
+PROXIES = OwnRole(
+    "gemmaPipelinesProxies",
+    "Gemma pipelines: see the proxy-only subnet",
+    ("compute.subnetworks.list",),
+)
+PROXY_SUBNET = OwnRole(
+    "gemmaPipelinesProxySubnet",
+    "Gemma pipelines: make the proxy-only subnet",
+    ("compute.networks.updatePolicy", "compute.regionOperations.get", "compute.subnetworks.create"),
+)
+OWN_ROLES = (CONNECT, NODE_POOLS, POLICY, CACHE, PROFILE, BAKE, PROXIES, PROXY_SUBNET)
 
 
 def own_roles(settings: Settings) -> list[OwnRole]:
@@ -227,6 +237,12 @@ def _of_the_pipeline(settings: Settings) -> list[Grant]:
         found.append(on("project", project, NODE_POOLS.in_project(project), "makes the node pools"))
         if nodes := settings.section("gpu-or-tpu").node_service_account:
             found.append(on("account", nodes, "roles/iam.serviceAccountUser", "the nodes run as this account"))
+    if settings.has_gateway and not settings.section("gateway").proxy_ranges:
+        why = "from where the load balancer's proxies call the pods"
+        found.append(on("project", project, PROXIES.in_project(project), why))
+        if settings.access == "manage" and settings.section("gateway").proxy_subnet_range:
+            why = "makes the proxy-only subnet where there is none"
+            found.append(on("project", project, PROXY_SUBNET.in_project(project), why))
     if _has(settings, "secondary-boot-disk"):
         found.append(on("project", project, "roles/logging.viewer", "what nodes say of the image cache"))
         if place := _place_of_the_engine(settings):

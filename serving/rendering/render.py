@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +25,10 @@ APP = "app.kubernetes.io/name"
 _OF_OTHERS_TOO = ("Namespace", "ServiceAccount")
 """What other deployments may use too: no deployment's label is on it."""
 
-_ORIGIN = {"model", "commit", "weights_key", "weights_uri", "disk_image"}
+_ORIGIN = {"model", "commit", "weights_key", "weights_uri", "adapters_key", "disk_image"}
 """What a generation's Deployment says of its release (serving/deployment/record.py: Known)."""
+ENTRIES = ("Service", "HTTPRoute")
+"""The kinds of an entry, of which a deployment has one."""
 STOP_DELAY_SECONDS = 10
 """How long a pod that goes still serves: load balancers need that long to hear of it."""
 _TEARDOWN_SECONDS = 20
@@ -49,7 +52,8 @@ def render(settings: Settings, release: Release) -> Rendered:
     Raises RequestError for a patch that matches no object or takes away what the project finds its objects by.
     """
     common, own = shared(settings), generation(settings, release)
-    (server,) = (item for item in own if item["kind"] == "Deployment")
+    named = ("Deployment", names.server(release.generation))
+    (server,) = (item for item in own if (item["kind"], item["metadata"]["name"]) == named)
     if release.api_key_version:
         # A container reads its key when it starts: with another version the pods are replaced, in place.
         pods = server["spec"]["template"]["metadata"]
@@ -145,21 +149,50 @@ def scaling(settings: Settings, generation: str) -> list[Object]:
 
 def temporary(settings: Settings, release: Release) -> list[Object]:
     """What is there while the release's generation is made, and goes when it is, of the run that makes it."""
-    items = _scope(settings, "temporary", _values(settings, release), release.generation)
+    values = _values(settings, release) | _entered(settings, release.generation)
+    items = _scope(settings, "temporary", values, release.generation)
     for item in items:
         item["metadata"]["labels"][names.RUN] = release.run_id
     return items
 
 
-def entry(settings: Settings, generation: str) -> Object:
-    """The one object that says who is live, saying that `generation` is. Promote alone applies it."""
-    (item,) = entry_objects(settings, generation)
+def entry(settings: Settings, shares: Mapping[str, int]) -> Object:
+    """The one object that says who is live, by the `shares` that generations have of the requests: 100 for one alone.
+    A Service sends them all to one. Promote alone applies it."""
+    each = {generation: _entry(settings, generation) for generation in shares}
+    item = next(iter(each.values()))
+    if item["kind"] != "HTTPRoute":
+        if len(each) != 1:
+            raise ValueError(f"a {item['kind']} sends requests to one generation, not to {', '.join(shares)}")
+        return item
+    for number, rule in enumerate(item["spec"]["rules"]):
+        rule["backendRefs"] = [
+            {**backend, "weight": shares[generation]}
+            for generation, own in each.items()
+            for backend in copy.deepcopy(own["spec"]["rules"][number].get("backendRefs", []))
+        ]
     return item
+
+
+def _entry(settings: Settings, generation: str) -> Object:
+    (item,) = (item for item in entry_objects(settings, generation) if item["kind"] in ENTRIES)
+    return item
+
+
+def followers(settings: Settings, generation: str) -> list[Object]:
+    """What goes along with the entry: objects of one generation alone that clients know by a name that stays."""
+    return [item for item in entry_objects(settings, generation) if item["kind"] not in ENTRIES]
 
 
 def entry_objects(settings: Settings, generation: str) -> list[Object]:
     """What clients come in by."""
-    return _scope(settings, "entry", _values(settings) | {"generation": generation})
+    values = _values(settings) | {"generation": generation} | _entered(settings, generation)
+    return _scope(settings, "entry", values)
+
+
+def _entered(settings: Settings, generation: str) -> dict[str, Any]:
+    """Where an entry sends a generation's requests."""
+    return {key: value for _, own in features.answers(settings, "entered", generation) for key, value in own.items()}
 
 
 def patched(settings: Settings, item: Object, *, by_name: bool = False) -> Object:
@@ -167,7 +200,7 @@ def patched(settings: Settings, item: Object, *, by_name: bool = False) -> Objec
     that takes away what the project finds its objects by."""
     for patch in settings.patches:
         if _matches(patch, item) and (not by_name or "name" in patch.get("metadata", {})):
-            item = _patched(item, patch)
+            item = _patched(item, _naming(item, patch))
     return item
 
 
@@ -188,14 +221,19 @@ def _scope(settings: Settings, scope: Scope, values: dict[str, Any], generation:
                     item = patches.apply(item, manifests.fill(patch, values, where))
         items.append(item)
     items = [patched(settings, _labelled(settings, item, generation)) for item in items]
+    of_base = {item["kind"] for item in items}
+    copies = {kind: own for _, found in features.answers(settings, "each") for kind, own in found.items()}
     for feature in settings.chosen_features:
         for path, manifest in manifests.of(feature, scope, features.variant(settings, feature)).items():
-            item = manifests.fill(manifest, values, path)
-            # What an administrator makes for a feature is there once a cluster, for every deployment that has it.
-            if scope == "admin":
-                items.append(patched(settings, _marked(settings, item, {}), by_name=True))
-            else:
-                items.append(patched(settings, _labelled(settings, item, generation)))
+            for own in copies.get(manifest["kind"], [{}]):
+                item = manifests.fill(manifest, values | own, path)
+                if scope == "admin":
+                    # What an administrator makes for a feature is not the deployment's to take away.
+                    items.append(patched(settings, _marked(settings, item, {}), by_name=True))
+                else:
+                    # A patch for a kind is for the server's own object of it; another of the kind is named.
+                    item = _labelled(settings, item, generation)
+                    items.append(patched(settings, item, by_name=item["kind"] in of_base))
     return kinds.in_order(items)
 
 
@@ -224,10 +262,12 @@ def _labelled(settings: Settings, item: Object, generation: str) -> Object:
 
 
 def _marked(settings: Settings, item: Object, own: dict[str, str]) -> Object:
-    """The object with its `own` labels, the project's and the settings', and their annotations."""
+    """The object with its `own` labels, the project's and the settings', and their annotations. Pods whose manifest
+    says what they are, another program's than the server's, have the labels that it gives them."""
     labels = {**settings.labels, "app.kubernetes.io/managed-by": "gemma-gke-pipelines", **own}
     for metadata in _metadata(item):
-        metadata["labels"] = {**metadata.get("labels", {}), **labels}
+        given = metadata.get("labels", {})
+        metadata["labels"] = given | {key: value for key, value in labels.items() if APP not in given or key not in own}
         if settings.annotations:
             metadata["annotations"] = {**settings.annotations, **metadata.get("annotations", {})}
     return item
@@ -251,8 +291,22 @@ def _refuse_idle_patches(settings: Settings, applied: list[Object], others: list
 
 
 def _matches(patch: Object, item: Object) -> bool:
-    name = patch.get("metadata", {}).get("name", item["metadata"]["name"])
-    return bool(patch["kind"] == item["kind"] and name == item["metadata"]["name"])
+    whole = item["metadata"]["name"]
+    name = patch.get("metadata", {}).get("name", whole)
+    return bool(patch["kind"] == item["kind"] and name in (whole, _nameless(item)))
+
+
+def _nameless(item: Object) -> str:
+    """What an object is called whatever its generation, which nobody can foresee: vllm-g0123456789 is vllm."""
+    generation = (item["metadata"].get("labels") or {}).get(names.GENERATION, "")
+    return str(item["metadata"]["name"]).removesuffix(f"-{generation}") if generation else ""
+
+
+def _naming(item: Object, patch: Object) -> Object:
+    """The patch with the object's own name, where it says it without the generation."""
+    if patch.get("metadata", {}).get("name") in (None, item["metadata"]["name"]):
+        return patch
+    return {**patch, "metadata": {**patch["metadata"], "name": item["metadata"]["name"]}}
 
 
 def _called(patch: Object) -> str:
@@ -263,6 +317,12 @@ def _patched(item: Object, patch: Object) -> Object:
     """The object with the patch merged in. What the project finds it by has to stay."""
     if item["kind"] == "Deployment" and "replicas" in (patch.get("spec") or {}):
         raise RequestError(f"patches: {_called(patch)} sets spec.replicas: set serving.replicas instead")
+    if item["kind"] == "HTTPRoute" and "rules" in (patch.get("spec") or {}):
+        # Server-side apply knows the rules as one value alone: whoever writes a part of them owns the weights too.
+        raise RequestError(
+            f"patches: {_called(patch)} changes spec.rules, which say who is live: promotion alone writes them. What "
+            "else a route is to do belongs into a policy, or a route of your own"
+        )
     merged = patches.apply(item, patch)
     for before, after in zip(_metadata(item), _metadata(merged), strict=True):
         for field in ("name", "namespace"):

@@ -27,6 +27,9 @@ class Release(BaseModel):
     weights_key: str
     weights_uri: str
     """`gs://BUCKET/models/ORG/NAME/KEY`, no trailing slash."""
+    adapters_key: str = ""
+    """The weights key of the adapters, where they change in place and so are a set of their own; empty without any, and
+    where they are part of the weights."""
     generation: str
     live: str = ""
     """The generation that serves now; empty before the first promotion. The precondition of the promotion."""
@@ -38,6 +41,9 @@ class Release(BaseModel):
     """The sum of the served files' sizes, adapters and assistant included."""
     zones: list[str] = []
     """The zones in which what the release is served from has to be; empty where that is not ours to say."""
+    proxy_ranges: list[str] = []
+    """The ranges from which a Gateway's proxies call the pods; empty without a Gateway, or where the settings say
+    them."""
     image_digest: str = ""
     """`sha256:…` of the manifest by which pods pull the engine's image; empty where they pull it by its name."""
     disk_image: str = ""
@@ -46,6 +52,16 @@ class Release(BaseModel):
     """How it runs on the deployment's cards."""
     beside: Sizing | None = None
     """How it runs on the accelerator that a pod may find in their place; None where there is no choice."""
+
+    @property
+    def adapters_uri(self) -> str:
+        """Where the set of adapters is: as weights_uri, empty where it has none of its own."""
+        return f"{self.weights_uri.rpartition('/')[0]}/{self.adapters_key}" if self.adapters_key else ""
+
+    @property
+    def weights_uris(self) -> list[str]:
+        """Every set of weights that the release is served from."""
+        return [self.weights_uri, *filter(None, [self.adapters_uri])]
 
     def as_struct(self) -> dict[str, Any]:
         """The release as a pipeline parameter: a struct of kfp cannot hold null, which is left out."""

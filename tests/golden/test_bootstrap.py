@@ -20,6 +20,7 @@ BASE: dict[str, Any] = {
 }
 CASES: dict[str, dict[str, Any]] = {
     "gcs-fuse": {},
+    "inference-gateway": {"scenario": "inference-gateway", "gateway": {"proxy_subnet_range": "10.129.0.0/23"}},
     "everything": {
         "location": "europe-west4-a",
         "features": ["secondary-boot-disk"],

@@ -54,6 +54,34 @@ RENDERED: dict[str, dict[str, Any]] = {
         "serving": {"replicas": 2},
         "queue_hpa": {"adapter": "autoscaling-metric", "max_replicas": 8, "scale_down_window": "10m"},
     },
+    "inference-gateway-house-rules": {
+        "scenario": "inference-gateway",
+        "model": "google/gemma-4-E4B-it",
+        "name": "chat",
+        "namespace": "serving",
+        "adapters": {"korean": {"model": "someone/gemma-4-ko-lora"}},
+        "engine": {"api_key_secret": "projects/demo-project/secrets/key/versions/latest"},
+        "serving": {"replicas": 3, "exposure": "public", "client_namespaces": ["web"], "request_timeout": "5m"},
+        "gateway": {"certificate": "chat-example-com", "address": "chat"},
+        "inference_gateway": {"objectives": {"batch": -1, "chat": 10}, "failure_mode": "FailClose"},
+        "images": {"registry": "eu-docker.pkg.dev/demo-project/mirror"},
+        "labels": {"team": "assistants"},
+        "annotations": {"example.com/owner": "assistants@example.com"},
+        "patches": [
+            {"kind": "Deployment", "spec": {"template": {"spec": {"priorityClassName": "high"}}}},
+            {
+                "kind": "Deployment",
+                "metadata": {"name": "epp"},
+                "spec": {"template": {"spec": {"priorityClassName": "higher"}}},
+            },
+        ],
+    },
+    "gcs-fuse-public": {
+        "engine": {"api_key_secret": "projects/demo-project/secrets/key/versions/latest"},
+        "serving": {"exposure": "public"},
+        "gateway": {"certificate": "gemma-example-com"},
+    },
+    "gateway-internal": {"features": ["gateway"]},
     "gcs-fuse-manual-volume": {"gcs_fuse": {"profile": "manual"}},
     "gcs-fuse-gemma-4": {
         "model": "google/gemma-4-31B-it",
@@ -112,6 +140,12 @@ CUSTOM = {
     "ComputeClass": "cloud.google.com_computeclasses",
     "GCPDataSource": "datalayer.gke.io_gcpdatasources",
     "VolumeSnapshot": "snapshot.storage.k8s.io_volumesnapshots",
+    "Gateway": "gateway.networking.k8s.io_gateways",
+    "HTTPRoute": "gateway.networking.k8s.io_httproutes",
+    "InferencePool": "inference.networking.k8s.io_inferencepools",
+    "InferenceObjective": "llm-d.ai_inferenceobjectives",
+    "HealthCheckPolicy": "networking.gke.io_healthcheckpolicies",
+    "GCPBackendPolicy": "networking.gke.io_gcpbackendpolicies",
     "VolumeSnapshotClass": "snapshot.storage.k8s.io_volumesnapshotclasses",
 }
 """Kinds whose schema is not Kubernetes' own, with the files of their definitions."""
@@ -140,6 +174,7 @@ def release_of(config: Settings) -> Release:
         architecture=sizing.of_catalog(config.model).architecture.name,
         weights_bytes=20_000_000_000,
         zones=["us-central1-a", "us-central1-b"] if "hyperdisk-ml" in config.chosen_features else [],
+        proxy_ranges=["10.129.0.0/23"] if config.has_gateway else [],
         image_digest=f"sha256:{'d' * 64}" if "secondary-boot-disk" in config.chosen_features else "",
         disk_image="gp-0123456789abcdef" if "secondary-boot-disk" in config.chosen_features else "",
         sizing=sizing.judged(sizing.of_catalog(config.model), config.wish(rank)),
@@ -149,7 +184,7 @@ def release_of(config: Settings) -> Release:
 
 def documents(case: str) -> list[dict[str, Any]]:
     """All that is ever applied for a case: what an administrator does first (the namespace is in it), what render
-    shows, what is there while a generation is made, and the Service that promote writes."""
+    shows, what is there while a generation is made, and the entry that promote writes."""
     return all_objects(config_of(case))
 
 
@@ -225,6 +260,78 @@ def test_the_adapter_that_an_administrator_installs_has_no_rights_on_its_node():
     assert container["ports"][0]["containerPort"] > 1023
 
 
+def named(case: str, kind: str, name: str) -> dict[str, Any]:
+    (found,) = (i for i in documents(case) if (i["kind"], i["metadata"]["name"]) == (kind, name))
+    return found
+
+
+WITH_A_GATEWAY = [case for case in RENDERED if config_of(case).has_gateway]
+WITH_A_PICKER = [case for case in RENDERED if "inference-gateway" in config_of(case).chosen_features]
+
+
+@pytest.mark.parametrize("case", WITH_A_GATEWAY)
+def test_the_load_balancer_reaches_pods_through_their_policies(case: str):
+    """Its proxies' subnet, and where Google's health checks come from. (Envoy on loopback would hide it.)"""
+    ranges = {"10.129.0.0/23", "35.191.0.0/16", "130.211.0.0/22"}
+    wanted = [("vllm-g0123456789", "gemma-pipelines/generation", ["http"])]
+    if case in WITH_A_PICKER:
+        wanted.append(("epp-g0123456789", "gemma-pipelines/picker", ["grpc", "grpc-health"]))
+    for name, label, ports in wanted:
+        policy = named(case, "NetworkPolicy", name)["spec"]
+        assert policy["podSelector"]["matchLabels"][label] == "g0123456789"
+        (rule,) = policy["ingress"]
+        assert {peer["ipBlock"]["cidr"] for peer in rule["from"]} == ranges
+        assert [port["port"] for port in rule["ports"]] == ports
+        pods = named(case, "Deployment", name)["spec"]["template"]
+        assert policy["podSelector"]["matchLabels"].items() <= pods["metadata"]["labels"].items()
+        of_pods = {port["name"] for container in pods["spec"]["containers"] for port in container["ports"]}
+        assert set(ports) <= of_pods
+
+
+@pytest.mark.parametrize("case", WITH_A_GATEWAY)
+def test_what_is_public_lets_v1_alone_through_and_is_no_load_balancer_on_the_port(case: str):
+    config = config_of(case)
+    route, gateway = (named(case, kind, config.name) for kind in ("HTTPRoute", "Gateway"))
+    (rule,) = route["spec"]["rules"]
+    (match,) = rule["matches"]
+    is_public = config.serving.exposure == "public"
+    assert match["path"] == {"type": "PathPrefix", "value": "/v1" if is_public else "/"}
+    (listener,) = gateway["spec"]["listeners"]
+    assert listener["protocol"] == ("HTTPS" if is_public else "HTTP")
+    assert listener["allowedRoutes"]["namespaces"]["from"] == "Same"
+    assert {i["spec"]["type"] for i in documents(case) if i["kind"] == "Service"} == {"ClusterIP"}
+    assert config.name not in {i["metadata"]["name"] for i in documents(case) if i["kind"] == "Service"}
+    # The rules of HealthCheckPolicy's definition, which no schema says: a port is a fixed one.
+    check = named(case, "HealthCheckPolicy", "vllm-g0123456789")["spec"]["default"]["config"]["httpHealthCheck"]
+    assert (check["portSpecification"], check["port"], check["requestPath"]) == ("USE_FIXED_PORT", 8000, "/health")
+
+
+@pytest.mark.parametrize("case", WITH_A_PICKER)
+def test_a_picker_picks_servers_and_has_no_rights_on_its_node(case: str):
+    pool, picker = (
+        named(case, k, n) for k, n in (("InferencePool", "vllm-g0123456789"), ("Deployment", "epp-g0123456789"))
+    )
+    picked, pod = pool["spec"]["selector"]["matchLabels"].items(), picker["spec"]["template"]
+    assert picked <= server_of(case)["spec"]["template"]["metadata"]["labels"].items()
+    assert not picked <= pod["metadata"]["labels"].items(), "it does not pick itself"
+    assert "replicas" not in picker["spec"]
+    assert pod["spec"]["securityContext"]["runAsNonRoot"]
+    assert pod["spec"]["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    grace = server_of(case)["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+    assert pod["spec"]["terminationGracePeriodSeconds"] >= grace
+    (container,) = pod["spec"]["containers"]
+    assert container["securityContext"]["allowPrivilegeEscalation"] is False
+    assert container["securityContext"]["readOnlyRootFilesystem"] is True
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    role = named(case, "Role", pod["spec"]["serviceAccountName"])
+    assert {verb for rule in role["rules"] for verb in rule["verbs"]} == {"get", "list", "watch"}
+    (backend,) = named(case, "HTTPRoute", config_of(case).name)["spec"]["rules"][0]["backendRefs"]
+    assert backend["group"] == pool["apiVersion"].partition("/")[0]
+    for objective in (i for i in documents(case) if i["kind"] == "InferenceObjective"):
+        assert objective["spec"]["poolRef"]["group"] == backend["group"]
+        assert objective["spec"]["poolRef"]["name"] == pool["metadata"]["name"]
+
+
 def strict(schema: Any) -> Any:
     """The schema, refusing fields that it does not know as the API server does (metadata is its own affair)."""
     if not isinstance(schema, dict):
@@ -260,9 +367,10 @@ def test_every_pod_passes_the_restricted_standard(case: str):
         written = {mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")}
         assert written == {"/cache", "/tmp", "/dev/shm"}
     kinds = {next(iter(volume.keys() - {"name"})) for volume in pod["volumes"]}
+    config = config_of(case)
     assert kinds == {"emptyDir"} | (
-        set() if "streamed" in config_of(case).chosen_features else {"persistentVolumeClaim"}
-    )
+        set() if "streamed" in config.chosen_features else {"persistentVolumeClaim"}
+    ) | ({"configMap"} if config.has_live_adapters else set())
 
 
 @pytest.mark.parametrize("case", PRIVILEGED)

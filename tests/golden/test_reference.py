@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import reference
-from serving.scenarios import MISSING, SCENARIOS
+from serving.scenarios import SCENARIOS
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,13 +28,11 @@ def test_what_fits_where_is_what_the_code_says(update_golden: bool):
 
 
 @pytest.mark.parametrize("page", ["README.md", "README.ko.md"])
-def test_a_readme_names_the_scenarios_and_says_which_are_missing(page: str):
+def test_a_readme_names_the_scenarios(page: str):
     rows = [
         line.split("|") for line in (ROOT / page).read_text(encoding="utf-8").splitlines() if line.startswith("| 0")
     ]
-    there = {s.number: s.name for s in SCENARIOS} | MISSING
-    assert [(row[1].strip(), row[2].strip(" `")) for row in rows] == sorted(there.items())
-    assert {row[1].strip() for row in rows if row[3].strip().startswith("**")} == MISSING.keys()
+    assert [(row[1].strip(), row[2].strip(" `")) for row in rows] == [(s.number, s.name) for s in SCENARIOS]
 
 
 PAGES = sorted(path for path in ROOT.glob("**/*.md") if not {".venv", "build", ".pytest_cache"} & set(path.parts))

@@ -183,6 +183,7 @@ def called(rule: dict[str, Any]) -> str:
     return f"{','.join(rule['verbs'])} {','.join(rule['resources'])}"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", range(len(RULES)), ids=[called(rule) for rule in RULES])
 def test_without_a_rule_the_run_fails_and_names_it(site: Site, number: int) -> None:
     settings = settings_for(namespace=f"without-{number}", engine={"api_key_secret": API_KEY})
@@ -251,7 +252,7 @@ def a_volume(name: str, labels: dict[str, str]) -> dict[str, Any]:
 
 
 def test_kinds_are_where_a_real_server_has_them(site: Site) -> None:
-    for kind in (kind for kind in kinds.known() if kind.kind != "HTTPRoute"):  # No such CRD is installed here.
+    for kind in kinds.known():
         group = f"/apis/{kind.api_version}" if kind.group else f"/api/{kind.version}"
         served = json.loads(kubectl(site.cloud, "get", "--raw", group))["resources"]
         found = {

@@ -53,7 +53,7 @@ FILES = [
     ("namespace: gke-managed-cim", "belongs to Kubernetes, to GKE"),
     ("namespace: gmp-public", "belongs to Kubernetes, to GKE"),
     ("namespace: istio-system", "belongs to Kubernetes, to GKE"),
-    ("serving: {exposure: public}", "vLLM's key guards /v1 alone"),
+    ("serving: {exposure: public}", "public needs a key that clients have to show"),
     # Figures that nobody means.
     ("lease: {duration: 0s}", "lease.duration: '0s' is no time at all"),
     ("serving: {ready_timeout: 0m}", "serving.ready_timeout: '0m' is no time at all"),

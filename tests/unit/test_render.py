@@ -11,7 +11,7 @@ from typing import Any, get_args
 import pytest
 import yaml
 
-from serving import names, scenarios
+from serving import features, names, scenarios
 from serving.errors import RequestError
 from serving.rendering import engine, manifests, render
 from serving.settings import Settings, validated
@@ -96,9 +96,16 @@ def test_every_value_is_used_by_some_manifest_and_no_file_lies_where_nobody_look
         settings(gcs_fuse={"profile": "manual"}),
         settings(scenario="hyperdisk-ml", hyperdisk_ml={"method": "populator"}),
         settings(features=["streamed"]),
+        settings(scenario="inference-gateway", inference_gateway={"objectives": {"batch": -1}}),
     ]
-    release = RELEASE.model_copy(update={"zones": ["us-central1-a"], "beside": Sizing()})
-    assert placeholders == {name for config in every for name in render._values(config, release)}
+    changes = {"zones": ["us-central1-a"], "proxy_ranges": ["10.129.0.0/23"], "beside": Sizing()}
+    release = RELEASE.model_copy(update=changes)
+    values = {name for config in every for name in render._values(config, release)}
+    for config in every:
+        values |= {name for _, own in features.answers(config, "entered", "g1") for name in own}
+        copies = (each for _, own in features.answers(config, "each") for found in own.values() for each in found)
+        values |= {name for own in copies for name in own}
+    assert placeholders == values
 
 
 # -- the digest ---------------------------------------------------------------------------------------------
@@ -158,7 +165,7 @@ def test_what_a_pod_needs_is_applied_before_it():
 
 
 def test_the_stable_service_is_no_generations_own():
-    service = render.entry(settings(), "g1")
+    service = render.entry(settings(), {"g1": 100})
     assert service["spec"]["selector"] == {names.DEPLOYMENT: "gemma", names.GENERATION: "g1"}
     assert names.GENERATION not in service["metadata"]["labels"], "or it would be swept away with the generation"
 
@@ -267,7 +274,7 @@ def test_a_patch_reaches_the_objects_of_its_kind_or_only_the_one_it_names():
     for config, own in ((both, True), (one, False)):
         generation = {item["kind"]: item for item in render.render(config, RELEASE).generation}
         assert ("a" in generation["Service"]["metadata"].get("annotations", {})) is own
-        assert render.entry(config, "g1")["metadata"]["annotations"] == {"a": "b"}
+        assert render.entry(config, {"g1": 100})["metadata"]["annotations"] == {"a": "b"}
 
 
 @pytest.mark.parametrize(

@@ -201,7 +201,7 @@ def test_a_new_version_of_this_tool_rolls_nothing(changes: dict[str, Any], expec
         ({"engine": {"extra_args": ["--max-model-len=9"]}}, "set engine.max_model_len"),
         (
             {"serving": {"exposure": "public"}},
-            "/invocations (whole inference), /tokenize and /metrics would answer anybody",
+            "serving.exposure public needs a key that clients have to show: set engine.api_key_secret",
         ),
         ({"serving": {"exposure": "gateway"}}, "serving.exposure: must be internal or public, not 'gateway'"),
         ({"model": "google/gemma-3-12b-it"}, "cannot start"),

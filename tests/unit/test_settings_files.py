@@ -90,7 +90,7 @@ def test_a_file_that_is_not_settings_is_refused_with_its_line(file: Path, text: 
             "  gpu_memory_utilization: 0.8\n",
             "5: engine.max_model_len: google/gemma-4-E4B-it on 1 × nvidia-l4 cannot start: ",
         ),
-        ("name: x\nserving:\n  exposure: public\n", "4: serving.exposure public is not to be had yet"),
+        ("name: x\nserving:\n  exposure: public\n", "4: serving.exposure public needs a key that clients have to show"),
         ("name: x\nfeatures: [nope]\n", "3: features: 'nope' is no feature"),
     ],
 )

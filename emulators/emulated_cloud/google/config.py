@@ -103,6 +103,7 @@ class Config:
     registry: str = ""
     services: list[str] | None = None
     denied_permissions: list[str] = field(default_factory=list)
+    accounts: list[str] = field(default_factory=list)
     cloudbuild: CloudBuildConfig | None = None
 
     @classmethod
@@ -130,6 +131,7 @@ class Config:
                 registry=given.pop("registry", ""),
                 services=given.pop("services", None),
                 denied_permissions=given.pop("denied_permissions", []),
+                accounts=given.pop("accounts", []),
                 cloudbuild=_cloudbuild(given.pop("cloudbuild", None)),
             )
         except KeyError as error:
