@@ -106,6 +106,12 @@ def up(
             "gpu-or-tpu does not run with --real control-plane: its pods mount files of their node, which containers "
             "with a root of their own have no place for here. Run it without, or another scenario"
         )
+    if "gateway" in real and settings.has_gateway and settings.section("gateway").certificate:
+        raise RequestError(
+            "a Gateway with gateway.certificate does not answer with --real gateway: its controller knows no "
+            "certificate of Compute Engine. Run it without, or with --set gateway.certificate= "
+            "--set gateway.plain_http=true"
+        )
     endpoint, live = folder / "endpoint", folder / "live"
     built = published(settings.project, names.region(settings.location))
     served_before = live.exists() or endpoint.exists()

