@@ -99,7 +99,7 @@ def _of_release(
     needs: Needs, settings: Settings, release: Release, traits: ClusterTraits, *, has_bucket: bool
 ) -> Iterator[Change]:
     """Weights and disk image."""
-    damage = needs.look("bucket", lambda: resolve.damage(release.weights_uri)) if has_bucket else None
+    damage = needs.look("bucket", lambda: resolve.damage(*release.weights_uris)) if has_bucket else None
     if damage is not None:
         brings = size(release.weights_bytes) if release.weights_bytes else "all of it"
         details = [f"a run brings {brings}"] if damage else []
@@ -145,7 +145,7 @@ def _of_objects(
     for body in [*rendered.shared, *temporary, *rendered.generation]:
         in_place = settings.rollout == "replace" and body["kind"] == "Deployment"
         yield from _compared(needs, cluster, body, namespace_is_there=there, in_place=in_place)
-    entry = render.entry(settings, release.generation)
+    entry = render.entry(settings, {release.generation: 100})
     now = record.serving_generation(record.entry(cluster, settings))
     words = [f"sends requests to {release.generation}" + (f" instead of {now}" if now else "")]
     yield objects.change(entry, "change" if now else "create", words if now != release.generation else [])

@@ -7,13 +7,17 @@ Shapes are those of vLLM's OpenAI API (vllm/entrypoints/openai/chat_completion/p
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import math
+import os
 import re
 import ssl
 import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -22,10 +26,16 @@ from serving import names
 
 MODELS = "/v1/models"
 CHAT = "/v1/chat/completions"
+OBJECTIVE = "x-llm-d-inference-objective"
+"""The header by which a client says how important a request is (llm-d-router)."""
 _SAID = re.compile(r"[^\s\ufffd\u200b-\u200f\u2060\ufeff\x00-\x1f\x7f]")
 """A character that says something: no white space, no replacement character, nothing invisible."""
+_LONGEST_WORDS = 600
+"""Characters of what an engine has against an adapter."""
 _UNFINISHED = re.compile(r"^vllm:num_requests_(?:running|waiting)\{[^}]*\} (\S+)$", re.M)
 _WAITING = re.compile(r"^vllm:num_requests_waiting\{[^}]*\} (\S+)$", re.M)
+_SAMPLE = re.compile(r"^([a-zA-Z_:]+)(?:\{([^}]*)\})? (\S+)$", re.M)
+_LABEL = re.compile(r'(\w+)="([^"]*)"')
 
 
 class BadAnswer(Exception):
@@ -150,6 +160,41 @@ class Server:
         answer.sent, answer.times = sent, times
         return answer
 
+    async def refuses(self, path: str, status: int) -> None:
+        """A path answers with this status, whoever answers."""
+        await self._refused("GET", path, status)
+
+    async def is_unknown(self) -> None:
+        """The engine itself says that it serves no model of this name."""
+        said = await self._refused("POST", CHAT, 404, self._question("What is a pod?", 1))
+        if f"The model `{self._model}` does not exist" not in said:
+            raise BadAnswer(f"{CHAT} answered 404 in other words than the engine's: {_short(said)}")
+
+    async def sheds(self, prompt: str, max_tokens: int, objective: str) -> bool:
+        """Whether a request of the objective was refused for others that wait; it is answered otherwise."""
+        question = self._question(prompt, max_tokens)
+        try:
+            async with asyncio.timeout(self._seconds):
+                response = await self._http.post(CHAT, json=question, headers={OBJECTIVE: objective})
+        except (TimeoutError, httpx.RequestError) as error:
+            raise BadAnswer(f"{CHAT}: {type(error).__name__}: {error}") from error
+        if response.status_code not in (200, 429):
+            raise BadAnswer(f"{CHAT} answered {response.status_code}: {_short(response.text) or 'nothing'}")
+        return response.status_code == 429
+
+    async def _refused(self, method: str, path: str, status: int, question: dict[str, Any] | None = None) -> str:
+        """What a request is answered that is to have this status."""
+        try:
+            async with asyncio.timeout(self._seconds):
+                response = await self._http.request(method, path, json=question)
+        except (TimeoutError, httpx.RequestError) as error:
+            raise BadAnswer(f"{path}: {type(error).__name__}: {error}") from error
+        if response.status_code != status:
+            raise BadAnswer(
+                f"{path} answered {response.status_code}, not {status}: {_short(response.text) or 'nothing'}"
+            )
+        return response.text
+
     def _question(self, prompt: str, max_tokens: int) -> dict[str, Any]:
         message = {"role": "user", "content": prompt}
         return {"model": self._model, "messages": [message], "max_tokens": max_tokens, "temperature": 0}
@@ -186,18 +231,29 @@ class Server:
 
 @asynccontextmanager
 async def connected(
-    url: str, model: str, *, api_key: str | None, seconds: float, clients: int
+    url: str,
+    model: str,
+    *,
+    api_key: str | None,
+    seconds: float,
+    clients: int,
+    headers: Mapping[str, str] = MappingProxyType({}),
+    trusted: bool = True,
 ) -> AsyncIterator[list[Server]]:
     """The server at `url`, over as many `clients` as there will be streams at once; the rest is as Server has it.
+    `headers` go along with each request; who is not `trusted` may show any certificate.
 
     One client for all would measure itself: for every request httpx looks at each of its connections for each of them,
     a tenth of a second for 64 that begin together.
     """
-    headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {api_key}"} if api_key else {})
+    key = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    headers = {"Accept-Encoding": "identity", **headers, **key}
     # A server closes connections that were idle for 5 s (uvicorn): ours are gone before that.
     limits = httpx.Limits(keepalive_expiry=2)
     timeout = httpx.Timeout(None, connect=10)
     certificates = ssl.create_default_context()  # Every client would read them again.
+    if not trusted:
+        certificates.check_hostname, certificates.verify_mode = False, ssl.CERT_NONE
     async with AsyncExitStack() as stack:
         servers = []
         for _ in range(clients):
@@ -205,6 +261,64 @@ async def connected(
             await stack.enter_async_context(http)
             servers.append(Server(http, model, seconds))
         yield servers
+
+
+class RefusedAdapter(Exception):
+    """The engine does not load an adapter; the message has its words."""
+
+
+class Adapters:
+    """The routes by which an engine's adapters change, as its own pod reaches them
+    (vllm/entrypoints/serve/lora/api_router.py). What a method does not say it raises: BadAnswer for an engine that is
+    away, or that answers something else."""
+
+    def __init__(self, http: httpx.Client):
+        self._http = http
+
+    @classmethod
+    @contextmanager
+    def at(cls, url: str, token: str) -> Iterator[Adapters]:
+        """Those of the engine at `url`, whose middleware knows the `token`."""
+        headers = {"x-gemma-adapters": token}
+        if key := os.environ.get(names.API_KEY_VARIABLE):
+            headers["Authorization"] = f"Bearer {key}"
+        # To load an adapter takes seconds, and waits for the batch that runs.
+        with httpx.Client(base_url=url, headers=headers, timeout=120, trust_env=False) as http:
+            yield cls(http)
+
+    def served(self) -> dict[str, str]:
+        """The adapters that the engine serves, by their names: the path that each was loaded from."""
+        response = self._ask("GET", MODELS)
+        try:
+            return {card["id"]: card["root"] for card in response.json()["data"] if card.get("parent")}
+        except (KeyError, TypeError, ValueError) as error:
+            raise BadAnswer(
+                f"{MODELS} answered something that is no list of models: {_short(response.text)}"
+            ) from error
+
+    def load(self, name: str, path: str, *, in_place: bool) -> None:
+        """Loads an adapter; `in_place`, where another of its name is served until then. Raises RefusedAdapter."""
+        question = {"lora_name": name, "lora_path": path, "load_inplace": in_place}
+        self._ask("POST", "/v1/load_lora_adapter", question, refused=(400, 404, 500))
+
+    def unload(self, name: str) -> None:
+        """Has the engine forget an adapter. Requests that run finish."""
+        self._ask("POST", "/v1/unload_lora_adapter", {"lora_name": name})
+
+    def _ask(
+        self, method: str, path: str, question: dict[str, Any] | None = None, refused: tuple[int, ...] = ()
+    ) -> httpx.Response:
+        try:
+            response = self._http.request(method, path, json=question)
+        except httpx.RequestError as error:
+            raise BadAnswer(f"{path}: {type(error).__name__}: {error}") from error
+        if response.status_code == 200:
+            return response
+        if response.status_code in refused:
+            # A route that is not there has another body than an adapter that is not.
+            with contextlib.suppress(KeyError, TypeError, ValueError):
+                raise RefusedAdapter(str(response.json()["error"]["message"])[:_LONGEST_WORDS])
+        raise BadAnswer(f"{path} answered {response.status_code}: {_short(response.text) or 'nothing'}")
 
 
 def direct() -> httpx.Client:
@@ -225,17 +339,114 @@ def waiting(client: httpx.Client, address: str) -> int:
     return _counted(client, address, _WAITING, "vllm:num_requests_waiting")
 
 
+@dataclass(frozen=True)
+class Served:
+    """What an engine has counted since it started, or between two looks.
+
+    Two parts of vLLM count, and a request may be in both: the engine itself (`vllm:request_success_total` by
+    `finished_reason`, of which `error` is a failure and `abort` a client that left; `vllm:admission_rejections_total`),
+    and its HTTP server (`http_requests_total` of prometheus-fastapi-instrumentator, by `handler`, `method` and `status`
+    like `5xx`), which alone counts what fails before the engine has it. So of each figure the larger one holds.
+    """
+
+    finished: int = 0
+    """By the engine, rejected ones included."""
+    failed: int = 0
+    answered: int = 0
+    """By the HTTP server, under /v1."""
+    refused: int = 0
+    """With 5xx."""
+    below: tuple[tuple[float, int], ...] = ()
+    """Histogram of the time to the first token: (seconds, first tokens that came within them), the last is all."""
+
+    @property
+    def requests(self) -> int:
+        return max(self.finished, self.answered)
+
+    @property
+    def errors(self) -> int:
+        return max(self.failed, self.refused)
+
+    @property
+    def first_tokens(self) -> int:
+        return self.below[-1][1] if self.below else 0
+
+    def first_token(self, share: float) -> float | None:
+        """Seconds within which this share of first tokens came, as Prometheus' histogram_quantile has it: linear inside
+        of a bucket, and the last limit for what is beyond it. None without any."""
+        if not self.first_tokens:
+            return None
+        rank, lower, counted = share * self.first_tokens, 0.0, 0
+        for upper, count in self.below:
+            if count >= rank:
+                inside = count - counted
+                return lower if math.isinf(upper) else lower + (upper - lower) * (rank - counted) / (inside or 1)
+            lower, counted = upper, count
+        return lower
+
+    def is_before(self, other: Served | None) -> bool:
+        """Whether it counts less than another, of the same engine, that was seen earlier: it started again."""
+        return other is not None and any(
+            getattr(self, name) < getattr(other, name) for name in ("finished", "answered", "first_tokens")
+        )
+
+    def minus(self, other: Served) -> Served:
+        return self._with(other, -1)
+
+    def plus(self, other: Served) -> Served:
+        return self._with(other, 1)
+
+    def _with(self, other: Served, sign: int) -> Served:
+        own, others = dict(self.below), dict(other.below)
+        return Served(
+            self.finished + sign * other.finished,
+            self.failed + sign * other.failed,
+            self.answered + sign * other.answered,
+            self.refused + sign * other.refused,
+            tuple((limit, own.get(limit, 0) + sign * others.get(limit, 0)) for limit in sorted({*own, *others})),
+        )
+
+
+def served(client: httpx.Client, address: str) -> Served | None:
+    """What a pod's engine has counted; None for one that is gone. Raises BadAnswer when it does not say."""
+    text = _metrics(client, address, "vllm:num_requests_running")
+    if text is None:
+        return None
+    finished = failed = answered = refused = 0
+    below: dict[float, int] = {}
+    for name, labels, value in _SAMPLE.findall(text):
+        if name == "vllm:request_success_total":
+            finished += round(float(value))
+            failed += round(float(value)) if 'finished_reason="error"' in labels else 0
+        elif name == "vllm:admission_rejections_total":
+            finished, failed = finished + round(float(value)), failed + round(float(value))
+        elif name == "http_requests_total":
+            of = dict(_LABEL.findall(labels))
+            if of.get("method") == "POST" and of.get("handler", "").startswith("/v1/"):
+                answered += round(float(value))
+                refused += round(float(value)) if of.get("status", "").startswith("5") else 0
+        elif name == "vllm:time_to_first_token_seconds_bucket":
+            limit = float(dict(_LABEL.findall(labels))["le"])
+            below[limit] = below.get(limit, 0) + round(float(value))
+    return Served(finished, failed, answered, refused, tuple(sorted(below.items())))
+
+
 def _counted(client: httpx.Client, address: str, pattern: re.Pattern[str], name: str) -> int:
+    text = _metrics(client, address, name)
+    return 0 if text is None else round(sum(float(value) for value in pattern.findall(text)))
+
+
+def _metrics(client: httpx.Client, address: str, name: str) -> str | None:
+    """A pod's metrics, which hold the one of this name; None for one that is gone. Raises BadAnswer without it."""
     try:
         response = client.get(f"http://{address}:{names.PORT}/metrics")
     except httpx.ConnectError:
-        return 0
+        return None
     except httpx.TransportError as error:
         raise BadAnswer(f"/metrics of {address}: {type(error).__name__}: {error}") from error
-    counts = pattern.findall(response.text)
-    if response.status_code != 200 or not counts:
+    if response.status_code != 200 or f"\n{name}{{" not in f"\n{response.text}":
         raise BadAnswer(f"/metrics of {address} answered {response.status_code}, without {name}")
-    return round(sum(float(value) for value in counts))
+    return response.text
 
 
 def _thought(said: dict[str, Any]) -> Any:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,7 @@ APP = "app.kubernetes.io/name"
 _OF_OTHERS_TOO = ("Namespace", "ServiceAccount")
 """What other deployments may use too: no deployment's label is on it."""
 
-_ORIGIN = {"model", "commit", "weights_key", "weights_uri", "disk_image"}
+_ORIGIN = {"model", "commit", "weights_key", "weights_uri", "adapters_key", "disk_image"}
 """What a generation's Deployment says of its release (serving/deployment/record.py: Known)."""
 ENTRIES = ("Service", "HTTPRoute")
 """The kinds of an entry, of which a deployment has one."""
@@ -148,14 +149,32 @@ def scaling(settings: Settings, generation: str) -> list[Object]:
 
 def temporary(settings: Settings, release: Release) -> list[Object]:
     """What is there while the release's generation is made, and goes when it is, of the run that makes it."""
-    items = _scope(settings, "temporary", _values(settings, release), release.generation)
+    values = _values(settings, release) | _entered(settings, release.generation)
+    items = _scope(settings, "temporary", values, release.generation)
     for item in items:
         item["metadata"]["labels"][names.RUN] = release.run_id
     return items
 
 
-def entry(settings: Settings, generation: str) -> Object:
-    """The one object that says who is live, saying that `generation` is. Promote alone applies it."""
+def entry(settings: Settings, shares: Mapping[str, int]) -> Object:
+    """The one object that says who is live, by the `shares` that generations have of the requests: 100 for one alone.
+    A Service sends them all to one. Promote alone applies it."""
+    each = {generation: _entry(settings, generation) for generation in shares}
+    item = next(iter(each.values()))
+    if item["kind"] != "HTTPRoute":
+        if len(each) != 1:
+            raise ValueError(f"a {item['kind']} sends requests to one generation, not to {', '.join(shares)}")
+        return item
+    for number, rule in enumerate(item["spec"]["rules"]):
+        rule["backendRefs"] = [
+            {**backend, "weight": shares[generation]}
+            for generation, own in each.items()
+            for backend in copy.deepcopy(own["spec"]["rules"][number].get("backendRefs", []))
+        ]
+    return item
+
+
+def _entry(settings: Settings, generation: str) -> Object:
     (item,) = (item for item in entry_objects(settings, generation) if item["kind"] in ENTRIES)
     return item
 
@@ -167,10 +186,13 @@ def followers(settings: Settings, generation: str) -> list[Object]:
 
 def entry_objects(settings: Settings, generation: str) -> list[Object]:
     """What clients come in by."""
-    values = _values(settings) | {"generation": generation}
-    for _, own in features.answers(settings, "entered", generation):
-        values |= own
+    values = _values(settings) | {"generation": generation} | _entered(settings, generation)
     return _scope(settings, "entry", values)
+
+
+def _entered(settings: Settings, generation: str) -> dict[str, Any]:
+    """Where an entry sends a generation's requests."""
+    return {key: value for _, own in features.answers(settings, "entered", generation) for key, value in own.items()}
 
 
 def patched(settings: Settings, item: Object, *, by_name: bool = False) -> Object:

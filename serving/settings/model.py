@@ -28,6 +28,7 @@ from serving.settings.sections import (
     Accelerator,
     Adapter,
     Assistant,
+    Canary,
     Engine,
     Hub,
     Images,
@@ -110,7 +111,8 @@ class Settings(_FeatureSections):
     takes what the revision has."""
     adapters: dict[AdapterName, Adapter] = Field({}, max_length=32)
     """LoRA adapters, each a model that clients ask for by its NAME: {NAME: {model: org/name, revision: main, source:
-    null}}. One of them with other weights makes a new generation."""
+    null}}. One of them with other weights makes a new generation, unless the feature live-adapters changes them in
+    place."""
     assistant: Assistant | None = None
     """A draft model that makes answers come faster and no different (speculative decoding): {model:
     google/gemma-4-E4B-it-assistant, revision: main, source: null, num_speculative_tokens: null}."""
@@ -127,6 +129,7 @@ class Settings(_FeatureSections):
     engine: Engine = Engine()
     serving: Serving = Serving()
     validation: Validation = Validation()
+    canary: Canary = Canary()
     images: Images = Images()
     lease: Lease = Lease()
     vertex: Vertex = Vertex()
@@ -239,6 +242,21 @@ class Settings(_FeatureSections):
                 "rollout: replace and promotion: manual do not go together: the generation that waits for a person has "
                 "the accelerators of the live one, and nothing would serve meanwhile. Keep promotion: automatic, or "
                 "have accelerators for two and rollout: beside"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_canary_has_two_generations_behind_a_gateway(self) -> Settings:
+        if not self.has_gateway and self.canary != Canary():
+            raise ValueError(
+                "canary: a Service sends all requests to one generation, so they move at once. Shares of them are for "
+                "a gateway: set features: [gateway] or [inference-gateway], or leave canary out"
+            )
+        if self.has_gateway and self.rollout == "replace" and self.canary.steps:
+            raise ValueError(
+                "rollout: replace and canary.steps do not go together: where one generation makes room for the other, "
+                "no two of them can share the requests. Set canary.steps: [], or have accelerators for two and "
+                "rollout: beside"
             )
         return self
 
@@ -363,9 +381,17 @@ class Settings(_FeatureSections):
         )
 
     @property
+    def has_live_adapters(self) -> bool:
+        """Whether adapters change in place."""
+        return "live-adapters" in self.chosen_features
+
+    @property
     def adapters_at_once(self) -> int:
         """Adapters that one batch may mix: each takes its own part of a card's memory."""
-        return self.engine.number("--max-loras") or min(len(self.adapters), _ADAPTERS_AT_ONCE)
+        at_once: int = min(len(self.adapters), _ADAPTERS_AT_ONCE)
+        if self.has_live_adapters:
+            at_once = self.section("live-adapters").at_once
+        return self.engine.number("--max-loras") or at_once
 
     def wish(self, adapter_rank: int = 0, assistant_bytes: int = 0) -> Wish:
         """What the model is to run on, and how. The arguments are what resolve_model finds out."""
