@@ -157,6 +157,7 @@ def _status_words(found: dict[str, Any], now: datetime.datetime) -> str:
                 f"{pods['ready']} of {pods['wanted']} pods are ready",
                 *([_down_words(live["down"], now)] if live["down"] else []),
                 *([_validated(live["validated"], now)] if live["validated"] else []),
+                *live["unreachable"],
                 *([f"pinned: {live['pinned']}"] if live["pinned"] else []),
             ],
         )
