@@ -34,7 +34,8 @@ PICKER = "gemma-pipelines/picker"
 """Label of an endpoint picker's pods: the generation that it picks pods of. They have no label GENERATION: a pod that
 has one serves."""
 CANARY = "gemma-pipelines/canary"
-"""Annotation of an HTTPRoute that serves two generations: JSON, `{"live", "candidate", "step", "since", "run"}`."""
+"""Annotation of an HTTPRoute that serves two generations: JSON, `{"live", "candidate", "step", "since", "run"}`, and
+`"asked"` where a person wants it to end (serving/deployment/canary.py)."""
 
 PLACE = "gemma-pipelines-place"
 """Label in Compute Engine: digest of the deployment's place, on everything of one deployment."""

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from serving import names
 from serving.clients import kubernetes, patience
 from serving.clients.kubernetes import Cluster
-from serving.deployment import lease, leftovers, record, replacement, traffic
+from serving.deployment import canary, lease, leftovers, record, replacement, traffic
 from serving.errors import LeaseLostError, PipelineError
 from serving.outcome import Outcome, recorded
 from serving.settings import Settings, validated
@@ -72,10 +72,12 @@ class Step:
             traffic.bring_up(cluster, self.settings, self.release.generation, wanted, self.outcome.say)
 
     def give_back(self, cluster: Cluster, *, in_a_hurry: bool = False) -> None:
-        """Whoever made room for the generation comes back, and no other attempt of this run takes it down again. Where
-        nobody did, the accelerators of a step that was told to end are given back."""
+        """The requests of a canary are the live generation's again. Whoever made room for the generation comes back,
+        and no other attempt of this run takes it down again. Where nobody did, the accelerators of a step that was told
+        to end are given back."""
         generation, say = self.release.generation, self.outcome.say
         try:
+            canary.put_back(cluster, self.settings, run_id=self.release.run_id, say=say, patient=not in_a_hurry)
             known = record.read(cluster, self.settings)
             if known.down:
                 self.outcome.no_other_attempt = True

@@ -9,7 +9,7 @@ from serving import features, names
 from serving.clients import google, kubernetes, proxies, storage
 from serving.clients.kubernetes import Cluster, ConflictError, Object
 from serving.deployment import bindings as grants
-from serving.deployment import caches, leftovers, record, replacement
+from serving.deployment import caches, canary, leftovers, record, replacement
 from serving.deployment.record import Record
 from serving.errors import AccessError, PipelineError, RequestError
 from serving.features import Binding
@@ -32,6 +32,7 @@ def run(settings: dict[str, Any], release: dict[str, Any]) -> None:
         changed = ensure_namespace(cluster, render.namespace(config), config)
         with step.holding_lease(cluster, take=True):
             known = ensure_record(cluster, config, outcome.say)
+            changed += end_canary(cluster, config, target.run_id, outcome.say)
             changed += bring_back(cluster, config, known, target.run_id, outcome.say)
             changed += leftovers.remove(cluster, config, known, target.run_id, target.generation, outcome.say)
             if config.engine.api_key_secret:
@@ -63,6 +64,17 @@ def other_deployments(cluster: Cluster, settings: Settings) -> list[str]:
     """The other deployments with servers in the namespace, by their names."""
     servers = cluster.list("Deployment", settings.namespace, labels=names.DEPLOYMENT)
     return sorted({str(server["metadata"]["labels"][names.DEPLOYMENT]) for server in servers} - {settings.name})
+
+
+def end_canary(cluster: Cluster, settings: Settings, run_id: str, say: Say) -> list[str]:
+    """Gives the live generation all requests again where a run died that had given another a share of them. Returns
+    what was changed."""
+    try:
+        candidate = canary.put_back(cluster, settings, run_id=run_id, say=say)
+    except PipelineError as error:
+        say(f"a canary that a run left stays as it is: {error}. This run goes on")
+        return []
+    return [f"the share of {candidate}"] if candidate else []
 
 
 def bring_back(cluster: Cluster, settings: Settings, known: Record, run_id: str, say: Say) -> list[str]:

@@ -6,19 +6,23 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from components.promote_generation.canary import Walk
 from serving.clients import storage
 from serving.clients.kubernetes import Cluster
-from serving.deployment import lease, record, replacement, traffic
+from serving.deployment import canary, lease, leftovers, record, replacement, traffic
+from serving.deployment.discarding import discard, take_disk_image_away
+from serving.deployment.entrance import Note
 from serving.deployment.record import Measured, Pin, Record
-from serving.errors import InconclusiveError, PipelineError, RequestError
+from serving.errors import InconclusiveError, PipelineError, ReleaseError, RequestError
 from serving.log import Say
-from serving.settings import Settings
+from serving.settings import Settings, in_seconds
 from serving.step import opened
 from serving.weights.release import Release
 
 
 def run(settings: dict[str, Any], release: dict[str, Any]) -> None:
-    """Promotes the release's generation, or with `promotion: manual` notes that it waits for a person."""
+    """Promotes the release's generation, or with `promotion: manual` notes that it waits for a person. One that turns
+    out worse than the live one while it takes over is discarded, and the run fails."""
     with opened("promote_generation", settings, release) as step, step.cluster() as cluster:
         outcome, target = step.outcome, step.release
         measured = measured_in(outcome.folder)
@@ -26,10 +30,30 @@ def run(settings: dict[str, Any], release: dict[str, Any]) -> None:
             wait_for_a_person(cluster, step.settings, target, measured)
             outcome.skipped(f"{target.generation} is validated; {record.command('promote')} puts it into service")
             outcome.details["decision"] = "validated"
-        elif promote(cluster, step.settings, target, outcome.say, measured):
-            outcome.succeeded(f"{target.generation} serves")
+            return
+        walk = Walk(cluster, step.settings, target.run_id, outcome.say)
+        try:
+            moved = promote(cluster, step.settings, target, outcome.say, measured, walk)
+        except ReleaseError as error:
+            discard(cluster, step.settings, target, [str(error)], outcome.say)
+            take_disk_image_away(cluster, step.settings, target, outcome.say)
+            raise
+        finally:
+            if walk.steps:
+                outcome.details["canary"] = walk.steps
+                outcome.details["warnings"] = walk.warnings
+        if moved:
+            outcome.succeeded(f"{target.generation} serves{words(walk)}")
         else:
             outcome.skipped(f"{target.generation} already served")
+
+
+def words(walk: Walk) -> str:
+    """What a canary came to that went to its end, for the outcome's message."""
+    if not walk.steps:
+        return ""
+    last = f", {walk.warnings[-1]}" if walk.warnings else ""
+    return f" after {len(walk.steps)} steps of a canary{last}"
 
 
 def measured_in(folder: str) -> Measured | None:
@@ -38,7 +62,14 @@ def measured_in(folder: str) -> Measured | None:
     return Measured.model_validate(found["measured"]) if found.get("measured") else None
 
 
-def promote(cluster: Cluster, settings: Settings, release: Release, say: Say, measured: Measured | None = None) -> bool:
+def promote(
+    cluster: Cluster,
+    settings: Settings,
+    release: Release,
+    say: Say,
+    measured: Measured | None = None,
+    gradually: traffic.Gradually | None = None,
+) -> bool:
     """Moves the traffic to the release's generation. Returns False when it already served.
 
     Raises InconclusiveError when another generation is live than the one that this run found.
@@ -50,7 +81,8 @@ def promote(cluster: Cluster, settings: Settings, release: Release, say: Say, me
             "Run again"
         )
     known.remember(release, measured)
-    return traffic.move(cluster, settings, known, release.generation, run_id=release.run_id, say=say)
+    run_id, generation = release.run_id, release.generation
+    return traffic.move(cluster, settings, known, generation, run_id=run_id, say=say, gradually=gradually)
 
 
 def wait_for_a_person(cluster: Cluster, settings: Settings, release: Release, measured: Measured | None = None) -> None:
@@ -82,27 +114,64 @@ def roll_back(cluster: Cluster, settings: Settings, generation: str | None, say:
 def _by_hand(cluster: Cluster, settings: Settings, verb: str, generation: str | None, say: Say) -> Record:
     run_id = f"{verb}-{time.strftime('%Y%m%d%H%M%S', time.gmtime())}"
     # Asked before the Lease is taken: a wrong request writes nothing.
-    _target(record.read(cluster, settings), verb, generation)
+    there = canary.going_on(cluster, settings)
+    target = _target(record.read(cluster, settings), verb, generation, there)
+    if there and _goes_on(cluster, settings, there):
+        settings = _end_canary(cluster, settings, there, "promote" if target == there.candidate else "rollback", say)
     lease.take(cluster, settings, run_id, say)
     try:
         with lease.held(cluster, settings, run_id):
             known = record.read(cluster, settings)
-            target, before, pinned = _target(known, verb, generation), known.live, known.pinned
+            there = canary.going_on(cluster, settings)
+            target, before, pinned = _target(known, verb, target, there), known.live, known.pinned
             known.pinned = _pin(known, target) if verb == "rollback" else None
+            # Who goes back, or has seen a canary, wants no other.
+            at_once = verb == "rollback" or (there is not None and there.candidate == target)
+            walk = None if at_once else Walk(cluster, settings, run_id, say)
             try:
                 _make_way(cluster, settings, known, target, run_id, say)
-                traffic.move(cluster, settings, known, target, run_id=run_id, say=say)
+                traffic.move(cluster, settings, known, target, run_id=run_id, say=say, gradually=walk)
             except BaseException as error:
                 if known.live != target:
                     # Nothing moved: it stays as it was, the pin too.
                     known.pinned = pinned
                     _take_back(cluster, settings, known, run_id, say, in_a_hurry=not isinstance(error, PipelineError))
+                    if isinstance(error, ReleaseError):
+                        _turn_down(cluster, settings, known, target, run_id, error, say)
                 raise
-            for words in _what_became(before, pinned, known):
-                say(words)
+            for line in _what_became(before, pinned, known):
+                say(line)
             return known
     finally:
         lease.give_back(cluster, settings, run_id)
+
+
+def _goes_on(cluster: Cluster, settings: Settings, there: Note) -> bool:
+    """Whether the canary's run is alive, as far as its Lease says."""
+    held = cluster.get("Lease", settings.name, settings.namespace)
+    return held is not None and lease.holder(held) == there.run and lease.free_at(held) > time.time()
+
+
+def _end_canary(cluster: Cluster, settings: Settings, there: Note, verb: str, say: Say) -> Settings:
+    """Has the run whose canary it is end it, which takes it a second. Returns the settings with the patience that it
+    needs until that run has cleaned up and given the Lease back, or until its Lease has run out."""
+    canary.ask(cluster, settings, there, verb)
+    ends = f"give {there.candidate} all requests" if verb == "promote" else f"give {there.live} all requests again"
+    say(f"told the run {there.run} to {ends}; it ends by itself")
+    wait = max(in_seconds(settings.lease.wait), in_seconds(settings.lease.duration))
+    return settings.model_copy(update={"lease": settings.lease.model_copy(update={"wait": f"{wait:.0f}s"})})
+
+
+def _turn_down(
+    cluster: Cluster, settings: Settings, known: Record, generation: str, run_id: str, error: ReleaseError, say: Say
+) -> None:
+    """Has a generation that was worse rejected and taken away; one that has served before stays, at rest."""
+    traffic.rest(cluster, settings, generation)
+    if generation in known.kept and generation != known.validated:
+        return
+    known.turn_down(generation, [str(error)], run_id)
+    known.write(cluster, settings)
+    leftovers.remove_generation(cluster, settings, generation, say)
 
 
 def _make_way(cluster: Cluster, settings: Settings, known: Record, target: str, run_id: str, say: Say) -> None:
@@ -144,18 +213,21 @@ def _what_became(before: str, pinned: Pin | None, known: Record) -> Iterator[str
         yield f"the pin to {pinned.generation} is lifted"
 
 
-def _target(known: Record, verb: str, generation: str | None) -> str:
-    """The generation that the command means."""
-    there = sorted(known.named - {known.live})
-    choices = f"There are: {', '.join(there)}" if there else "There is no other generation in the cluster"
+def _target(known: Record, verb: str, generation: str | None, there: Note | None) -> str:
+    """The generation that the command means; `there`: a canary that goes on, or was left."""
+    named = known.named | ({there.candidate} if there else set())
+    others = sorted(named - {known.live})
+    choices = f"There are: {', '.join(others)}" if others else "There is no other generation in the cluster"
     if generation:
-        if generation not in known.named:
+        if generation not in named:
             raise RequestError(f"generation {generation} is not in the cluster's record. {choices}")
         return generation
+    if there:
+        return there.candidate if verb == "promote" else there.live
     if verb == "rollback" and known.down:
         return known.live  # It made room for another, and nobody is there to bring it back.
     found = known.previous if verb == "rollback" else known.validated
     if not found:
         nothing = "no previous generation to go back to" if verb == "rollback" else "no validated generation waiting"
-        raise RequestError(f"{nothing}. {choices}" + (f"; name one with `{verb} --to GENERATION`" if there else ""))
+        raise RequestError(f"{nothing}. {choices}" + (f"; name one with `{verb} --to GENERATION`" if others else ""))
     return found

@@ -21,6 +21,8 @@ class Situation:
     """The generation that the entry selects."""
     down: str = ""
     """That the live generation is down since a run died that replaced it, in words."""
+    canary: str = ""
+    """That another generation has a share of the requests, in words."""
     entry_as_wanted: bool = False
     """Whether that is the release's alone, by an entry as the settings have it."""
     replicas: int = 0
@@ -112,6 +114,8 @@ def _wrong(settings: Settings, release: Release, situation: Situation, digest: s
         return situation.down
     if serving and situation.serving != release.generation:
         return f"{settings.name} sends requests to {situation.serving or 'no generation'}"
+    if serving and situation.canary:
+        return situation.canary
     if serving and not situation.entry_as_wanted:
         return f"the settings of {settings.name}, which clients call, changed"
     if not situation.settings_digest:

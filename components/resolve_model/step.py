@@ -23,13 +23,14 @@ from serving.deployment import (
     adapters,
     autoscaling,
     caches,
+    canary,
+    entrance,
     gateway,
     lease,
     leftovers,
     record,
     replacement,
     replicas,
-    traffic,
 )
 from serving.deployment.record import Record
 from serving.errors import PipelineError, ReleaseError, RequestError
@@ -99,6 +100,8 @@ def run(
         known = record.read(cluster, settings)
         # Whatever becomes of this run, its exit task brings that one back.
         outcome.details["down"] = known.down.generation if known.down else ""
+        left = canary.going_on(cluster, settings)
+        outcome.details["canary"] = left.candidate if left else ""
         release = name_release(
             settings,
             outcome.run_id,
@@ -453,8 +456,9 @@ def look_around(cluster: Cluster, settings: Settings, release: Release, known: R
     down = known.down
     return Situation(
         down=f"the run {down.run_id} took it down at {down.since} for {down.candidate}" if down else "",
+        canary=_in_words(entrance.note_of(entry)),
         serving=record.serving_generation(entry),
-        entry_as_wanted=traffic.is_as_wanted(settings, release.generation, entry),
+        entry_as_wanted=entrance.is_as_wanted(settings, {release.generation: 100}, entry),
         replicas=replicas.wanted(deployment) if deployment else 0,
         settled=deployment is not None and replicas.settled(settings, deployment),
         autoscaler=autoscaling.amiss(cluster, settings, release.generation) if deployment else "",
@@ -472,6 +476,11 @@ def look_around(cluster: Cluster, settings: Settings, release: Release, known: R
         adapters=adapters.amiss(cluster, settings, release) if deployment else "",
         damage=tuple(damage(*release.weights_uris)),
     )
+
+
+def _in_words(canary: entrance.Note | None) -> str:
+    """A canary that goes on, or that a dead run left; empty without one."""
+    return f"the run {canary.run} gave {canary.candidate} a share of its requests at {canary.since}" if canary else ""
 
 
 def damage(*weights_uris: str) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from components.write_report import page, summary
 from serving import log, names
 from serving.clients import kubernetes, storage
-from serving.deployment import adapters, disk_images, lease, leftovers, record, replacement
+from serving.deployment import adapters, canary, disk_images, lease, leftovers, record, replacement
 from serving.errors import PipelineError, RejectedBeforeError, ReleaseError, RequestError
 from serving.log import Say
 from serving.settings import Settings, from_parameters
@@ -84,22 +84,29 @@ def began_to_write(outcomes: list[dict[str, Any]]) -> bool:
 
 
 def may_be_down(outcomes: list[dict[str, Any]]) -> bool:
-    """Whether resolve_model found that a dead run had taken the live generation down, or never came to look."""
-    return any(outcome["name"] == "resolve_model" and outcome.get("down") != "" for outcome in outcomes)
+    """Whether resolve_model found that a dead run had taken the live generation down, or had left a canary, or never
+    came to look."""
+    found = [outcome for outcome in outcomes if outcome["name"] == "resolve_model"]
+    return any(outcome.get("down") != "" or outcome.get("canary", "") != "" for outcome in found)
 
 
 def clean_up(settings: Settings, run_id: str, say: Say) -> None:
-    """Has a generation that made room serve again, then removes what this run left by its label. Where the run does not
-    hold the Lease (any more), that is the holder's to do, and when nobody does, the first alone is this run's."""
+    """Gives the requests of a canary back and has a generation that made room serve again, then removes what this run
+    left by its label. Where the run does not hold the Lease (any more), that is the holder's to do, and when nobody
+    does, all but the last is this run's."""
     cluster = kubernetes.connect(settings)
     known = record.read(cluster, settings)
     found = cluster.get("Lease", settings.name, settings.namespace)
-    if known.down and found and lease.free_at(found) <= time.time():
+    if (known.down or canary.going_on(cluster, settings)) and found and lease.free_at(found) <= time.time():
         lease.take(cluster, settings, run_id, say)
     elif found is None or lease.holder(found) != run_id:
         return
     try:
         with lease.held(cluster, settings, run_id):
+            try:
+                canary.put_back(cluster, settings, run_id=run_id, say=say)
+            except PipelineError as error:
+                say(f"the canary stays as it is ({error}); the next run, or `rollback`, ends it")
             try:
                 replacement.bring_back(cluster, settings, known, run_id=run_id, say=say)
             except PipelineError as error:

@@ -148,8 +148,7 @@ def up(
         expose=[
             {
                 "namespace": settings.namespace,
-                "service": settings.name,
-                "port": 8000,
+                **_entry(settings),
                 "address": "127.0.0.1:0",
                 "file": str(endpoint),
             }
@@ -170,6 +169,13 @@ def up(
                     endpoint.unlink()  # Nobody answers there any more.
     except EmulatorFailed as error:
         raise PipelineError(f"the emulators did not start: {error}. {state.about_logs(folder)}") from error
+
+
+def _entry(settings: Settings) -> dict[str, Any]:
+    """What requests come in by: the stable Service, or a Gateway's listener."""
+    if "inference-gateway" in settings.chosen_features:
+        return {"gateway": settings.name, "port": 80}
+    return {"service": settings.name, "port": 8000}
 
 
 def _is_autopilot(settings: Settings) -> bool:

@@ -145,7 +145,7 @@ def _of_objects(
     for body in [*rendered.shared, *temporary, *rendered.generation]:
         in_place = settings.rollout == "replace" and body["kind"] == "Deployment"
         yield from _compared(needs, cluster, body, namespace_is_there=there, in_place=in_place)
-    entry = render.entry(settings, release.generation)
+    entry = render.entry(settings, {release.generation: 100})
     now = record.serving_generation(record.entry(cluster, settings))
     words = [f"sends requests to {release.generation}" + (f" instead of {now}" if now else "")]
     yield objects.change(entry, "change" if now else "create", words if now != release.generation else [])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import os
 import re
 import ssl
@@ -33,6 +34,8 @@ _LONGEST_WORDS = 600
 """Characters of what an engine has against an adapter."""
 _UNFINISHED = re.compile(r"^vllm:num_requests_(?:running|waiting)\{[^}]*\} (\S+)$", re.M)
 _WAITING = re.compile(r"^vllm:num_requests_waiting\{[^}]*\} (\S+)$", re.M)
+_SAMPLE = re.compile(r"^([a-zA-Z_:]+)(?:\{([^}]*)\})? (\S+)$", re.M)
+_LABEL = re.compile(r'(\w+)="([^"]*)"')
 
 
 class BadAnswer(Exception):
@@ -336,17 +339,114 @@ def waiting(client: httpx.Client, address: str) -> int:
     return _counted(client, address, _WAITING, "vllm:num_requests_waiting")
 
 
+@dataclass(frozen=True)
+class Served:
+    """What an engine has counted since it started, or between two looks.
+
+    Two parts of vLLM count, and a request may be in both: the engine itself (`vllm:request_success_total` by
+    `finished_reason`, of which `error` is a failure and `abort` a client that left; `vllm:admission_rejections_total`),
+    and its HTTP server (`http_requests_total` of prometheus-fastapi-instrumentator, by `handler`, `method` and `status`
+    like `5xx`), which alone counts what fails before the engine has it. So of each figure the larger one holds.
+    """
+
+    finished: int = 0
+    """By the engine, rejected ones included."""
+    failed: int = 0
+    answered: int = 0
+    """By the HTTP server, under /v1."""
+    refused: int = 0
+    """With 5xx."""
+    below: tuple[tuple[float, int], ...] = ()
+    """Histogram of the time to the first token: (seconds, first tokens that came within them), the last is all."""
+
+    @property
+    def requests(self) -> int:
+        return max(self.finished, self.answered)
+
+    @property
+    def errors(self) -> int:
+        return max(self.failed, self.refused)
+
+    @property
+    def first_tokens(self) -> int:
+        return self.below[-1][1] if self.below else 0
+
+    def first_token(self, share: float) -> float | None:
+        """Seconds within which this share of first tokens came, as Prometheus' histogram_quantile has it: linear inside
+        of a bucket, and the last limit for what is beyond it. None without any."""
+        if not self.first_tokens:
+            return None
+        rank, lower, counted = share * self.first_tokens, 0.0, 0
+        for upper, count in self.below:
+            if count >= rank:
+                inside = count - counted
+                return lower if math.isinf(upper) else lower + (upper - lower) * (rank - counted) / (inside or 1)
+            lower, counted = upper, count
+        return lower
+
+    def is_before(self, other: Served | None) -> bool:
+        """Whether it counts less than another, of the same engine, that was seen earlier: it started again."""
+        return other is not None and any(
+            getattr(self, name) < getattr(other, name) for name in ("finished", "answered", "first_tokens")
+        )
+
+    def minus(self, other: Served) -> Served:
+        return self._with(other, -1)
+
+    def plus(self, other: Served) -> Served:
+        return self._with(other, 1)
+
+    def _with(self, other: Served, sign: int) -> Served:
+        own, others = dict(self.below), dict(other.below)
+        return Served(
+            self.finished + sign * other.finished,
+            self.failed + sign * other.failed,
+            self.answered + sign * other.answered,
+            self.refused + sign * other.refused,
+            tuple((limit, own.get(limit, 0) + sign * others.get(limit, 0)) for limit in sorted({*own, *others})),
+        )
+
+
+def served(client: httpx.Client, address: str) -> Served | None:
+    """What a pod's engine has counted; None for one that is gone. Raises BadAnswer when it does not say."""
+    text = _metrics(client, address, "vllm:num_requests_running")
+    if text is None:
+        return None
+    finished = failed = answered = refused = 0
+    below: dict[float, int] = {}
+    for name, labels, value in _SAMPLE.findall(text):
+        if name == "vllm:request_success_total":
+            finished += round(float(value))
+            failed += round(float(value)) if 'finished_reason="error"' in labels else 0
+        elif name == "vllm:admission_rejections_total":
+            finished, failed = finished + round(float(value)), failed + round(float(value))
+        elif name == "http_requests_total":
+            of = dict(_LABEL.findall(labels))
+            if of.get("method") == "POST" and of.get("handler", "").startswith("/v1/"):
+                answered += round(float(value))
+                refused += round(float(value)) if of.get("status", "").startswith("5") else 0
+        elif name == "vllm:time_to_first_token_seconds_bucket":
+            limit = float(dict(_LABEL.findall(labels))["le"])
+            below[limit] = below.get(limit, 0) + round(float(value))
+    return Served(finished, failed, answered, refused, tuple(sorted(below.items())))
+
+
 def _counted(client: httpx.Client, address: str, pattern: re.Pattern[str], name: str) -> int:
+    text = _metrics(client, address, name)
+    return 0 if text is None else round(sum(float(value) for value in pattern.findall(text)))
+
+
+def _metrics(client: httpx.Client, address: str, name: str) -> str | None:
+    """A pod's metrics, which hold the one of this name; None for one that is gone. Raises BadAnswer without it."""
     try:
         response = client.get(f"http://{address}:{names.PORT}/metrics")
     except httpx.ConnectError:
-        return 0
+        return None
     except httpx.TransportError as error:
         raise BadAnswer(f"/metrics of {address}: {type(error).__name__}: {error}") from error
-    counts = pattern.findall(response.text)
-    if response.status_code != 200 or not counts:
+    if response.status_code != 200 or f"\n{name}{{" not in f"\n{response.text}":
         raise BadAnswer(f"/metrics of {address} answered {response.status_code}, without {name}")
-    return round(sum(float(value) for value in counts))
+    return response.text
 
 
 def _thought(said: dict[str, Any]) -> Any:

@@ -125,10 +125,12 @@ def run_jobs(
 
 
 @contextmanager
-def running_job(cluster: Cluster, settings: Settings, *, args: list[str], **terms: Unpack[Terms]) -> Iterator[Watch]:
+def running_job(
+    cluster: Cluster, settings: Settings, *, args: list[str], part: str = "", **terms: Unpack[Terms]
+) -> Iterator[Watch]:
     """A Job that works while the block runs, and is gone after it, however that ends. The block follows it: it shows
     the Job every change of its `subjects`, and looks whether it has come to an `end`."""
-    body, say = manifest(settings, Work(args), **terms), terms["say"]
+    body, say = manifest(settings, Work(args, part), **terms), terms["say"]
     try:
         watch = Watch(cluster, _create_or_take_over(cluster, body, say), say, math.inf)
         with watch.log:

@@ -227,14 +227,18 @@ class Record(BaseModel):
 
         Returns the generations whose rejection is forgotten for it, the oldest: a record has to fit its ConfigMap.
         """
-        generation, reason = release.generation, "; ".join(reasons) or "it did not pass"
-        if len(reason) > _LONGEST_REASON:
-            reason = f"{reason[:_LONGEST_REASON]}… (the report of {release.run_id} has the rest)"
         self.remember(release)
+        return self.turn_down(release.generation, reasons, release.run_id)
+
+    def turn_down(self, generation: str, reasons: list[str], run_id: str) -> list[str]:
+        """The same of a generation whose origin is noted."""
+        reason = "; ".join(reasons) or "it did not pass"
+        if len(reason) > _LONGEST_REASON:
+            reason = f"{reason[:_LONGEST_REASON]}… (the report of {run_id} has the rest)"
         self.forget(generation)
         self.rejected.pop(generation, None)
         older = sorted(self.rejected, key=lambda name: self.rejected[name].at)
-        self.rejected[generation] = Rejection(reason=reason, at=now(), run_id=release.run_id)
+        self.rejected[generation] = Rejection(reason=reason, at=now(), run_id=run_id)
         forgotten = []
         while older and len(self._text().encode()) > _LARGEST:
             forgotten.append(older.pop(0))
@@ -351,7 +355,7 @@ def _config_map(settings: Settings, text: str) -> Object:
 
 def entry(cluster: Cluster, settings: Settings) -> Object | None:
     """The one object whose selector or weights say who is live, as it is in the cluster: None before a promotion."""
-    same_for_all = render.entry(settings, "GENERATION")
+    same_for_all = render.entry(settings, {"GENERATION": 100})
     return cluster.get(same_for_all["kind"], same_for_all["metadata"]["name"], settings.namespace)
 
 

@@ -10,24 +10,33 @@ is live (record.py), and a kept generation that still runs is scaled down (lefto
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from serving import names
-from serving.clients.kubernetes import Cluster, ConflictError, Object, Subject
-from serving.deployment import autoscaling, gateway, replicas
-from serving.deployment.job import run_job
-from serving.deployment.record import Record, backends, entry, serving_generation
-from serving.errors import InconclusiveError, PipelineError, RequestError, ToldToEnd
+from serving.clients.kubernetes import Cluster, Object, Subject
+from serving.deployment import autoscaling, canary, draining, entrance, gateway, replicas
+from serving.deployment.record import Record, entry, serving_generation
+from serving.errors import InconclusiveError, RequestError, ToldToEnd
 from serving.log import Say
-from serving.rendering import engine, render
 from serving.settings import Settings, in_seconds
 
-_SAYS_WHO_IS_LIVE = {"Service": ("selector", ""), "HTTPRoute": ("rules", "group: gateway.networking.k8s.io, ")}
-"""Kind of an entry → the field of its spec that is the pipeline's alone, and the group as Argo CD wants it told."""
+Gradually = Callable[[str, str], None]
+"""Takes the requests from one generation (the first) to another in steps, up to the last one. Raises ReleaseError or
+InconclusiveError when they are the first one's again."""
 
 
-def move(cluster: Cluster, settings: Settings, record: Record, generation: str, *, run_id: str, say: Say) -> bool:
-    """Makes `generation` the one that serves, where `record.live` serves now, by an entry as the settings have it.
-    Returns False when all of that was so already.
+def move(
+    cluster: Cluster,
+    settings: Settings,
+    record: Record,
+    generation: str,
+    *,
+    run_id: str,
+    say: Say,
+    gradually: Gradually | None = None,
+) -> bool:
+    """Makes `generation` the one that serves, where `record.live` serves now, by an entry as the settings have it:
+    `gradually`, where there is one that can be. Returns False when all of that was so already.
 
     Raises RequestError when another field manager owns the entry, InconclusiveError when the generation does not come
     up or somebody else moved the traffic meanwhile.
@@ -41,21 +50,32 @@ def move(cluster: Cluster, settings: Settings, record: Record, generation: str, 
         # It may have rested, or the live one have grown since: no autoscaler takes back what is brought up now.
         autoscaling.put(cluster, settings, generation, run_id, say, pods=wanted)
     bring_up(cluster, settings, generation, wanted, say)
-    gateway.wait_for_picker(cluster, settings, generation, say)
     record.write(cluster, settings)
+    there = canary.going_on(cluster, settings)
+    if there and there.candidate != generation:
+        canary.put_back(cluster, settings, run_id=run_id, say=say)
+    replaced = before if before != generation else ""
+    # Who has no ready pod has no requests to share.
+    if gradually and replaced and settings.has_gateway and replicas.answering(live):
+        gradually(before, generation)
     gateway.follow(cluster, settings, generation, say)
-    changed = _switch(cluster, settings, generation, expected=before)
+    shares = {generation: 100}
+    if replaced and settings.has_gateway and entry(cluster, settings):
+        shares = {before: 0, generation: 100}  # Its requests are to end before a load balancer forgets it.
+    changed = entrance.send(cluster, settings, shares, _still(settings, before, generation))
     record.put_live(generation)
     record.serves_again(run_id)
     record.write(cluster, settings)
     if changed:
-        instead = f", not to {before}" if before and before != generation else ""
+        instead = f", not to {replaced}" if replaced else ""
         say(f"{settings.name} sends requests to {generation}{instead}")
     if before != generation or autoscaling.amiss(cluster, settings, generation):
         autoscaling.renew(cluster, settings, generation, run_id, say)
-    if before and before != generation:
+    if replaced:
         try:
-            _drain(cluster, settings, before, run_id=run_id, say=say)
+            draining.drain(cluster, settings, before, run_id=run_id, say=say)
+            if settings.has_gateway:
+                canary.take_out(cluster, settings, generation)
         except ToldToEnd:
             # Its pods finish what they still run in the time that they have to end.
             rest(cluster, settings, before)
@@ -64,19 +84,18 @@ def move(cluster: Cluster, settings: Settings, record: Record, generation: str, 
     return changed
 
 
-def is_as_wanted(settings: Settings, generation: str, entry: Object | None) -> bool:
-    """Whether an entry sends all requests to the generation, and is what promotion makes of the settings now: their
-    patches, labels and exposure are part of it."""
-    annotations = (entry or {}).get("metadata", {}).get("annotations") or {}
-    wanted = render.digest_of([render.entry(settings, generation)])
-    return backends(entry) == {generation} and annotations.get(names.SETTINGS) == wanted
-
-
 def bring_up(cluster: Cluster, settings: Settings, generation: str, wanted: int, say: Say) -> None:
-    """Waits until `wanted` pods of the generation are ready, after asking for them if it has fewer.
+    """Waits until `wanted` pods of the generation are ready, and its endpoint picker where it has one, after asking for
+    them if it has fewer.
 
     Raises RequestError when the generation is not in the cluster, InconclusiveError when it is not ready in time.
     """
+    gateway.scale_picker(cluster, settings, generation)
+    _bring_up_servers(cluster, settings, generation, wanted, say)
+    gateway.wait_for_picker(cluster, settings, generation, say)
+
+
+def _bring_up_servers(cluster: Cluster, settings: Settings, generation: str, wanted: int, say: Say) -> None:
     name = names.server(generation)
     deployment = cluster.get("Deployment", name, settings.namespace)
     if deployment is None:
@@ -107,72 +126,15 @@ def rest(cluster: Cluster, settings: Settings, generation: str) -> None:
     gateway.scale_picker(cluster, settings, generation, 0)
 
 
-def _switch(cluster: Cluster, settings: Settings, generation: str, *, expected: str) -> bool:
-    """Sends all requests to `generation` if `expected` is still live. Returns False when the entry is as wanted."""
-    for _ in range(5):
-        body = render.entry(settings, generation)
-        digest = render.digest_of([body])
-        body["metadata"].setdefault("annotations", {})[names.SETTINGS] = digest
-        there = entry(cluster, settings)
+def _still(settings: Settings, before: str, generation: str) -> Callable[[Object | None], None]:
+    """Raises InconclusiveError when the entry says that another generation is live than the two that are expected."""
+
+    def check(there: Object | None) -> None:
         serving = serving_generation(there)
-        if is_as_wanted(settings, generation, there):
-            return False
-        if there and serving not in (expected, generation):
+        if serving not in (before, generation):
             raise InconclusiveError(
                 f"somebody moved the traffic of {settings.namespace}/{settings.name} to {serving or 'no generation'} "
-                f"while this run expected {expected or 'none'}. Run again"
+                f"while this run expected {before or 'none'}. Run again"
             )
-        if there:
-            body["metadata"]["resourceVersion"] = there["metadata"]["resourceVersion"]
-        try:
-            cluster.apply(body, force=False)
-        except ConflictError as error:
-            owners = [c for c in error.details.get("causes") or [] if c.get("reason") == "FieldManagerConflict"]
-            if owners:
-                raise _owned_by_another(body, owners) from error
-            continue  # The entry changed since it was read: look at it again.
-        return True
-    raise InconclusiveError(f"the {body['kind']} {settings.namespace}/{settings.name} changes all the time. Run again")
 
-
-def _owned_by_another(entry: Object, causes: list[Object]) -> RequestError:
-    said = "; ".join(f"{cause.get('field')}: {cause.get('message')}" for cause in causes)
-    kind, name, namespace = entry["kind"], entry["metadata"]["name"], entry["metadata"]["namespace"]
-    field, group = _SAYS_WHO_IS_LIVE[kind]
-    return RequestError(
-        f"the {kind} {namespace}/{name} is also managed by somebody else ({said}), who would move "
-        f"the traffic back. Leave its spec.{field} to this pipeline: in Argo CD, `ignoreDifferences: [{{{group}kind: "
-        f"{kind}, name: {name}, jsonPointers: [/spec/{field}]}}]` and the sync option RespectIgnoreDifferences=true; "
-        "in Flux, annotate it `kustomize.toolkit.fluxcd.io/ssa: IfNotPresent`, or take it out of what Flux applies"
-    )
-
-
-def _drain(cluster: Cluster, settings: Settings, generation: str, *, run_id: str, say: Say) -> None:
-    """Lets the old generation finish: until its requests reach zero, or `drain_seconds` pass.
-
-    A Job asks, since only the cluster reaches the pods. When it cannot, the whole time is waited: the traffic has
-    moved, and a promotion is not undone for want of a figure.
-    """
-    pods = cluster.list("Pod", settings.namespace, labels=names.selector(settings, generation))
-    addresses = [pod["status"]["podIP"] for pod in pods if pod.get("status", {}).get("podIP")]
-    seconds = settings.serving.drain_seconds
-    if not addresses or not seconds:
-        return
-    say(f"draining {generation}: up to {seconds} s for the requests it still runs")
-    started = time.monotonic()
-    try:
-        result = run_job(
-            cluster,
-            settings,
-            step="promote-generation",
-            run_id=run_id,
-            generation=generation,
-            args=["-m", "components.promote_generation", str(seconds), *addresses],
-            image=engine.component_image(settings),
-            timeout=seconds + 120,
-            say=say,
-        )
-        say(f"drained {generation} in {result['seconds']:.1f} s, {result['running']} requests left")
-    except PipelineError as error:
-        say(f"cannot see whether {generation} is drained ({error}); waiting drain_seconds instead")
-        time.sleep(max(0.0, seconds - (time.monotonic() - started)))
+    return check

@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -155,8 +156,25 @@ def temporary(settings: Settings, release: Release) -> list[Object]:
     return items
 
 
-def entry(settings: Settings, generation: str) -> Object:
-    """The one object that says who is live, saying that `generation` is. Promote alone applies it."""
+def entry(settings: Settings, shares: Mapping[str, int]) -> Object:
+    """The one object that says who is live, by the `shares` that generations have of the requests: 100 for one alone.
+    A Service sends them all to one. Promote alone applies it."""
+    each = {generation: _entry(settings, generation) for generation in shares}
+    item = next(iter(each.values()))
+    if item["kind"] != "HTTPRoute":
+        if len(each) != 1:
+            raise ValueError(f"a {item['kind']} sends requests to one generation, not to {', '.join(shares)}")
+        return item
+    for number, rule in enumerate(item["spec"]["rules"]):
+        rule["backendRefs"] = [
+            {**backend, "weight": shares[generation]}
+            for generation, own in each.items()
+            for backend in copy.deepcopy(own["spec"]["rules"][number].get("backendRefs", []))
+        ]
+    return item
+
+
+def _entry(settings: Settings, generation: str) -> Object:
     (item,) = (item for item in entry_objects(settings, generation) if item["kind"] in ENTRIES)
     return item
 

@@ -28,6 +28,7 @@ from serving.settings.sections import (
     Accelerator,
     Adapter,
     Assistant,
+    Canary,
     Engine,
     Hub,
     Images,
@@ -128,6 +129,7 @@ class Settings(_FeatureSections):
     engine: Engine = Engine()
     serving: Serving = Serving()
     validation: Validation = Validation()
+    canary: Canary = Canary()
     images: Images = Images()
     lease: Lease = Lease()
     vertex: Vertex = Vertex()
@@ -240,6 +242,21 @@ class Settings(_FeatureSections):
                 "rollout: replace and promotion: manual do not go together: the generation that waits for a person has "
                 "the accelerators of the live one, and nothing would serve meanwhile. Keep promotion: automatic, or "
                 "have accelerators for two and rollout: beside"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_canary_has_two_generations_behind_a_gateway(self) -> Settings:
+        if not self.has_gateway and self.canary != Canary():
+            raise ValueError(
+                "canary: a Service sends all requests to one generation, so they move at once. Shares of them are for "
+                "a gateway: set features: [gateway] or [inference-gateway], or leave canary out"
+            )
+        if self.has_gateway and self.rollout == "replace" and self.canary.steps:
+            raise ValueError(
+                "rollout: replace and canary.steps do not go together: where one generation makes room for the other, "
+                "no two of them can share the requests. Set canary.steps: [], or have accelerators for two and "
+                "rollout: beside"
             )
         return self
 

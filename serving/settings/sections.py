@@ -6,6 +6,7 @@ The text under a field is its documentation, the comment in `init`'s file and th
 from __future__ import annotations
 
 import datetime
+from itertools import pairwise
 from types import UnionType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -267,6 +268,37 @@ class Images(Section):
     """A mirror: every image is pulled as REGISTRY/<path of the image>."""
     components: Image | None = None
     """The image that steps and Jobs run; null takes the one that the pipeline was compiled with."""
+
+
+class Canary(Section):
+    """How a new generation takes the requests over behind a gateway: in steps, each held while the figures of both
+    generations are compared. Worse than this allows: the requests go back to the old one, and the release is rejected.
+    Without a gateway they move at once."""
+
+    steps: list[Annotated[int, Field(ge=1, le=99)]] = Field([10, 50], max_length=16)
+    """Percent of the requests that the new generation has, rising; after the last step it has all. [] moves them at
+    once."""
+    hold: Duration = "10m"
+    """How long each step lasts. Both generations have their accelerators all that time."""
+    settle: MaybeNoTime = "30s"
+    """How long the load balancer may take to follow new weights: before that, nothing is drained that has no share."""
+    max_error_rate: float = Field(0.02, ge=0, le=1)
+    """Share of its requests that the new generation may fail beyond the share that the old one fails."""
+    max_p95_first_token_ratio: float | None = Field(2.0, gt=0)
+    """How long 95 in 100 requests may wait for their first token, relative to the old generation meanwhile: 2 lets it
+    take twice as long. null does not judge."""
+    min_requests: int = Field(50, ge=1)
+    """With fewer requests in a step there is too little traffic to tell."""
+    little_traffic: Literal["go-on", "stop"] = "go-on"
+    """What then becomes of the promotion: go-on warns and takes the next step; stop gives the requests back to the old
+    generation and ends the run without a verdict."""
+
+    @field_validator("steps")
+    @classmethod
+    def _steps_rise(cls, steps: list[int]) -> list[int]:
+        if any(later <= earlier for earlier, later in pairwise(steps)):
+            raise ValueError(f"each step has more than the one before, and {steps} does not rise")
+        return steps
 
 
 class Lease(Section):

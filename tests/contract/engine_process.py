@@ -33,11 +33,17 @@ class Engine:
     """A started engine: its address, its process, what it logged. `program`: another than the emulated one."""
 
     def __init__(
-        self, *args: object, log: Path, env: dict[str, str] | None = None, program: Sequence[object] = EMULATED
+        self,
+        *args: object,
+        log: Path,
+        env: dict[str, str] | None = None,
+        host: str = "127.0.0.1",
+        port: int | None = None,
+        program: Sequence[object] = EMULATED,
     ):
-        self.port, self.log = free_port(), log
-        self.url = f"http://127.0.0.1:{self.port}"
-        command = [*map(str, (*program, *args)), "--host", "127.0.0.1"]
+        self.host, self.port, self.log = host, port or free_port(), log
+        self.url = f"http://{host}:{self.port}"
+        command = [*map(str, (*program, *args)), "--host", host]
         inherited = {key: value for key, value in os.environ.items() if not key.startswith(("VLLM_", "EMULATED_"))}
         with open(log, "w") as stderr:
             self.process = subprocess.Popen(

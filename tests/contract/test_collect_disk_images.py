@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from components.discard_generation.step import take_disk_image_away
 from serving import names
 from serving.clients import storage
 from serving.deployment import disk_images
+from serving.deployment.discarding import take_disk_image_away
 from serving.deployment.record import Known, Record
 from serving.errors import InconclusiveError
 from tests.contract.bake_site import MACHINES, WORKS, Site, emulators, settings, site, there

@@ -33,6 +33,8 @@ class MemoryCluster:
         """Called before a write is done: raise to be killed at that moment."""
         self.denied: set[tuple[str, str]] = set()
         """(verb, resource) that nobody may do."""
+        self._annotations: dict[tuple[str, str, str], set[str]] = {}
+        """Keys of the annotations that were applied."""
         self._version = 0
         self._lock = threading.RLock()
         """One write at a time, as the API server has it."""
@@ -75,6 +77,11 @@ class MemoryCluster:
             }
             raise ConflictError("Apply failed with 1 conflict", 409, "Conflict", {"causes": [cause]})
         merged = _merged(there or {}, body)
+        # What was applied before and is left out now goes.
+        said = set(body["metadata"].get("annotations") or {})
+        for left_out in self._annotations.get(_key(body), set()) - said:
+            merged["metadata"].get("annotations", {}).pop(left_out, None)
+        self._annotations[_key(body)] = said
         if body["kind"] == "Deployment":
             merged["spec"].setdefault("replicas", 1)
         return self._store(merged)

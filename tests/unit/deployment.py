@@ -31,6 +31,12 @@ def quick(**changes: Any) -> Settings:
     return validated(Settings, values)
 
 
+def behind_a_gateway(**changes: Any) -> Settings:
+    """The same of a deployment whose entry is an HTTPRoute over Services. By default requests move at once."""
+    canary = {"steps": [], **changes.pop("canary", {})}
+    return quick(features=["gateway"], canary=canary, **changes)
+
+
 def labels(generation: str, run_id: str = "run-1") -> dict[str, str]:
     return {names.DEPLOYMENT: SETTINGS.name, names.GENERATION: generation, names.RUN: run_id}
 

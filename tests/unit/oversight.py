@@ -91,7 +91,7 @@ class World:
         name = names.server(release.generation)
         counts = dict.fromkeys(("observedGeneration", "replicas", "updatedReplicas", "readyReplicas"), 1)
         cluster.set_status("Deployment", name, self.settings.namespace, **counts)
-        entry = render.entry(self.settings, release.generation)
+        entry = render.entry(self.settings, {release.generation: 100})
         digest = render.digest_of([entry])
         entry["metadata"].setdefault("annotations", {})[names.SETTINGS] = digest
         cluster.create(entry)

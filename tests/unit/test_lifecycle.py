@@ -2,17 +2,16 @@
 
 import pytest
 
-from components.discard_generation.step import discard
 from components.promote_generation import step
 from serving import names
 from serving.clients import kubernetes, storage
-from serving.deployment import lease, record, traffic
+from serving.deployment import draining, entrance, lease, record
 from serving.deployment import replicas as replicas_of
+from serving.deployment.discarding import discard
 from serving.deployment.record import Pin, Record, Rejection
 from serving.errors import InconclusiveError, RequestError, ToldToEnd
-from serving.rendering import render
 from tests.unit.cluster import MemoryCluster
-from tests.unit.deployment import RELEASE, STALLED, deployment, job, owned, quick, route, service
+from tests.unit.deployment import RELEASE, STALLED, deployment, job, owned, quick, service
 
 SETTINGS = quick()
 
@@ -44,12 +43,6 @@ def refresh() -> MemoryCluster:
     cluster = first_promotion(deployment("g2"), *owned("g2"))
     assert step.promote(cluster, SETTINGS, RELEASE, said)
     return cluster
-
-
-@pytest.fixture
-def behind_a_gateway(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The entry is an HTTPRoute."""
-    monkeypatch.setattr(render, "entry", lambda settings, generation: route((generation, 100)))
 
 
 # -- promotion ------------------------------------------------------------------------------------------------
@@ -130,10 +123,10 @@ def test_settings_of_the_entry_change_in_place(changes: dict):
     cluster = refresh()
     settings, release = quick(**changes), RELEASE.model_copy(update={"live": "g2"})
     before = record.entry(cluster, SETTINGS)
-    assert traffic.is_as_wanted(SETTINGS, "g2", before)
-    assert not traffic.is_as_wanted(settings, "g2", before)
+    assert entrance.is_as_wanted(SETTINGS, {"g2": 100}, before)
+    assert not entrance.is_as_wanted(settings, {"g2": 100}, before)
     assert step.promote(cluster, settings, release, said)
-    assert traffic.is_as_wanted(settings, "g2", record.entry(cluster, settings))
+    assert entrance.is_as_wanted(settings, {"g2": 100}, record.entry(cluster, settings))
     assert serving(cluster) == "g2"
     assert record.read(cluster, settings).previous == "g1"
     assert not step.promote(cluster, settings, release, said)
@@ -149,38 +142,6 @@ def test_a_service_that_another_field_manager_owns_is_left_alone_and_its_owner_n
     assert serving(cluster) == "g1"
     assert record.read(cluster, SETTINGS).live == "g1"
     assert replicas(cluster, "g1") == 1
-
-
-def test_behind_a_gateway_a_promotion_moves_the_weights(behind_a_gateway: None):
-    cluster = refresh()
-    assert cluster.names("Service") == {"vllm-g1", "vllm-g2"}
-    assert cluster.get("HTTPRoute", SETTINGS.name, SETTINGS.namespace)["spec"] == route(("g2", 100))["spec"]
-    known = record.read(cluster, SETTINGS)
-    assert (known.live, known.previous, known.kept) == ("g2", "g1", ["g1"])
-    cluster.calls.clear()
-    assert not step.promote(cluster, SETTINGS, RELEASE.model_copy(update={"live": "g2"}), said)
-    assert cluster.calls == []
-
-
-def test_a_canary_that_a_run_left_behind_ends_with_the_promotion(behind_a_gateway: None):
-    for live in ("g1", "g2"):
-        cluster = MemoryCluster(
-            deployment("g1"), deployment("g2"), route(("g1", 90), ("g2", 10), canary={"live": live})
-        )
-        assert step.promote(cluster, SETTINGS, RELEASE.model_copy(update={"live": live}), said)
-        assert record.backends(record.entry(cluster, SETTINGS)) == {"g2"}
-
-
-def test_a_route_that_another_field_manager_owns_is_left_alone_and_its_rules_named(behind_a_gateway: None):
-    cluster = first_promotion(deployment("g2"))
-    cluster.owners[("HTTPRoute", SETTINGS.name)] = "argocd-controller"
-    words = (
-        r"the HTTPRoute gemma/gemma is also managed .*argocd-controller.*Leave its spec.rules .*ignoreDifferences: "
-        r"\[{group: gateway.networking.k8s.io, kind: HTTPRoute, name: gemma, jsonPointers: \[/spec/rules\]}\].*Flux"
-    )
-    with pytest.raises(RequestError, match=words):
-        step.promote(cluster, SETTINGS, RELEASE, said)
-    assert record.read(cluster, SETTINGS).live == "g1"
 
 
 def test_traffic_that_somebody_else_moved_meanwhile_is_left_where_it_is():
@@ -238,7 +199,7 @@ def test_a_promotion_that_is_told_to_end_while_it_drains_gives_the_old_accelerat
     def told_to_end(*_: object, **__: object) -> None:
         raise ToldToEnd
 
-    monkeypatch.setattr(traffic, "_drain", told_to_end)
+    monkeypatch.setattr(draining, "drain", told_to_end)
     cluster = first_promotion(deployment("g2"), *owned("g2"))
     with pytest.raises(ToldToEnd):
         step.promote(cluster, SETTINGS, RELEASE, said)

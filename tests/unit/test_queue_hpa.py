@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 
 from components.deploy_server import step as deploying
-from components.discard_generation.step import discard
 from components.ensure_access.step import features
 from components.promote_generation import step as promoting
 from components.resolve_model.decision import Situation, decide
 from serving import names
 from serving.clients.google import ClusterTraits
 from serving.deployment import autoscaling, record, replicas
+from serving.deployment.discarding import discard
 from serving.deployment.record import Record
 from serving.errors import RequestError, ToldToEnd
 from serving.features import queue_hpa
@@ -126,6 +126,7 @@ def test_every_deployment_may_take_an_autoscaler_away_and_only_one_that_scales_m
     ("section", "words"),
     [
         ({"max_replicas": 1}, "queue_hpa.max_replicas is 1, and serving.replicas, which is the least, 2"),
+        ({"verify_requests": 10}, r"queue_hpa.verify_requests is 10, and more than queue_hpa.target \(10\) have to wait"),
         ({"scale_down_window": "2h"}, "'2h' is not whole seconds, at most 3600"),
         ({"scale_up_period": "0.5s"}, "'0.5s' is not whole seconds"),
         ({"scale_up_period": "45m"}, "at most 1800"),

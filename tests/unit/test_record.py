@@ -10,7 +10,7 @@ from serving.deployment.record import Known, Measured, Record, Rejection
 from serving.errors import InconclusiveError, RequestError
 from serving.rendering import render
 from tests.unit.cluster import MemoryCluster
-from tests.unit.deployment import RELEASE, SETTINGS, deployment, owned, route, service
+from tests.unit.deployment import RELEASE, SETTINGS, behind_a_gateway, deployment, owned, route, service
 
 MEASURED = Measured(load="l", tokens_per_second=640.0, p95_time_to_first_token_ms=20.0, p95_inter_token_latency_ms=2.0)
 KNOWN = Known(model="google/gemma-3-4b-it", commit="c" * 40, weights_key="k1", weights_uri="gs://b/models/x/y/k1")
@@ -275,7 +275,7 @@ def test_all_rules_of_a_route_count():
     assert record.serving_generation(two) == ""
 
 
-def test_the_entry_is_the_object_that_is_rendered_as_it(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(render, "entry", lambda settings, generation: route((generation, 100)))
+def test_the_entry_is_the_object_that_is_rendered_as_it():
     cluster = MemoryCluster(route(("g2", 100)), service("g1"))
-    assert record.read(cluster, SETTINGS).live == "g2"
+    assert record.read(cluster, SETTINGS).live == "g1"
+    assert record.read(cluster, behind_a_gateway()).live == "g2"

@@ -165,7 +165,7 @@ def test_what_a_pod_needs_is_applied_before_it():
 
 
 def test_the_stable_service_is_no_generations_own():
-    service = render.entry(settings(), "g1")
+    service = render.entry(settings(), {"g1": 100})
     assert service["spec"]["selector"] == {names.DEPLOYMENT: "gemma", names.GENERATION: "g1"}
     assert names.GENERATION not in service["metadata"]["labels"], "or it would be swept away with the generation"
 
@@ -274,7 +274,7 @@ def test_a_patch_reaches_the_objects_of_its_kind_or_only_the_one_it_names():
     for config, own in ((both, True), (one, False)):
         generation = {item["kind"]: item for item in render.render(config, RELEASE).generation}
         assert ("a" in generation["Service"]["metadata"].get("annotations", {})) is own
-        assert render.entry(config, "g1")["metadata"]["annotations"] == {"a": "b"}
+        assert render.entry(config, {"g1": 100})["metadata"]["annotations"] == {"a": "b"}
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from components.deploy_server import step as deploy_server
-from components.discard_generation.step import discard
 from components.ensure_access import step as ensure_access
 from components.promote_generation import step as promote_generation
 from components.resolve_model.decision import Situation, decide
@@ -23,6 +22,7 @@ from serving import names
 from serving.clients import kubernetes, storage
 from serving.clients.kubernetes import ApiError
 from serving.deployment import autoscaling, disk_images, lease, leftovers, record, replacement, replicas
+from serving.deployment.discarding import discard
 from serving.deployment.record import Down, Pin, Record
 from serving.errors import InconclusiveError, RejectedBeforeError, RequestError
 from serving.settings import Settings

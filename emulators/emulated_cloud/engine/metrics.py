@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+NOT_COUNTED = ("/metrics", "/health", "/load", "/ping", "/version", "/server_info")
+"""Routes whose requests the HTTP server does not count (vllm/entrypoints/serve/instrumentator/metrics.py)."""
 FINISH_REASONS = ("stop", "length", "abort", "error", "repetition")
 TTFT = 0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560
 ITL = 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80
@@ -83,6 +85,14 @@ class Metrics:
             registry=self.registry,
         ).labels(model_name=model_name, reason="max_num_queued_reqs")
 
+        # Not the engine's, but its HTTP server's (prometheus-fastapi-instrumentator).
+        self.http_requests = Counter(
+            "http_requests",
+            "Total number of requests by method, status and handler.",
+            ["handler", "status", "method"],
+            registry=self.registry,
+        )
+
         tokens = one_two_five(max_model_len)
         self.request_prompt_tokens = histogram("request_prompt_tokens", "Number of prefill tokens processed.", tokens)
         self.request_generation_tokens = histogram(
@@ -126,6 +136,11 @@ class Metrics:
         labels = {**config, "engine": "0"}
         name, documentation = "vllm:cache_config_info", "Information of the LLMEngine CacheConfig"
         Gauge(name, documentation, list(labels), registry=self.registry).labels(**labels).set(1)
+
+    def answered(self, method: str, handler: str, status: int) -> None:
+        """Counts a request of which the HTTP server has sent the answer. `handler`: the route's path, `none` without."""
+        if handler not in NOT_COUNTED:
+            self.http_requests.labels(handler=handler, status=f"{status // 100}xx", method=method).inc()
 
     def render(self) -> bytes:
         """The Prometheus text format, version 0.0.4."""

@@ -33,7 +33,7 @@ class Server:
     """The front of one engine: who may come in, how errors and the access log read."""
 
     def __init__(self, args: argparse.Namespace, routes: Routes):
-        self.args = args
+        self.args, self.metrics = args, routes.core.metrics
         self.keys = args.api_key or list(filter(None, [os.environ.get("VLLM_API_KEY")]))
         self.middlewares = Middlewares(args.middleware)
         self.app = web.Application(middlewares=[self.guard], client_max_size=MAX_BODY)
@@ -64,6 +64,8 @@ class Server:
             status = 500
             raise
         finally:
+            resource = request.match_info.route.resource
+            self.metrics.answered(request.method, resource.canonical if resource else "none", status)
             if not self.args.disable_uvicorn_access_log:
                 host, port = (request.transport.get_extra_info("peername") if request.transport else None) or ("", 0)
                 reason = HTTPStatus(status).phrase

@@ -1,0 +1,47 @@
+"""Letting a generation that gets no more requests finish those that it still runs."""
+
+from __future__ import annotations
+
+import math
+import time
+
+from serving import names
+from serving.clients.kubernetes import Cluster
+from serving.deployment.job import run_job
+from serving.errors import PipelineError
+from serving.log import Say
+from serving.rendering import engine
+from serving.settings import Settings, in_seconds
+
+
+def drain(cluster: Cluster, settings: Settings, generation: str, *, run_id: str, say: Say) -> None:
+    """Returns when the generation's requests have reached zero, or `drain_seconds` have passed.
+
+    A Job asks, since only the cluster reaches the pods. When it cannot, the whole time is waited: the traffic has
+    moved, and a promotion is not undone for want of a figure.
+    """
+    pods = cluster.list("Pod", settings.namespace, labels=names.selector(settings, generation))
+    addresses = [pod["status"]["podIP"] for pod in pods if pod.get("status", {}).get("podIP")]
+    seconds = settings.serving.drain_seconds
+    if not addresses or not seconds:
+        return
+    # A load balancer still sends requests by the old weights for a while.
+    settle = in_seconds(settings.canary.settle) if settings.has_gateway else 0.0
+    say(f"draining {generation}: up to {seconds} s for the requests it still runs")
+    started = time.monotonic()
+    try:
+        result = run_job(
+            cluster,
+            settings,
+            step="promote-generation",
+            run_id=run_id,
+            generation=generation,
+            args=["-m", "components.promote_generation", "drain", str(seconds), str(math.ceil(settle)), *addresses],
+            image=engine.component_image(settings),
+            timeout=seconds + 120,
+            say=say,
+        )
+        say(f"drained {generation} in {result['seconds']:.1f} s, {result['running']} requests left")
+    except PipelineError as error:
+        say(f"cannot see whether {generation} is drained ({error}); waiting drain_seconds instead")
+        time.sleep(max(0.0, seconds - (time.monotonic() - started)))
