@@ -19,7 +19,6 @@ from typing import Any
 
 import httpx
 
-
 EMULATED = (sys.executable, "-m", "emulated_cloud.engine")
 
 
