@@ -473,7 +473,7 @@ def look_around(cluster: Cluster, settings: Settings, release: Release, known: R
         leftovers=tuple(f"{item['kind']}/{item['metadata']['name']}" for item in left),
         dead_holder=lease.holder(held) if held and dead else "",
         caches=caches.amiss(settings, release),
-        adapters=adapters.amiss(cluster, settings, release) if deployment else "",
+        adapters=adapters.amiss(cluster, settings, release, known) if deployment else "",
         damage=tuple(damage(*release.weights_uris)),
     )
 
