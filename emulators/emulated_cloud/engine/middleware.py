@@ -25,7 +25,7 @@ class Middlewares:
         self._any = bool(names)
         for name in names:
             module, _, attribute = name.rpartition(".")
-            found = getattr(importlib.import_module(module), attribute)
+            found: Any = getattr(importlib.import_module(module), attribute)
             if not inspect.isclass(found):
                 raise ValueError(f"Invalid middleware {name}. The emulated engine runs ASGI classes alone.")
             self._app = found(self._app)
