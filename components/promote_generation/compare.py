@@ -41,7 +41,8 @@ class Plan(BaseModel):
     held: float
     """How long a step is, in seconds."""
     max_error_rate: float
-    max_p95_first_token_ratio: float | None
+    max_p95_first_token_ratio: float
+    """0 does not judge."""
     min_requests: int
 
 
@@ -169,7 +170,7 @@ def too_little(plan: Plan, candidate: Served, live: Served) -> list[str]:
     """What there was too little of to tell, in words."""
     if candidate.requests < plan.min_requests:
         return [f"{plan.candidate} had {candidate.requests} requests, fewer than canary.min_requests"]
-    if plan.max_p95_first_token_ratio is not None:
+    if plan.max_p95_first_token_ratio:
         for name, side in ((plan.candidate, candidate), (plan.live, live)):
             if side.first_tokens < plan.min_requests:
                 words = f"{name} had {side.first_tokens} requests with a first token"

@@ -161,7 +161,7 @@ def test_worse(candidate: str, live: Served, words: str):
 
 
 def test_latency_is_not_judged_where_nobody_asks_for_it():
-    plan = PLAN.model_copy(update={"max_p95_first_token_ratio": None})
+    plan = PLAN.model_copy(update={"max_p95_first_token_ratio": 0.0})
     assert comparing.worse(plan, served(page(fast=80, slow=20, finished=100)), OTHER) == []
     assert comparing.too_little(plan, served(page(finished=100)), served(page())) == []
 
