@@ -5,6 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Every task starts processes by the dozen: without what Python keeps of a source, each would compile all of them anew.
 unexport PYTHONDONTWRITEBYTECODE
+WHICH ?= real
 SYSTEM_PACKAGES := containerd curl docker-registry e2fsprogs mount util-linux zstd
 
 help: ## List the tasks
@@ -14,16 +15,16 @@ demo: .venv/installed ## A Gemma release from hub to validated, serving server, 
 	@$(BIN)/gemma-pipelines run 03
 
 test: .venv/installed ## Every test that needs nothing but this machine
-	@$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test-unit: .venv/installed ## The unit tests, in seconds
 	@$(BIN)/pytest tests/unit
 
-real: .venv/installed ## Build the real parts: a control plane with its snapshot controller, gcsfuse, vLLM on the CPU (minutes, once)
+real: .venv/installed ## Build the real parts: a control plane with its snapshot controller, gcsfuse, a gateway's controller and picker, vLLM on the CPU (minutes, once)
 	@$(BIN)/python -m emulated_cloud.real build
 
 test-real: .venv/installed ## The tests against the real parts, which `make real` has built
-	@$(BIN)/pytest -m real -n 2 --dist loadfile --no-loadscope-reorder tests/real
+	@$(BIN)/pytest -m "$(WHICH)" -n 2 --dist loadfile --no-loadscope-reorder tests/real
 
 test-system: .venv/installed system-packages ## The disk builder against Debian's containerd and registry, as root
 	@$(BIN)/pytest -m system tests/system

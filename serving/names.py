@@ -24,7 +24,8 @@ SETTINGS = "gemma-pipelines/settings"
 out."""
 RELEASE = "gemma-pipelines/release"
 """Annotation of a generation's Deployment: where it came from, JSON, `{"model", "commit", "weights_key",
-"weights_uri", "disk_image"}` (the last where there is one). The record says it too, but a record may be lost."""
+"weights_uri", "adapters_key", "disk_image"}` (the last two where there are any). The record says it too, but a record
+may be lost."""
 VERIFIED = "gemma-pipelines/verified"
 """Annotation of a generation's claim: that its volume was read back, JSON, `{"volume", "zones", "at", "run"}`."""
 KEY_VERSION = "gemma-pipelines/api-key"
@@ -80,6 +81,11 @@ def server(generation: str) -> str:
 def server_url(settings: Settings, generation: str) -> str:
     """Where a generation answers in the cluster: its own Service."""
     return f"http://{server(generation)}.{settings.namespace}.svc.cluster.local:{PORT}"
+
+
+def adapters(generation: str) -> str:
+    """Names the ConfigMap that says which adapters a generation serves, where they change in place."""
+    return f"adapters-{generation}"
 
 
 def generation_of(name: str) -> str:

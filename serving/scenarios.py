@@ -15,6 +15,7 @@ from serving.errors import RequestError
 
 COLUMNS: dict[str, tuple[str, ...]] = {
     "weights": ("gcs-fuse", "hyperdisk-ml", "streamed"),
+    "adapters": ("live-adapters",),
     "accelerator": ("gpu", "tpu", "gpu-or-tpu"),
     "entry": ("service", "gateway", "inference-gateway"),
     "image": ("secondary-boot-disk",),
@@ -39,6 +40,7 @@ class Scenario:
     entry: str
     image: str = ""
     scaling: str = ""
+    adapters: str = ""
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -88,6 +90,7 @@ SCENARIOS = (
         weights="gcs-fuse",
         accelerator="gpu",
         entry="inference-gateway",
+        adapters="live-adapters",
     ),
     Scenario(
         "06",

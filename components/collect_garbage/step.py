@@ -86,12 +86,15 @@ def collect_weights(cluster: Cluster, settings: Settings, say: Say) -> list[str]
     return [prefix for prefix in unused if _free(settings, prefix, there[prefix], weights_in_use, say)]
 
 
-def own_weights(settings: Settings, known: Record) -> list[str]:
-    """The sets of weights in the bucket that this deployment names or has named, and no other, by their prefixes."""
+def own_weights(settings: Settings, known: Record) -> tuple[list[str], list[str]]:
+    """The sets of weights in the bucket that this deployment names or has named, by their prefixes: those that no other
+    deployment names, and those that another names too."""
     entry = storage.read_json(names.weights_in_use(settings)) or {}
-    own = {*entry.get("weights_keys", []), *(origin.weights_key for origin in known.generations.values())}
-    found = _stored(settings)
-    return [prefix for prefix in found if _key(prefix) in own - _named_by_others(settings)]
+    origins = known.generations.values()
+    own = {key for origin in origins for key in (origin.weights_key, origin.adapters_key) if key}
+    own |= set(entry.get("weights_keys", []))
+    found, others = [prefix for prefix in _stored(settings) if _key(prefix) in own], _named_by_others(settings)
+    return [p for p in found if _key(p) not in others], [p for p in found if _key(p) in others]
 
 
 def free_own_weights(settings: Settings, prefixes: Iterable[str], say: Say) -> list[str]:

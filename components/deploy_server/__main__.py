@@ -1,8 +1,9 @@
 """What runs in the cluster: `python -m components.deploy_server read PLAN`, a Job that reads weights into the Rapid
-Cache of its zone, and `… bring PLAN`, the init container of pods that stream their weights.
+Cache of its zone, `… bring PLAN`, the init container of pods that stream their weights, and `… adapt PLAN`, which runs
+beside an engine whose adapters change in place.
 
-The last line is the result (reading.read, bringing.bring). Other bytes than the manifest's end it with exit code 1, as
-does a bucket that is not open.
+The last line is the result (reading.read, bringing.bring); adapting.py says what `adapt` writes. Other bytes than the
+manifest's end it with exit code 1, as does a bucket that is not open.
 """
 
 from __future__ import annotations
@@ -13,15 +14,21 @@ import os
 import signal
 import sys
 
-from components.deploy_server import bringing, reading
+from components.deploy_server import adapting, bringing, reading
 from serving.clients import patience
 from serving.errors import PipelineError
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Read a model from its bucket, or bring what is not streamed of it.")
+    parser = argparse.ArgumentParser(
+        description="Read a model from its bucket, or bring what is not streamed of it, or see to adapters."
+    )
     tasks = parser.add_subparsers(required=True)
-    for name, plan, work in (("read", reading.Plan, reading.read), ("bring", bringing.Plan, bringing.bring)):
+    for name, plan, work in (
+        ("read", reading.Plan, reading.read),
+        ("bring", bringing.Plan, bringing.bring),
+        ("adapt", adapting.Plan, adapting.adapt),
+    ):
         task = tasks.add_parser(name)
         task.add_argument("plan", type=plan.model_validate_json, help="what to do, as JSON (Plan)")
         task.set_defaults(work=work)

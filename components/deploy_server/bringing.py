@@ -62,12 +62,7 @@ def bring(plan: Plan, say: Say) -> dict[str, Any]:
     others = [file for file in known.files if not is_streamed(file.path)]
     if not streamed:
         raise RequestError(f"{plan.weights_uri} has no safetensors to stream. Take another feature for the weights")
-    folder = Path(plan.folder)
-
-    def work(file: File, passed: Passed) -> None:
-        _bring(plan.weights_uri, file, _place(folder, file.path), passed)
-
-    progress.of_files(others, work, threads=plan.threads, say=say)
+    bring_files(plan.weights_uri, others, Path(plan.folder), threads=plan.threads, say=say)
     return {
         "files": len(others),
         "bytes": sum(file.size for file in others),
@@ -75,6 +70,15 @@ def bring(plan: Plan, say: Say) -> dict[str, Any]:
         "streamed_bytes": sum(file.size for file in streamed),
         "seconds": round(time.monotonic() - started, 3),
     }
+
+
+def bring_files(weights_uri: str, files: list[File], folder: Path, *, threads: int, say: Say) -> None:
+    """Brings files of a set of weights into a folder, each byte held against the manifest. Raises as `bring`."""
+
+    def work(file: File, passed: Passed) -> None:
+        _bring(weights_uri, file, _place(folder, file.path), passed)
+
+    progress.of_files(files, work, threads=threads, say=say)
 
 
 def is_streamed(path: str) -> bool:

@@ -12,7 +12,7 @@ from components.deploy_server.diagnosis import Diagnosis, Patience, Problem
 from serving import features, names
 from serving.clients import google
 from serving.clients.kubernetes import Cluster, Object, Subject
-from serving.deployment import autoscaling, gateway, objects, record, replacement, replicas
+from serving.deployment import adapters, autoscaling, gateway, objects, record, replacement, replicas
 from serving.errors import InconclusiveError, PipelineError, ReleaseError, RequestError
 from serving.features import Explanation, Symptom, inference_gateway
 from serving.outcome import Outcome
@@ -62,9 +62,12 @@ def deploy(
     current = (there or {}).get("metadata", {}).get("annotations", {}).get(names.SETTINGS) == rendered.digest
     settled = there is not None and replicas.settled(settings, there)
     least = autoscaling.least(cluster, settings, release.live, release.generation)
+    patience = patience or patience_of(settings)
     picked = gateway.picker_is_ready(cluster, settings, release.generation)
-    if there and current and settled and replicas.rolled_out(there) and picked:
+    changed = adapters.amiss(cluster, settings, release) if there else ""
+    if there and current and settled and replicas.rolled_out(there) and picked and not changed:
         features.demand(settings, "arrived", release)
+        _wait_for_adapters(cluster, settings, release, patience, outcome)
         outcome.skipped(f"{name} is there and ready")
         return
     features.demand(settings, "prepared", release, functools.partial(google.cluster_traits, settings))
@@ -76,13 +79,20 @@ def deploy(
     if not settled:
         replicas.scale(cluster, settings, release.generation, max(settings.serving.replicas, least))
     gateway.scale_picker(cluster, settings, release.generation)
-    patience = patience or patience_of(settings)
     seconds = wait_until_ready(cluster, settings, name, outcome, patience)
     wait_for_picker(cluster, settings, release.generation, outcome, patience)
     # The load balancer is made meanwhile; what it says of the route is there after the first promotion.
     gateway.wait_until_well(cluster, settings, (), outcome.say)
     features.demand(settings, "arrived", release)
+    _wait_for_adapters(cluster, settings, release, patience, outcome)
     outcome.succeeded(f"{name} is ready after {seconds:.0f} s")
+
+
+def _wait_for_adapters(
+    cluster: Cluster, settings: Settings, release: Release, patience: Patience, outcome: Outcome
+) -> None:
+    if settings.has_live_adapters:
+        adapters.wait(cluster, settings, release, patience.ready, outcome.say)
 
 
 def make_room(cluster: Cluster, settings: Settings, release: Release, server: Object, outcome: Outcome) -> None:

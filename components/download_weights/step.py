@@ -42,7 +42,7 @@ def run(settings: dict[str, Any], release: dict[str, Any]) -> tuple[bool, list[s
             rate = progress.size(moved / seconds)
             outcome.succeeded(f"moved {progress.size(moved)} in {progress.duration(seconds)} ({rate}/s), verified")
         else:
-            outcome.skipped(f"{step.release.weights_uri} is complete: nothing moved")
+            outcome.skipped(f"{' and '.join(step.release.weights_uris)} is complete: nothing moved")
         return True, [], moved
 
 
@@ -58,19 +58,25 @@ def lineage(release: dict[str, Any]) -> tuple[str, dict[str, str]]:
 def bring(settings: Settings, release: Release, say: Say, limits: Limits = Limits()) -> int:  # noqa: B008 (frozen)
     """Makes the weights complete in the bucket, the manifest last. Returns how many bytes of content it sent.
 
-    Where the manifest is there and true, no source is asked at all. Raises ReleaseError when the files cannot be a
+    Where the manifests are there and true, no source is asked at all. Raises ReleaseError when the files cannot be a
     whole model, before any of the large ones has moved.
     """
-    name_weights(settings, release.weights_key)
-    there = manifest.listing(release.weights_uri)
-    known, generation = manifest.read(release.weights_uri)
+    return sum(_bring_set(settings, release, uri, say, limits) for uri in release.weights_uris)
+
+
+def _bring_set(settings: Settings, release: Release, uri: str, say: Say, limits: Limits) -> int:
+    """The same of one set of weights: the model's with what goes along, or of adapters that change in place."""
+    key = uri.rpartition("/")[2]
+    name_weights(settings, key)
+    there = manifest.listing(uri)
+    known, generation = manifest.read(uri)
     if known:
         wrong = manifest.differences(known, there)
         if not wrong:
             return 0
         say(f"the weights are not what their manifest says ({'; '.join(wrong[:3])}): bringing those files again")
         # The manifest first: from now on the weights do not count as complete.
-        storage.delete(manifest.uri(release.weights_uri), generation)
+        storage.delete(manifest.uri(uri), generation)
         for file in known.files:
             if file.path in there and there[file.path].crc32c != file.crc32c:
                 storage.delete(there[file.path].uri, there.pop(file.path).generation)
@@ -78,21 +84,22 @@ def bring(settings: Settings, release: Release, say: Say, limits: Limits = Limit
         there = take_over(there, release.run_id)
 
     parts = repositories.find(settings, {repositories.BASE: release.commit, **release.commits})
-    if repositories.weights_key(parts) != release.weights_key:
+    own = next((found for found in repositories.sets(settings, parts) if repositories.weights_key(found) == key), None)
+    if own is None:
         raise InconclusiveError(f"{release.model} at {release.commit} lists other files than it did. Run again")
     text_only = settings.engine.text_only or any(map(_NO_IMAGES.match, settings.engine.extra_args))
     inspection.check(parts, text_only=text_only)
-    together = repositories.Together(parts)
-    sessions = Sessions(settings, release.weights_key)
+    together = repositories.Together(own)
+    sessions = Sessions(settings, key)
     sessions.load()
-    transfer = Transfer(together, release.weights_uri, sessions, say, limits)
+    transfer = Transfer(together, uri, sessions, say, limits)
     wanted = list(together.files())
-    there |= copies.reuse(release.weights_uri, wanted, there, sessions, say)
+    there |= copies.reuse(uri, wanted, there, sessions, say)
     files = transfer.move(wanted, there)
     _complete(
-        release,
+        uri,
         Manifest(
-            weights_key=release.weights_key,
+            weights_key=key,
             repositories=[
                 Repository(
                     role=part.repository.role,
@@ -100,7 +107,7 @@ def bring(settings: Settings, release: Release, say: Say, limits: Limits = Limit
                     commit=part.commit,
                     source=part.repository.source,
                 )
-                for part in parts
+                for part in own
             ],
             files=files,
         ),
@@ -124,22 +131,21 @@ def take_over(there: dict[str, StoredObject], run_id: str) -> dict[str, StoredOb
     return taken
 
 
-def _complete(release: Release, made: Manifest) -> None:
+def _complete(weights_uri: str, made: Manifest) -> None:
     """Writes the manifest, when the bucket holds what it says; where another run was quicker, theirs has to be true."""
-    if lost := manifest.differences(made, manifest.listing(release.weights_uri)):
+    if lost := manifest.differences(made, manifest.listing(weights_uri)):
         raise InconclusiveError(
-            f"{release.weights_uri} changed while its files were moved: {'; '.join(lost[:3])}. Somebody deletes there; "
+            f"{weights_uri} changed while its files were moved: {'; '.join(lost[:3])}. Somebody deletes there; "
             "run again"
         )
     try:
-        manifest.write(release.weights_uri, made)
+        manifest.write(weights_uri, made)
     except PreconditionError as error:
-        theirs, _ = manifest.read(release.weights_uri)
-        wrong = manifest.differences(theirs, manifest.listing(release.weights_uri)) if theirs else ["it is gone again"]
+        theirs, _ = manifest.read(weights_uri)
+        wrong = manifest.differences(theirs, manifest.listing(weights_uri)) if theirs else ["it is gone again"]
         if wrong:
             raise InconclusiveError(
-                f"another run wrote {manifest.uri(release.weights_uri)}, and it is not true: {'; '.join(wrong[:3])}. "
-                "Run again"
+                f"another run wrote {manifest.uri(weights_uri)}, and it is not true: {'; '.join(wrong[:3])}. Run again"
             ) from error
 
 

@@ -22,7 +22,8 @@ _ATTACHMENT = "VolumeAttachment"
 def fill(hydration: Hydration) -> Object:
     """Fills the generation's volume, and returns its claim. What an earlier attempt did is not done again."""
     cluster, namespace = hydration.cluster, hydration.settings.namespace
-    *before, snapshot = render.temporary(hydration.settings, hydration.release)
+    needed = render.temporary(hydration.settings, hydration.release)
+    *before, snapshot = [item for item in needed if item["kind"] != "HTTPRoute"]  # That one is for validation.
     name = snapshot["metadata"]["name"]
     # It is made when all is copied, and not before.
     if cluster.get(_SNAPSHOT, name, namespace) is None:

@@ -49,6 +49,8 @@ class Situation:
     """A run that holds the Lease although it has run out."""
     caches: str = ""
     """In what the bucket's caches are not as the settings want them."""
+    adapters: str = ""
+    """In what the set of adapters that the generation is to serve is not the release's, where it changes in place."""
     damage: tuple[str, ...] = ()
     """In what the weights in the bucket are not what their manifest says; why there is none."""
 
@@ -78,6 +80,11 @@ def decide(settings: Settings, release: Release, record: Record, situation: Situ
         wrong = _wrong(settings, release, situation, digest, serving=True)
         if not wrong:
             return Decision("unchanged", f"{generation} is live and healthy")
+        if situation.adapters and not settings.retry and (rejected := record.rejected.get(release.adapters_key)):
+            raise RejectedBeforeError(
+                f"the adapters {release.adapters_key} were rejected at {rejected.at} by run {rejected.run_id}: "
+                f"{rejected.reason}. They are not tried again by themselves: `--retry` does"
+            )
         return Decision("deploy", f"{generation} is live, but {wrong}")
     if not settings.retry:
         if rejected := record.rejected.get(generation):
@@ -115,6 +122,8 @@ def _wrong(settings: Settings, release: Release, situation: Situation, digest: s
         return "its Deployment is gone"
     if situation.key_version != release.api_key_version:
         return f"its API key changed from {situation.key_version or 'none'} to {release.api_key_version or 'none'}"
+    if situation.adapters:
+        return situation.adapters
     if situation.settings_digest != digest:
         return "its settings changed"
     if not situation.settled:

@@ -6,6 +6,8 @@ registry. It writes its outcome, and nothing else: a run that changes nothing is
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +20,7 @@ from serving.clients.bucket_source import Folder
 from serving.clients.digest import ServedFile
 from serving.clients.kubernetes import Cluster
 from serving.deployment import (
+    adapters,
     autoscaling,
     caches,
     canary,
@@ -31,6 +34,7 @@ from serving.deployment import (
 )
 from serving.deployment.record import Record
 from serving.errors import PipelineError, ReleaseError, RequestError
+from serving.features import live_adapters
 from serving.rendering import engine, generation, render
 from serving.scenarios import find
 from serving.settings import Settings, from_parameters
@@ -50,6 +54,8 @@ class Found:
     architecture: str
     commits: dict[str, str] = field(default_factory=dict)
     """Those of adapters and assistant, by role."""
+    adapters_key: str = ""
+    """The weights key of adapters that are a set of their own (serving/weights/release.py)."""
     max_lora_rank: int = 0
     model: Model | None = None
     """What it needs; None for an architecture that nobody has measured."""
@@ -194,9 +200,14 @@ def look_up(settings: Settings) -> Found:
         configs[part.repository.role] = where, checkpoint.parse_json(where, part.config())
     commits = {part.repository.role: part.commit for part in parts}
     weights = {part.repository.role: part.chosen.shards + part.chosen.pickles for part in parts}
-    head = weighing.head_of(parts[0].source)
-    found = _found(settings, repositories.weights_key(parts), commits, configs, weights, head)
-    return replace(found, weights_bytes=sum(file.size for file in repositories.Together(parts).files()))
+    heads = {part.repository.role: functools.cache(weighing.head_of(part.source)) for part in parts}
+    own, changing = repositories.sets(settings, parts)
+    found = _found(settings, repositories.weights_key(own), commits, configs, weights, heads)
+    return replace(
+        found,
+        adapters_key=repositories.weights_key(changing) if changing else "",
+        weights_bytes=sum(file.size for file in repositories.Together(parts).files()),
+    )
 
 
 def in_bucket(settings: Settings) -> Found | None:
@@ -213,8 +224,9 @@ def in_bucket(settings: Settings) -> Found | None:
             configs = {role: (place, storage.read_json(place) or {}) for role, place in places.items()}
             commits = {each.role: each.revision for each in wanted}
             weights = {each.role: _weights_below(each.folder, known) for each in wanted}
-            head = weighing.head_of(Folder(weights_uri, known.weights_key, there))
-            found = _found(settings, known.weights_key, commits, configs, weights, head)
+            head = functools.cache(weighing.head_of(Folder(weights_uri, known.weights_key, there)))
+            heads = dict.fromkeys(weights, head)
+            found = _found(settings, known.weights_key, commits, configs, weights, heads)
             return replace(found, weights_bytes=sum(file.size for file in known.files))
     return None
 
@@ -239,30 +251,69 @@ def _found(
     commits: dict[str, str],
     configs: dict[str, tuple[str, dict[str, Any]]],
     weights: dict[str, list[ServedFile]],
-    head: Head,
+    heads: dict[str, Head],
 ) -> Found:
     """What commits (by role) are, by their config.json and adapter_config.json: (where it is, what it says), and by the
-    files of their weights, of which `head` reads the model's."""
-    adapters = [configs[name] for name in settings.adapters]
+    files of their weights, which `heads` read."""
+    of_adapters = [configs[name] for name in settings.adapters]
     if settings.assistant:
         check_assistant(*configs[repositories.ASSISTANT])
-    warnings = [adapter.another_base(where, config, settings.model) for where, config in adapters]
+    warnings = [adapter.another_base(where, config, settings.model) for where, config in of_adapters]
     model = None
     try:
-        model = weighing.weigh(settings.model, *configs[repositories.BASE], weights[repositories.BASE], head)
+        base = weights[repositories.BASE], heads[repositories.BASE]
+        model = weighing.weigh(settings.model, *configs[repositories.BASE], *base)
     except ReleaseError as error:
         # Whether such a model is one, the engine says: this is no verdict on the release.
         warnings.append(f"warning: nobody can tell what the model needs: {error}")
+    rank = adapter.max_lora_rank(adapter.rank(where, config) for where, config in of_adapters)
+    architecture = sizing.named(*configs[repositories.BASE])
+    check_adapters(settings, architecture, weights, heads)
     return Found(
         commits[repositories.BASE],
         weights_key,
-        sizing.named(*configs[repositories.BASE]),
+        architecture,
         {role: commit for role, commit in commits.items() if role != repositories.BASE},
-        adapter.max_lora_rank(adapter.rank(where, config) for where, config in adapters),
+        "",
+        live_adapters.room(settings, rank) if settings.has_live_adapters else rank,
         model,
         sum(file.size for file in weights.get(repositories.ASSISTANT, [])),
         tuple(filter(None, warnings)),
     )
+
+
+def check_adapters(
+    settings: Settings, architecture: str, weights: dict[str, list[ServedFile]], heads: dict[str, Head]
+) -> None:
+    """Raises RequestError for an adapter that would do nothing, by the names of its tensors and of the model's: the
+    headers of their files say them.
+
+    Pickles have none; files that are broken, and what the engine would not load, download_weights judges.
+    """
+    base: set[str] | None = None
+    for each in repositories.of(settings):
+        files = weights.get(each.role, [])
+        if not each.is_adapter or any(checkpoint.is_pickle(file.path) for file in files):
+            continue
+        if base is None:
+            base = _tensors_of_base(weights[repositories.BASE], heads[repositories.BASE])
+        with contextlib.suppress(ReleaseError):
+            try:
+                adapter.check_tensors(weighing.tensors(files, heads[each.role]), base, architecture)
+            except adapter.InertError as error:
+                raise RequestError(
+                    f"{each.called}{error}, so it would do nothing. Name another revision of it "
+                    f"(adapters.{each.role}.revision), or take it out of `adapters`"
+                ) from error
+
+
+def _tensors_of_base(files: list[ServedFile], head: Head) -> set[str]:
+    if any(checkpoint.is_pickle(file.path) for file in files):
+        return set()
+    try:
+        return weighing.tensors(files, head)
+    except ReleaseError:
+        return set()
 
 
 def check_assistant(where: str, config: dict[str, Any]) -> None:
@@ -349,6 +400,7 @@ def name_release(
         max_lora_rank=found.max_lora_rank,
         weights_key=found.weights_key,
         weights_uri=f"gs://{settings.bucket}/models/{settings.model}/{found.weights_key}",
+        adapters_key=found.adapters_key,
         generation="",
         live=live,
         api_key_version=key_version,
@@ -420,7 +472,8 @@ def look_around(cluster: Cluster, settings: Settings, release: Release, known: R
         leftovers=tuple(f"{item['kind']}/{item['metadata']['name']}" for item in left),
         dead_holder=lease.holder(held) if held and dead else "",
         caches=caches.amiss(settings, release),
-        damage=tuple(damage(release.weights_uri)),
+        adapters=adapters.amiss(cluster, settings, release) if deployment else "",
+        damage=tuple(damage(*release.weights_uris)),
     )
 
 
@@ -429,8 +482,12 @@ def _in_words(canary: entrance.Note | None) -> str:
     return f"the run {canary.run} gave {canary.candidate} a share of its requests at {canary.since}" if canary else ""
 
 
-def damage(weights_uri: str) -> list[str]:
-    """In what the weights in the bucket are not complete, a line each."""
+def damage(*weights_uris: str) -> list[str]:
+    """In what sets of weights in the bucket are not complete, a line each."""
+    return [words for uri in weights_uris for words in _damage(uri)]
+
+
+def _damage(weights_uri: str) -> list[str]:
     try:
         known, _ = manifest.read(weights_uri)
     except PipelineError as error:

@@ -12,7 +12,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from components.validate_server import through
 from components.validate_server.load import run_round
+from components.validate_server.through import Through
 from serving.clients import engine
 from serving.clients.engine import Answer, BadAnswer, Server
 from serving.log import Say
@@ -54,15 +56,18 @@ class Plan(BaseModel):
     validation: Validation
     live: Live | None = None
     """What the thresholds that are relative are relative to."""
+    through: Through | None = None
+    """The load balancer that it is asked through as well; None where clients come in by none."""
     reach_seconds: float = REACH_SECONDS
 
 
 async def verdict(plan: Plan, api_key: str | None, say: Say) -> dict[str, Any]:
     """Judges the server: `{"passed", "reasons": [words], "undecided": [words], "warnings": [words], "answer":
     {"prompt", "text"} | None, "figures": {"chat": [{"prompt", "text", "finish_reason", "completion_tokens"}],
-    "adapters": [the same, and "name"], "streaming": {"ttft_ms", "chunks", …} | None, "load": [row of load.py]}}`.
-    `reasons` are against the release, `undecided` is what the settings did not let it show. The load runs only against
-    a server that has answered well so far."""
+    "adapters": [the same, "name" and "differs"], "streaming": {"ttft_ms", "chunks", …} | None, "load": [row of
+    load.py]}, "through": what through.ask says | None}`. `reasons` are against the release, `undecided` is what the
+    settings did not let it show. The load runs only against a server that has answered well so far, and the load
+    balancer is asked for one that has shown all."""
     checks = _Checks(plan, say)
     try:
         async with asyncio.timeout(in_seconds(plan.validation.timeout)), connected(plan, api_key) as servers:
@@ -70,6 +75,17 @@ async def verdict(plan: Plan, api_key: str | None, say: Say) -> dict[str, Any]:
     except TimeoutError:
         checks.reasons.append(
             f"the checks were not done after validation.timeout ({plan.validation.timeout}), but at: {checks.at}"
+        )
+    by_the_way = None
+    if plan.through and not checks.reasons and not checks.undecided:
+        by_the_way = await through.ask(
+            plan.through,
+            plan.model,
+            plan.adapters,
+            api_key=api_key,
+            request_seconds=plan.request_seconds,
+            direct=checks.streamed,
+            say=say,
         )
     return {
         "passed": not checks.reasons and not checks.undecided,
@@ -79,6 +95,7 @@ async def verdict(plan: Plan, api_key: str | None, say: Say) -> dict[str, Any]:
         },
         "answer": checks.answer,
         "figures": checks.figures,
+        "through": by_the_way,
     }
 
 
@@ -97,6 +114,8 @@ class _Checks:
         self.warnings: list[str] = []
         self.answer: dict[str, str] | None = None
         self.figures: dict[str, Any] = {"chat": [], "adapters": [], "streaming": None, "load": []}
+        self.streamed: Answer | None = None
+        self._of_base: list[Answer] = []
 
     async def run(self, servers: list[Server]) -> None:
         wanted, server = self._plan.validation, servers[0]
@@ -115,7 +134,7 @@ class _Checks:
                 await self._ask(server, prompt)
             except BadAnswer as error:
                 self.reasons.append(f"{_cut(prompt.content, 60)!r}: {error}")
-        for name in [] if in_service else self._plan.adapters:
+        for name in self._plan.adapters:
             self._begin(f"the adapter {name}")
             try:
                 await self._ask_adapter(server.named(name), name)
@@ -164,7 +183,9 @@ class _Checks:
         max_tokens, question = self._plan.validation.max_tokens, _cut(prompt.content, 60)
         answer, again = [await server.chat(prompt.content, max_tokens) for _ in range(2)]
         self._show(prompt, answer)
+        self._of_base.append(answer)
         streamed = await server.stream(prompt.content, max_tokens)
+        self.streamed = self.streamed or streamed
         for other, how in ((again, "asked again"), (streamed, "streamed")):
             if (other.text, other.thought) != (answer.text, answer.thought):
                 self._warn(
@@ -187,12 +208,25 @@ class _Checks:
         }
 
     async def _ask_adapter(self, server: Server, name: str) -> None:
-        """One question, whose pattern is for the model itself. Raises BadAnswer."""
+        """The questions, whose patterns are for the model itself, until one is answered otherwise than by the model.
+        Raises BadAnswer.
+
+        An adapter that answers all of them as the model does may still be a good one: it is told, and no more.
+        """
         await server.models()
-        prompt = self._plan.validation.prompts[0]
-        answer = await server.chat(prompt.content, self._plan.validation.max_tokens)
+        differs = False
+        for prompt, of_base in zip(self._plan.validation.prompts, self._of_base, strict=False):
+            answer = await server.chat(prompt.content, self._plan.validation.max_tokens)
+            differs = (answer.text, answer.thought) != (of_base.text, of_base.thought)
+            if differs:
+                break
+        if not self._of_base:
+            prompt = self._plan.validation.prompts[0]
+            answer = await server.chat(prompt.content, self._plan.validation.max_tokens)
+        elif not differs:
+            self._warn(f"the adapter {name} answers each of the prompts as the model does: it may do nothing to them")
         if len(self.figures["adapters"]) < _SHOWN:
-            self.figures["adapters"].append({"name": name, **_shown(prompt, answer)})
+            self.figures["adapters"].append({"name": name, "differs": differs, **_shown(prompt, answer)})
 
     def _warn(self, words: str) -> None:
         self.warnings.append(words)

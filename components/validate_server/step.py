@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from components.validate_server import checks, gates, page
 from components.validate_server.checks import Live, Plan
+from components.validate_server.through import Through
 from serving import names
 from serving.clients.kubernetes import Cluster, Object
-from serving.deployment import record
+from serving.deployment import gateway, objects, record
 from serving.deployment.job import argument, run_job
 from serving.errors import InconclusiveError, ReleaseError, RequestError
 from serving.log import Say
-from serving.rendering import engine
+from serving.rendering import engine, render
 from serving.settings import Settings, in_seconds
 from serving.step import opened
 from serving.weights.release import Release
 
 ONE_CORE = {"cpu": "1", "memory": "512Mi"}
 """What the load generator needs: on Autopilot a request is a limit too."""
+GENERATION_HEADER = "x-gemma-generation"
+"""By which a generation's own route knows its requests (manifests/gateway/temporary)."""
+_NOT_PUBLIC = ("/invocations", "/tokenize", "/metrics", "/health")
+"""What an engine answers anybody, key or not: behind a public load balancer nobody may reach it."""
 _STATES = ("state", "lastState")
 
 
@@ -39,6 +46,7 @@ def run(
             step.bring_up_again(cluster)
             verdict = judge(cluster, config, target, outcome.say)
             outcome.details |= {key: verdict[key] for key in ("passed", "reasons", "warnings", "answer", "figures")}
+            outcome.details["through"] = verdict.get("through")
             outcome.details["gates"] = verdict.get("gates", [])
             outcome.details["measured"] = checks.measured(config.validation, verdict["figures"]["load"])
             if verdict["passed"]:
@@ -55,6 +63,70 @@ def judge(cluster: Cluster, settings: Settings, release: Release, say: Say) -> d
     questions: what it then failed to answer is not the release's fault. Raises RequestError for settings under which
     the release could not show what they ask of it.
     """
+    with way_through(cluster, settings, release, say) as through:
+        verdict = _judged(cluster, settings, release, through, say)
+        if verdict["passed"] and (problems := (verdict.get("through") or {}).get("problems")):
+            told = gateway.problems(cluster, settings, [release.generation])
+            for route in [] if release.generation == release.live else _own_route(settings, release):
+                told += gateway.of_route(cluster, settings, route["metadata"]["name"])
+            raise InconclusiveError(
+                f"{release.generation} answers well, but not through the Gateway {settings.name}: "
+                f"{'; '.join([*problems, *told])}. Nothing was learnt against the release. See `kubectl -n "
+                f"{settings.namespace} describe gateway,httproute`, then run again"
+            )
+    return verdict
+
+
+@contextmanager
+def way_through(cluster: Cluster, settings: Settings, release: Release, say: Say) -> Iterator[Through | None]:
+    """How the generation is asked through the load balancer, where there is one: as clients do where it serves already,
+    else by a route of its own, which is there as long as the block runs.
+
+    Raises InconclusiveError for a load balancer that is not made.
+    """
+    if not settings.has_gateway:
+        yield None
+        return
+    serves = release.generation == release.live
+    gateway.wait_until_well(cluster, settings, [release.generation] if serves else (), say)
+    url = gateway.address(cluster, settings)
+    through = Through(
+        url=url,
+        headers={} if serves else {GENERATION_HEADER: release.generation},
+        trusted=not url.startswith("https:"),
+        closed=list(_NOT_PUBLIC) if settings.serving.exposure == "public" else [],
+        # An objective is of the pool that is live.
+        objective=_least_important(settings) if serves else "",
+        reach_seconds=in_seconds(settings.section("gateway").timeout),
+    )
+    own = [] if serves else _own_route(settings, release)
+    try:
+        for route in own:
+            objects.put(cluster, route, say)
+        yield through
+    finally:
+        for route in own:
+            name = route["metadata"]["name"]
+            for there in cluster.list("HTTPRoute", settings.namespace, fields=f"metadata.name={name}"):
+                cluster.delete(there)
+
+
+def _own_route(settings: Settings, release: Release) -> list[Object]:
+    return [item for item in render.temporary(settings, release) if item["kind"] == "HTTPRoute"]
+
+
+def _least_important(settings: Settings) -> str:
+    """The objective whose requests are refused first, if its priority is one that is; empty without."""
+    if "inference-gateway" not in settings.chosen_features:
+        return ""
+    objectives: dict[str, int] = settings.section("inference-gateway").objectives
+    least = min(objectives, key=lambda name: objectives[name], default="")
+    return least if least and objectives[least] < 0 else ""
+
+
+def _judged(
+    cluster: Cluster, settings: Settings, release: Release, through: Through | None, say: Say
+) -> dict[str, Any]:
     url = names.server_url(settings, release.generation)
     live, nothing_to_compare = of_live(cluster, settings, release)
     plan = Plan(
@@ -66,6 +138,7 @@ def judge(cluster: Cluster, settings: Settings, release: Release, say: Say) -> d
         request_seconds=in_seconds(settings.serving.request_timeout),
         validation=settings.validation,
         live=live,
+        through=through,
     )
     before = server_pods(cluster, settings, release)
     verdict = run_job(
@@ -77,7 +150,9 @@ def judge(cluster: Cluster, settings: Settings, release: Release, say: Say) -> d
         args=["-m", "components.validate_server", argument(plan)],
         image=engine.component_image(settings),
         # The Job's pod may have to wait for a node of its own.
-        timeout=in_seconds(settings.validation.timeout) + in_seconds(settings.serving.capacity_timeout),
+        timeout=in_seconds(settings.validation.timeout)
+        + in_seconds(settings.serving.capacity_timeout)
+        + (through.reach_seconds if through else 0),
         say=say,
         env=engine.api_key(settings),
         resources=ONE_CORE,

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from components.write_report import page, summary
 from serving import log, names
 from serving.clients import kubernetes, storage
-from serving.deployment import canary, disk_images, lease, leftovers, record, replacement
+from serving.deployment import adapters, canary, disk_images, lease, leftovers, record, replacement
 from serving.errors import PipelineError, RejectedBeforeError, ReleaseError, RequestError
 from serving.log import Say
 from serving.settings import Settings, from_parameters
@@ -111,6 +111,7 @@ def clean_up(settings: Settings, run_id: str, say: Say) -> None:
                 replacement.bring_back(cluster, settings, known, run_id=run_id, say=say)
             except PipelineError as error:
                 say(f"{known.live} does not come back yet ({error}); the next run, or `rollback`, goes on with it")
+            adapters.take_back(cluster, settings, known, say)
             leftovers.remove_run(cluster, settings, known, run_id, say)
         disk_images.sweep(settings, run_id, say)
     finally:

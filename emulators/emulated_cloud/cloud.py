@@ -39,11 +39,20 @@ ACCELERATORS = {
 """How many of each accelerator, cards or chips, the project's quota allows unless said otherwise."""
 
 
+PROXY_ONLY_SUBNETWORK: Mapping[str, Any] = {
+    "name": "proxies",
+    "ipCidrRange": "10.129.0.0/23",
+    "purpose": "REGIONAL_MANAGED_PROXY",
+    "role": "ACTIVE",
+}
+"""Where the proxies of regional load balancers are: without one of the region and network no Gateway works."""
+
+
 def default_images(
     real: Collection[str] = (), engine_environment: Mapping[str, str] | None = None
 ) -> list[dict[str, Any]]:
     """What runs for which image: vLLM is the emulated engine or the real one, any `python` this interpreter, and the
-    custom-metrics adapter an emulated one."""
+    custom-metrics adapter and the endpoint picker emulated ones."""
     engine: dict[str, Any] = {
         "argv0": {"vllm": [sys.executable, "-m", "emulated_cloud.engine"]},
         "env": dict(engine_environment or {}),
@@ -55,6 +64,7 @@ def default_images(
         python = str(PARTS["vllm"].folder / "bin" / "python")
         engine = {"argv0": {"vllm": [python, "-P", real_engine.__file__]}, "env": real_engine.ENVIRONMENT}
     return [
+        *(_gateway_images() if "gateway" in real else []),
         {"match": r"(.*/)?vllm-openai[:@].*", **engine},
         {"match": r"(.*/)?vllm-tpu[:@].*", **engine, "env": {**engine.get("env", {}), "PJRT_DEVICE": "TPU"}},
         {"match": r"(.*/)?python[:@].*", "argv0": {"python": [sys.executable]}},
@@ -63,6 +73,30 @@ def default_images(
             "argv0": {"adapter": [sys.executable, "-P", "-m", "emulated_cloud.kubernetes.metrics_adapter"]},
             "env": {"EMULATED_HOST": "$(POD_IP)", "EMULATED_SERVICE_ACCOUNT": "$(SERVICE_ACCOUNT)"},
         },
+        {
+            "match": r"(.*/)?llm-d-router-endpoint-picker[:@].*",
+            "entrypoint": [sys.executable, "-P", "-m", "emulated_cloud.gateway.picker"],
+            "argv0": {"epp": [sys.executable, "-P", "-m", "emulated_cloud.gateway.picker"]},
+            "env": {"EMULATED_HOST": "$(POD_IP)", "EMULATED_SERVICE_ACCOUNT": "$(SERVICE_ACCOUNT)"},
+        },
+    ]
+
+
+def _gateway_images() -> list[dict[str, Any]]:
+    """The real endpoint picker, and the Envoy of Istio's Gateways."""
+    from emulated_cloud.real.gateway import envoy
+    from emulated_cloud.real.parts import PARTS
+
+    binary = str(PARTS["gateway"].folder / "epp")
+    picker = [sys.executable, "-P", "-m", "emulated_cloud.real.endpoint_picker", binary]
+    return [
+        {
+            "match": r"(.*/)?llm-d-router-endpoint-picker[:@].*",
+            "entrypoint": picker,
+            "argv0": {"epp": picker},
+            "env": {"EMULATED_HOST": "$(POD_IP)", "EMULATED_SERVICE_ACCOUNT": "$(SERVICE_ACCOUNT)"},
+        },
+        {"match": r"(.*/)?envoyproxy/envoy[:@].*", "argv0": {"envoy": [str(envoy())]}},
     ]
 
 
@@ -73,7 +107,8 @@ class Cloud:
     `repositories` are hub repositories (`org/name` → folder); those in `gated` need a grant, which the token in
     `secrets["hf-token"]` has. `secrets` are Secret Manager secrets by id. `images` says which commands stand for the
     caller's own container images, as kubernetes/gke/config.py describes; default_images() has the rest. `expose` lists
-    Services that get a loopback port: `{"namespace", "service", "port", "address", "file"}`. `service_account` is the
+    Services that get a loopback port, `{"namespace", "service", "port", "address", "file"}`, and with `"gateway"` in
+    the place of `"service"` Gateways. `service_account` is the
     identity of whoever uses `environment`; `endpoints` are variables that it has beside the customary ones, for
     programs of the caller's own: `{"MY_API_ENDPOINT": "google"}`. Startup scripts of machines run unless
     `run_startup_scripts` is false, or this user is not root: then `startup_output` is what they print. `quotas` are
@@ -85,6 +120,9 @@ class Cloud:
 
     Pods are scraped at least every `scrape_seconds` (as PodMonitoring says, if that is sooner), and autoscalers look
     every `autoscaler_seconds`. Emulated engines have `engine_environment` (engine/__init__.py: how fast they are).
+
+    `subnetworks` are those of the region beside `default`, in the words of Compute Engine's API. `absent_kinds` are
+    definitions that the cluster does not have, PLURAL.GROUP each; not on a real control plane.
 
     `autopilot`: what kind of cluster it is; `node_pools` are those that somebody made, as google/config.py has them,
     and `pools` those that somebody made by the container API, in its words.
@@ -128,6 +166,8 @@ class Cloud:
     build_command: Sequence[str] = ()
     real: Collection[str] = ()
     objects: Sequence[Path] = ()
+    absent_kinds: Sequence[str] = ()
+    subnetworks: Sequence[Mapping[str, Any]] = (PROXY_ONLY_SUBNETWORK,)
     show: Sequence[Path] = ()
     say: Callable[[str], None] = lambda _: None
     _namespace: Namespace | None = field(default=None, init=False)
@@ -155,6 +195,8 @@ class Cloud:
             )
             self._start_google(tokens, self._described_region())
             self._start_gke()
+            if "gateway" in self.real:
+                self._start_gateway(tokens)
         except BaseException:
             self.stop()
             raise
@@ -276,6 +318,15 @@ class Cloud:
     def _cluster_folder(self) -> Path:
         return self.folder / ("control-plane" if "control-plane" in self.real else "cluster")
 
+    @property
+    def _installed(self) -> list[Path]:
+        """Files of what is in the cluster from the start."""
+        if "gateway" not in self.real:
+            return list(self.objects)
+        from emulated_cloud.real.gateway import OBJECTS
+
+        return [OBJECTS, *self.objects]
+
     def _prepare(self) -> dict[str, str]:
         """Folders and tokens of a beginning: the tokens, by who has them."""
         self._stopped = False
@@ -283,7 +334,7 @@ class Cloud:
         shutil.rmtree(tmp, ignore_errors=True)
         for folder in (tmp, self.folder / "logs"):
             folder.mkdir(parents=True, exist_ok=True)
-        tokens = {name: secrets.token_urlsafe(24) for name in ("pipeline", "controllers", "gke", "admin")}
+        tokens = {name: secrets.token_urlsafe(24) for name in ("pipeline", "controllers", "gke", "gateway", "admin")}
         self._write_secrets(tmp, tokens)
         return tokens
 
@@ -335,6 +386,8 @@ class Cloud:
             "controllers": ("system:kube-controller-manager", "system:masters"),
             # A real API server asks what it may: emulated_cloud/real/config/gke.yaml.
             "gke": ("system:gke", "" if "control-plane" in self.real else "system:masters"),
+            # emulated_cloud/real/config/gateway.yaml
+            "gateway": ("system:gateway", ""),
             "admin": ("admin", "system:masters"),
         }
         lines = [f'{tokens[key]},{name},{key},"{groups}"' for key, (name, groups) in users.items()]
@@ -382,7 +435,8 @@ class Cloud:
             *("--data", str(self._cluster_folder)),
             *("--tokens", str(self.folder / "tmp" / "cluster-tokens.csv")),
             *("--port", str(self._namespace.publish() if self._namespace else 0)),
-            *(argument for path in self.objects for argument in ("--objects", str(path))),
+            *(argument for path in self._installed for argument in ("--objects", str(path))),
+            *(argument for kind in self.absent_kinds for argument in ("--absent", kind)),
             *self._request_log("apiserver"),
         )
         for user in ("controllers", "gke"):
@@ -441,6 +495,7 @@ class Cloud:
                 "zones": [f"{self._region}-{zone}" for zone in "abc"],
                 "quotas": dict(self.quotas),
                 "run_scripts": self.run_startup_scripts,
+                "subnetworks": list(self.subnetworks),
                 "script_output": list(self.startup_output),
             },
             "aiplatform": {
@@ -458,6 +513,7 @@ class Cloud:
             "registry": str(self.registry_folder),
             "services": None if self.services is None else list(self.services),
             "denied_permissions": list(self.denied_permissions),
+            "accounts": [self.service_account],
             "logs": str(self.logs_file),
             "metrics": str(self.metrics_file),
         }
@@ -487,6 +543,7 @@ class Cloud:
                 "gcsfuse": "gcsfuse" in self.real,
             },
             "disks": str(self.folder.absolute() / "disks"),
+            "tls": str(self._cluster_folder.absolute() / "tls"),
             "compute": str(self.compute_folder),
             "logs": str(self.logs_file),
             "metrics": str(self.metrics_file),
@@ -505,6 +562,7 @@ class Cloud:
             ],
             "pods": str(self.folder / "tmp" / "pods"),
             "expose": self.expose,
+            "gateway": "gateway" not in self.real,
         }
         if self._namespace:
             config |= self._cluster_network(self._namespace)
@@ -513,6 +571,14 @@ class Cloud:
         kubeconfig = str(self.folder / "tmp" / "gke.kubeconfig")
         self._start_in_cluster(
             "gke", "emulated_cloud.kubernetes.gke", "--kubeconfig", kubeconfig, "--config", str(path)
+        )
+
+    def _start_gateway(self, tokens: dict[str, str]) -> None:
+        kubeconfig = self.folder / "tmp" / "gateway.kubeconfig"
+        self._write_kubeconfig(kubeconfig, "gateway", tokens["gateway"])
+        logs = str((self.folder / "logs").absolute())
+        self._start_in_cluster(
+            "gateway", "emulated_cloud.real.gateway", "--kubeconfig", str(kubeconfig), "--logs", logs
         )
 
     @property

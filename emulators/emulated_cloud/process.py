@@ -9,6 +9,7 @@ how far it is, in lines `{"progress": words}` before that one.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import signal
@@ -122,6 +123,15 @@ def launch(
             umask=0o022,
         )
     return Process(module, popen, log, log_start)
+
+
+_PR_SET_PDEATHSIG = 1
+_prctl = ctypes.CDLL(None).prctl
+
+
+def dies_with_its_parent() -> None:
+    """A `preexec_fn`: one C call that was resolved before the fork. It fires when the thread that starts it ends."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def how_it_ended(name: str, code: int, words: str) -> str:

@@ -69,7 +69,7 @@ def compile(
     from serving.scenarios import SCENARIOS, find
 
     if [bool(scenarios), all_scenarios, steps].count(True) != 1:
-        raise RequestError("name scenarios, or say --all, or --components. See `gemma-pipelines list`")
+        raise RequestError("say one of these: scenarios, --all, or --components. See `gemma-pipelines list`")
     if steps and file:
         raise RequestError(f"{file} is for one scenario, and components are the same for all: leave it out")
     chosen = SCENARIOS if all_scenarios else [find(scenario) for scenario in scenarios or []]

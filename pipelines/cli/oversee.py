@@ -81,16 +81,19 @@ def destroy(
         found = work.find(settings, vertex)
         lines = found.lines(settings, weights=weights)
         if not lines:
-            out.result({"removed": [], "kept": found.weights}, "there is nothing of this deployment")
+            out.result({"removed": [], "kept": [*found.weights, *found.shared_weights]}, "there is nothing of this deployment")
             return
         tell = out.hint if yes else complain  # Nobody says yes to what was not shown, however quiet.
         tell("\n".join(["this goes:", *(f"  {line}" for line in lines)]))
         if found.weights and not weights:
             tell("\n".join(["these weights stay (--weights takes them too):", *(f"  {w}" for w in found.weights)]))
+        if found.shared_weights:
+            stay = "these weights stay, another deployment uses them:"
+            tell("\n".join([stay, *(f"  {w}" for w in found.shared_weights)]))
         if not yes:
             _ask(len(lines))
         removed = work.destroy(settings, found, out.say, weights=weights, vertex=vertex, cancel=cancel)
-        kept = [] if weights else work.kept_weights(settings)
+        kept = [*([] if weights else work.kept_weights(settings)), *found.shared_weights]
     things = "1 thing" if len(removed) == 1 else f"{len(removed)} things"
     out.result({"removed": removed, "kept": kept}, f"took {things} away")
     out.hint(

@@ -31,7 +31,8 @@ def run(
         typer.Option(
             metavar="PART,…",
             help="Real parts instead of emulated ones, built by `make real`: control-plane (admission, roles, "
-            "scheduling, snapshots), gcsfuse (mount options, what a pod reads), vllm (flags, loading, answers).",
+            "scheduling, snapshots), gcsfuse (mount options, what a pod reads), gateway (Istio's controller, GAIE's "
+            "endpoint picker), vllm (flags, loading, answers).",
         ),
     ] = None,
     programs: Programs = None,

@@ -22,6 +22,9 @@ _MARK_STYLE = (
 """In the colours of the page (components/write_report/report.html.j2), which itself knows of no emulators."""
 
 
+_OF_GATEWAYS = {"gateway": "controller of Gateways (Envoy is real)", "inference-gateway": "endpoint picker"}
+
+
 def emulated(settings: Settings, real: Collection[str]) -> str:
     """What of a deployment's run was emulated, for a reader, when these parts were real."""
     cluster = "GKE's parts of the cluster" if "control-plane" in real else "cluster"
@@ -35,6 +38,8 @@ def emulated(settings: Settings, real: Collection[str]) -> str:
         parts += ["disks"]
     elif "gcsfuse" not in real:
         parts += ["FUSE mount"]
+    if "gateway" not in real:
+        parts += [words for feature, words in _OF_GATEWAYS.items() if feature in settings.chosen_features]
     parts += [] if "vllm" in real else ["engine (answers and figures are made up)"]
     return ", ".join(parts)
 

@@ -39,6 +39,8 @@ class Found:
     """Roles on the bucket that runs gave; those that others need stay."""
     weights: list[str]
     """Prefixes of all sets of weights that nobody else names; they go only when that is asked for."""
+    shared_weights: list[str]
+    """Those that another deployment names too; they stay."""
     named: bool
     """Whether the bucket says that the deployment uses weights."""
     schedule: Body | None = None
@@ -74,7 +76,7 @@ def find(settings: Settings, vertex: Vertex | None = None) -> Found:
         caches.present(settings),
         # Where IAM is somebody else's, what was given before is, too.
         bindings.present(settings) if settings.access == "manage" else [],
-        own_weights(settings, known),
+        *own_weights(settings, known),
         named,
         schedule.find(vertex, settings) if vertex else None,
         runs.active(vertex, settings) if vertex else [],
@@ -128,8 +130,8 @@ def destroy(
 
 
 def kept_weights(settings: Settings) -> list[str]:
-    """The sets of weights of a deployment that is gone, as the bucket names them."""
-    return own_weights(settings, Record())
+    """The sets of weights of a deployment that is gone, as the bucket names them, which are no other's."""
+    return own_weights(settings, Record())[0]
 
 
 def _again(settings: Settings, vertex: Vertex | None, before: Found, say: Say) -> Found:

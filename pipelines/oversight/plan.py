@@ -99,7 +99,7 @@ def _of_release(
     needs: Needs, settings: Settings, release: Release, traits: ClusterTraits, *, has_bucket: bool
 ) -> Iterator[Change]:
     """Weights and disk image."""
-    damage = needs.look("bucket", lambda: resolve.damage(release.weights_uri)) if has_bucket else None
+    damage = needs.look("bucket", lambda: resolve.damage(*release.weights_uris)) if has_bucket else None
     if damage is not None:
         brings = size(release.weights_bytes) if release.weights_bytes else "all of it"
         details = [f"a run brings {brings}"] if damage else []

@@ -7,14 +7,17 @@ Shapes are those of vLLM's OpenAI API (vllm/entrypoints/openai/chat_completion/p
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
+import os
 import re
 import ssl
 import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -23,8 +26,12 @@ from serving import names
 
 MODELS = "/v1/models"
 CHAT = "/v1/chat/completions"
+OBJECTIVE = "x-llm-d-inference-objective"
+"""The header by which a client says how important a request is (llm-d-router)."""
 _SAID = re.compile(r"[^\s\ufffd\u200b-\u200f\u2060\ufeff\x00-\x1f\x7f]")
 """A character that says something: no white space, no replacement character, nothing invisible."""
+_LONGEST_WORDS = 600
+"""Characters of what an engine has against an adapter."""
 _UNFINISHED = re.compile(r"^vllm:num_requests_(?:running|waiting)\{[^}]*\} (\S+)$", re.M)
 _WAITING = re.compile(r"^vllm:num_requests_waiting\{[^}]*\} (\S+)$", re.M)
 _SAMPLE = re.compile(r"^([a-zA-Z_:]+)(?:\{([^}]*)\})? (\S+)$", re.M)
@@ -153,6 +160,41 @@ class Server:
         answer.sent, answer.times = sent, times
         return answer
 
+    async def refuses(self, path: str, status: int) -> None:
+        """A path answers with this status, whoever answers."""
+        await self._refused("GET", path, status)
+
+    async def is_unknown(self) -> None:
+        """The engine itself says that it serves no model of this name."""
+        said = await self._refused("POST", CHAT, 404, self._question("What is a pod?", 1))
+        if f"The model `{self._model}` does not exist" not in said:
+            raise BadAnswer(f"{CHAT} answered 404 in other words than the engine's: {_short(said)}")
+
+    async def sheds(self, prompt: str, max_tokens: int, objective: str) -> bool:
+        """Whether a request of the objective was refused for others that wait; it is answered otherwise."""
+        question = self._question(prompt, max_tokens)
+        try:
+            async with asyncio.timeout(self._seconds):
+                response = await self._http.post(CHAT, json=question, headers={OBJECTIVE: objective})
+        except (TimeoutError, httpx.RequestError) as error:
+            raise BadAnswer(f"{CHAT}: {type(error).__name__}: {error}") from error
+        if response.status_code not in (200, 429):
+            raise BadAnswer(f"{CHAT} answered {response.status_code}: {_short(response.text) or 'nothing'}")
+        return response.status_code == 429
+
+    async def _refused(self, method: str, path: str, status: int, question: dict[str, Any] | None = None) -> str:
+        """What a request is answered that is to have this status."""
+        try:
+            async with asyncio.timeout(self._seconds):
+                response = await self._http.request(method, path, json=question)
+        except (TimeoutError, httpx.RequestError) as error:
+            raise BadAnswer(f"{path}: {type(error).__name__}: {error}") from error
+        if response.status_code != status:
+            raise BadAnswer(
+                f"{path} answered {response.status_code}, not {status}: {_short(response.text) or 'nothing'}"
+            )
+        return response.text
+
     def _question(self, prompt: str, max_tokens: int) -> dict[str, Any]:
         message = {"role": "user", "content": prompt}
         return {"model": self._model, "messages": [message], "max_tokens": max_tokens, "temperature": 0}
@@ -189,18 +231,29 @@ class Server:
 
 @asynccontextmanager
 async def connected(
-    url: str, model: str, *, api_key: str | None, seconds: float, clients: int
+    url: str,
+    model: str,
+    *,
+    api_key: str | None,
+    seconds: float,
+    clients: int,
+    headers: Mapping[str, str] = MappingProxyType({}),
+    trusted: bool = True,
 ) -> AsyncIterator[list[Server]]:
     """The server at `url`, over as many `clients` as there will be streams at once; the rest is as Server has it.
+    `headers` go along with each request; who is not `trusted` may show any certificate.
 
     One client for all would measure itself: for every request httpx looks at each of its connections for each of them,
     a tenth of a second for 64 that begin together.
     """
-    headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {api_key}"} if api_key else {})
+    key = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    headers = {"Accept-Encoding": "identity", **headers, **key}
     # A server closes connections that were idle for 5 s (uvicorn): ours are gone before that.
     limits = httpx.Limits(keepalive_expiry=2)
     timeout = httpx.Timeout(None, connect=10)
     certificates = ssl.create_default_context()  # Every client would read them again.
+    if not trusted:
+        certificates.check_hostname, certificates.verify_mode = False, ssl.CERT_NONE
     async with AsyncExitStack() as stack:
         servers = []
         for _ in range(clients):
@@ -208,6 +261,64 @@ async def connected(
             await stack.enter_async_context(http)
             servers.append(Server(http, model, seconds))
         yield servers
+
+
+class RefusedAdapter(Exception):
+    """The engine does not load an adapter; the message has its words."""
+
+
+class Adapters:
+    """The routes by which an engine's adapters change, as its own pod reaches them
+    (vllm/entrypoints/serve/lora/api_router.py). What a method does not say it raises: BadAnswer for an engine that is
+    away, or that answers something else."""
+
+    def __init__(self, http: httpx.Client):
+        self._http = http
+
+    @classmethod
+    @contextmanager
+    def at(cls, url: str, token: str) -> Iterator[Adapters]:
+        """Those of the engine at `url`, whose middleware knows the `token`."""
+        headers = {"x-gemma-adapters": token}
+        if key := os.environ.get(names.API_KEY_VARIABLE):
+            headers["Authorization"] = f"Bearer {key}"
+        # To load an adapter takes seconds, and waits for the batch that runs.
+        with httpx.Client(base_url=url, headers=headers, timeout=120, trust_env=False) as http:
+            yield cls(http)
+
+    def served(self) -> dict[str, str]:
+        """The adapters that the engine serves, by their names: the path that each was loaded from."""
+        response = self._ask("GET", MODELS)
+        try:
+            return {card["id"]: card["root"] for card in response.json()["data"] if card.get("parent")}
+        except (KeyError, TypeError, ValueError) as error:
+            raise BadAnswer(
+                f"{MODELS} answered something that is no list of models: {_short(response.text)}"
+            ) from error
+
+    def load(self, name: str, path: str, *, in_place: bool) -> None:
+        """Loads an adapter; `in_place`, where another of its name is served until then. Raises RefusedAdapter."""
+        question = {"lora_name": name, "lora_path": path, "load_inplace": in_place}
+        self._ask("POST", "/v1/load_lora_adapter", question, refused=(400, 404, 500))
+
+    def unload(self, name: str) -> None:
+        """Has the engine forget an adapter. Requests that run finish."""
+        self._ask("POST", "/v1/unload_lora_adapter", {"lora_name": name})
+
+    def _ask(
+        self, method: str, path: str, question: dict[str, Any] | None = None, refused: tuple[int, ...] = ()
+    ) -> httpx.Response:
+        try:
+            response = self._http.request(method, path, json=question)
+        except httpx.RequestError as error:
+            raise BadAnswer(f"{path}: {type(error).__name__}: {error}") from error
+        if response.status_code == 200:
+            return response
+        if response.status_code in refused:
+            # A route that is not there has another body than an adapter that is not.
+            with contextlib.suppress(KeyError, TypeError, ValueError):
+                raise RefusedAdapter(str(response.json()["error"]["message"])[:_LONGEST_WORDS])
+        raise BadAnswer(f"{path} answered {response.status_code}: {_short(response.text) or 'nothing'}")
 
 
 def direct() -> httpx.Client:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from serving.clients.kubernetes import Cluster
-from serving.deployment import disk_images, leftovers, record, replacement, traffic
+from serving.deployment import adapters, disk_images, leftovers, record, replacement, traffic
 from serving.errors import PipelineError
 from serving.log import Say
 from serving.settings import Settings
@@ -26,6 +26,11 @@ def discard(cluster: Cluster, settings: Settings, release: Release, reasons: lis
     InconclusiveError when the one that made room is not ready in time.
     """
     known = record.read(cluster, settings)
+    if release.generation == known.live and adapters.take_back(cluster, settings, known, say):
+        if release.adapters_key:
+            known.reject_adapters(release, reasons)
+            known.write(cluster, settings)
+        return f"{release.generation} is live and stays, with the adapters that it had: the new ones are rejected"
     if release.generation == known.live:
         return f"{release.generation} is live and stays: nothing else is there to serve"
     forgotten = known.reject(release, reasons)

@@ -57,6 +57,12 @@ def problems(cluster: Cluster, settings: Settings, generations: Collection[str] 
     return found
 
 
+def of_route(cluster: Cluster, settings: Settings, name: str) -> list[str]:
+    """What the Gateway's controller has against a route, a line each."""
+    route = next(iter(cluster.list("HTTPRoute", settings.namespace, fields=f"metadata.name={name}")), None)
+    return list(_of_parents(settings, route)) if route else [f"HTTPRoute {name} is not there"]
+
+
 def address(cluster: Cluster, settings: Settings) -> str:
     """Where clients call, `http://ADDRESS` or `https://ADDRESS`; empty while the Gateway has no address."""
     gateway = cluster.get("Gateway", settings.name, settings.namespace) if settings.has_gateway else None

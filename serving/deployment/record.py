@@ -107,6 +107,8 @@ class Known(BaseModel):
     weights_uri: str
     disk_image: str = ""
     """The disk image that its nodes start with; empty without."""
+    adapters_key: str = ""
+    """The set of adapters that it is to serve; empty without one of its own (serving/deployment/adapters.py)."""
     run_id: str = ""
     """The run that validated it; empty where a version before noted it, or the record was lost."""
     measured: Measured | None = None
@@ -154,7 +156,8 @@ class Record(BaseModel):
     @property
     def weights_in_use(self) -> set[str]:
         """The weights keys that a generation in the cluster may still read, as far as its origin is known."""
-        return {known.weights_key for name, known in self.generations.items() if name in self.named}
+        there = [known for name, known in self.generations.items() if name in self.named]
+        return {key for known in there for key in (known.weights_key, known.adapters_key) if key}
 
     @property
     def disk_images_in_use(self) -> set[str]:
@@ -241,6 +244,11 @@ class Record(BaseModel):
             forgotten.append(older.pop(0))
             del self.rejected[forgotten[-1]]
         return forgotten
+
+    def reject_adapters(self, release: Release, reasons: list[str]) -> None:
+        """The release's set of adapters is not tried again by itself, of whatever generation."""
+        reason = ("; ".join(reasons) or "they did not pass")[:_LONGEST_REASON]
+        self.rejected[release.adapters_key] = Rejection(reason=reason, at=now(), run_id=release.run_id)
 
     def write(self, cluster: Cluster, settings: Settings) -> None:
         """Writes the record if it changed and nobody else has written it since it was read.

@@ -82,12 +82,18 @@ class Section(BaseSection):
 
 
 def check(settings: Settings) -> None:
-    """Raises RequestError for fewer pods at most than at least."""
-    most, least = _section(settings).max_replicas, settings.serving.replicas
+    """Raises RequestError for fewer pods at most than at least, and for a load under which no pod could ever come."""
+    section = _section(settings)
+    most, least = section.max_replicas, settings.serving.replicas
     if most < least:
         raise RequestError(
             f"queue_hpa.max_replicas is {most}, and serving.replicas, which is the least, {least}. Raise the one, or "
             "lower the other"
+        )
+    if section.verify and section.verify_requests <= section.target:
+        raise RequestError(
+            f"queue_hpa.verify_requests is {section.verify_requests}, and more than queue_hpa.target ({section.target}) "
+            "have to wait before there are more pods. Raise it, or say `verify: false`"
         )
 
 

@@ -72,7 +72,7 @@ def engine_flags(settings: Settings, release: Release) -> list[str]:
 
 def _adapter_flags(settings: Settings, max_lora_rank: int) -> list[str]:
     adapters = sorted(settings.adapters)
-    if not adapters:
+    if not adapters or settings.has_live_adapters:
         return []
     at_once = settings.adapters_at_once
     return [

@@ -25,7 +25,7 @@ APP = "app.kubernetes.io/name"
 _OF_OTHERS_TOO = ("Namespace", "ServiceAccount")
 """What other deployments may use too: no deployment's label is on it."""
 
-_ORIGIN = {"model", "commit", "weights_key", "weights_uri", "disk_image"}
+_ORIGIN = {"model", "commit", "weights_key", "weights_uri", "adapters_key", "disk_image"}
 """What a generation's Deployment says of its release (serving/deployment/record.py: Known)."""
 ENTRIES = ("Service", "HTTPRoute")
 """The kinds of an entry, of which a deployment has one."""
@@ -149,7 +149,8 @@ def scaling(settings: Settings, generation: str) -> list[Object]:
 
 def temporary(settings: Settings, release: Release) -> list[Object]:
     """What is there while the release's generation is made, and goes when it is, of the run that makes it."""
-    items = _scope(settings, "temporary", _values(settings, release), release.generation)
+    values = _values(settings, release) | _entered(settings, release.generation)
+    items = _scope(settings, "temporary", values, release.generation)
     for item in items:
         item["metadata"]["labels"][names.RUN] = release.run_id
     return items
@@ -185,10 +186,13 @@ def followers(settings: Settings, generation: str) -> list[Object]:
 
 def entry_objects(settings: Settings, generation: str) -> list[Object]:
     """What clients come in by."""
-    values = _values(settings) | {"generation": generation}
-    for _, own in features.answers(settings, "entered", generation):
-        values |= own
+    values = _values(settings) | {"generation": generation} | _entered(settings, generation)
     return _scope(settings, "entry", values)
+
+
+def _entered(settings: Settings, generation: str) -> dict[str, Any]:
+    """Where an entry sends a generation's requests."""
+    return {key: value for _, own in features.answers(settings, "entered", generation) for key, value in own.items()}
 
 
 def patched(settings: Settings, item: Object, *, by_name: bool = False) -> Object:

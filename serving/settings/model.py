@@ -111,7 +111,8 @@ class Settings(_FeatureSections):
     takes what the revision has."""
     adapters: dict[AdapterName, Adapter] = Field({}, max_length=32)
     """LoRA adapters, each a model that clients ask for by its NAME: {NAME: {model: org/name, revision: main, source:
-    null}}. One of them with other weights makes a new generation."""
+    null}}. One of them with other weights makes a new generation, unless the feature live-adapters changes them in
+    place."""
     assistant: Assistant | None = None
     """A draft model that makes answers come faster and no different (speculative decoding): {model:
     google/gemma-4-E4B-it-assistant, revision: main, source: null, num_speculative_tokens: null}."""
@@ -380,9 +381,17 @@ class Settings(_FeatureSections):
         )
 
     @property
+    def has_live_adapters(self) -> bool:
+        """Whether adapters change in place."""
+        return "live-adapters" in self.chosen_features
+
+    @property
     def adapters_at_once(self) -> int:
         """Adapters that one batch may mix: each takes its own part of a card's memory."""
-        return self.engine.number("--max-loras") or min(len(self.adapters), _ADAPTERS_AT_ONCE)
+        at_once: int = min(len(self.adapters), _ADAPTERS_AT_ONCE)
+        if self.has_live_adapters:
+            at_once = self.section("live-adapters").at_once
+        return self.engine.number("--max-loras") or at_once
 
     def wish(self, adapter_rank: int = 0, assistant_bytes: int = 0) -> Wish:
         """What the model is to run on, and how. The arguments are what resolve_model finds out."""

@@ -66,6 +66,10 @@ _RENAMED = {
 """How the names in a checkpoint or an adapter begin, and how they do in vLLM's model of the architecture."""
 
 
+class InertError(ReleaseError):
+    """An adapter that would do nothing: the engine answers as if there were none."""
+
+
 def rank(where: str, config: dict[str, Any]) -> int:
     """An adapter's largest rank, by its adapter_config.json. Raises RequestError for one that vLLM cannot serve."""
     if config.get("peft_type", "LORA") != "LORA":
@@ -115,7 +119,8 @@ def check_tensors(names: Iterable[str], base: Iterable[str], architecture: str) 
     knows them).
 
     vLLM itself serves an adapter none of whose modules the model has, and answers as if there were none. Raises
-    ReleaseError. Of an architecture whose names nobody has told us, only what holds for all is checked.
+    InertError for one that would do nothing, ReleaseError for one that vLLM would not load. Of an architecture whose
+    names nobody has told us, only what holds for all is checked.
     """
     sides: dict[str, set[str]] = {}
     for name in names:
@@ -126,7 +131,7 @@ def check_tensors(names: Iterable[str], base: Iterable[str], architecture: str) 
             raise ReleaseError(f"its tensor {name} is no LoRA weight that vLLM could load")
         sides.setdefault(found["module"], set()).add(found["side"] or found["table"])
     if not sides:
-        raise ReleaseError("it holds no LoRA weights")
+        raise InertError("it holds no LoRA weights")
     if halves := sorted(module for module, there in sides.items() if there != {"A", "B"}):
         raise ReleaseError(f"of its {halves[0]} only lora_{min(sides[halves[0]])} is there: A and B go together")
     theirs = {_module(name.rpartition(".")[0], architecture) for name in base}
@@ -136,7 +141,7 @@ def check_tensors(names: Iterable[str], base: Iterable[str], architecture: str) 
     if strange := sorted(module for module in sides if _last(_module(module, architecture)) not in adapted):
         raise ReleaseError(f"it adapts {strange[0]}, and vLLM adapts no {_last(strange[0])} of a {architecture}")
     if not any(_module(module, architecture) in theirs for module in sides):
-        raise ReleaseError(f"the model has none of its modules ({min(sides)} is one): it was made for another")
+        raise InertError(f"the model has none of its modules ({min(sides)} is one): it was made for another")
 
 
 def _module(name: str, architecture: str) -> str:

@@ -27,6 +27,9 @@ class Release(BaseModel):
     weights_key: str
     weights_uri: str
     """`gs://BUCKET/models/ORG/NAME/KEY`, no trailing slash."""
+    adapters_key: str = ""
+    """The weights key of the adapters, where they change in place and so are a set of their own; empty without any, and
+    where they are part of the weights."""
     generation: str
     live: str = ""
     """The generation that serves now; empty before the first promotion. The precondition of the promotion."""
@@ -49,6 +52,16 @@ class Release(BaseModel):
     """How it runs on the deployment's cards."""
     beside: Sizing | None = None
     """How it runs on the accelerator that a pod may find in their place; None where there is no choice."""
+
+    @property
+    def adapters_uri(self) -> str:
+        """Where the set of adapters is: as weights_uri, empty where it has none of its own."""
+        return f"{self.weights_uri.rpartition('/')[0]}/{self.adapters_key}" if self.adapters_key else ""
+
+    @property
+    def weights_uris(self) -> list[str]:
+        """Every set of weights that the release is served from."""
+        return [self.weights_uri, *filter(None, [self.adapters_uri])]
 
     def as_struct(self) -> dict[str, Any]:
         """The release as a pipeline parameter: a struct of kfp cannot hold null, which is left out."""

@@ -137,6 +137,17 @@ def weights_key(parts: Iterable[Part]) -> str:
     return identity.weights_key((part.repository.role, part.chosen.served) for part in parts)
 
 
+def sets(settings: Settings, parts: Iterable[Part]) -> tuple[list[Part], list[Part]]:
+    """The parts of the release's weights, and of its adapters where those are a set of their own, since they change in
+    place: else they are part of the weights, and the second is empty."""
+    parts = list(parts)
+    if not settings.has_live_adapters:
+        return parts, []
+    return [part for part in parts if not part.repository.is_adapter], [
+        part for part in parts if part.repository.is_adapter
+    ]
+
+
 class Together(Source):
     """The files of all parts as those of one source, each below its folder."""
 

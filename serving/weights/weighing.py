@@ -47,6 +47,11 @@ def weigh(name: str, where: str, config: dict[str, Any], files: Iterable[ServedF
     return Model(name, made, dataclasses.replace(weights, fixed=weights.fixed + pickled))
 
 
+def tensors(files: list[ServedFile], head: Head) -> set[str]:
+    """The names of the tensors in safetensors files, by their headers. Raises ReleaseError as `weigh`."""
+    return {tensor.name for found in _tensors(files, head).values() for tensor in found}
+
+
 def head_of(source: Source) -> Head:
     """Reads shards where a source has them."""
 

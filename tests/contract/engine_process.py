@@ -29,10 +29,17 @@ def free_port() -> int:
 class Engine:
     """A started engine: its address, its process, what it logged."""
 
-    def __init__(self, *args: object, log: Path, env: dict[str, str] | None = None):
-        self.port, self.log = free_port(), log
-        self.url = f"http://127.0.0.1:{self.port}"
-        command = [sys.executable, "-m", "emulated_cloud.engine", *map(str, args), "--host", "127.0.0.1"]
+    def __init__(
+        self,
+        *args: object,
+        log: Path,
+        env: dict[str, str] | None = None,
+        host: str = "127.0.0.1",
+        port: int | None = None,
+    ):
+        self.host, self.port, self.log = host, port or free_port(), log
+        self.url = f"http://{host}:{self.port}"
+        command = [sys.executable, "-m", "emulated_cloud.engine", *map(str, args), "--host", host]
         inherited = {key: value for key, value in os.environ.items() if not key.startswith(("VLLM_", "EMULATED_"))}
         with open(log, "w") as stderr:
             self.process = subprocess.Popen(

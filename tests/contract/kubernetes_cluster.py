@@ -76,6 +76,7 @@ class Cluster:
             "project": PROJECT,
             "storage": {"endpoint": storage.url, "root": str(self.folder / "buckets")},
             "disks": str(self.folder / "disks"),
+            "tls": str(self.folder / "apiserver" / "tls"),
             "images": [
                 {
                     "match": r"example\.com/python:1|vllm/python@.*",
@@ -86,6 +87,12 @@ class Cluster:
             "pods": str(self.pods),
             "expose": [
                 {"namespace": "exposed", "service": "web", "port": 80, "file": str(self.folder / "endpoint")},
+                {
+                    "namespace": "exposed-gateway",
+                    "gateway": "front",
+                    "port": 80,
+                    "file": str(self.folder / "gateway-endpoint"),
+                },
             ],
             **self.more,
         }
@@ -153,9 +160,9 @@ class Cluster:
         new.write_text(json.dumps({**json.loads(self.config_file.read_text()), **changes}))
         new.replace(self.config_file)
 
-    def consumed(self) -> dict[str, dict[str, int]]:
-        """How often each scripted fault of a disk has happened, by zone."""
-        file = self.config_file.with_name("gke.json.consumed")
+    def consumed(self, of: str = "consumed") -> dict[str, dict[str, int]]:
+        """How often each scripted fault has happened, of a disk by zone, of a Gateway (`gateways-consumed`) by name."""
+        file = self.config_file.with_name(f"gke.json.{of}")
         return json.loads(file.read_text()) if file.exists() else {}
 
     # -- clients --------------------------------------------------------------------------------------------

@@ -442,3 +442,42 @@ def test_entries_of_the_log(new_compute):
         ({"resourceNames": ["projects/other"]}, 403),
     ):
         assert listed(**wrong).status_code == status
+
+
+# -- subnetworks --------------------------------------------------------------------------------------------------
+
+
+def test_the_proxies_of_load_balancers_have_a_subnetwork_of_their_own(compute):
+    subnetworks = compute.client(compute_v1.SubnetworksClient)
+    where = {"project": "demo", "region": "us-central1"}
+    assert [(each.name, each.purpose) for each in subnetworks.list(**where)] == [("default", "PRIVATE")]
+    network = "projects/demo/global/networks/default"
+    body = {"name": "proxies", "network": network, "purpose": "REGIONAL_MANAGED_PROXY", "role": "ACTIVE"}
+
+    def insert(**fields: Any) -> Any:
+        return subnetworks.insert_unary(
+            **where, subnetwork_resource={**body, "ip_cidr_range": "10.129.0.0/23", **fields}
+        )
+
+    for fields, words in (
+        ({"ip_cidr_range": "10.128.8.0/23"}, "conflicts with existing subnetwork 'default'"),
+        ({"ip_cidr_range": "10.129.0.0/27"}, "must be /26 or larger"),
+        ({"ip_cidr_range": "anything"}, "Must be a CIDR address range"),
+        ({"role": None}, "Role is required"),
+    ):
+        with pytest.raises(exceptions.BadRequest, match=words):
+            insert(**fields)
+    operation = insert()
+    regional = compute.client(compute_v1.RegionOperationsClient)
+    assert regional.wait(**where, operation=operation.name).status.name == "DONE"
+    asked = {**where, "filter": "purpose=REGIONAL_MANAGED_PROXY"}
+    (found,) = subnetworks.list(asked)
+    assert (found.name, found.ip_cidr_range, found.role, found.state) == ("proxies", "10.129.0.0/23", "ACTIVE", "READY")
+    assert found.network.endswith(network)
+    assert subnetworks.get(**where, subnetwork="proxies").id == found.id
+    with pytest.raises(exceptions.BadRequest, match="an active subnetwork"):
+        insert(name="more", ip_cidr_range="10.130.0.0/23")
+    with pytest.raises(exceptions.Conflict):
+        insert()
+    with pytest.raises(exceptions.NotFound, match="regions/asia-east1"):
+        subnetworks.get(project="demo", region="asia-east1", subnetwork="default")

@@ -121,6 +121,7 @@ def test_nothing_goes_that_the_list_did_not_show(bucket, monkeypatch):
 
 def test_weights_go_when_that_is_asked_for_but_for_those_that_another_names(bucket, monkeypatch):
     at(monkeypatch, a_cluster())
+    assert work.find(SETTINGS).shared_weights == [f"{PREFIX}/{SHARED}"]
     destroyed(weights=True)
     assert keys_there() == {SHARED}
     assert storage.read_json(names.weights_in_use(SETTINGS)) is None

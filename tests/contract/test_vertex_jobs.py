@@ -379,6 +379,10 @@ def test_an_emulator_that_ends_takes_its_runs_with_it_and_knows_so_later(new_ver
         ({"labels": {"team": "a b"}}, "Invalid label value: 'a b'"),
         ({"labels": {f"l{n}": "" for n in range(65)}}, "no more than 64 labels"),
         ({"display_name": "x" * 129}, "at most 128 characters"),
+        (
+            {"service_account": "nobody@demo.iam.gserviceaccount.com"},
+            "permission to act as service_account: nobody@demo.iam.gserviceaccount.com. (or the resource may not",
+        ),
         ({"service_account": ""}, "permission to act as service_account: 123456789012-compute@developer"),
         ({"service_account": "kept-back@demo.iam.gserviceaccount.com"}, "act as service_account: kept-back@"),
         (

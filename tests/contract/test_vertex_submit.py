@@ -23,7 +23,13 @@ from tests.contract.vertex_service import compiled, until
 from tests.unit.test_validated import CHECKED, PROMOTED, RESOLVED
 
 CONFORMANCE = Conformance("aiplatform", "v1")
-DEPLOYMENT = {"scenario": "gcs-fuse", "project": "demo-project", "bucket": "demo-bucket", "patience": "60s"}
+DEPLOYMENT = {
+    "scenario": "gcs-fuse",
+    "project": "demo-project",
+    "bucket": "demo-bucket",
+    "patience": "60s",
+    "pipeline_service_account": "pipeline@demo-project.iam.gserviceaccount.com",
+}
 
 
 @pytest.fixture(scope="module")

@@ -183,6 +183,7 @@ def called(rule: dict[str, Any]) -> str:
     return f"{','.join(rule['verbs'])} {','.join(rule['resources'])}"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", range(len(RULES)), ids=[called(rule) for rule in RULES])
 def test_without_a_rule_the_run_fails_and_names_it(site: Site, number: int) -> None:
     settings = settings_for(namespace=f"without-{number}", engine={"api_key_secret": API_KEY})

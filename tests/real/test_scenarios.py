@@ -1,6 +1,5 @@
-"""Every scenario on a real control plane and real mounts: its refreshes; and every broken release of one of them, since
-what a release is refused for stands in steps that all of them share. What neither the control plane nor a mount has a
-part in, tests/scenarios alone sees."""
+"""Every scenario on a real control plane and real mounts: its refreshes; and the broken releases. What neither the
+control plane nor a mount has a part in, tests/scenarios alone sees."""
 
 from __future__ import annotations
 
@@ -11,18 +10,22 @@ from serving.scenarios import SCENARIOS, Scenario
 from .scenarios import passes
 
 REAL = "control-plane,gcsfuse"
+FIRST = "gcs-fuse"
 HERE = [row for row in SCENARIOS if row.accelerator != "gpu-or-tpu"]
 """Pods of 07 mount files of their node, which containers with a root of their own have no place for here."""
 
 
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("scenario", HERE, ids=lambda scenario: scenario.name)
+@pytest.mark.parametrize(
+    "scenario", [pytest.param(row, id=row.name, marks=[] if row.name == FIRST else pytest.mark.long) for row in HERE]
+)
 def test_every_refresh(scenario: Scenario, parts: None) -> None:
     # What follows from the weights' column alone is seen of one word, which is mounted.
-    others = () if scenario.name == "gcs-fuse" else ("-m", "not of_weights")
+    others = () if scenario.name == FIRST else ("-m", "not of_weights")
     passes("test_refresh.py", REAL, "-k", f"{scenario.name} and not readme and not manifest", *others)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_every_broken_release(parts: None) -> None:
-    passes("test_broken_releases.py", REAL, "-k", "gcs-fuse")
+    passes("test_broken_releases.py", REAL)

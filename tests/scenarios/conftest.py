@@ -6,9 +6,9 @@ other weights that go live under traffic, a bad release that never does, and of 
 That is four runs, of ten to twenty seconds of a processor each.
 
 What follows from the weights' column alone is tested on one row for each of its words (`of_weights`; the row with the
-fewest features): the other refreshes, rollback, promotion, and each way in which a release is broken. That is fifteen
-runs for a new word. What a scenario alone has gets a file of its own (test_secondary_boot_disk.py), about its own steps
-and faults: what the above sees it need not see again.
+fewest features): the other refreshes, rollback, promotion, and a release that the engine refuses. That is eight runs
+for a new word. What a scenario alone has gets a file of its own (test_secondary_boot_disk.py), about its own steps and
+faults: what the above sees it need not see again.
 """
 
 from __future__ import annotations

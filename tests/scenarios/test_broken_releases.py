@@ -1,27 +1,24 @@
 """Broken releases, one after the other on one state: each fails, and what is live never stops.
 
-The weights' column decides what finds them out. What validation finds is in test_refresh.py, for every scenario.
+No feature has a part in it, so one scenario is enough. What validation finds, and what the engine finds in weights that
+come to it in another way, is in test_refresh.py.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from pathlib import Path
 
 import pytest
 from emulated_cloud.hub import models
 
+from serving.scenarios import Scenario, find
 from tests.scenarios.command import MODEL, Site, Traffic
-
-pytestmark = pytest.mark.of_weights
 
 
 @pytest.fixture(scope="module")
-def site(site: Site) -> Site:
-    """How it scales has no part in what is broken, and takes time."""
-    scaling = site.scenario.scaling
-    return dataclasses.replace(site, given=("--set", f"features=[-{scaling}]") if scaling else ())
+def scenario() -> Scenario:
+    return find("03")
 
 
 @pytest.fixture(scope="module")

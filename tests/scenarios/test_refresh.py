@@ -175,6 +175,16 @@ def test_a_bad_release_never_goes_live_and_the_old_one_answers_every_request(sit
 
 
 @pytest.mark.of_weights
+def test_a_release_that_the_engine_refuses_never_goes_live(site, tiny_gemma3, history):
+    refused = Path(shutil.copytree(tiny_gemma3, site.folder / "refused"))
+    models.mismatch_config(refused)
+    result = site.refresh(refused, code=1)
+    assert (result["status"], result["error"]["step"]) == ("failed", "deploy_server")
+    assert "size of tensor" in result["error"]["message"]
+    assert result["generation"] not in history
+
+
+@pytest.mark.of_weights
 def test_the_weights_in_the_bucket_are_what_their_manifest_says(site):
     model = "gs://demo-bucket/models/google/gemma-3-4b-it"
     assert site.by_hand("verify-weights", model, code=2) == ""

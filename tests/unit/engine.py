@@ -38,6 +38,11 @@ class Engine:
     def __init__(self) -> None:
         self.asked: list[dict[str, Any]] = []
         self.keys: set[str | None] = set()
+        self.headers: list[dict[str, str]] = []
+        """Of each POST, by names in lower case."""
+
+    def get(self, path: str) -> Reply:
+        return self.health() if path == "/health" else self.models()
 
     def health(self) -> Reply:
         return 200, "", []
@@ -88,10 +93,11 @@ def served(engine: Engine) -> Iterator[str]:
         disable_nagle_algorithm = True
 
         def do_GET(self) -> None:
-            self._send(engine.health() if self.path == "/health" else engine.models())
+            self._send(engine.get(self.path))
 
         def do_POST(self) -> None:
             engine.keys.add(self.headers["Authorization"])
+            engine.headers.append({name.lower(): value for name, value in self.headers.items()})
             question = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             self._send(engine.answer(question))
 

@@ -46,7 +46,8 @@ def test_nothing_is_destroyed_for_want_of_a_yes_or_for_another_scenario(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     """The list is told all the same, also when quiet: nobody says yes to what was not shown."""
-    found = work.Found([job("validate", "run-1")], False, [], [], [], ["gs://demo-bucket/models/a/b/1"], True)
+    own, shared = ["gs://demo-bucket/models/a/b/1"], ["gs://demo-bucket/models/a/b/2"]
+    found = work.Found([job("validate", "run-1")], False, [], [], [], own, shared, True)
     monkeypatch.setattr(work, "find", lambda settings, vertex: found)
     monkeypatch.setattr(work, "destroy", lambda *_, **__: pytest.fail("it was not asked for"))
     monkeypatch.setattr("sys.stdin.isatty", lambda: False)
@@ -55,7 +56,8 @@ def test_nothing_is_destroyed_for_want_of_a_yes_or_for_another_scenario(
     said = capsys.readouterr()
     assert said.out == ""
     assert "Job/validate" in said.err
-    assert "these weights stay" in said.err
+    assert f"these weights stay (--weights takes them too):\n  {own[0]}\n" in said.err
+    assert f"these weights stay, another deployment uses them:\n  {shared[0]}\n" in said.err
     with pytest.raises(RequestError, match="settings for scenario gcs-fuse, not hyperdisk-ml"):
         oversee.destroy(Output(), "04", state=Path("state"))
 

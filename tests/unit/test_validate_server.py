@@ -76,18 +76,29 @@ class WithAdapters(Engine):
 
     def chat(self, question: dict[str, Any]) -> Reply:
         completion = self.completion(question) | {"model": question["model"]}
+        if question["model"] == "korean" and "파드" in question["messages"][0]["content"]:
+            completion["choices"][0]["message"]["content"] = "파드는 컨테이너 묶음이다."
         if question["model"] == "spoilt":
             completion["choices"][0]["message"]["content"] = ""
         return reply(completion)
 
 
-def test_an_adapter_is_asked_one_question_under_its_own_name() -> None:
+def test_an_adapter_is_asked_under_its_own_name_until_it_answers_otherwise_than_the_model() -> None:
     engine = WithAdapters()
     found = judged(engine, adapters=["korean"])
-    assert found["reasons"] == []
-    assert [question["model"] for question in engine.asked].count("korean") == 1
+    assert (found["reasons"], found["warnings"]) == ([], [])
+    assert [question["model"] for question in engine.asked].count("korean") == 2
     (answer,) = found["figures"]["adapters"]
-    assert (answer["name"], answer["text"]) == ("korean", "".join(engines.WORDS))
+    assert (answer["name"], answer["differs"], answer["text"]) == ("korean", True, "파드는 컨테이너 묶음이다.")
+
+
+def test_an_adapter_that_answers_as_the_model_does_is_told_and_no_more() -> None:
+    found = judged(WithAdapters(), adapters=["korean"], validation=changed(prompts=[QUICK.prompts[0]]))
+    assert found["passed"]
+    assert found["warnings"] == [
+        "the adapter korean answers each of the prompts as the model does: it may do nothing to them"
+    ]
+    assert not found["figures"]["adapters"][0]["differs"]
 
 
 def test_a_broken_adapter_is_a_reason_and_spares_the_load() -> None:
@@ -394,12 +405,13 @@ def test_a_line_separator_in_a_text_is_text(separator: str) -> None:
     assert result["answer"] == {"prompt": f"Why{separator}?", "text": f"One{separator}two{separator}containers"}
 
 
-def test_a_server_that_serves_already_is_asked_one_question_and_not_loaded() -> None:
+def test_a_server_that_serves_already_is_asked_one_question_of_each_model_and_not_loaded() -> None:
     engine = WithAdapters()
     found = judged(engine, in_service=True, adapters=["korean"])
     assert (found["passed"], found["figures"]["load"]) == (True, [])
     assert {question["messages"][0]["content"] for question in engine.asked} == {"What is a pod?"}
-    assert len(engine.asked) == 3, "whole, again, and as a stream"
+    asked = [question["model"] for question in engine.asked]
+    assert asked == [MODEL, MODEL, MODEL, "korean"], "whole, again, and as a stream"
 
 
 def test_a_server_that_serves_already_is_judged_all_the_same() -> None:

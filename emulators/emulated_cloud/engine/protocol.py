@@ -153,6 +153,11 @@ class LoadAdapterRequest(Lenient):
     load_inplace: bool = False
 
 
+class RegisterAdapterRequest(Lenient):
+    name: str
+    src: str
+
+
 class UnloadAdapterRequest(Lenient):
     lora_name: str
     lora_int_id: int | None = None

@@ -1,4 +1,8 @@
-"""Path → answer: vLLM's routes. What generates stops when the engine drains."""
+"""Path → answer: vLLM's routes. What generates stops when the engine drains.
+
+Where adapters may change at run time, /adapters changes them too, for SageMaker: outside /v1, so that no API key guards
+it (model_hosting_container_standards/sagemaker/lora, which vLLM registers its handlers with).
+"""
 
 from __future__ import annotations
 
@@ -38,6 +42,8 @@ class Routes:
             routes += [
                 web.post("/v1/load_lora_adapter", self.load_adapter),
                 web.post("/v1/unload_lora_adapter", self.unload_adapter),
+                web.post("/adapters", self.register_adapter),
+                web.delete("/adapters/{name}", self.unregister_adapter),
             ]
         return routes
 
@@ -96,6 +102,16 @@ class Routes:
         from emulated_cloud.engine.adapters import unload_adapter
 
         return web.Response(text=await unload_adapter(request, self.model))
+
+    async def register_adapter(self, request: web.Request) -> web.Response:
+        from emulated_cloud.engine.adapters import register_adapter
+
+        return web.Response(text=await register_adapter(request, self.model))
+
+    async def unregister_adapter(self, request: web.Request) -> web.Response:
+        from emulated_cloud.engine.adapters import unregister_adapter
+
+        return web.Response(text=unregister_adapter(request.match_info["name"], self.model))
 
 
 def answer(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:

@@ -18,6 +18,7 @@ from emulated_cloud.engine.checkpoint import BadModel, Checkpoint
 from emulated_cloud.engine.core import BLOCK, EngineCore, QueueOverflow
 from emulated_cloud.engine.errors import ApiError
 from emulated_cloud.engine.metrics import Metrics
+from emulated_cloud.engine.middleware import Middlewares
 from emulated_cloud.engine.model import Model
 from emulated_cloud.engine.routes import Routes, answer
 from emulated_cloud.engine.tokenizer import TemplateFailed, Tokenizer
@@ -34,22 +35,21 @@ class Server:
     def __init__(self, args: argparse.Namespace, routes: Routes):
         self.args, self.metrics = args, routes.core.metrics
         self.keys = args.api_key or list(filter(None, [os.environ.get("VLLM_API_KEY")]))
+        self.middlewares = Middlewares(args.middleware)
         self.app = web.Application(middlewares=[self.guard], client_max_size=MAX_BODY)
         self.app.on_response_prepare.append(self.as_uvicorn)
         self.app.add_routes(routes.table())
 
     @web.middleware
     async def guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """The API key (of /v1 alone, as in vLLM), errors as JSON, and the access log."""
+        """The API key (of /v1 alone, as in vLLM) behind the middlewares, errors as JSON, and the access log."""
+
+        async def with_key(request: web.Request) -> web.StreamResponse:
+            return await handler(request) if self.may_enter(request) else answer({"error": "Unauthorized"}, 401)
+
         status = 200  # of a stream that its client leaves
         try:
-            if self.keys and request.path.startswith("/v1") and request.method != "OPTIONS":
-                scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-                known = [hmac.compare_digest(token.encode(), key.encode()) for key in self.keys]
-                if scheme.lower() != "bearer" or not any(known):
-                    status = 401
-                    return answer({"error": "Unauthorized"}, status)
-            response = await handler(request)
+            response = await self.middlewares.pass_through(request, with_key)
             status = response.status
         except ApiError as error:
             status = error.status
@@ -71,6 +71,13 @@ class Server:
                 reason = HTTPStatus(status).phrase
                 log.access(f'{host}:{port} - "{request.method} {request.path_qs} HTTP/1.1" {status} {reason}')
         return response
+
+    def may_enter(self, request: web.Request) -> bool:
+        if not self.keys or not request.path.startswith("/v1") or request.method == "OPTIONS":
+            return True
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        known = [hmac.compare_digest(token.encode(), key.encode()) for key in self.keys]
+        return scheme.lower() == "bearer" and any(known)
 
     async def as_uvicorn(self, request: web.Request, response: web.StreamResponse) -> None:
         response.headers["Server"] = "uvicorn"

@@ -33,11 +33,13 @@ The configuration is a JSON file (config.py checks it):
      "cloudbuild": {"storage": "http://127.0.0.1:1", "command": ["make", "check"]},
      "services": ["serviceusage.googleapis.com"],
      "denied": ["projects/my-project/secrets/hf-token"],
-     "denied_permissions": ["iam.roles.create"]}
+     "denied_permissions": ["iam.roles.create"],
+     "accounts": ["pipeline@my-project.iam.gserviceaccount.com"]}
 
 All but the first three lines may be left out, and so may `dns_endpoint` and `node_pools`; `autopilot` is true by
 default. `state` is ENABLED, DISABLED or DESTROYED. `folder` keeps what is made of accounts, roles, policies, secrets,
 repositories, builds and APIs; without it, they go with the emulator. `registry` is the folder of registry/, where built
 images go. `services` are the APIs that are on from the start: all of them, unless it is given. What lies at or below a
-name in `denied` answers 403, and so does what takes a permission of `denied_permissions`.
+name in `denied` answers 403, and so does what takes a permission of `denied_permissions`. `accounts` are service accounts
+that are there from the start, beside `service_account`.
 """

@@ -51,13 +51,14 @@ class SecretVersion:
 @dataclass(frozen=True)
 class ComputeConfig:
     """Compute Engine of one region: `folder` keeps what there is, `run_scripts` and `script_output` say what machines
-    do (compute/machine.py)."""
+    do (compute/machine.py), `subnetworks` are those of a new project beside `default`, in the API's words."""
 
     folder: Path
     zones: list[str]
     quotas: dict[str, float] = field(default_factory=dict)
     run_scripts: bool = True
     script_output: list[str] = field(default_factory=list)
+    subnetworks: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def region(self) -> str:
@@ -102,6 +103,7 @@ class Config:
     registry: str = ""
     services: list[str] | None = None
     denied_permissions: list[str] = field(default_factory=list)
+    accounts: list[str] = field(default_factory=list)
     cloudbuild: CloudBuildConfig | None = None
 
     @classmethod
@@ -129,6 +131,7 @@ class Config:
                 registry=given.pop("registry", ""),
                 services=given.pop("services", None),
                 denied_permissions=given.pop("denied_permissions", []),
+                accounts=given.pop("accounts", []),
                 cloudbuild=_cloudbuild(given.pop("cloudbuild", None)),
             )
         except KeyError as error:

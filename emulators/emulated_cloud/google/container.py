@@ -211,8 +211,18 @@ def cluster_resource(config: Config, cluster: Cluster) -> dict[str, Any]:
         },
         "network": "default",
         "subnetwork": "default",
+        "networkConfig": {
+            "network": f"projects/{config.project_id}/global/networks/default",
+            "subnetwork": f"projects/{config.project_id}/regions/{_region(cluster.location)}/subnetworks/default",
+            # What lets a cluster have Gateways: its kinds come with it.
+            "gatewayApiConfig": {"channel": "CHANNEL_STANDARD"},
+        },
         "nodePools": [node_pool_resource(parent, cluster, pool, zones) for pool in pools],
     }
+
+
+def _region(location: str) -> str:
+    return location[:-2] if location[-2] == "-" else location
 
 
 def node_pool_resource(parent: str, cluster: Cluster, pool: NodePool, zones: list[str]) -> dict[str, Any]:

@@ -27,7 +27,8 @@ class Iam:
     def has_account(self, email: str) -> bool:
         """Whether there is an account of that name; those of other projects, and of Google's own, we take for there."""
         ours = email.endswith(f"@{self._config.project_id}.iam.gserviceaccount.com")
-        return not ours or email == self._config.service_account or self._accounts.get(self._account(email)) is not None
+        known = {self._config.service_account, *self._config.accounts}
+        return not ours or email in known or self._accounts.get(self._account(email)) is not None
 
     def has_role(self, role: str) -> bool:
         """Whether a role is there; Google's own all are."""

@@ -27,10 +27,10 @@ class GoogleServer(EmulatorServer):
         self.config = config
         super().__init__(address, GoogleHandler, request_log)
         self.compute = Compute(config, config.compute, self.faults) if config.compute else None
+        self.usage, iam, secrets = ServiceUsage(config), Iam(config), SecretManager(config)
         self.aiplatform: AiPlatform | None = None
         if config.aiplatform:
-            self.aiplatform = AiPlatform(config, config.aiplatform, self.faults, self.url.removeprefix("http://"))
-        self.usage, iam, secrets = ServiceUsage(config), Iam(config), SecretManager(config)
+            self.aiplatform = AiPlatform(config, config.aiplatform, self.faults, iam, self.url.removeprefix("http://"))
         repositories = ArtifactRegistry(config, self.faults)
         policies = Policies(config, iam, secrets, repositories)
         self.cloudbuild = (

@@ -33,7 +33,7 @@ _PATHS = {
     "serviceusage": rf"v1/{_PROJECT}/services|v1/operations",
 }
 """Whose a path is, since all of them have one address here: version and resource."""
-_OTHERS = ("iamcredentials", "storage")
+_OTHERS = ("certificatemanager", "iamcredentials", "networkservices", "storage")
 SERVICES = tuple(sorted(f"{name}.googleapis.com" for name in (*_PATHS, *_OTHERS)))
 _DISABLED = "type.googleapis.com/google.api.serviceusage.v1.DisableServiceResponse"
 _ANSWER = "type.googleapis.com/google.api.serviceusage.v1.BatchEnableServicesResponse"

@@ -13,7 +13,7 @@ import datetime
 import json
 import logging
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,15 +55,25 @@ class ApiError(Exception):
 class Client:
     """Requests to one API server. `async with Client.from_kubeconfig(path) as client:`."""
 
-    def __init__(self, server: str, token: str = "", ca: str | None = None, user_agent: str = "emulator"):
+    def __init__(self, server: str, token: str | Path = "", ca: str | None = None, user_agent: str = "emulator"):
+        """`token`: the bearer token, or the file that it is in, which is read again for each request (a pod's token is
+        replaced while it is still good)."""
         self.server = server.rstrip("/")
         self.ca = ca
-        self.token = token
+        self._token = token
         self._ssl: ssl.SSLContext | bool = ssl.create_default_context(cadata=ca) if ca else True
         self._headers = {"User-Agent": user_agent, "Accept": "application/json"}
-        if token:
-            self._headers["Authorization"] = f"Bearer {token}"
         self._open_session: aiohttp.ClientSession | None = None
+
+    @property
+    def token(self) -> str:
+        if isinstance(self._token, Path):
+            return self._token.read_text(encoding="ascii").strip()
+        return self._token
+
+    def _authorization(self) -> dict[str, str]:
+        token = self.token
+        return {"Authorization": f"Bearer {token}"} if token else {}
 
     @property
     def _session(self) -> aiohttp.ClientSession:
@@ -88,6 +98,12 @@ class Client:
             token = (Path(path).parent / user["tokenFile"]).read_text(encoding="utf-8").strip()
         return cls(cluster["server"], token, ca, user_agent)
 
+    @classmethod
+    def in_cluster(cls, account: Path, environment: Mapping[str, str], user_agent: str) -> Client:
+        """A container's own client: `account` is where its service account's token and the authority are."""
+        server = f"https://{environment['KUBERNETES_SERVICE_HOST']}:{environment['KUBERNETES_SERVICE_PORT']}"
+        return cls(server, account / "token", (account / "ca.crt").read_text(encoding="ascii"), user_agent)
+
     async def __aenter__(self) -> Client:
         self._open_session = aiohttp.ClientSession(
             # Watches hold a connection each: the pool must not have an end.
@@ -104,7 +120,9 @@ class Client:
         self, method: str, path: str, body: Any = None, params: dict[str, str] | None = None, content_type: str = ""
     ) -> Any:
         """One request; the answer's JSON. Raises ApiError, and aiohttp.ClientError when there is no answer."""
-        headers = {"Content-Type": content_type or "application/json"} if body is not None else {}
+        headers = self._authorization()
+        if body is not None:
+            headers["Content-Type"] = content_type or "application/json"
         data = json.dumps(body) if body is not None else None
         async with self._session.request(
             method, self.server + path, params=params, data=data, headers=headers
@@ -181,7 +199,9 @@ class Client:
                 raise
         return None
 
-    async def watch(self, resource: Resource, version: str, **selectors: str) -> AsyncIterator[tuple[str, Object]]:
+    async def watch(
+        self, resource: Resource, version: str, namespace: str = "", **selectors: str
+    ) -> AsyncIterator[tuple[str, Object]]:
         """Events after `version` until the server ends the watch. Raises ApiError(410) when it is too old."""
         params = {
             "watch": "1",
@@ -191,7 +211,9 @@ class Client:
             **selectors,
         }
         timeout = aiohttp.ClientTimeout(total=WATCH_SECONDS + 30, sock_connect=10)
-        async with self._session.get(self.server + resource.path(), params=params, timeout=timeout) as answer:
+        async with self._session.get(
+            self.server + resource.path(namespace), params=params, headers=self._authorization(), timeout=timeout
+        ) as answer:
             if answer.status >= 400:
                 raise ApiError(answer.status, await answer.text())
             pending = b""
@@ -270,13 +292,13 @@ Handler = Callable[[Object | None, Object | None], None]
 
 
 class Informer:
-    """A local copy of one resource, kept current by a watch.
+    """A local copy of one resource, of one namespace if it is given, kept current by a watch.
 
     `items` maps key_of(object) to the object: read it, never change it. `synced` is set once the first list is in.
     """
 
-    def __init__(self, client: Client, resource: Resource, **selectors: str):
-        self._client, self.resource, self._selectors = client, resource, selectors
+    def __init__(self, client: Client, resource: Resource, namespace: str = "", **selectors: str):
+        self._client, self.resource, self._namespace, self._selectors = client, resource, namespace, selectors
         self.items: dict[str, Object] = {}
         self.synced = asyncio.Event()
         self._handlers: list[Handler] = []
@@ -301,7 +323,7 @@ class Informer:
         delay = 0.1
         while True:
             try:
-                answer = await self._client.request("GET", self.resource.path(), params=self._selectors)
+                answer = await self._client.request("GET", self.resource.path(self._namespace), params=self._selectors)
                 self._replace(answer.get("items") or [])
                 self.synced.set()
                 version = answer["metadata"]["resourceVersion"]
@@ -320,7 +342,7 @@ class Informer:
 
     async def _follow(self, version: str) -> str:
         """Follows one watch to its end; the version to go on from."""
-        async for kind, item in self._client.watch(self.resource, version, **self._selectors):
+        async for kind, item in self._client.watch(self.resource, version, self._namespace, **self._selectors):
             version = item["metadata"]["resourceVersion"]
             if kind == "DELETED":
                 self._set(key_of(item), None, item)

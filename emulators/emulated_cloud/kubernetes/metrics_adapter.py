@@ -173,12 +173,10 @@ async def serve(port: int, folder: Path) -> None:
     """Until told to end."""
     environment = os.environ
     account = Path(environment["EMULATED_SERVICE_ACCOUNT"])
-    server = f"https://{environment['KUBERNETES_SERVICE_HOST']}:{environment['KUBERNETES_SERVICE_PORT']}"
-    ca = (account / "ca.crt").read_text(encoding="ascii")
     told = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, told.set)
     async with (
-        Client(server, (account / "token").read_text(encoding="ascii").strip(), ca, "adapter") as client,
+        Client.in_cluster(account, environment, "adapter") as client,
         # All of these are addresses: no proxy that knows names.
         aiohttp.ClientSession(trust_env=False, timeout=aiohttp.ClientTimeout(total=10)) as session,
     ):

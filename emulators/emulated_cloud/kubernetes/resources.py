@@ -157,6 +157,16 @@ BUILT_IN: list[Resource] = [
     *_group(
         "admissionregistration.k8s.io",
         "v1",
+        # Kept and shown to whoever watches them; nothing calls a webhook here.
+        Resource(
+            "mutatingwebhookconfigurations", "MutatingWebhookConfiguration", namespaced=False, categories=_EXTENSIONS
+        ),
+        Resource(
+            "validatingwebhookconfigurations",
+            "ValidatingWebhookConfiguration",
+            namespaced=False,
+            categories=_EXTENSIONS,
+        ),
         Resource(
             "validatingadmissionpolicies",
             "ValidatingAdmissionPolicy",
@@ -238,6 +248,14 @@ ALLOWLISTS = Resource("gcpresourceallowlists", "GCPResourceAllowlist", "node.gke
 AUTOSCALING_METRICS = Resource("autoscalingmetrics", "AutoscalingMetric", "autoscaling.gke.io", "v1beta1")
 POD_MONITORINGS = Resource("podmonitorings", "PodMonitoring", "monitoring.googleapis.com")
 COMPUTE_CLASSES = Resource("computeclasses", "ComputeClass", "cloud.google.com", "v1", namespaced=False)
+_GATEWAY_API = "gateway.networking.k8s.io"
+GATEWAY_CLASSES = Resource("gatewayclasses", "GatewayClass", _GATEWAY_API, namespaced=False)
+GATEWAYS = Resource("gateways", "Gateway", _GATEWAY_API)
+HTTP_ROUTES = Resource("httproutes", "HTTPRoute", _GATEWAY_API)
+REFERENCE_GRANTS = Resource("referencegrants", "ReferenceGrant", _GATEWAY_API)
+INFERENCE_POOLS = Resource("inferencepools", "InferencePool", "inference.networking.k8s.io")
+BACKEND_POLICIES = Resource("gcpbackendpolicies", "GCPBackendPolicy", "networking.gke.io")
+HEALTH_CHECK_POLICIES = Resource("healthcheckpolicies", "HealthCheckPolicy", "networking.gke.io")
 DATA_SOURCES = Resource("gcpdatasources", "GCPDataSource", "datalayer.gke.io")
 _SNAPSHOTS = "snapshot.storage.k8s.io"
 SNAPSHOTS = Resource("volumesnapshots", "VolumeSnapshot", _SNAPSHOTS)

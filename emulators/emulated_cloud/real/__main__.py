@@ -1,5 +1,5 @@
 """`python -m emulated_cloud.real build [PART…]` and `status`: the real parts (control-plane with
-its snapshot-controller, gcsfuse, vllm)."""
+its snapshot-controller, gcsfuse, gateway, vllm)."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from emulated_cloud.real.parts import PINS, Part, RealPartError, cache
 
 # GOTOOLCHAIN, by which an older Go fetches the one that a module needs, came with this version.
 OLDEST_GO = (1, 21)
-DISK_GB = {"control-plane": 6.0, "snapshot-controller": 2.0, "gcsfuse": 3.0, "vllm": 8.0}
+DISK_GB = {"control-plane": 6.0, "snapshot-controller": 2.0, "gcsfuse": 3.0, "gateway": 5.0, "vllm": 8.0}
 """What a first build takes, caches included."""
 LOG_SECONDS, LOG_WIDTH = 10.0, 160
 _GONE = re.compile(
@@ -57,6 +57,12 @@ def _commands(part: str) -> list[_Command]:
         package = "github.com/kubernetes-csi/external-snapshotter/v8"
         version = _pinned(part, package)
         return [_Command(part, part, f"{package}/cmd/{part}", f"-X main.version={version}")]
+    if part == "gateway":
+        inference = "sigs.k8s.io/gateway-api-inference-extension/cmd/epp"
+        return [
+            _Command("epp", "endpoint-picker", inference),
+            _Command("pilot-discovery", "istio", "istio.io/istio/pilot/cmd/pilot-discovery"),
+        ]
     package = "github.com/googlecloudplatform/gcsfuse/v3"
     version = _pinned("gcsfuse", package).lstrip("v")
     return [_Command("gcsfuse", "gcsfuse", package, f"-X {package}/common.gcsfuseVersion={version}")]
@@ -173,6 +179,7 @@ _RECIPES: dict[str, Callable[[Part, Path, Progress], None]] = {
     "control-plane": _build_go,
     "snapshot-controller": _build_go,
     "gcsfuse": _build_go,
+    "gateway": _build_go,
     "vllm": _build_vllm,
 }
 

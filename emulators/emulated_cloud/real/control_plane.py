@@ -12,10 +12,8 @@ The request log is the API server's audit log (level Metadata), in the form that
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import secrets
-import signal
 import socket
 import ssl
 import subprocess
@@ -31,7 +29,7 @@ from typing import IO, Any
 
 from emulated_cloud.kubernetes import tls
 from emulated_cloud.kubernetes.apiserver.tokens import ISSUER, read_token_file, signing_key
-from emulated_cloud.process import announce, arguments, how_it_ended, when_told_to_end
+from emulated_cloud.process import announce, arguments, dies_with_its_parent, how_it_ended, when_told_to_end
 from emulated_cloud.real.namespace import NODE_ADDRESS, SERVICE_NETWORK
 from emulated_cloud.real.parts import PARTS
 
@@ -58,9 +56,6 @@ _METHODS = {
     "deletecollection": "DELETE",
 }
 
-_PR_SET_PDEATHSIG = 1
-_prctl = ctypes.CDLL(None).prctl
-
 
 class ControlPlaneError(Exception):
     """A component did not come up, or ended: which, its last words."""
@@ -79,8 +74,7 @@ class Component:
                 stdout=stdout or log,
                 stderr=log,
                 start_new_session=True,
-                # One C call that was resolved before the fork; it fires when the thread that starts this ends.
-                preexec_fn=lambda: _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL),
+                preexec_fn=dies_with_its_parent,
             )
 
     def check(self) -> None:

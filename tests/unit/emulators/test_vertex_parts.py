@@ -13,6 +13,7 @@ from emulated_cloud.faults import Faults
 from emulated_cloud.google.aiplatform import AiPlatform, resources
 from emulated_cloud.google.call import Call
 from emulated_cloud.google.config import BadConfig, Config
+from emulated_cloud.google.iam import Iam
 from emulated_cloud.http import HttpError
 
 ACCOUNT = "runner@demo.iam.gserviceaccount.com"
@@ -30,7 +31,7 @@ def config(folder: Path, **aiplatform: Any) -> Config:
 def test_without_kfp_a_job_is_refused_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours = config(tmp_path)
     assert ours.aiplatform
-    service = AiPlatform(ours, ours.aiplatform, Faults(), "127.0.0.1:1")
+    service = AiPlatform(ours, ours.aiplatform, Faults(), Iam(ours), "127.0.0.1:1")
     job = {
         "pipelineSpec": SPECIFICATION,
         "serviceAccount": ACCOUNT,

@@ -7,6 +7,7 @@ from typing import Any
 
 from emulated_cloud.google.aiplatform import cron, errors, resources
 from emulated_cloud.google.config import Config
+from emulated_cloud.google.iam import Iam
 
 JOB_ID = re.compile(r"[a-z][-a-z0-9]{0,126}")
 _LABEL = re.compile(r"[^\W\dA-Z_][^\WA-Z]*(-[^\WA-Z]*)*"), re.compile(r"([^\WA-Z]|-)*")
@@ -44,7 +45,7 @@ _TYPES: dict[str, Any] = {
 }
 
 
-def job(config: Config, location: str, body: dict[str, Any], where: str = "pipeline_job") -> dict[str, Any]:
+def job(config: Config, iam: Iam, location: str, body: dict[str, Any], where: str = "pipeline_job") -> dict[str, Any]:
     """A PipelineJob as it was asked for, as the service keeps it. Raises HttpError."""
     given = resources.fields(body, JOB_FIELDS, "" if where == "pipeline_job" else where)
     given = {name: value for name, value in given.items() if name not in _GIVEN_BY_THE_SERVICE}
@@ -59,7 +60,7 @@ def job(config: Config, location: str, body: dict[str, Any], where: str = "pipel
     specification = resources.stored(given["pipelineSpec"])
     runtime["parameterValues"] = resources.stored(runtime.get("parameterValues") or {})
     _check_parameters(specification, runtime["parameterValues"])
-    _check_account(config, given.get("serviceAccount", ""))
+    _check_account(config, iam, given.get("serviceAccount", ""))
     return {**given, "pipelineSpec": specification, "runtimeConfig": runtime}
 
 
@@ -125,14 +126,15 @@ def _check_parameters(specification: dict[str, Any], values: dict[str, Any]) -> 
             raise errors.invalid(("pipeline_job.runtime_config.parameter_values", why))
 
 
-def _check_account(config: Config, account: str) -> None:
+def _check_account(config: Config, iam: Iam, account: str) -> None:
     account = account or f"{config.project_number}-compute@developer.gserviceaccount.com"
     denied = config.is_denied(f"projects/{config.project_id}/serviceAccounts/{account}")
-    if denied or not _ACCOUNT.fullmatch(account) or account.endswith("@developer.gserviceaccount.com"):
+    default = account.endswith("@developer.gserviceaccount.com")
+    if denied or default or not _ACCOUNT.fullmatch(account) or not iam.has_account(account):
         raise errors.may_not_act_as(account)
 
 
-def schedule(config: Config, location: str, given: dict[str, Any]) -> dict[str, Any]:
+def schedule(config: Config, iam: Iam, location: str, given: dict[str, Any]) -> dict[str, Any]:
     """What the owner of a Schedule says, as the service keeps it: all of it, or what a PATCH changes. Raises
     HttpError."""
     found = {name: value for name, value in given.items() if name in GIVEN_FIELDS}
@@ -158,11 +160,11 @@ def schedule(config: Config, location: str, given: dict[str, Any]) -> dict[str, 
     if violations:
         raise errors.invalid(*violations)
     if "createPipelineJobRequest" in found:
-        found["createPipelineJobRequest"] = _request(config, location, found["createPipelineJobRequest"])
+        found["createPipelineJobRequest"] = _request(config, iam, location, found["createPipelineJobRequest"])
     return found
 
 
-def _request(config: Config, location: str, body: dict[str, Any]) -> dict[str, Any]:
+def _request(config: Config, iam: Iam, location: str, body: dict[str, Any]) -> dict[str, Any]:
     where = "schedule.create_pipeline_job_request"
     request = resources.fields(body, {"parent", "pipelineJob", "pipelineJobId"}, where)
     if request.get("pipelineJobId"):
@@ -170,5 +172,5 @@ def _request(config: Config, location: str, body: dict[str, Any]) -> dict[str, A
     parents = {f"projects/{name}/locations/{location}" for name in (config.project_id, config.project_number)}
     if request.get("parent") not in parents:
         raise errors.invalid((f"{where}.parent", f"Not this schedule's location: {request.get('parent', '')!r}."))
-    found = job(config, location, request.get("pipelineJob") or {}, f"{where}.pipeline_job")
+    found = job(config, iam, location, request.get("pipelineJob") or {}, f"{where}.pipeline_job")
     return {"parent": request["parent"], "pipelineJob": found}

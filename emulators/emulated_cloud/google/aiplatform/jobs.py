@@ -19,7 +19,7 @@ MOST_IN_A_BATCH = 32
 
 def create(service: AiPlatform, location: str, body: dict[str, Any], job_id: str) -> dict[str, Any]:
     """Accepts a job and begins to run it. Raises HttpError."""
-    job = checks.job(service.config, location, body)
+    job = checks.job(service.config, service.iam, location, body)
     if not job_id:
         job_id = f"{_pipeline(job)[:80]}-{service.clock.now():%Y%m%d%H%M%S}-{resources.new_id()[-6:]}"
     elif not checks.JOB_ID.fullmatch(job_id):

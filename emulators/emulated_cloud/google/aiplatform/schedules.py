@@ -22,7 +22,7 @@ def create(service: AiPlatform, location: str, body: dict[str, Any]) -> dict[str
     for name in ("displayName", "cron", "maxConcurrentRunCount", "createPipelineJobRequest"):
         if not given.get(name):
             raise errors.invalid((f"schedule.{resources.snake(name)}", "Required field is not set."))
-    asked = checks.schedule(service.config, location, given)
+    asked = checks.schedule(service.config, service.iam, location, given)
     path = f"{location}/schedules/{resources.new_id()}"
     now = resources.timestamp(service.clock.now())
     schedule = {
@@ -56,7 +56,7 @@ def update(service: AiPlatform, path: str, body: dict[str, Any], mask: str) -> d
         if name != "allowQueueing" and not given.get(name) and schedule.get(name):
             raise errors.invalid((f"schedule.{resources.snake(name)}", "A field that is set cannot be unset."))
     location = path.partition("/")[0]
-    changes = checks.schedule(service.config, location, {name: given[name] for name in named if name in given})
+    changes = checks.schedule(service.config, service.iam, location, {name: given[name] for name in named if name in given})
     now = resources.timestamp(service.clock.now())
     changed = {**schedule, **changes, "updateTime": now}
     service.ticking.drop(path)
@@ -217,7 +217,7 @@ class Ticking(threading.Thread):
         location = path.partition("/")[0]
         request = schedule["createPipelineJobRequest"]["pipelineJob"]
         try:
-            job = checks.job(self._service.config, location, request)
+            job = checks.job(self._service.config, self._service.iam, location, request)
             job_id = jobs.job_id_of(path, job, tick)
             jobs.begin(self._service, location, job, job_id, schedule["name"], tick)
             said = "OK"

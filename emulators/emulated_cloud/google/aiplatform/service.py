@@ -15,13 +15,14 @@ from emulated_cloud.google.aiplatform.schedules import Ticking
 from emulated_cloud.google.aiplatform.store import Store
 from emulated_cloud.google.call import Call
 from emulated_cloud.google.config import AiPlatformConfig, Config
+from emulated_cloud.google.iam import Iam
 
 
 class AiPlatform:
     """The API, and the runs behind it. `address` is the emulator's own, host and port."""
 
-    def __init__(self, config: Config, aiplatform: AiPlatformConfig, faults: Faults, address: str):
-        self.config, self.aiplatform, self.faults, self.address = config, aiplatform, faults, address
+    def __init__(self, config: Config, aiplatform: AiPlatformConfig, faults: Faults, iam: Iam, address: str):
+        self.config, self.aiplatform, self.faults, self.iam, self.address = config, aiplatform, faults, iam, address
         self.clock = Clock()
         self.store = Store(aiplatform.folder)
         self.logs = Logs(config, self.clock)

@@ -7,13 +7,24 @@ from typing import TYPE_CHECKING, Any
 
 from emulated_cloud.google import filters
 from emulated_cloud.google.call import Call
-from emulated_cloud.google.compute import catalog, disks, errors, images, instances, resources
+from emulated_cloud.google.compute import catalog, disks, errors, images, instances, resources, subnetworks
 
 if TYPE_CHECKING:
     from emulated_cloud.google.compute.service import Compute
 
-_KINDS = {"disks": "Disk", "instances": "Instance", "images": "Image", "machineTypes": "MachineType"}
-_GET = {"disks": "compute.disks.get", "instances": "compute.instances.get", "images": "compute.images.get"}
+_KINDS = {
+    "disks": "Disk",
+    "instances": "Instance",
+    "images": "Image",
+    "subnetworks": "Subnetwork",
+    "machineTypes": "MachineType",
+}
+_GET = {
+    "disks": "compute.disks.get",
+    "instances": "compute.instances.get",
+    "images": "compute.images.get",
+    "subnetworks": "compute.subnetworks.get",
+}
 
 
 def answer(compute: Compute, call: Call) -> dict[str, Any] | None:
@@ -29,6 +40,8 @@ def answer(compute: Compute, call: Call) -> dict[str, Any] | None:
         return _operation(compute, call, path)
     if path[:1] == ["zones"] and len(path) > 1:
         compute.check_zone(path[1])
+    if path[:1] == ["regions"] and len(path) > 1 and path[1] != compute.compute.region:
+        raise errors.not_found(compute.name(f"regions/{path[1]}"))
     if call.method == "GET":
         return _read(compute, call, path)
     with compute.lock:
@@ -49,8 +62,6 @@ def _read(compute: Compute, call: Call, path: list[str]) -> dict[str, Any] | Non
                 "selfLink": resources.link(project, ""),
             }
         case ["regions", region]:
-            if region != compute.compute.region:
-                raise errors.not_found(compute.name(f"regions/{region}"))
             return catalog.region_resource(project, region, compute.zones, compute.quotas(catalog.REGION_QUOTAS))
         case ["zones"]:
             return _page(compute, call, "Zone", [catalog.zone_resource(project, zone) for zone in compute.zones])
@@ -78,11 +89,15 @@ def _read(compute: Compute, call: Call, path: list[str]) -> dict[str, Any] | Non
             return _aggregated(compute, call, kind, _first_small(_KINDS[kind]), compute.store.of_kind(kind))
         case ["global", "images", "family", family]:
             return images.from_family(compute, family)
-        case ["zones", _, "disks" | "instances" as kind] | ["global", "images" as kind]:
+        case (
+            ["zones", _, "disks" | "instances" as kind]
+            | ["regions", _, "subnetworks" as kind]
+            | ["global", "images" as kind]
+        ):
             scope = "/".join(path)
             there = [each for at, each in compute.store.of_kind(kind) if at.rpartition("/")[0] == scope]
             return _page(compute, call, _KINDS[kind], there)
-        case ["zones", _, "disks" | "instances", _] | ["global", "images", _]:
+        case ["zones", _, "disks" | "instances", _] | ["regions", _, "subnetworks", _] | ["global", "images", _]:
             return compute.existing("/".join(path))
     return None
 
@@ -94,6 +109,8 @@ def _change(compute: Compute, call: Call, path: list[str]) -> dict[str, Any] | N
             return disks.insert(compute, call, zone)
         case "POST", ["zones", zone, "instances"]:
             return instances.insert(compute, call, zone)
+        case "POST", ["regions", region, "subnetworks"]:
+            return subnetworks.insert(compute, call, region)
         case "POST", ["global", "images"]:
             return images.insert(compute, call)
         case "DELETE", ["zones", _, "disks", _]:

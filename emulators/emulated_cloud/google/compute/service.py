@@ -8,7 +8,17 @@ from typing import Any
 
 from emulated_cloud.faults import Faults
 from emulated_cloud.google.call import Call
-from emulated_cloud.google.compute import catalog, disks, errors, images, instances, machine, resources, routes
+from emulated_cloud.google.compute import (
+    catalog,
+    disks,
+    errors,
+    images,
+    instances,
+    machine,
+    resources,
+    routes,
+    subnetworks,
+)
 from emulated_cloud.google.compute.machine import Machine
 from emulated_cloud.google.compute.operations import Operations
 from emulated_cloud.google.compute.store import Store
@@ -28,6 +38,7 @@ class Compute:
         self.lock = threading.RLock()
         """Held while what there is changes, not while a machine boots or bytes are copied."""
         machine.sweep(compute.folder)
+        subnetworks.seed(self)
         disks.recover(self)
         images.recover(self)
         instances.recover(self)

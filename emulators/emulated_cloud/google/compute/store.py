@@ -3,6 +3,7 @@ are a sparse file beside it.
 
     zones/us-central1-a/disks/builder.json         as the API shows it
     zones/us-central1-a/disks/builder.raw          as a machine sees it
+    regions/us-central1/subnetworks/proxies.json   which has none
     global/images/nodes-1.json, global/images/nodes-1.raw
 """
 
@@ -21,7 +22,7 @@ class Store(ResourceFiles):
     """The resources below a folder, by their paths (`zones/us-central1-a/disks/builder`)."""
 
     def __init__(self, folder: Path):
-        super().__init__(folder, ["zones/*/*/*.json", "global/*/*.json"])
+        super().__init__(folder, ["zones/*/*/*.json", "regions/*/*/*.json", "global/*/*.json"])
 
     def change(self, path: str, **fields: Any) -> None:
         """Sets fields of a resource that is there."""

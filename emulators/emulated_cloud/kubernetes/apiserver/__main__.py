@@ -33,6 +33,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=Path, required=True, help='token,user,uid,"group1,group2" a line')
     parser.add_argument("--crds", type=Path, default=CRDS, help="folder of definitions to install at start")
     parser.add_argument(
+        "--absent", action="append", default=[], metavar="PLURAL.GROUP", help="a definition that is not installed"
+    )
+    parser.add_argument(
         "--objects", type=Path, action="append", default=[], help="YAML of what somebody applied before"
     )
     options = parser.parse_args()
@@ -44,7 +47,7 @@ def main() -> None:
     context = tls.ensure(options.data / "tls")
     store = Store(options.data / "cluster.db")
     storage = Storage(store, Resources())
-    cluster.start(storage, options.crds)
+    cluster.start(storage, options.crds, options.absent)
     for path in options.objects:
         cluster.apply(storage, path)
     tokens = Tokens(users, options.data / "service-account.key", store)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ _PRIORITY_CLASSES = {"system-cluster-critical": 2_000_000_000, "system-node-crit
 _OPTIONS = Options("kube-apiserver")
 
 
-def start(storage: Storage, definitions: Path) -> None:
-    """Serves the custom kinds that are stored, and adds what a new cluster lacks."""
+def start(storage: Storage, definitions: Path, absent: Collection[str] = ()) -> None:
+    """Serves the custom kinds that are stored, and adds what a new cluster lacks, but for definitions in `absent`."""
     for definition in storage.store.list(("apiextensions.k8s.io", "customresourcedefinitions")):
         custom.serve(definition, storage.resources)
     for name in _NAMESPACES:
@@ -34,7 +35,9 @@ def start(storage: Storage, definitions: Path) -> None:
     for path in sorted(definitions.glob("*.yaml")):
         # Files are named GROUP_PLURAL.yaml, so what is installed already need not be parsed.
         group, _, plural = path.stem.partition("_")
-        if storage.store.get(("apiextensions.k8s.io", "customresourcedefinitions"), "", f"{plural}.{group}") is None:
+        name = f"{plural}.{group}"
+        there = storage.store.get(("apiextensions.k8s.io", "customresourcedefinitions"), "", name)
+        if there is None and name not in absent:
             _install(storage, path)
 
 

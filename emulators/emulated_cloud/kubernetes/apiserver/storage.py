@@ -391,7 +391,9 @@ class Storage:
 
     def _refuse_invalid(self, resource: Resource, item: Object, live: Object | None, subresource: str = "") -> None:
         if resource.crd is not None:
-            causes = names.metadata_causes(resource, item, live) + custom.causes(resource, served(resource, item))
+            before = served(resource, live) if live else None
+            causes = names.metadata_causes(resource, item, live)
+            causes += custom.causes(resource, served(resource, item), before)
         else:
             causes = validation.causes(resource, item, live, subresource)
         if causes:

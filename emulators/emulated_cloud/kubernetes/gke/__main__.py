@@ -10,13 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from emulated_cloud.gateway.controller import GatewayController
+from emulated_cloud.gateway.table import GatewayTable
 from emulated_cloud.kubernetes.client import Client, Informers, Object
 from emulated_cloud.kubernetes.gke import addons, pd
 from emulated_cloud.kubernetes.gke.admission import Admission
 from emulated_cloud.kubernetes.gke.attacher import Attacher
 from emulated_cloud.kubernetes.gke.autoscaler import Autoscaler
 from emulated_cloud.kubernetes.gke.config import Config, ConfigError, load
-from emulated_cloud.kubernetes.gke.disk_faults import DiskFaults
+from emulated_cloud.kubernetes.gke.disk_faults import DiskFaults, ScriptedFaults
 from emulated_cloud.kubernetes.gke.disks import Disks
 from emulated_cloud.kubernetes.gke.gcsfuse import DRIVER, GcsFuseDriver, LinkMounter, Mounter
 from emulated_cloud.kubernetes.gke.image_cache import ImageCache
@@ -69,8 +71,20 @@ class Gke:
         self._autoscaler = Autoscaler(client, self._informers, config, self._nodes, cache)
         self._admission = Admission(client, self._informers)
         self._preemption = Preemption(client, self._informers, self._nodes)
-        self._expose = Expose(self._informers, self._services, config.expose)
+        gateways = GatewayTable()
+        self._expose = Expose(self._informers, self._services, gateways, config.expose)
         self._balancers = LoadBalancers(client, self._informers, self._services, config.load_balancer_network)
+        self._gateways = GatewayController(
+            client,
+            self._informers,
+            self._services,
+            gateways,
+            ScriptedFaults(config.path, "gateway_faults", "gateways-consumed"),
+            config.pods.with_name("gateways"),
+            config.load_balancer_network,
+            config.tls,
+            config.gateway,
+        )
         self._prometheus = ManagedPrometheus(self._informers, config, config.metrics) if config.metrics else None
         self._proxy: asyncio.Server | None = None
         self._proxy_address = ""
@@ -145,6 +159,7 @@ class Gke:
         await self._kubelet.start()
         await self._expose.start()
         self._balancers.start()
+        self._gateways.start()
         if self._prometheus:
             self._prometheus.start()
 
@@ -157,6 +172,7 @@ class Gke:
         await self._preemption.queue.stop()
         for part in self._disk_parts:
             await part.stop()
+        await self._gateways.stop()
         await self._kubelet.stop()
         await self._balancers.stop()
         await self._expose.stop()

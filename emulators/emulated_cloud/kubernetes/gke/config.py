@@ -15,6 +15,9 @@ storage              {"endpoint": URL of the GCS emulator, "root": its folder,
                      "gcsfuse": true for real mounts (emulated_cloud/real/gcsfuse.py) instead of links to that folder}
 disks                folder of Compute Engine's disks (gke/disks.py), which outlive the cluster
 disk_faults          what goes wrong with them (gke/disk_faults.py); read again each time
+gateway              false: somebody else serves Gateways
+gateway_faults       what goes wrong with them (emulated_cloud/gateway/__init__.py); read again each time
+tls                  folder of the authority that signs certificates (tls.py)
 compute              folder of the emulated Compute Engine (google/compute/store.py), which has the disk images
 logs                 file to which LogEntry objects are appended, a line each, for Cloud Logging (google/logging.py)
 private_roots        true: containers have a root and a user of their own (emulated_cloud/real/runtime.py)
@@ -37,7 +40,8 @@ pod_network, load_balancer_network   CIDR of addresses that are local here; left
                      that no other cluster on this machine uses
 node_address         address of the kubelet's server, the nodes' InternalIP
 expose               [{"namespace", "service", "port", "address": "127.0.0.1:0", "file": where its URL is written
-                     as soon as the Service has a ready endpoint}]
+                     as soon as the Service has a ready endpoint}]; with "gateway" for "service", a Gateway's port, as
+                     soon as one of its backends answers
 """
 
 from __future__ import annotations
@@ -65,11 +69,12 @@ class Image:
 
 @dataclass(frozen=True)
 class Expose:
-    """A Service's port as this machine reaches it."""
+    """A Service's or a Gateway's port as this machine reaches it."""
 
     namespace: str
-    service: str
     port: int
+    service: str = ""
+    gateway: str = ""
     address: str = "127.0.0.1:0"
     file: Path | None = None
 
@@ -103,6 +108,8 @@ class Config:
     cluster: str = "gemma"
     storage: Storage | None = None
     disks: Path | None = None
+    gateway: bool = True
+    tls: Path | None = None
     pools: Path | None = None
     node_pools: list[dict[str, Any]] = field(default_factory=list)
     compute: Path | None = None
@@ -147,7 +154,7 @@ def load(path: Path) -> Config:
     """Raises ConfigError."""
     try:
         given: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        for changeable in ("decline", "disk_faults", "uncached_layers"):
+        for changeable in ("decline", "disk_faults", "gateway_faults", "uncached_layers"):
             given.pop(changeable, None)
         storage = given.get("storage")
         return Config(
@@ -161,6 +168,7 @@ def load(path: Path) -> Config:
                 else None,
                 "disks": Path(given["disks"]).absolute() if given.get("disks") else None,
                 "compute": Path(given["compute"]) if given.get("compute") else None,
+                "tls": Path(given["tls"]).absolute() if given.get("tls") else None,
                 "pools": Path(given["pools"]) if given.get("pools") else None,
                 "logs": Path(given["logs"]) if given.get("logs") else None,
                 "metrics": Path(given["metrics"]) if given.get("metrics") else None,

@@ -24,6 +24,8 @@ from emulated_cloud.kubernetes.resources import PODS
 
 MOUNT_RETRY_SECONDS = 0.5
 MAX_MOUNT_RETRY_SECONDS = 122.0
+# A kubelet looks at ConfigMaps about once a minute; nobody here waits that long.
+REFRESH_SECONDS = 1.0
 # What is left of a container when its pod was deleted by force.
 FORCED_GRACE_SECONDS = 2.0
 
@@ -159,6 +161,13 @@ class PodWorker:
         self.around = Surroundings(address, self.node.host_ip, self.node.variables_for(self.pod))
         self.sandbox = True
         self.changed()
+        refreshing = asyncio.create_task(self._refresh())
+        try:
+            await self._run_until_deadline()
+        finally:
+            refreshing.cancel()
+
+    async def _run_until_deadline(self) -> None:
         deadline = self.pod["spec"].get("activeDeadlineSeconds")
         if deadline is None:
             await self._run_containers()
@@ -183,6 +192,16 @@ class PodWorker:
             if left:
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, MAX_MOUNT_RETRY_SECONDS)
+
+    async def _refresh(self) -> None:
+        """Gives the volumes of ConfigMaps their new content, as long as the pod runs."""
+        volumes = [volume for volume in self.pod["spec"].get("volumes") or [] if "configMap" in volume]
+        while volumes:
+            await asyncio.sleep(REFRESH_SECONDS)
+            for volume in volumes:
+                # One that is gone, or an API that is away: the content stays as it was.
+                with contextlib.suppress(VolumeError, ApiError, OSError):
+                    await self.node.volumes.mount(self.pod, volume, self.folder / "volumes" / volume["name"])
 
     async def _run_containers(self) -> None:
         """Init containers one after another, then the others together; returns when none will run again."""

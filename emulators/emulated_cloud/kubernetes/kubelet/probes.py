@@ -1,4 +1,4 @@
-"""Probes: is a container started, ready, alive? httpGet, tcpSocket and exec, with all thresholds."""
+"""Probes: is a container started, ready, alive? httpGet, tcpSocket, grpc and exec, with all thresholds."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
+
+from emulated_cloud.kubernetes import grpc_health
 
 Object = dict[str, Any]
 RunCommand = Callable[[list[str], float], Awaitable[tuple[int, str]]]
@@ -61,12 +63,18 @@ class Probe:
         elif tcp := self.spec.get("tcpSocket"):
             _, writer = await self._connect(tcp.get("host") or self.host, self._port(tcp["port"]), "")
             writer.close()
+        elif grpc := self.spec.get("grpc"):
+            seconds = self.spec.get("timeoutSeconds", 1)
+            try:
+                await grpc_health.check(f"{self.host}:{grpc['port']}", grpc.get("service") or "", seconds)
+            except grpc_health.Unhealthy as error:
+                raise ProbeFailed(str(error)) from error
         elif command := self.spec.get("exec"):
             code, output = await self.run_command(command["command"], self.spec.get("timeoutSeconds", 1))
             if code:
                 raise ProbeFailed(output.strip() or f"command exited with code {code}")
         else:
-            raise ProbeFailed("this kind of probe is not emulated")
+            raise ProbeFailed("missing probe handler")
 
     def _port(self, port: int | str) -> int:
         return port if isinstance(port, int) else self.ports[port]
@@ -112,6 +120,10 @@ class Probe:
         if http := self.spec.get("httpGet"):
             url = f"http://{http.get('host') or self.host}:{self._port(http['port'])}{http.get('path', '/')}"
             return f'Get "{url}": context deadline exceeded (Client.Timeout exceeded while awaiting headers)'
+        if grpc := self.spec.get("grpc"):
+            seconds = self.spec.get("timeoutSeconds", 1)
+            where = f"{self.host}:{grpc['port']}"
+            return f'timeout: failed to connect service "{where}" within {seconds}s: context deadline exceeded'
         if "tcpSocket" in self.spec:
             return f"dial tcp {self.host}:{self._port(self.spec['tcpSocket']['port'])}: i/o timeout"
         return f"command timed out after {self.spec.get('timeoutSeconds', 1)}s"

