@@ -14,6 +14,7 @@ from components.promote_generation import canary as steps
 from components.promote_generation import step
 from components.promote_generation.canary import EndedByPersonError, Walk
 from components.promote_generation.compare import WORSE
+from components.write_report import step as write_report
 from serving import names
 from serving.deployment import canary, entrance, lease, record
 from serving.deployment.entrance import Note
@@ -321,6 +322,26 @@ def test_what_a_dead_run_left_is_put_back_when_the_live_one_can_take_it() -> Non
     cluster.calls.clear()
     assert canary.put_back(cluster, SETTINGS, run_id="run-3", say=said) == ""  # type: ignore[arg-type]
     assert cluster.calls == []
+
+
+@pytest.mark.parametrize("holder", ["run-2", "dead"])
+def test_the_exit_task_gives_the_requests_back(monkeypatch: pytest.MonkeyPatch, holder: str) -> None:
+    """Of its own run, and of a dead one that it found."""
+    cluster = live()
+    left_by(holder, cluster, alive=holder == "run-2")
+    monkeypatch.setattr(write_report.kubernetes, "connect", lambda _: cluster)
+    monkeypatch.setattr(write_report.disk_images, "sweep", lambda *_: None)
+    write_report.clean_up(SETTINGS, "run-2", said)
+    assert now(cluster) == ({"g1": 100}, None)
+    assert lease.holder(cluster.objects["Lease", SETTINGS.namespace, SETTINGS.name]) == ""
+
+
+def test_the_exit_task_leaves_a_canary_that_another_run_is_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = live()
+    note = left_by("alive", cluster, alive=True)
+    monkeypatch.setattr(write_report.kubernetes, "connect", lambda _: cluster)
+    write_report.clean_up(SETTINGS, "run-2", said)
+    assert now(cluster) == ({"g1": 90, "g2": 10}, note)
 
 
 # -- a person -------------------------------------------------------------------------------------------------
