@@ -13,7 +13,7 @@ import pytest
 from components.promote_generation import canary as steps
 from components.promote_generation import step
 from components.promote_generation.canary import EndedByPersonError, Walk
-from components.promote_generation.compare import WORSE
+from components.promote_generation.plan import WORSE
 from components.write_report import step as write_report
 from serving import names
 from serving.deployment import canary, entrance, lease, record

@@ -9,7 +9,8 @@ import httpx
 import pytest
 
 from components.promote_generation import compare as comparing
-from components.promote_generation.compare import WORSE, Plan, Side, compare
+from components.promote_generation.compare import Side, compare
+from components.promote_generation.plan import WORSE, Plan
 from serving.clients import engine
 from serving.clients.engine import Served
 
