@@ -9,40 +9,19 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import httpx
-from pydantic import BaseModel, ConfigDict
-
+from components.promote_generation.plan import WORSE, Plan
 from serving.clients import engine
 from serving.clients.engine import Served
 
-WORSE = "worse: "
-"""How the line begins that says so at once: the step gives the requests back before the Job has ended."""
+if TYPE_CHECKING:
+    import httpx
+
 _BY_CHANCE = 3.0
 """Standard deviations."""
 _SAY_TIMES = 20
 """Lines of progress in a step, at most one every two seconds."""
-
-
-class Plan(BaseModel):
-    """What is compared, for how long, and what is too much."""
-
-    model_config = ConfigDict(frozen=True)
-
-    step: int
-    percent: int
-    live: str
-    candidate: str
-    pods: dict[str, list[str]]
-    """Generation → addresses of its pods."""
-    seconds: float
-    """How much is left of the step."""
-    held: float
-    """How long a step is, in seconds."""
-    max_error_rate: float
-    max_p95_first_token_ratio: float | None
-    min_requests: int
 
 
 class Side:
@@ -168,8 +147,9 @@ def worse(plan: Plan, candidate: Served, live: Served) -> list[str]:
 def too_little(plan: Plan, candidate: Served, live: Served) -> list[str]:
     """What there was too little of to tell, in words."""
     if candidate.requests < plan.min_requests:
-        return [f"{plan.candidate} had {candidate.requests} requests, fewer than canary.min_requests ({plan.min_requests})"]
-    if plan.max_p95_first_token_ratio is not None:
+        words = f"{plan.candidate} had {candidate.requests} requests"
+        return [f"{words}, fewer than canary.min_requests ({plan.min_requests})"]
+    if plan.max_p95_first_token_ratio:
         for name, side in ((plan.candidate, candidate), (plan.live, live)):
             if side.first_tokens < plan.min_requests:
                 words = f"{name} had {side.first_tokens} requests with a first token"

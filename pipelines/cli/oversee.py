@@ -81,7 +81,9 @@ def destroy(
         found = work.find(settings, vertex)
         lines = found.lines(settings, weights=weights)
         if not lines:
-            out.result({"removed": [], "kept": [*found.weights, *found.shared_weights]}, "there is nothing of this deployment")
+            out.result(
+                {"removed": [], "kept": [*found.weights, *found.shared_weights]}, "there is nothing of this deployment"
+            )
             return
         tell = out.hint if yes else complain  # Nobody says yes to what was not shown, however quiet.
         tell("\n".join(["this goes:", *(f"  {line}" for line in lines)]))

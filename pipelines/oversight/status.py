@@ -31,7 +31,7 @@ Drift = dict[str, str]
 
 def status(settings: Settings, vertex: Vertex | None, now: datetime.datetime) -> dict[str, Any]:
     """`{"schedule", "runs", "live", "canary", "kept", "drift"}`. A part that does not answer leaves its word in
-    `drift`, and the others are told all the same. Raises AccessError without credentials, with which no part answers."""
+    `drift`, and the others are told all the same. Raises AccessError without credentials: no part answers then."""
     google.check_credentials()
     unknown: list[Drift] = []
 

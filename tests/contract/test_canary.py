@@ -1,8 +1,8 @@
 """A promotion in steps against a cluster with two generations that serve: engines that fail, that are slow, that die; a
 step that is killed or told to end, a person who has seen enough, and somebody else who writes the entry.
 
-Nothing routes by the weights here: the step writes them and asks pods for their figures, so a test sends requests to
-pods itself. That weights move requests is the scenarios' to show.
+A test sends requests to pods itself, as many as each generation is to have. That weights move requests is the
+scenarios' to show.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from components.write_report import page, summary
 from components.write_report import step as write_report
 from serving import names
 from serving.clients import kubernetes
-from serving.deployment import disk_images, entrance, gateway, record
+from serving.deployment import disk_images, entrance, record
 from serving.deployment.entrance import Note
 from serving.rendering import render
 from serving.settings import Settings
@@ -160,9 +160,8 @@ def emulated_cloud(
 
 @pytest.fixture
 def runs(site: Site, monkeypatch: pytest.MonkeyPatch) -> Runs:
-    """A deployment with its first generation in service. No load balancer is made here, and none is waited for."""
+    """A deployment with its first generation in service."""
     monkeypatch.setattr(disk_images, "sweep", lambda *_: None)
-    monkeypatch.setattr(gateway, "wait_until_well", lambda *_: None)
     made = Runs(site)
     site.upload(site.release(made.site.settings(*GATEWAY)))
     made.serve()

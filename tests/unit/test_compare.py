@@ -9,7 +9,8 @@ import httpx
 import pytest
 
 from components.promote_generation import compare as comparing
-from components.promote_generation.compare import WORSE, Plan, Side, compare
+from components.promote_generation.compare import Side, compare
+from components.promote_generation.plan import WORSE, Plan
 from serving.clients import engine
 from serving.clients.engine import Served
 
@@ -161,7 +162,7 @@ def test_worse(candidate: str, live: Served, words: str):
 
 
 def test_latency_is_not_judged_where_nobody_asks_for_it():
-    plan = PLAN.model_copy(update={"max_p95_first_token_ratio": None})
+    plan = PLAN.model_copy(update={"max_p95_first_token_ratio": 0.0})
     assert comparing.worse(plan, served(page(fast=80, slow=20, finished=100)), OTHER) == []
     assert comparing.too_little(plan, served(page(finished=100)), served(page())) == []
 
