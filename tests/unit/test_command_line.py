@@ -45,13 +45,16 @@ from serving.scenarios import COLUMNS, SCENARIOS, all_features
         (["run", "03", "--set", "serving.exposure=public"], "public needs a key that clients have to show"),
         (
             ["run", "03", "--real", "vlm"],
-            "no real part 'vlm'; there are: control-plane, snapshot-controller, gcsfuse, vllm",
+            "no real part 'vlm'; there are: control-plane, snapshot-controller, gcsfuse, gateway, vllm",
         ),
         (
             ["run", "03", "--real", "gcsfuse,"],
-            "no real part ''; there are: control-plane, snapshot-controller, gcsfuse, vllm",
+            "no real part ''; there are: control-plane, snapshot-controller, gcsfuse, gateway, vllm",
         ),
-        (["run", "03", "--real", ""], "no real part ''; there are: control-plane, snapshot-controller, gcsfuse, vllm"),
+        (
+            ["run", "03", "--real", ""],
+            "no real part ''; there are: control-plane, snapshot-controller, gcsfuse, gateway, vllm",
+        ),
         (["run", "03", "--weights", "nowhere"], "--weights nowhere is not a folder"),
         (["run", "03", "--weights", "."], "--weights . has no files: name the folder of a release"),
         (["fits", "nowhere"], "nowhere is no folder, and no model of the hub, which are called ORG/NAME"),
