@@ -79,6 +79,8 @@ def rank(where: str, config: dict[str, Any]) -> int:
         raise RequestError(f"{where}: its rank r is {config.get('r')!r}, not a whole number above 0")
     if missing := sorted({"lora_alpha", "target_modules"} - config.keys()):
         raise RequestError(f"{where} does not say {' and '.join(missing)}, without which vLLM does not load it")
+    if config["lora_alpha"] == 0 and not config.get("alpha_pattern"):
+        raise RequestError(f"{where}: its lora_alpha is 0, so it would do nothing")
     if max(ranks) > RANKS[-1]:
         raise RequestError(f"{where}: its rank is {max(ranks)}, and vLLM serves {RANKS[-1]} at most")
     unserved = [words for key, words in _NOT_SERVED.items() if config.get(key)]

@@ -311,3 +311,69 @@ def test_a_pickled_adapter_needs_the_setting_too(site: Site, three: Release3):
         look_up(three.settings())
     (part,) = [p for p in repositories.find(three.settings(hub={"allow_pickles": True})) if p.repository.is_adapter]
     assert [file.path for file in part.chosen.served] == ["adapter_config.json", "adapter_model.bin"]
+
+
+# -- an adapter that would do nothing -----------------------------------------------------------------------
+
+
+def spoil(three: Release3, *names: str) -> None:
+    """Gives the adapter tensors of these names, and commits it."""
+    write_shard(three.root / "ko" / "adapter_model.safetensors", names[0], MIB, 1, *names[1:])
+    three.commit_adapter()
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["base_model.model.model.embed_tokens.base_layer.weight"], "it holds no LoRA weights"),
+        (
+            [f"base_model.model.elsewhere.tensor.lora_{side}.weight" for side in "AB"],
+            r"the model has none of its modules \(elsewhere.tensor is one\): it was made for another",
+        ),
+    ],
+)
+def test_one_that_would_do_nothing_is_refused_as_it_is_found(site: Site, three: Release3, names: list[str], words: str):
+    spoil(three, *names)
+    before = len(site.requests("hub"))
+    with pytest.raises(RequestError, match=rf"the adapter ko \({three.ko}\): {words}, so it would do nothing"):
+        look_up(three.settings())
+    # Headers alone were read: nothing is in the bucket, and no file was asked for whole.
+    asked = [request for request in site.requests("hub")[before:] if request["path"].endswith(".safetensors")]
+    assert asked
+    assert not [uri for uri in storage.list_uris("gs://demo-bucket/models/") if f"/{three.model}/" in uri]
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"\xff" * 64,
+        b"{" * 5000,
+        b"[]",
+        b'{"a.lora_A.weight": 1}',
+        b'{"a.lora_A.weight": {"dtype": "F32", "shape": [1e99], "data_offsets": [0, 4]}}',
+        b'{"a.lora_A.weight": {"dtype": "F32", "shape": [-1, 9999999999999], "data_offsets": [0, 4]}}',
+    ],
+)
+def test_a_header_that_nobody_can_read_is_for_the_download_to_judge(site: Site, three: Release3, header: bytes):
+    file = three.root / "ko" / "adapter_model.safetensors"
+    file.write_bytes(len(header).to_bytes(8, "little") + header + b"\0" * 4096)
+    three.commit_adapter()
+    settings = three.settings()
+    release = resolved(settings)
+    with pytest.raises(ReleaseError, match=r"the adapter ko"):
+        site.bring(settings, release)
+    assert storage.read_json(manifest.uri(release.weights_uri)) is None
+
+
+def test_an_empty_header_is_an_adapter_that_would_do_nothing(three: Release3):
+    (three.root / "ko" / "adapter_model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    three.commit_adapter()
+    with pytest.raises(RequestError, match="it holds no LoRA weights, so it would do nothing"):
+        look_up(three.settings())
+
+
+def test_one_whose_scale_is_nothing_would_do_nothing(three: Release3):
+    write_adapter(three.root / "ko", lora_alpha=0)
+    three.commit_adapter()
+    with pytest.raises(RequestError, match="its lora_alpha is 0, so it would do nothing"):
+        look_up(three.settings())

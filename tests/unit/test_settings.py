@@ -143,7 +143,8 @@ def test_a_new_version_of_this_tool_rolls_nothing(changes: dict[str, Any], expec
         ({"volume": {"profile": "manual"}}, "volume: is now gcs_fuse: volume.profile is gcs_fuse.profile"),
         (
             {"features": ["tpus"]},
-            "features: 'tpus' is no feature. Did you mean tpu? There are: gcs-fuse, hyperdisk-ml, streamed, live-adapters, gpu, tpu",
+            "features: 'tpus' is no feature. Did you mean tpu? There are: gcs-fuse, hyperdisk-ml, streamed, "
+            "live-adapters, gpu, tpu",
         ),
         ({"features": ["-gpu"]}, "features: -gpu: no deployment is without accelerator: gpu, tpu"),
         ({"features": ["gcs-fuse", "gcs-fuse"]}, "are both for the column weights: a deployment has one"),
