@@ -12,7 +12,8 @@ import argparse
 import json
 import time
 
-from components.promote_generation.compare import Plan, compare
+from components.promote_generation.compare import compare
+from components.promote_generation.plan import Plan
 from serving.clients import engine
 
 _QUIET_LOOKS = 4

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from components.promote_generation.compare import WORSE, Plan
+from components.promote_generation.plan import WORSE, Plan
 from serving import names
 from serving.clients.kubernetes import Cluster, Object, Subject
 from serving.deployment import canary, entrance, gateway, record, replicas

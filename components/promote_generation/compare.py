@@ -6,40 +6,22 @@ first look at it to the last, and one that started again, from nothing.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import httpx
-from pydantic import BaseModel, ConfigDict
-
+from components.promote_generation.plan import WORSE, Plan
 from serving.clients import engine
 from serving.clients.engine import Served
 
-WORSE = "worse: "
-"""How the line begins that says so at once: the step gives the requests back before the Job has ended."""
+if TYPE_CHECKING:
+    import httpx
+
+_BY_CHANCE = 3.0
+"""Standard deviations."""
 _SAY_TIMES = 20
 """Lines of progress in a step, at most one every two seconds."""
-
-
-class Plan(BaseModel):
-    """What is compared, for how long, and what is too much."""
-
-    model_config = ConfigDict(frozen=True)
-
-    step: int
-    percent: int
-    live: str
-    candidate: str
-    pods: dict[str, list[str]]
-    """Generation → addresses of its pods."""
-    seconds: float
-    """How much is left of the step."""
-    held: float
-    """How long a step is, in seconds."""
-    max_error_rate: float
-    max_p95_first_token_ratio: float | None
-    min_requests: int
 
 
 class Side:
@@ -138,19 +120,23 @@ def figures(served: Served) -> dict[str, Any]:
 def worse(plan: Plan, candidate: Served, live: Served) -> list[str]:
     """In what the candidate is worse than the plan allows, in words; empty when it is not, or too little was seen.
 
-    Errors tell before `min_requests` have come when they are too many even if all others until then go well.
+    Both are looked at again and again, and a good release is not to be rejected by chance: what three standard
+    deviations of such a sample explain is not worse. Errors tell before `min_requests` have come when they are too many
+    even if all others until then go well.
     """
     found = []
     of_live = live.errors / live.requests if live.requests else 0.0
-    allowed = plan.max_error_rate + of_live
-    if candidate.errors > allowed * max(candidate.requests, plan.min_requests):
+    allowed, count = min(1.0, plan.max_error_rate + of_live), max(candidate.requests, plan.min_requests)
+    if candidate.errors > allowed * count + _BY_CHANCE * math.sqrt(allowed * (1 - allowed) * count):
         found.append(
             f"{candidate.errors} of its {candidate.requests} requests failed, and {live.errors} of "
             f"{live.requests} of {plan.live}; canary.max_error_rate allows {plan.max_error_rate:.1%} more"
         )
     own, other, most = candidate.first_token(0.95), live.first_token(0.95), plan.max_p95_first_token_ratio
+    least = candidate.first_token(0.95, deviations=-_BY_CHANCE)
+    highest = live.first_token(0.95, deviations=_BY_CHANCE)
     enough = min(candidate.first_tokens, live.first_tokens) >= plan.min_requests
-    if most and enough and own and other and own > most * other:
+    if most and enough and own and other and least and highest and least > most * highest:
         found.append(
             f"95 in 100 of its requests have their first token within {1000 * own:.0f} ms, {own / other:.1f} times the "
             f"{1000 * other:.0f} ms of {plan.live}; canary.max_p95_first_token_ratio allows {most:g}"
@@ -161,12 +147,13 @@ def worse(plan: Plan, candidate: Served, live: Served) -> list[str]:
 def too_little(plan: Plan, candidate: Served, live: Served) -> list[str]:
     """What there was too little of to tell, in words."""
     if candidate.requests < plan.min_requests:
-        return [f"{plan.candidate} had {candidate.requests} requests, fewer than canary.min_requests"]
-    if plan.max_p95_first_token_ratio is not None:
+        words = f"{plan.candidate} had {candidate.requests} requests"
+        return [f"{words}, fewer than canary.min_requests ({plan.min_requests})"]
+    if plan.max_p95_first_token_ratio:
         for name, side in ((plan.candidate, candidate), (plan.live, live)):
             if side.first_tokens < plan.min_requests:
                 words = f"{name} had {side.first_tokens} requests with a first token"
-                return [f"{words}, fewer than canary.min_requests: latencies are not compared"]
+                return [f"{words}, fewer than canary.min_requests ({plan.min_requests}): latencies are not compared"]
     return []
 
 

@@ -116,7 +116,7 @@ def _by_hand(cluster: Cluster, settings: Settings, verb: str, generation: str | 
     # Asked before the Lease is taken: a wrong request writes nothing.
     there = canary.going_on(cluster, settings)
     target = _target(record.read(cluster, settings), verb, generation, there)
-    if there and _goes_on(cluster, settings, there):
+    if there and lease.is_held_by(cluster, settings, there.run):
         settings = _end_canary(cluster, settings, there, "promote" if target == there.candidate else "rollback", say)
     lease.take(cluster, settings, run_id, say)
     try:
@@ -144,12 +144,6 @@ def _by_hand(cluster: Cluster, settings: Settings, verb: str, generation: str | 
             return known
     finally:
         lease.give_back(cluster, settings, run_id)
-
-
-def _goes_on(cluster: Cluster, settings: Settings, there: Note) -> bool:
-    """Whether the canary's run is alive, as far as its Lease says."""
-    held = cluster.get("Lease", settings.name, settings.namespace)
-    return held is not None and lease.holder(held) == there.run and lease.free_at(held) > time.time()
 
 
 def _end_canary(cluster: Cluster, settings: Settings, there: Note, verb: str, say: Say) -> Settings:

@@ -18,6 +18,7 @@ def render(settings: Settings | None, report: dict[str, Any], outcomes: list[dic
     environment.filters["bytes"] = readable_bytes
     template = environment.from_string(files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8"))
     validation: dict[str, Any] = next((item for item in outcomes if item["name"] == "validate_server"), {})
+    promotion: dict[str, Any] = next((item for item in outcomes if item["name"] == "promote_generation"), {})
     figures = validation.get("figures") or {}
     return template.render(
         settings=settings,
@@ -27,7 +28,8 @@ def render(settings: Settings | None, report: dict[str, Any], outcomes: list[dic
         longest=max((outcome["seconds"] for outcome in outcomes), default=0) or 1,
         answers=figures.get("chat") or [answer for answer in [validation.get("answer")] if answer],
         load=figures.get("load"),
-        warnings=validation.get("warnings", []),
+        canary=promotion.get("canary", []),
+        warnings=[*validation.get("warnings", []), *promotion.get("warnings", [])],
     )
 
 

@@ -81,7 +81,9 @@ def destroy(
         found = work.find(settings, vertex)
         lines = found.lines(settings, weights=weights)
         if not lines:
-            out.result({"removed": [], "kept": [*found.weights, *found.shared_weights]}, "there is nothing of this deployment")
+            out.result(
+                {"removed": [], "kept": [*found.weights, *found.shared_weights]}, "there is nothing of this deployment"
+            )
             return
         tell = out.hint if yes else complain  # Nobody says yes to what was not shown, however quiet.
         tell("\n".join(["this goes:", *(f"  {line}" for line in lines)]))
@@ -163,6 +165,7 @@ def _status_words(found: dict[str, Any], now: datetime.datetime) -> str:
         )
     else:
         add("serves", ["nothing"])
+    add("canary", [_canary_words(found["canary"], now)] if found["canary"] else [])
     add("kept", [_kept_words(each) for each in found["kept"]])
     add("schedule", _schedule_words(found["schedule"]))
     add("runs", [_run_words(each, now) for each in found["runs"]] or ["none"])
@@ -183,6 +186,17 @@ def _down_words(said: dict[str, Any], now: datetime.datetime) -> str:
     from pipelines.oversight.runs import ago
 
     return f"DOWN since {said['since']} ({ago(said['since'], now)}): it made room for {said['candidate']}"
+
+
+def _canary_words(said: dict[str, Any], now: datetime.datetime) -> str:
+    from pipelines.oversight.runs import ago
+
+    asked = f", told to {said['asked']}" if said["asked"] else ""
+    run = said["run"] if said["alive"] else f"{said['run']}, which has ENDED"
+    return (
+        f"{said['percent']} % to {said['candidate']}, step {said['step']} of {len(said['steps'])} since "
+        f"{said['since']} ({ago(said['since'], now)}), by {run}{asked}"
+    )
 
 
 def _kept_words(each: dict[str, Any]) -> str:

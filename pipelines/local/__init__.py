@@ -55,6 +55,8 @@ _LEASE_DURATION, _LEASE_WAIT = "10s", "60s"
 """No step waits minutes for its machine here, so that a dead run is known as dead sooner."""
 _SCALES_DOWN = {"scale_down_window": "5s", "scale_down_period": "5s"}
 """Pods come and go in seconds here: nobody wants to wait minutes to see it."""
+_CANARY = {"hold": "5s", "settle": "1s"}
+"""Who tries a canary here watches it."""
 
 
 def settings_for(values: dict[str, Any], file: Path | None) -> Settings:
@@ -67,6 +69,8 @@ def settings_for(values: dict[str, Any], file: Path | None) -> Settings:
     differs: dict[str, Any] = {"endpoint": "ip", "lease": {"duration": _LEASE_DURATION, "wait": wait}}
     if "queue-hpa" in asked.chosen_features:
         differs["queue_hpa"] = {**_SCALES_DOWN, **values.get("queue_hpa", {})}
+    if asked.has_gateway:
+        differs["canary"] = {**_CANARY, **values.get("canary", {})}
     return validated(Settings, {**values, **differs}, file)
 
 
@@ -79,9 +83,9 @@ class Site:
 
     @property
     def endpoint(self) -> str | None:
-        """The deployment's entry as this machine reaches it; None until it answers."""
-        path = self.folder / "endpoint"
-        return path.read_text(encoding="utf-8").strip() if path.exists() else None
+        """The deployment's entry as this machine reaches it, which after a promotion may take a moment to answer: a
+        Gateway probes its backends first. None if it does not answer."""
+        return cloud.entry_of(self.folder, self.cloud)
 
     def loss(self) -> str:
         """What a run cannot go on without has gone, for a reader: a part of the cloud, or the room on its disk. Empty

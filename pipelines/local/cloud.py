@@ -39,6 +39,8 @@ _SCALING: dict[str, Any] = {
 ones that have a queue."""
 _COMES_BACK_SECONDS = {False: 60, True: 300}
 """How long a live generation may take, by whether its engine is vLLM itself."""
+_ANSWERS_SECONDS = 10
+"""From a promotion to an entry that answers."""
 
 
 def real_parts(text: str | None, folder: Path | None) -> list[str]:
@@ -106,6 +108,12 @@ def up(
             "gpu-or-tpu does not run with --real control-plane: its pods mount files of their node, which containers "
             "with a root of their own have no place for here. Run it without, or another scenario"
         )
+    if "gateway" in real and settings.has_gateway and settings.section("gateway").certificate:
+        raise RequestError(
+            "a Gateway with gateway.certificate does not answer with --real gateway: its controller knows no "
+            "certificate of Compute Engine. Run it without, or with --set gateway.certificate= "
+            "--set gateway.plain_http=true"
+        )
     endpoint, live = folder / "endpoint", folder / "live"
     built = published(settings.project, names.region(settings.location))
     served_before = live.exists() or endpoint.exists()
@@ -171,17 +179,26 @@ def up(
         raise PipelineError(f"the emulators did not start: {error}. {state.about_logs(folder)}") from error
 
 
-def _secrets(settings: Settings) -> dict[str, str]:
-    """The secrets that the settings name, with what they hold here: of the cloud on this machine, no secret at all."""
-    named = {settings.hub.token_secret: "hf_demo", settings.engine.api_key_secret: "demo-key"}
-    return {name.split("/")[3]: value for name, value in named.items() if name}
+def entry_of(folder: Path, emulated: Cloud) -> str | None:
+    """The address that is written to the state folder when the entry first answers, waited for a little."""
+    from emulated_cloud.cloud import wait_for
+
+    path = folder / "endpoint"
+    wait_for(lambda: path.exists() or bool(emulated.loss), _ANSWERS_SECONDS)
+    return path.read_text(encoding="utf-8").strip() if path.exists() else None
 
 
 def _entry(settings: Settings) -> dict[str, Any]:
     """What requests come in by: the stable Service, or a Gateway's listener."""
-    if "inference-gateway" in settings.chosen_features:
-        return {"gateway": settings.name, "port": 80}
+    if "gateway" in settings.chosen_features:
+        return {"gateway": settings.name, "port": 443 if settings.section("gateway").certificate else 80}
     return {"service": settings.name, "port": 8000}
+
+
+def _secrets(settings: Settings) -> dict[str, str]:
+    """The secrets that the settings name, with what they hold here: of the cloud on this machine, no secret at all."""
+    named = {settings.hub.token_secret: "hf_demo", settings.engine.api_key_secret: "demo-key"}
+    return {name.split("/")[3]: value for name, value in named.items() if name}
 
 
 def _is_autopilot(settings: Settings) -> bool:

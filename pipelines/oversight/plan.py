@@ -148,6 +148,9 @@ def _of_objects(
     entry = render.entry(settings, {release.generation: 100})
     now = record.serving_generation(record.entry(cluster, settings))
     words = [f"sends requests to {release.generation}" + (f" instead of {now}" if now else "")]
+    if settings.has_gateway and settings.canary.steps and now not in ("", release.generation):
+        shares = ", ".join(f"{percent} %" for percent in settings.canary.steps)
+        words.append(f"in steps ({shares}), each held for {settings.canary.hold}: both have their pods that long")
     yield objects.change(entry, "change" if now else "create", words if now != release.generation else [])
     yield from _what_goes(cluster, settings, known, release)
 

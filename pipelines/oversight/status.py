@@ -14,10 +14,10 @@ from components.resolve_model.step import Found, key_version, look_around, look_
 from pipelines.oversight import objects, runs
 from pipelines.vertex import preflight, schedule
 from serving import names
-from serving.clients import google, kubernetes
+from serving.clients import google, kubernetes, proxies
 from serving.clients.kubernetes import Cluster, Object
 from serving.clients.vertex import Body, Vertex
-from serving.deployment import gateway, lease, record, replicas
+from serving.deployment import canary, entrance, gateway, lease, record, replicas
 from serving.deployment.record import Down, Known, Record
 from serving.errors import PipelineError
 from serving.rendering import render
@@ -30,8 +30,8 @@ Drift = dict[str, str]
 
 
 def status(settings: Settings, vertex: Vertex | None, now: datetime.datetime) -> dict[str, Any]:
-    """`{"schedule", "runs", "live", "kept", "drift"}`. A part that does not answer leaves its word in `drift`, and the
-    others are told all the same. Raises AccessError without credentials, with which no part answers."""
+    """`{"schedule", "runs", "live", "canary", "kept", "drift"}`. A part that does not answer leaves its word in
+    `drift`, and the others are told all the same. Raises AccessError without credentials: no part answers then."""
     google.check_credentials()
     unknown: list[Drift] = []
 
@@ -47,16 +47,18 @@ def status(settings: Settings, vertex: Vertex | None, now: datetime.datetime) ->
     if vertex and not unknown:
         of_schedule = told("schedule", lambda: _schedule_drift(settings, vertex, found, now), [])
     of_runs = told("runs", lambda: runs.latest(vertex, settings), [])
-    live, kept, drift = None, list[dict[str, Any]](), list[Drift]()
+    live, shares, kept, drift = None, None, list[dict[str, Any]](), list[Drift]()
     if cluster := told("cluster", lambda: kubernetes.connect(settings), None):
         known = told("record", lambda: record.read(cluster, settings), Record())
         live = told("live", lambda: _live(cluster, settings, known), None)
+        shares = told("canary", lambda: _canary(cluster, settings), None)
         kept = told("kept", lambda: [_kept(cluster, settings, known, name) for name in _others(known)], [])
         drift = told("drift", lambda: list(_drift(cluster, settings, known)), [])
     return {
         "schedule": _schedule(found, now, of_schedule),
         "runs": of_runs,
         "live": live,
+        "canary": shares,
         "kept": kept,
         "drift": unknown + [_of_field(each) for each in of_schedule] + drift,
     }
@@ -117,6 +119,16 @@ def _live(cluster: Cluster, settings: Settings, known: Record) -> dict[str, Any]
         "down": known.down.model_dump() if known.down else None,
         "validated": runs.validation_of(settings, labels[names.RUN]) if names.RUN in labels else None,
     }
+
+
+def _canary(cluster: Cluster, settings: Settings) -> dict[str, Any] | None:
+    """A promotion that goes on in steps, or that a dead run left; `percent` is the candidate's share."""
+    note = canary.going_on(cluster, settings)
+    if note is None:
+        return None
+    percent = entrance.shares_of(record.entry(cluster, settings)).get(note.candidate, 0)
+    alive = lease.is_held_by(cluster, settings, note.run)
+    return {**note.model_dump(), "percent": percent, "steps": settings.canary.steps, "alive": alive}
 
 
 def _endpoint(cluster: Cluster, settings: Settings) -> str:
@@ -184,6 +196,11 @@ def _drift(cluster: Cluster, settings: Settings, known: Record) -> Iterator[Drif
         return
     if known.down:
         yield _down(cluster, settings, known.down)
+    if (shares := _canary(cluster, settings)) and not shares["alive"]:
+        words = (
+            f"{shares['candidate']} has {shares['percent']} % of the requests, and its run {shares['run']} has ended"
+        )
+        yield drifted("canary", f"{words}; the next run gives them back", "gemma-pipelines rollback -f FILE")
     try:
         newest = look_up(settings)
     except PipelineError as error:
@@ -195,7 +212,13 @@ def _drift(cluster: Cluster, settings: Settings, known: Record) -> Iterator[Drif
     if (found := _as_live(settings, origin, newest)) is None:
         return
     release = name_release(
-        settings, "status", found, live=known.live, key_version=key_version(settings), zones=zones(settings)
+        settings,
+        "status",
+        found,
+        live=known.live,
+        key_version=key_version(settings),
+        zones=zones(settings),
+        proxy_ranges=proxies.ranges(settings),
     )
     if release.generation != known.live:
         yield drifted(
@@ -258,7 +281,7 @@ def _of_situation(settings: Settings, seen: Situation, release: Release) -> Iter
     if not seen.settings_digest:
         yield drifted(deployment, "it is gone", _SUBMIT)
         return
-    if not seen.entry_as_wanted:
+    if not seen.entry_as_wanted and not seen.canary:
         yield drifted("entry", f"{settings.name} is not what the settings ask for", _SUBMIT)
     if seen.key_version != release.api_key_version:
         yield drifted(

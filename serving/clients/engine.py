@@ -371,12 +371,17 @@ class Served:
     def first_tokens(self) -> int:
         return self.below[-1][1] if self.below else 0
 
-    def first_token(self, share: float) -> float | None:
+    def first_token(self, share: float, *, deviations: float = 0) -> float | None:
         """Seconds within which this share of first tokens came, as Prometheus' histogram_quantile has it: linear inside
-        of a bucket, and the last limit for what is beyond it. None without any."""
+        of a bucket, and the last limit for what is beyond it. None without any.
+
+        deviations: how many standard deviations of a sample of this size it is to be higher, or lower, by chance.
+        """
         if not self.first_tokens:
             return None
-        rank, lower, counted = share * self.first_tokens, 0.0, 0
+        chance = math.sqrt(share * (1 - share) * self.first_tokens)
+        rank, lower, counted = share * self.first_tokens + deviations * chance, 0.0, 0
+        rank = min(max(rank, 0.0), float(self.first_tokens))
         for upper, count in self.below:
             if count >= rank:
                 inside = count - counted

@@ -133,6 +133,12 @@ def give_back(cluster: Cluster, settings: Settings, run_id: str) -> bool:
         return True
 
 
+def is_held_by(cluster: Cluster, settings: Settings, run_id: str) -> bool:
+    """Whether this run holds the Lease, which has not run out: it is alive, as far as anybody knows."""
+    lease = cluster.get("Lease", settings.name, settings.namespace)
+    return lease is not None and holder(lease) == run_id and free_at(lease) > time.time()
+
+
 def holder(lease: Object) -> str:
     """The run that holds a Lease; empty when none does."""
     return str(lease.get("spec", {}).get("holderIdentity") or "")

@@ -38,10 +38,16 @@ def move(
     """Makes `generation` the one that serves, where `record.live` serves now, by an entry as the settings have it:
     `gradually`, where there is one that can be. Returns False when all of that was so already.
 
-    Raises RequestError when another field manager owns the entry, InconclusiveError when the generation does not come
-    up or somebody else moved the traffic meanwhile.
+    Raises RequestError when another field manager owns the entry or the generation cannot be behind it,
+    InconclusiveError when the generation does not come up or somebody else moved the traffic meanwhile.
     """
     before = record.live
+    if settings.has_gateway and not entrance.has_backend(cluster, settings, generation):
+        raise RequestError(
+            f"{generation} cannot be behind the Gateway {settings.namespace}/{settings.name}: it was made when the "
+            "deployment had another entry, and requests would reach nobody. A run brings its release behind this one: "
+            "`gemma-pipelines submit SCENARIO -f FILE` with its commit as revision"
+        )
     live = cluster.get("Deployment", names.server(before), settings.namespace) if before else None
     # Of one that made room (replacement.py), those that it had.
     as_many = record.down.replicas if record.down else replicas.answering(live)

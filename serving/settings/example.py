@@ -30,7 +30,8 @@ def commented_example(scenario: str) -> str:
 def _own_and_features(settings: Settings) -> list[str]:
     """The keys of the file, those of the deployment's features after the engine's."""
     of_features = features.sections()
-    keys = [key for key in Settings.model_fields if key not in of_features]
+    of_others = set(of_features) | (set() if settings.has_gateway else {"canary"})
+    keys = [key for key in Settings.model_fields if key not in of_others]
     after = keys.index("engine") + 1
     chosen = [key for feature in settings.chosen_features if (key := features.section_name(feature)) in of_features]
     return [*keys[:after], *chosen, *keys[after:]]

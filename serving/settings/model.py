@@ -439,7 +439,7 @@ class Settings(_FeatureSections):
         # What is written out is read in again, and a section of a feature that the deployment has not is refused.
         written: dict[str, Any] = handler(self)
         chosen = map(features.section_name, self.chosen_features)
-        others = features.sections().keys() - set(chosen)
+        others = features.sections().keys() - set(chosen) | (set() if self.has_gateway else {"canary"})
         return {key: value for key, value in written.items() if key not in others}
 
 

@@ -284,11 +284,12 @@ class Canary(Section):
     """How long the load balancer may take to follow new weights: before that, nothing is drained that has no share."""
     max_error_rate: float = Field(0.02, ge=0, le=1)
     """Share of its requests that the new generation may fail beyond the share that the old one fails."""
-    max_p95_first_token_ratio: float | None = Field(2.0, gt=0)
-    """How long 95 in 100 requests may wait for their first token, relative to the old generation meanwhile: 2 lets it
-    take twice as long. null does not judge."""
+    max_p95_first_token_ratio: float = Field(2.0, ge=0)
+    """How long 95 in 100 requests may wait for their first token, relative to the old generation meanwhile: 2.0 lets it
+    take twice as long. 0 does not judge."""
     min_requests: int = Field(50, ge=1)
-    """With fewer requests in a step there is too little traffic to tell."""
+    """With fewer requests in a step there is too little traffic to tell. What chance may explain among so many counts
+    for neither figure."""
     little_traffic: Literal["go-on", "stop"] = "go-on"
     """What then becomes of the promotion: go-on warns and takes the next step; stop gives the requests back to the old
     generation and ends the run without a verdict."""

@@ -169,6 +169,7 @@ def release_of(config: Settings) -> Release:
         commit="c" * 40,
         weights_key="0123456789abcdef",
         weights_uri=f"gs://demo-bucket/models/{config.model}/0123456789abcdef",
+        adapters_key="fedcba9876543210" if config.adapters and config.has_live_adapters else "",
         generation="g0123456789",
         max_lora_rank=rank,
         architecture=sizing.of_catalog(config.model).architecture.name,
@@ -368,9 +369,9 @@ def test_every_pod_passes_the_restricted_standard(case: str):
         assert written == {"/cache", "/tmp", "/dev/shm"}
     kinds = {next(iter(volume.keys() - {"name"})) for volume in pod["volumes"]}
     config = config_of(case)
-    assert kinds == {"emptyDir"} | (
-        set() if "streamed" in config.chosen_features else {"persistentVolumeClaim"}
-    ) | ({"configMap"} if config.has_live_adapters else set())
+    assert kinds == {"emptyDir"} | (set() if "streamed" in config.chosen_features else {"persistentVolumeClaim"}) | (
+        {"configMap"} if config.has_live_adapters else set()
+    )
 
 
 @pytest.mark.parametrize("case", PRIVILEGED)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -75,6 +76,13 @@ def ask(client: httpx.Client, model: str = "base", path: str = "/v1/completions"
     return client.post(path, json={"model": model, "prompt": "Hello", **more}, headers=headers)  # type: ignore[arg-type]
 
 
+def who(client: httpx.Client, path: str = "/v1/completions") -> str:
+    """The pool that answers, or the status of a refusal: a new pool of pilot's is away for a moment."""
+    answer = ask(client, path=path)
+    pool: str = answer.json()["pool"] if answer.status_code == 200 else str(answer.status_code)
+    return pool
+
+
 def counted(client: httpx.Client, requests: int) -> Counter[str]:
     """How many answers each pool gave; all have to be answers."""
     with ThreadPoolExecutor(4) as workers:
@@ -88,7 +96,7 @@ def weigh(cluster: Cluster, client: httpx.Client, **weights: int) -> None:
     cluster.apply(route("main", weights))
     whole = next((name for name, weight in weights.items() if weight == 100), None)
     if whole:
-        assert wait_for(lambda: ask(client).json()["pool"] == whole, 5)
+        assert wait_for(lambda: who(client) == whole, 5)
     time.sleep(0.5)
 
 
@@ -194,7 +202,7 @@ def test_a_request_that_may_be_shed_is_when_all_wait(cluster: Cluster, client: h
     cluster.apply(objective("batch", "two", -1), route("shed", {"two": 1}, "/shed"))
     header = {"x-gateway-inference-objective": "batch"}
     # Until the route counts, the one to everything else answers.
-    assert wait_for(lambda: ask(client, path="/shed").json()["pool"] == "two", SECONDS)
+    assert wait_for(lambda: who(client, "/shed") == "two", SECONDS)
     assert ask(client, path="/shed", waiting=20).status_code == 200
     assert wait_for(lambda: ask(client, path="/shed", headers=header).status_code == 429, SECONDS)
     assert "dropped" in ask(client, path="/shed", headers=header).text
@@ -208,7 +216,7 @@ def test_a_request_that_may_be_shed_is_when_all_wait(cluster: Cluster, client: h
 
 def test_weights_are_kept(cluster: Cluster, client: httpx.Client) -> None:
     weigh(cluster, client, one=80, two=20)
-    assert wait_for(lambda: ask(client).json()["pool"] == "two", 5)
+    assert wait_for(lambda: who(client) == "two", 5)
     assert 10 <= counted(client, 200)["two"] <= 75
     weigh(cluster, client, one=0, two=100)
     assert counted(client, 40) == {"two": 40}
@@ -230,7 +238,7 @@ def test_a_stream_ends_where_it_began(cluster: Cluster, client: httpx.Client) ->
     thread.start()
     assert began.wait(10)
     cluster.apply(route("main", {"one": 0, "two": 100}))
-    assert wait_for(lambda: ask(client).json()["pool"] == "two", 5)
+    assert wait_for(lambda: who(client) == "two", 5)
     thread.join(10)
     assert [line for line in lines if line] == ["data: one"] * 4 + ["data: [DONE]"]
     weigh(cluster, client, one=100, two=0)
@@ -253,6 +261,27 @@ def test_nothing_of_a_gateway_outlives_it(cloud: Cloud, cluster: Cluster, client
     if cloud.real:
         assert [item["metadata"]["name"] for item in made].count(name) == 2
     assert wait_for(lambda: not answers(client), SECONDS)
+
+
+def test_it_does_not_outlive_pilot(cloud: Cloud, cluster: Cluster) -> None:
+    """After everything else: it ends the controller."""
+    if not cloud.real:
+        pytest.skip("there is none")
+    found = [
+        pid
+        for pid in Path("/proc").glob("[0-9]*")
+        if command(pid)[:1] == [str(PARTS["gateway"].folder / "pilot-discovery")]
+    ]
+    (pilot,) = [pid for pid in found if str(cloud.folder) in " ".join(command(pid))]
+    os.kill(int(pilot.name), signal.SIGKILL)
+    assert wait_for(lambda: "pilot-discovery was ended by SIGKILL" in cloud.loss, 10), cloud.loss
+
+
+def command(process: Path) -> list[str]:
+    try:
+        return (process / "cmdline").read_text().split("\0")
+    except OSError:
+        return []
 
 
 @pytest.mark.timeout(300)

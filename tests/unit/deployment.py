@@ -27,14 +27,15 @@ def quick(**changes: Any) -> Settings:
     values["serving"] |= {"drain_seconds": 0, "ready_timeout": "0.3s"}
     values["lease"] |= {"duration": "5s"}
     for key, value in changes.items():
-        values[key] = {**values[key], **value} if isinstance(value, dict) else value
+        values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
     return validated(Settings, values)
 
 
 def behind_a_gateway(**changes: Any) -> Settings:
     """The same of a deployment whose entry is an HTTPRoute over Services. By default requests move at once."""
     canary = {"steps": [], **changes.pop("canary", {})}
-    return quick(features=["gateway"], canary=canary, **changes)
+    proxies = {"proxy_ranges": ["10.129.0.0/23"]}
+    return quick(features=["gateway"], gateway=proxies, canary=canary, **changes)
 
 
 def labels(generation: str, run_id: str = "run-1") -> dict[str, str]:

@@ -12,8 +12,9 @@ import pytest
 
 from components.promote_generation import canary as steps
 from components.promote_generation import step
-from components.promote_generation.canary import EndedByPersonError, Walk
-from components.promote_generation.compare import WORSE
+from components.promote_generation.canary import EndedByPersonError, Health, Trouble, Walk
+from components.promote_generation.plan import WORSE
+from components.write_report import step as write_report
 from serving import names
 from serving.deployment import canary, entrance, lease, record
 from serving.deployment.entrance import Note
@@ -174,6 +175,14 @@ def test_a_generation_that_cannot_be_behind_the_entry_gets_no_share(hold: list[H
     assert cluster.written[0][0] == {"g1": 0, "g2": 100}
 
 
+def test_a_generation_without_a_backend_behind_the_entry_never_takes_over(hold: list[Hold]) -> None:
+    cluster = live()
+    del cluster.objects["Service", SETTINGS.namespace, "vllm-g2"]
+    with pytest.raises(RequestError, match="g2 cannot be behind the Gateway gemma/gemma"):
+        promote(cluster)
+    assert cluster.written == []
+
+
 def test_a_candidate_that_lost_its_pods_between_steps_gets_no_larger_share(hold: list[Hold]) -> None:
     cluster = live()
 
@@ -321,6 +330,26 @@ def test_what_a_dead_run_left_is_put_back_when_the_live_one_can_take_it() -> Non
     cluster.calls.clear()
     assert canary.put_back(cluster, SETTINGS, run_id="run-3", say=said) == ""  # type: ignore[arg-type]
     assert cluster.calls == []
+
+
+@pytest.mark.parametrize("holder", ["run-2", "dead"])
+def test_the_exit_task_gives_the_requests_back(monkeypatch: pytest.MonkeyPatch, holder: str) -> None:
+    """Of its own run, and of a dead one that it found."""
+    cluster = live()
+    left_by(holder, cluster, alive=holder == "run-2")
+    monkeypatch.setattr(write_report.kubernetes, "connect", lambda _: cluster)
+    monkeypatch.setattr(write_report.disk_images, "sweep", lambda *_: None)
+    write_report.clean_up(SETTINGS, "run-2", said)
+    assert now(cluster) == ({"g1": 100}, None)
+    assert lease.holder(cluster.objects["Lease", SETTINGS.namespace, SETTINGS.name]) == ""
+
+
+def test_the_exit_task_leaves_a_canary_that_another_run_is_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = live()
+    note = left_by("alive", cluster, alive=True)
+    monkeypatch.setattr(write_report.kubernetes, "connect", lambda _: cluster)
+    write_report.clean_up(SETTINGS, "run-2", said)
+    assert now(cluster) == ({"g1": 90, "g2": 10}, note)
 
 
 # -- a person -------------------------------------------------------------------------------------------------
@@ -587,6 +616,17 @@ def test_a_pod_that_comes_up_during_a_step_is_no_trouble(held: Held) -> None:
     held.on_begin = lambda: held._store(other) and None
     held.result = FIGURES
     walk(held)("g1", "g2")
+
+
+def test_an_endpoint_picker_without_a_ready_pod_is_trouble_and_not_the_releases() -> None:
+    health = Health(Note(live="g1", candidate="g2", step=1, since=record.now(), run="run-2"))
+    picker = deployment("g2")
+    picker["metadata"]["name"] = names.picker("g2")
+    assert health.look(("ADDED", {**picker, "status": {}})) is None, "it never answered: nobody gave it a share"
+    assert health.look(("MODIFIED", picker)) is None
+    trouble = health.look(("MODIFIED", {**picker, "status": {**picker["status"], "readyReplicas": 0}}))
+    assert trouble == Trouble("no pod of the endpoint picker epp-g2 is ready", guilty=False)
+    assert health.look(("MODIFIED", deployment("g1"))) is None
 
 
 @pytest.mark.parametrize("verb", ["promote", "rollback"])

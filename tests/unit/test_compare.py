@@ -9,7 +9,8 @@ import httpx
 import pytest
 
 from components.promote_generation import compare as comparing
-from components.promote_generation.compare import WORSE, Plan, Side, compare
+from components.promote_generation.compare import Side, compare
+from components.promote_generation.plan import WORSE, Plan
 from serving.clients import engine
 from serving.clients.engine import Served
 
@@ -125,26 +126,30 @@ OTHER = served(page(finished=1000, fast=1000))
 @pytest.mark.parametrize(
     ("candidate", "live", "words"),
     [
-        (page(finished=100, errors=2, fast=98), OTHER, ""),
-        (page(finished=100, errors=3, fast=97), OTHER, "3 of its 100 requests failed, and 0 of 1000 of g1"),
-        (page(finished=5, errors=1), OTHER, ""),
-        (page(finished=5, errors=2), OTHER, "2 of its 5 requests failed"),
+        (page(finished=100, errors=6, fast=94), OTHER, ""),
+        (page(finished=100, errors=7, fast=93), OTHER, "7 of its 100 requests failed, and 0 of 1000 of g1"),
+        (page(finished=5, errors=3), OTHER, ""),
+        (page(finished=5, errors=4), OTHER, "4 of its 5 requests failed"),
         (page(answered=5, refused=5), OTHER, "5 of its 5 requests failed"),
-        (page(finished=100, errors=9), served(page(finished=1000, errors=80)), ""),
+        (page(finished=100, errors=15), served(page(finished=1000, errors=80)), ""),
+        (page(finished=10_000, errors=300), OTHER, "300 of its 10000 requests failed"),
         (page(fast=100, slow=3, finished=103), OTHER, ""),
         (page(fast=80, slow=20, finished=100), OTHER, r"first token within 213 ms, 10.9 times the 20 ms of g1"),
+        (page(fast=93, slow=7, finished=100), OTHER, ""),
         (page(fast=20, slow=20, finished=40), OTHER, ""),
         (page(fast=80, slow=20, finished=100), served(page(fast=10, finished=10)), ""),
     ],
     ids=[
-        "as many errors as allowed",
+        "as many errors as allowed, and as chance explains",
         "more",
-        "one, and others may go well",
+        "a few, and others may go well",
         "too many whatever comes",
         "before the engine has them",
         "no worse than the live one",
+        "of many requests chance explains little",
         "a few slow ones",
         "slow",
+        "slow by chance",
         "slow, too few to tell",
         "slow, too few to compare with",
     ],
@@ -157,7 +162,7 @@ def test_worse(candidate: str, live: Served, words: str):
 
 
 def test_latency_is_not_judged_where_nobody_asks_for_it():
-    plan = PLAN.model_copy(update={"max_p95_first_token_ratio": None})
+    plan = PLAN.model_copy(update={"max_p95_first_token_ratio": 0.0})
     assert comparing.worse(plan, served(page(fast=80, slow=20, finished=100)), OTHER) == []
     assert comparing.too_little(plan, served(page(finished=100)), served(page())) == []
 
@@ -190,13 +195,13 @@ def test_a_breach_ends_the_step_at_once(monkeypatch: pytest.MonkeyPatch):
     assert result["verdict"] == "failed"
     assert result["seconds"] < 5
     assert said[-1] == WORSE + "; ".join(result["reasons"])
-    assert "2 of its 4 requests failed" in said[-1]
+    assert "4 of its 8 requests failed" in said[-1]
 
 
 def test_too_little_traffic_is_no_verdict(monkeypatch: pytest.MonkeyPatch):
     result, _ = run(monkeypatch, growing(finished=9, fast=9), always(page(finished=40, fast=40)))
     assert result["verdict"] == "too-little"
-    assert result["reasons"] == ["g2 had 0 requests, fewer than canary.min_requests"]
+    assert result["reasons"] == ["g2 had 0 requests, fewer than canary.min_requests (50)"]
 
 
 def test_a_generation_that_never_answered_teaches_nothing(monkeypatch: pytest.MonkeyPatch):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from components.deploy_server import step as deploy
 from pipelines.compile import specification
+from pipelines.local import cloud
 from serving import scenarios
 from serving.clients import google, proxies
 from serving.clients.compute import Compute, ProxySubnet, TakenError
@@ -308,3 +310,10 @@ def test_the_pipeline_s_rights_in_the_cluster_follow_from_the_folders():
     assert verbs("gateways", "gemma") == {"patch"}
     assert verbs("inferenceobjectives") == {"list", "create", "delete"}
     assert verbs("inferenceobjectives", "batch") == {"get", "patch"}
+
+
+def test_a_certificate_is_refused_where_a_real_controller_would_not_answer(tmp_path: Path):
+    up = cloud.up(settings("gcs-fuse", **PUBLIC), tmp_path, None, ["gateway"], print, {})
+    with pytest.raises(RequestError, match=r"gateway\.certificate does not answer with --real gateway"), up:
+        pass
+    assert list(tmp_path.iterdir()) == []

@@ -8,12 +8,11 @@ from typing import Any
 import pytest
 from emulated_cloud.engine import args as engine
 
-from components.discard_generation import step as discard
 from components.resolve_model.decision import Situation, decide
 from components.validate_server.step import GENERATION_HEADER, way_through
 from serving import names
 from serving.clients.kubernetes import Object
-from serving.deployment import adapters
+from serving.deployment import adapters, discarding
 from serving.deployment.record import Known, Record
 from serving.errors import InconclusiveError, RejectedBeforeError, ReleaseError, RequestError
 from serving.features import live_adapters
@@ -121,7 +120,7 @@ def test_every_pod_is_waited_for(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(adapters, "_EVERY_SECONDS", 0)
     before, after = [state(OLD, "ko"), "4/4 files"], [state(OLD, "ko"), state(NEW, "ko", "legal"), "not JSON {"]
     lines = wait(Pods(before, before, after, before, after, pods=2), "ko", "legal")
-    assert lines[-1] == "2 pods serve the adapters ko, legal"
+    assert lines[-1] == "every pod serves the adapters ko, legal"
     assert "not yet told of them" in lines[0]
 
 
@@ -158,13 +157,17 @@ def test_a_set_that_is_not_the_wanted_one_is_a_reason_to_deploy():
     assert adapters.amiss(cluster, settings("ko"), LIVE) == f"it serves the adapters {OLD}, not {NEW}"  # type: ignore[arg-type]
     assert adapters.amiss(cluster, settings("ko"), LIVE.model_copy(update={"adapters_key": OLD})) == ""  # type: ignore[arg-type]
     assert adapters.amiss(cluster, settings(features=[]), LIVE) == ""  # type: ignore[arg-type]
+    told_of_it = LIVE.model_copy(update={"adapters_key": OLD})
+    # A run was killed between telling the pods and validating.
+    for record, words in ((known(OLD), ""), (known(NEW), f"nobody has validated the adapters {OLD} that it serves")):
+        assert adapters.amiss(cluster, settings("ko"), told_of_it, record) == words  # type: ignore[arg-type]
     healthy = Situation(
         serving="g2", entry_as_wanted=True, replicas=1, settled=True, ready=1, rolled_out=True, settings_digest="d"
     )
-    known = Record(live="g2")
-    assert decide(settings("ko"), LIVE, known, healthy, "d").verdict == "unchanged"
+    live = Record(live="g2")
+    assert decide(settings("ko"), LIVE, live, healthy, "d").verdict == "unchanged"
     changed = Situation(**{**healthy.__dict__, "adapters": "it serves others"})
-    found = decide(settings("ko"), LIVE, known, changed, "d")
+    found = decide(settings("ko"), LIVE, live, changed, "d")
     assert (found.verdict, found.reason) == ("deploy", "g2 is live, but it serves others")
 
 
@@ -177,6 +180,15 @@ def test_a_set_that_was_rejected_is_not_tried_again_by_itself():
     assert decide(settings("ko", retry=True), LIVE, known, changed, "d").verdict == "deploy"
     other = LIVE.model_copy(update={"adapters_key": "c" * 16})
     assert decide(settings("ko"), other, known, changed, "d").verdict == "deploy"
+
+
+def test_a_candidate_that_was_rejected_with_other_adapters_is_tried_with_these():
+    known = Record(live="g1")
+    known.reject(LIVE.model_copy(update={"live": "g1"}), ["legal: has shape"])
+    candidate = LIVE.model_copy(update={"live": "g1", "adapters_key": "c" * 16})
+    assert decide(settings("ko"), candidate, known, Situation(), "d").verdict == "deploy"
+    with pytest.raises(RejectedBeforeError, match=r"g2 .* was rejected"):
+        decide(settings("ko"), candidate.model_copy(update={"adapters_key": NEW}), known, Situation(), "d")
 
 
 # -- taken back ---------------------------------------------------------------------------------------------
@@ -208,9 +220,9 @@ def test_what_is_as_it_should_be_or_not_known_stays():
 def test_discarding_leaves_the_live_generation_with_the_adapters_that_it_had(monkeypatch: pytest.MonkeyPatch):
     cluster, record = Pods([], told=NEW), known(OLD)
     written: list[set[str]] = []
-    monkeypatch.setattr(discard.record, "read", lambda *_: record)
+    monkeypatch.setattr(discarding.record, "read", lambda *_: record)
     monkeypatch.setattr(Record, "write", lambda self, *_: written.append({*self.rejected}))
-    said = discard.discard(cluster, settings("ko"), LIVE, ["bad"], lambda line: None)  # type: ignore[arg-type]
+    said = discarding.discard(cluster, settings("ko"), LIVE, ["bad"], lambda line: None)  # type: ignore[arg-type]
     assert said == "g2 is live and stays, with the adapters that it had: the new ones are rejected"
     assert written == [{NEW}]
     assert record.live == "g2"
@@ -248,7 +260,7 @@ def test_a_candidate_is_asked_by_a_route_of_its_own_that_goes_whatever_happens()
             assert route["metadata"]["labels"][names.RUN] == RELEASE.run_id
             (rule,) = route["spec"]["rules"]
             assert rule["matches"][0]["headers"] == [{"type": "Exact", "name": GENERATION_HEADER, "value": "g2"}]
-            entry = render.entry(with_gateway(), "g2")
+            entry = render.entry(with_gateway(), {"g2": 100})
             assert rule["backendRefs"] == entry["spec"]["rules"][0]["backendRefs"]
             raise KeyboardInterrupt
 

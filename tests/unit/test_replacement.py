@@ -502,10 +502,19 @@ def test_an_exit_task_leaves_the_live_one_to_the_run_that_holds_the_lease(cluste
     [
         ([{"name": "resolve_model", "down": ""}], False),
         ([{"name": "resolve_model", "down": "g1"}], True),
+        ([{"name": "resolve_model", "down": "", "canary": ""}], False),
+        ([{"name": "resolve_model", "down": "", "canary": "g2"}], True),
         ([{"name": "resolve_model"}], True),
         ([], False),
     ],
-    ids=["nothing is down", "it is down", "it never came to look", "it never began"],
+    ids=[
+        "nothing is down",
+        "it is down",
+        "no canary was left",
+        "one was left",
+        "it never came to look",
+        "it never began",
+    ],
 )
 def test_an_exit_task_looks_where_somebody_may_be_down(outcomes: list[dict[str, Any]], looks: bool):
     assert write_report.may_be_down(outcomes) == looks

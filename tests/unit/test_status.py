@@ -6,17 +6,20 @@ import dataclasses
 import json
 from typing import Any
 
+import pytest
+
 from components.resolve_model import step as resolve
 from pipelines.cli import oversee
 from pipelines.oversight import runs, status
 from pipelines.vertex import schedule
 from serving import names
 from serving.clients import kubernetes
-from serving.deployment import record, replicas
+from serving.deployment import entrance, record, replicas
+from serving.deployment.entrance import Note
 from serving.deployment.record import Down
 from serving.errors import InconclusiveError, RequestError
 from serving.settings import Settings
-from tests.unit.deployment import deployment, job, lease, quick
+from tests.unit.deployment import behind_a_gateway, deployment, job, lease, quick
 from tests.unit.oversight import FOUND, World, record_now, world
 
 __all__ = ["world"]
@@ -52,7 +55,7 @@ def test_what_serves_is_told_from_the_commit_to_the_pods(world: World):
 
 def test_before_the_first_run_nothing_serves_and_nothing_drifts(world: World):
     found = told(world)
-    assert found == {"schedule": None, "runs": [], "live": None, "kept": [], "drift": []}
+    assert found == {"schedule": None, "runs": [], "live": None, "canary": None, "kept": [], "drift": []}
     assert "nothing" in oversee._status_words(found, record_now())
 
 
@@ -145,6 +148,25 @@ def test_what_is_down_on_purpose_is_told_with_who_brings_it_back(world: World):
     world.cluster.replace({**lease("run-2", "2100-01-01T00:00:00Z"), "metadata": _metadata(world, "Lease")})
     ((_, why),) = drift(world)
     assert why.endswith("had it make room for g2, and run-2 is at work")
+
+
+def test_a_canary_is_told_with_who_is_at_it_and_left_behind_it_is_drift(monkeypatch: pytest.MonkeyPatch):
+    world = World(monkeypatch, behind_a_gateway(canary={"steps": [10, 50]}))
+    live = world.live().generation
+    note = Note(live=live, candidate="g2", step=2, since="2026-11-29T03:00:00Z", run="run-2")
+    entrance.send(world.cluster, world.settings, {live: 50, "g2": 50}, lambda _: None, note)  # type: ignore[arg-type]
+    found = told(world)
+    assert found["live"]["generation"] == live
+    assert found["canary"] == {**note.model_dump(), "percent": 50, "steps": [10, 50], "alive": False}
+    (left,) = found["drift"]
+    assert (left["what"], left["command"]) == ("canary", "gemma-pipelines rollback -f FILE")
+    assert left["why"].startswith("g2 has 50 % of the requests, and its run run-2 has ended")
+    assert "by run-2, which has ENDED" in oversee._status_words(found, record_now())
+
+    world.cluster.replace({**lease("run-2", "2100-01-01T00:00:00Z"), "metadata": _metadata(world, "Lease")})
+    found = told(world)
+    assert found["drift"] == []
+    assert "50 % to g2, step 2 of 2 since 2026-11-29T03:00:00Z" in oversee._status_words(found, record_now())
 
 
 def _metadata(world: World, kind: str) -> dict[str, Any]:
