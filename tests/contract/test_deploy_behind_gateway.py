@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from components.ensure_access import step as ensure_access
+from components.deploy_server import step as deploy_server
+from components.deploy_server.diagnosis import Patience
 from serving import names
 from serving.clients import kubernetes, proxies
 from serving.clients.kubernetes import Cluster
 from serving.deployment import gateway, record, traffic
-from serving.errors import RequestError
 from serving.rendering import render
 from serving.settings import Settings, override
 from serving.weights.release import Release
@@ -109,8 +109,11 @@ def test_from_nothing_to_a_generation_that_a_gateway_can_send_requests_to(site: 
     assert "the Service of its endpoint picker is missing" in found[0]
 
 
-def test_a_picker_without_its_account_is_told_with_what_an_administrator_does(site: Behind):
-    settings = site.settings("gateway.timeout=90s")
+def test_a_picker_without_its_account_is_told_with_what_an_administrator_does(
+    site: Behind, monkeypatch: pytest.MonkeyPatch
+):
+    settings = site.settings()
+    monkeypatch.setattr(deploy_server, "patience_of", lambda settings: Patience(capacity=60, ready=60, create=1))
     release = site.release(settings)
     site.upload(release)
     outcome = site.broken_off(settings, release)  # It is no verdict on the release.
@@ -122,7 +125,7 @@ def test_a_gateway_that_is_never_programmed_says_nothing_of_the_release(
     site: Behind, faults: Callable[[dict[str, Any]], None], emulated_cloud: Any
 ):
     site.administer()
-    settings = site.settings("gateway.timeout=20s", "name=front")
+    settings = site.settings("gateway.timeout=4s", "name=front")
     words = "An active proxy-only subnetwork is required in the same region and VPC"
     faults({"not_programmed": {"front": words}})
     release = site.release(settings)
@@ -135,19 +138,3 @@ def test_a_gateway_that_is_never_programmed_says_nothing_of_the_release(
     assert "kubectl" in outcome["message"]
     consumed = json.loads((emulated_cloud.folder / "tmp" / "gke.json.gateways-consumed").read_text())
     assert consumed["not_programmed"]["front"] > 0
-
-
-def test_what_the_cluster_lacks_is_told_before_anything_is_made(
-    new_cloud: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tiny_gemma3: Path
-):
-    cloud = new_cloud(absent_kinds=["inferencepools.inference.networking.k8s.io"])
-    for name, value in cloud.environment.items():
-        monkeypatch.setenv(name, value)
-    from google.auth.compute_engine import _metadata
-
-    monkeypatch.setattr(_metadata, "_GCE_METADATA_HOST", cloud.environment["GCE_METADATA_HOST"])
-    site = Behind(VALUES, tiny_gemma3)
-    cluster = site.cluster
-    with pytest.raises(RequestError, match=r"lacks InferencePool .*`kubectl apply --server-side -f https://"):
-        ensure_access.features.demand(site.settings(), "served", cluster.has_group)
-    assert cluster.get("Namespace", "gemma") is None

@@ -248,7 +248,7 @@ def test_a_picker_that_is_not_ready_is_amiss():
 
 def test_a_promotion_points_objectives_before_it_moves_the_traffic():
     server = {**picker("g2", ready=1, replicas=1), "metadata": {**picker("g2", ready=1)["metadata"], "name": "vllm-g2"}}
-    cluster = MemoryCluster(server, picker("g2", ready=2))
+    cluster = MemoryCluster(server, picker("g2", ready=2), attached("InferencePool", "vllm-g2"))
     record = Record()
     traffic.move(cluster, SETTINGS, record, "g2", run_id="run-1", say=SILENT)
     written = [kind for verb, kind, _ in cluster.calls if verb == "apply"]
