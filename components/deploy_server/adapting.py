@@ -53,9 +53,15 @@ class Adapting:
         """Adapter → (its path, the engine's words): asked once, and again when either changes or the engine started."""
 
     def look(self) -> None:
-        """Brings the engine closer to what it is to serve, and says in one line of JSON where that stands:
-        `{"adapters": KEY, "served": [names], "refused": {name: words}, "waits": words}`. Raises PipelineError for a
-        bucket that is away or not as its manifest says."""
+        """Brings the engine closer to what it is to serve, and says in one line of JSON where that stands, when it is
+        another than before: `{"adapters": KEY, "served": [names], "refused": {name: words}, "waits": words}`, where
+        KEY is empty for no adapters, and for what went wrong (`waits`)."""
+        try:
+            self._look()
+        except (BadAnswer, PipelineError, OSError, ValueError) as error:
+            self._tell("", [], str(error) or type(error).__name__)
+
+    def _look(self) -> None:
         uri = str(json.loads(self._wanted.read_text(encoding="utf-8"))["weights_uri"])
         key = uri.rpartition("/")[2]
         paths = self._bring(uri, key)
@@ -113,7 +119,7 @@ class Adapting:
 
 
 def adapt(plan: Plan, say: Say) -> None:
-    """Sees to it until the pod ends. Raises PipelineError for a bucket that stays away: the kubelet starts it again."""
+    """Sees to it until the pod ends."""
     folder = Path(plan.folder)
     (folder / DECIDED).unlink(missing_ok=True)
     token = secrets.token_urlsafe(32)
@@ -123,10 +129,5 @@ def adapt(plan: Plan, say: Say) -> None:
     with Adapters.at(plan.engine, token) as engine:
         adapting = Adapting(plan, engine, say)
         while True:
-            try:
-                adapting.look()
-            except BadAnswer as error:
-                say(f"the engine: {error}")
-            except PipelineError as error:
-                say(json.dumps({"adapters": "", "served": [], "refused": {}, "waits": str(error)}))
+            adapting.look()
             time.sleep(_EVERY_SECONDS)  # Nobody tells of a ConfigMap's new content.

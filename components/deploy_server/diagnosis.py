@@ -419,7 +419,7 @@ class Diagnosis:
         if pull == "Pulling":
             return 3, f"pulling the image, {now - pod.scheduled:.0f} s"
         if pull == "Pulled":
-            return 3, "the image is there, the engine is about to start"
+            return 3, "the image is there, the container is about to start"
         return 2, "the pod has a node, its volumes are being mounted"
 
 

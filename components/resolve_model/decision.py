@@ -87,7 +87,7 @@ def decide(settings: Settings, release: Release, record: Record, situation: Situ
             )
         return Decision("deploy", f"{generation} is live, but {wrong}")
     if not settings.retry:
-        if rejected := record.rejected.get(generation):
+        if rejected := record.rejection_of(release):
             raise RejectedBeforeError(
                 f"{generation} ({release.model} at {release.commit[:12]}) was rejected at {rejected.at} by run "
                 f"{rejected.run_id}: {rejected.reason}. It is not tried again by itself: `--retry` does"

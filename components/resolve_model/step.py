@@ -115,6 +115,7 @@ def run(
             generation=release.generation,
             weights_key=release.weights_key,
             weights_uri=release.weights_uri,
+            adapters_uri=release.adapters_uri,
             architecture=release.architecture,
         )
         asked = settings.source or f"{settings.model} {settings.revision}"

@@ -53,8 +53,12 @@ DEFAULTS: dict[str, Any] = {
 _NONE: Mapping[str, Path] = MappingProxyType({})
 _LEASE_DURATION, _LEASE_WAIT = "10s", "60s"
 """No step waits minutes for its machine here, so that a dead run is known as dead sooner."""
+_ANSWERS_SECONDS = 10
+"""From a promotion to an entry that answers."""
 _SCALES_DOWN = {"scale_down_window": "5s", "scale_down_period": "5s"}
 """Pods come and go in seconds here: nobody wants to wait minutes to see it."""
+_CANARY = {"hold": "5s", "settle": "1s"}
+"""Who tries a canary here watches it."""
 
 
 def settings_for(values: dict[str, Any], file: Path | None) -> Settings:
@@ -67,6 +71,8 @@ def settings_for(values: dict[str, Any], file: Path | None) -> Settings:
     differs: dict[str, Any] = {"endpoint": "ip", "lease": {"duration": _LEASE_DURATION, "wait": wait}}
     if "queue-hpa" in asked.chosen_features:
         differs["queue_hpa"] = {**_SCALES_DOWN, **values.get("queue_hpa", {})}
+    if asked.has_gateway:
+        differs["canary"] = {**_CANARY, **values.get("canary", {})}
     return validated(Settings, {**values, **differs}, file)
 
 
@@ -79,8 +85,12 @@ class Site:
 
     @property
     def endpoint(self) -> str | None:
-        """The deployment's entry as this machine reaches it; None until it answers."""
+        """The deployment's entry as this machine reaches it, which after a promotion may take a moment to answer: a
+        Gateway probes its backends first. None if it does not answer."""
+        from emulated_cloud.cloud import wait_for
+
         path = self.folder / "endpoint"
+        wait_for(lambda: path.exists() or bool(self.cloud.loss), _ANSWERS_SECONDS)
         return path.read_text(encoding="utf-8").strip() if path.exists() else None
 
     def loss(self) -> str:

@@ -171,17 +171,17 @@ def up(
         raise PipelineError(f"the emulators did not start: {error}. {state.about_logs(folder)}") from error
 
 
+def _entry(settings: Settings) -> dict[str, Any]:
+    """What requests come in by: the stable Service, or a Gateway's listener."""
+    if "gateway" in settings.chosen_features:
+        return {"gateway": settings.name, "port": 443 if settings.section("gateway").certificate else 80}
+    return {"service": settings.name, "port": 8000}
+
+
 def _secrets(settings: Settings) -> dict[str, str]:
     """The secrets that the settings name, with what they hold here: of the cloud on this machine, no secret at all."""
     named = {settings.hub.token_secret: "hf_demo", settings.engine.api_key_secret: "demo-key"}
     return {name.split("/")[3]: value for name, value in named.items() if name}
-
-
-def _entry(settings: Settings) -> dict[str, Any]:
-    """What requests come in by: the stable Service, or a Gateway's listener."""
-    if "inference-gateway" in settings.chosen_features:
-        return {"gateway": settings.name, "port": 80}
-    return {"service": settings.name, "port": 8000}
 
 
 def _is_autopilot(settings: Settings) -> bool:

@@ -51,7 +51,8 @@ def wait(cluster: Cluster, settings: Settings, release: Release, seconds: float,
             raise ReleaseError("; ".join(f"the adapter {name}: {words}" for name, words in sorted(refused.items())))
         late = [state for state in states if not state.serves(release.adapters_key, settings.adapters)]
         if states and not late:
-            say(f"{len(states)} pods serve the adapters {', '.join(sorted(settings.adapters)) or '(none)'}")
+            served = ", ".join(sorted(settings.adapters))
+            say(f"every pod serves the adapters {served}" if served else "no pod serves an adapter")
             return
         words = (
             "; ".join(f"{state.pod}: {state.waits or 'not yet told of them'}" for state in late) or "no pod is there"

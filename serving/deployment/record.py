@@ -245,6 +245,12 @@ class Record(BaseModel):
             del self.rejected[forgotten[-1]]
         return forgotten
 
+    def rejection_of(self, release: Release) -> Rejection | None:
+        """Why the release is not tried again by itself: its generation was rejected, with the adapters that it has."""
+        rejected, origin = self.rejected.get(release.generation), self.generations.get(release.generation)
+        same = origin is None or origin.adapters_key == release.adapters_key
+        return (rejected if same else None) or self.rejected.get(release.adapters_key)
+
     def reject_adapters(self, release: Release, reasons: list[str]) -> None:
         """The release's set of adapters is not tried again by itself, of whatever generation."""
         reason = ("; ".join(reasons) or "they did not pass")[:_LONGEST_REASON]

@@ -228,6 +228,10 @@ class EnvoyProcess:
 
         until(ready, 30)
 
+    def wait_for_picker(self) -> None:
+        """Returns when a request passes: the real picker is healthy up to half a minute before its port opens."""
+        until(lambda: self.client.get("/health").status_code == 200, 60)
+
     def _config(self, picker_port: int, endpoints: Sequence[tuple[str, int]], secure: bool) -> dict[str, Any]:
         types = "type.googleapis.com/envoy.extensions"
         duplex = "FULL_DUPLEX_STREAMED"
@@ -326,6 +330,7 @@ class Site:
         folder.mkdir()
         envoy = EnvoyProcess(folder, picker.port, self.endpoints, secure)
         self.more.append(envoy)
+        envoy.wait_for_picker()
         return envoy
 
     def another(self, text: str, *flags: str, account: Path | None = None, pool: str = POOL) -> PickerProcess:
@@ -359,7 +364,7 @@ def running(folder: Path, model: Path, arguments: Sequence[str], env: dict[str, 
         started.append(envoy)
         site = Site(folder, api, engines, picker, envoy, account)
         started.insert(0, site)
-        until(lambda: envoy.client.get("/health").status_code == 200)
+        envoy.wait_for_picker()
         yield site
     finally:
         for each in reversed(started):

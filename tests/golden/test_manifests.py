@@ -169,6 +169,7 @@ def release_of(config: Settings) -> Release:
         commit="c" * 40,
         weights_key="0123456789abcdef",
         weights_uri=f"gs://demo-bucket/models/{config.model}/0123456789abcdef",
+        adapters_key="fedcba9876543210" if config.adapters and config.has_live_adapters else "",
         generation="g0123456789",
         max_lora_rank=rank,
         architecture=sizing.of_catalog(config.model).architecture.name,

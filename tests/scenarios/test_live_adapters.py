@@ -18,18 +18,10 @@ WITH = {
 }
 
 
-def run(folder: Path, *adapters: str) -> Run:
-    arguments = ("--set", f"model={MODEL}", "--set", "features=[live-adapters]")
+def run(folder: Path, *adapters: str, keep: bool = False) -> Run:
+    arguments = ("--set", f"model={MODEL}", "--set", "features=[live-adapters]", *(["--keep"] if keep else []))
     named = [word for adapter in adapters for word in WITH[adapter]]
-    return Run("--state", str(folder / "state"), *arguments, *named, "--keep", folder=folder)
-
-
-def pods_started(result: dict) -> str:
-    return result["generation"]
-
-
-def step(result: dict, name: str) -> str:
-    return next(each["status"] for each in result["steps"] if each["name"] == name)
+    return Run("--state", str(folder / "state"), *arguments, *named, folder=folder)
 
 
 def manifests(folder: Path) -> list[list[str]]:
@@ -39,7 +31,7 @@ def manifests(folder: Path) -> list[list[str]]:
 
 
 def test_they_come_change_and_go_in_place(folder: Path):
-    running = run(folder, "korean")
+    running = run(folder, "korean", keep=True)
     first = running.result()
     base, korean = (ask(first["endpoint"], name) for name in (MODEL, "korean"))
     running.stop()
@@ -47,7 +39,7 @@ def test_they_come_change_and_go_in_place(folder: Path):
     assert base != korean
     assert manifests(folder) == [["base"], ["korean"]]
 
-    running = run(folder, "korean", "legal")
+    running = run(folder, "korean", "legal", keep=True)
     second = running.result()
     answers = [ask(second["endpoint"], name) for name in (MODEL, "korean", "legal")]
     running.stop()
@@ -59,13 +51,29 @@ def test_they_come_change_and_go_in_place(folder: Path):
     assert manifests(folder) == [["base"], ["korean", "legal"]]
 
 
-def test_one_that_does_not_fit_is_taken_back(folder: Path):
+def test_the_same_adapters_are_left_alone(folder: Path):
+    assert run(folder, "korean", "legal").finish()["status"] == "unchanged"
+
+
+def test_one_that_does_not_fit_is_taken_back_and_not_tried_again(folder: Path):
     place = folder / "state" / "models" / "adapters" / LEGAL
-    models.write_lora_adapter(place, folder / "state" / "models" / MODEL, rank=32, base_name=MODEL)
+    models.write_gemma3(folder / "another")
+    models.write_lora_adapter(place, folder / "another", rank=128, base_name=MODEL)
     config = json.loads((place / "adapter_config.json").read_text())
+    # Its tensors have another rank than it says: only an engine sees that.
     (place / "adapter_config.json").write_text(json.dumps({**config, "r": 8}))
-    running = run(folder, "korean", "legal")
-    result = running.result()
+    result = run(folder, "korean", "legal").finish(code=1)
     assert result["status"] == "failed"
     assert result["error"]["step"] == "deploy_server"
-    assert "the adapter legal: " in result["error"]["message"]
+    assert "the adapter legal: Call to add_lora method failed" in result["error"]["message"]
+
+    again = run(folder, "korean", "legal").finish(code=1)
+    assert again["error"]["step"] == "resolve_model"
+    assert "were rejected at" in again["error"]["message"]
+
+    # What served before serves on, without another run having moved anything.
+    running = run(folder, "korean", keep=True)
+    answer = ask(running.result()["endpoint"], "korean")
+    running.stop()
+    assert answer
+    assert manifests(folder) == [["base"], ["korean"]]

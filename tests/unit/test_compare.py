@@ -201,7 +201,7 @@ def test_a_breach_ends_the_step_at_once(monkeypatch: pytest.MonkeyPatch):
 def test_too_little_traffic_is_no_verdict(monkeypatch: pytest.MonkeyPatch):
     result, _ = run(monkeypatch, growing(finished=9, fast=9), always(page(finished=40, fast=40)))
     assert result["verdict"] == "too-little"
-    assert result["reasons"] == ["g2 had 0 requests, fewer than canary.min_requests"]
+    assert result["reasons"] == ["g2 had 0 requests, fewer than canary.min_requests (50)"]
 
 
 def test_a_generation_that_never_answered_teaches_nothing(monkeypatch: pytest.MonkeyPatch):

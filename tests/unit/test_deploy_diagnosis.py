@@ -264,7 +264,7 @@ def test_a_long_pull_is_shown(cluster: Cluster):
     assert cluster.problem is None
     assert cluster.progress == "pulling the image, 120 s"
     cluster.event("Pulled", f'Successfully pulled image "{IMAGE}" in 2m0s')
-    assert cluster.progress == "the image is there, the engine is about to start"
+    assert cluster.progress == "the image is there, the container is about to start"
 
 
 # -- volumes ------------------------------------------------------------------------------------------------
@@ -353,10 +353,10 @@ def test_an_init_container_is_waited_for_by_its_name(streaming: Cluster):
     assert streaming.progress == "container weights prepares the engine's start"
     init(streaming, state={"terminated": {"exitCode": 0, "reason": "Completed"}})
     streaming.event("Pulled", "Successfully pulled image")
-    assert streaming.progress == "the image is there, the engine is about to start"
+    assert streaming.progress == "the image is there, the container is about to start"
     assert streaming.problem is None
     init(streaming, "sidecar", state={"running": {}})
-    assert streaming.progress == "the image is there, the engine is about to start"
+    assert streaming.progress == "the image is there, the container is about to start"
 
 
 @pytest.mark.parametrize(

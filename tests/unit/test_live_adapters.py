@@ -121,7 +121,7 @@ def test_every_pod_is_waited_for(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(adapters, "_EVERY_SECONDS", 0)
     before, after = [state(OLD, "ko"), "4/4 files"], [state(OLD, "ko"), state(NEW, "ko", "legal"), "not JSON {"]
     lines = wait(Pods(before, before, after, before, after, pods=2), "ko", "legal")
-    assert lines[-1] == "2 pods serve the adapters ko, legal"
+    assert lines[-1] == "every pod serves the adapters ko, legal"
     assert "not yet told of them" in lines[0]
 
 
@@ -177,6 +177,15 @@ def test_a_set_that_was_rejected_is_not_tried_again_by_itself():
     assert decide(settings("ko", retry=True), LIVE, known, changed, "d").verdict == "deploy"
     other = LIVE.model_copy(update={"adapters_key": "c" * 16})
     assert decide(settings("ko"), other, known, changed, "d").verdict == "deploy"
+
+
+def test_a_candidate_that_was_rejected_with_other_adapters_is_tried_with_these():
+    known = Record(live="g1")
+    known.reject(LIVE.model_copy(update={"live": "g1"}), ["legal: has shape"])
+    candidate = LIVE.model_copy(update={"live": "g1", "adapters_key": "c" * 16})
+    assert decide(settings("ko"), candidate, known, Situation(), "d").verdict == "deploy"
+    with pytest.raises(RejectedBeforeError, match=r"g2 .* was rejected"):
+        decide(settings("ko"), candidate.model_copy(update={"adapters_key": NEW}), known, Situation(), "d")
 
 
 # -- taken back ---------------------------------------------------------------------------------------------

@@ -105,8 +105,8 @@ class Envoy:
 
     async def apply(self, wanted: xds.Files) -> bool:
         """Makes it serve so, each part after those that it leads to, and none taken away before nothing leads there and
-        nothing is in flight there: a picker that goes would take the answers with it that it looks at. Whether that is all
-        done; else call again.
+        nothing is in flight there: a picker that goes would take the answers with it that it looks at. Whether all that
+        is done; else call again.
 
         Raises Refused, and OSError, aiohttp.ClientError, TimeoutError when it does not answer.
         """
@@ -144,7 +144,7 @@ class Envoy:
         await self._put({"clusters.json": xds.text(content)})
 
     async def _put(self, files: dict[str, str]) -> None:
-        """Writes what differs, and waits until Envoy has taken it; a file that it does not watch yet is just written."""
+        """Writes what differs, and waits until Envoy has taken it; a file that it does not watch yet, it will read."""
         changed = {name: content for name, content in files.items() if self._written.get(name) != content}
         if not changed:
             return

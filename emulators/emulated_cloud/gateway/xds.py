@@ -59,8 +59,8 @@ def bootstrap(folder: Path, name: str) -> Object:
 def files(
     site: Site, folder: Path, address: str, ports: Mapping[int, int], certificates: list[tuple[Path, Path]]
 ) -> Files:
-    """A Site's configuration. `ports` are those that a Gateway's ports are opened as; `certificates` are files for HTTPS,
-    of a chain and its key."""
+    """A Site's configuration. `ports` are those that a Gateway's ports are opened as; `certificates` are files for
+    HTTPS, of a chain and its key."""
     endpoints, clusters = {}, {}
     for backend in site.backends.values():
         found = [(backend.cluster, backend.endpoints, backend.check.port, _backend_cluster(backend))]

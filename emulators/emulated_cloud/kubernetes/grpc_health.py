@@ -6,6 +6,7 @@ Facts: github.com/grpc/grpc doc/health-checking.md, kubernetes pkg/probe/grpc.
 from __future__ import annotations
 
 import asyncio
+import os
 
 SERVICE = "grpc.health.v1.Health"
 CHECK = f"/{SERVICE}/Check"
@@ -39,6 +40,9 @@ def status_of(message: bytes) -> str:
 
 async def check(address: str, service: str, seconds: float) -> None:
     """Asks whether the service is healthy. Raises Unhealthy."""
+    # Whoever asks also starts processes: gRPC's own handlers of a fork, beside threads of its own, end in a SIGSEGV. It
+    # reads this once, when it is loaded. https://github.com/grpc/grpc/blob/master/doc/fork_support.md
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     import grpc.aio  # Half a second of a small machine: for whoever has such a probe.
 
     async with grpc.aio.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:

@@ -40,8 +40,8 @@ def ensure(folder: Path, names: Sequence[str] = API_SERVER) -> ssl.SSLContext:
 
 
 def issue(authority: Path, names: Sequence[str], certificate: Path, key: Path) -> None:
-    """Writes another certificate by the authority of a folder (`ensure`), and its key; where no authority's key is, by one
-    that nobody trusts."""
+    """Writes another certificate by the authority of a folder (`ensure`), and its key; where there is none, by one that
+    nobody trusts."""
     if (authority / "ca.key").exists():
         signer = trustme.CA.from_pem((authority / "ca.crt").read_bytes(), (authority / "ca.key").read_bytes())
     else:

@@ -56,11 +56,11 @@ def test_language(rule: str, value: Any, verdict: bool | None) -> None:
 
 
 def test_an_error_that_decides_is_one() -> None:
-    with pytest.raises(CelError, match="^no such key: portSpecification$"):
+    with pytest.raises(CelError, match=r"^no such key: portSpecification$"):
         holds("self.portSpecification == 'X' ? has(self.port) : true", {"port": 1})
-    with pytest.raises(CelError, match="^index out of bounds: 0$"):
+    with pytest.raises(CelError, match=r"^index out of bounds: 0$"):
         holds("self[0] == 1", [])
-    with pytest.raises(CelError, match="^no such overload$"):
+    with pytest.raises(CelError, match=r"^no such overload$"):
         holds("self > 1", "text")
 
 

@@ -21,6 +21,8 @@ PROJECT = tomllib.loads((ROOT / "emulators" / "pyproject.toml").read_text())["pr
 OF_VLLM = {"engine/read_flags.py", "real/engine.py"}
 # It runs pipelines with kfp, which is an extra, and with what kfp brings.
 OF_KFP = {"google/aiplatform/runner.py"}
+# A package that several distributions share: which one brings what.
+SHARED = {"google.protobuf": "protobuf"}
 
 
 def imports(file: Path) -> set[str]:
@@ -36,12 +38,13 @@ def imports(file: Path) -> set[str]:
                 func=ast.Attribute(attr="files") | ast.Name(id="files"), args=[ast.Constant(value=str(package)), *_]
             ):
                 found.add(package)
-    return {name.partition(".")[0] for name in found} - sys.stdlib_module_names - {"emulated_cloud"}
+    named = {next((shared for shared in SHARED if name.startswith(shared)), name.partition(".")[0]) for name in found}
+    return named - sys.stdlib_module_names - {"emulated_cloud"}
 
 
 def imported() -> dict[str, set[str]]:
     """The files that import each distribution."""
-    found, distributions = defaultdict(set), packages_distributions()
+    found, distributions = defaultdict(set), {**packages_distributions(), **{name: [it] for name, it in SHARED.items()}}
     for file in PACKAGE.rglob("*.py"):
         if (name := file.relative_to(PACKAGE).as_posix()) not in OF_VLLM | OF_KFP:
             for package in imports(file):

@@ -21,10 +21,10 @@ from emulated_cloud.gateway.picker.prefixes import PrefixIndex
 from emulated_cloud.gateway.picker.processing import Picker
 from emulated_cloud.gateway.picker.scheduling import Scheduler
 from emulated_cloud.gateway.picker.server import Server
-from emulated_cloud.kubernetes.client import Client
+from emulated_cloud.kubernetes.client import ApiError, Client
 from emulated_cloud.kubernetes.kubelet.environment import SERVICE_ACCOUNT
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("emulated_cloud.gateway.picker")  # __name__ is __main__
 
 DEBUG = 3
 """From this `-v` on every request is logged."""
@@ -62,31 +62,30 @@ async def serve(options: Options, config: Config) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit codes: 0 after a drained end, 1 over a configuration or a missing CRD, 2 over flags."""
+    """Exit codes: 0 after a drained end, 1 over a configuration or a missing CRD, 2 over flags that are none."""
     try:
         options = parse(argv)
     except BadOptions as error:
         print(error, file=sys.stderr)
-        return 2
+        return error.code
     level = logging.DEBUG if options.v >= DEBUG else logging.INFO
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("emulated_cloud").setLevel(level)
-    if options.ha_enable_leader_election:
-        log.error("--ha-enable-leader-election: this emulated picker elects nobody; its replicas serve side by side")
-        return 1
     try:
         text = Path(options.config_file).read_text(encoding="utf-8") if options.config_file else options.config_text
         config = load(text)
     except OSError as error:
-        log.error("failed to load config from a file '%s' - %s", options.config_file, error.strerror)
+        words = f"open {options.config_file}: {str(error.strerror).lower()}"
+        log.error("failed to load config from a file '%s' - %s", options.config_file, words)
         return 1
     except BadConfig as error:
-        log.error("failed to parse config - %s", error)
+        log.error("%s", error)
         return 1
     try:
         asyncio.run(serve(options, config))
-    except NotServed as error:
-        log.error("%s", error)
+    except (NotServed, ApiError, aiohttp.ClientError, TimeoutError) as error:
+        # Before it serves; afterwards an API server that is away is waited for.
+        log.error("failed to start: %s", error or type(error).__name__)
         return 1
     return 0
 

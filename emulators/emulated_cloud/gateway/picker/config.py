@@ -17,7 +17,7 @@ PREFIX, LORA = "prefix-cache-scorer", "lora-affinity-scorer"
 SCORERS = (QUEUE, KV_CACHE, RUNNING, PREFIX, LORA)
 MAX_SCORE, RANDOM, WEIGHTED_RANDOM = "max-score-picker", "random-picker", "weighted-random-picker"
 PICKERS = (MAX_SCORE, RANDOM, WEIGHTED_RANDOM)
-DETECTOR = "utilization-detector"
+DETECTOR, SINGLE_PROFILE = "utilization-detector", "single-profile-handler"
 PREFIX_PRODUCER = "approx-prefix-cache-producer"
 PARAMETERS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(SCORERS, ()),
@@ -26,7 +26,7 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
     PREFIX_PRODUCER: (
         *("autoTune", "blockSizeTokens", "maxPrefixBlocksToMatch", "maxPrefixTokensToMatch", "lruCapacityPerServer"),
     ),
-    "single-profile-handler": (),
+    SINGLE_PROFILE: (),
     "openai-parser": (),
     "metrics-data-source": ("scheme", "path", "insecureSkipVerify"),
     "core-metrics-extractor": ("engineLabelKey", "defaultEngine", "engineConfigs"),
@@ -38,7 +38,7 @@ _TOP = {
     *("apiVersion", "kind", "featureGates", "plugins", "schedulingProfiles", "dataLayer", "flowControl"),
     *("requestHandler", "saturationDetector", "parser"),
 }
-DEFAULT = {
+DEFAULT: dict[str, Any] = {
     "plugins": [{"type": QUEUE}, {"type": KV_CACHE}, {"type": PREFIX}],
     "schedulingProfiles": [
         {
@@ -91,25 +91,40 @@ class Config:
 
 def load(text: str) -> Config:
     """Reads a configuration; the default one, if `text` is empty. Raises BadConfig."""
-    if not text.strip():
-        return _built(DEFAULT)
+    given = _decoded(text) if text.strip() else DEFAULT
+    for gate in given.get("featureGates") or []:
+        if not str(gate).endswith("=false"):
+            words = f"feature gate '{gate}' is unknown or unregistered"
+            raise BadConfig(f"failed to parse config - feature gate validation failed: {words}")
+    try:
+        return _built(given)
+    except BadConfig as error:
+        raise BadConfig(f"failed to load the configuration - {error}") from error
+
+
+def _decoded(text: str) -> dict[str, Any]:
+    failed = "failed to parse config - failed to decode configuration JSON/YAML:"
     try:
         given = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise BadConfig(f"failed to decode configuration JSON/YAML: {error}") from error
-    if not isinstance(given, dict) or not given.get("kind"):
-        raise BadConfig("failed to decode configuration JSON/YAML: Object 'Kind' is missing")
-    version, kind = given.get("apiVersion", ""), given["kind"]
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise BadConfig(f"{failed} yaml: line {line}: {error.problem}") from error
+    if not isinstance(given, dict):
+        raise BadConfig(f"{failed} couldn't get version/kind; json parse error: it is not an object")
+    # What is not said is taken for the only kind that there is.
+    version, kind = given.get("apiVersion", API_VERSION), given.get("kind", KIND)
     if (version, kind) != (API_VERSION, KIND):
-        raise BadConfig(
-            f'failed to decode configuration JSON/YAML: no kind "{kind}" is registered for version "{version}"'
-        )
+        raise BadConfig(f'{failed} no kind "{kind}" is registered for version "{version}"')
     if unknown := sorted(given.keys() - _TOP):
         named = ", ".join(f'unknown field "{name}"' for name in unknown)
-        raise BadConfig(f"failed to decode configuration JSON/YAML: strict decoding error: {named}")
-    if gates := [gate for gate in given.get("featureGates") or [] if not str(gate).endswith("=false")]:
-        raise BadConfig(f"feature gate validation failed: feature gate '{gates[0]}' is unknown or unregistered")
-    return _built(given)
+        raise BadConfig(f"{failed} strict decoding error: {named}")
+    for name in ("plugins", "schedulingProfiles"):
+        entries = given.get(name) or []
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise BadConfig(
+                f"{failed} json: cannot unmarshal {type(entries).__name__} into Go struct field {KIND}.{name}"
+            )
+    return given
 
 
 def _built(given: Mapping[str, Any]) -> Config:
@@ -117,9 +132,9 @@ def _built(given: Mapping[str, Any]) -> Config:
     profiles = given.get("schedulingProfiles") or [{"name": "default", "plugins": _all_that_choose(plugins)}]
     _check_profiles(profiles, plugins)
     if len(profiles) > 1:
-        raise BadConfig(
-            "scheduler config build failed: SingleProfileHandler cannot support multiple scheduling profiles"
-        )
+        has_handler = any(plugin["type"] == SINGLE_PROFILE for plugin in plugins.values())
+        words = "SingleProfileHandler cannot support multiple scheduling profiles"
+        raise BadConfig(f"scheduler config build failed: {words if has_handler else 'no profile handler configured'}")
     _check_references(given, plugins)
     chosen = [(plugins[entry["pluginRef"]]["type"], entry) for entry in profiles[0].get("plugins") or []]
     parameters = {plugin["type"]: plugin.get("parameters") or {} for plugin in plugins.values()}

@@ -17,6 +17,11 @@ ANSWER_SECONDS = 1.0
 """How long an engine may take to say how it is."""
 
 
+WAITING, RUNNING, KV_CACHE = "vllm:num_requests_waiting", "vllm:num_requests_running", "vllm:kv_cache_usage_perc"
+ADAPTERS, CACHE = "vllm:lora_requests_info", "vllm:cache_config_info"
+_READ = tuple(f"{name}{{" for name in (WAITING, RUNNING, KV_CACHE, ADAPTERS, CACHE))
+
+
 @dataclass(frozen=True)
 class Load:
     """An engine at a moment (`at`, monotonic seconds; 0: never asked with success).
@@ -60,22 +65,24 @@ def read(text: str, at: float) -> Load:
     values: dict[str, float] = {}
     adapters: dict[str, str] = {}
     newest, block_tokens = float("-inf"), 0
-    for family in text_string_to_metric_families(text):
+    # An engine shows hundreds of other lines, and is asked for each request.
+    lines = "\n".join(line for line in text.splitlines() if line.startswith(_READ))
+    for family in text_string_to_metric_families(lines + "\n"):
         for sample in family.samples:
-            if sample.name == "vllm:lora_requests_info":
+            if sample.name == ADAPTERS:
                 # Each state of the adapters is a series of its own; its value is when it was.
                 if sample.value > newest:
                     newest, adapters = sample.value, sample.labels
-            elif sample.name == "vllm:cache_config_info":
+            elif sample.name == CACHE:
                 size = sample.labels.get("block_size", "")
                 block_tokens = int(size) if size.isdigit() else 0
-            elif sample.name in ("vllm:num_requests_waiting", "vllm:num_requests_running", "vllm:kv_cache_usage_perc"):
+            else:
                 values[sample.name] = sample.value
     return Load(
         at,
-        int(values.get("vllm:num_requests_waiting", 0)),
-        int(values.get("vllm:num_requests_running", 0)),
-        values.get("vllm:kv_cache_usage_perc", 0.0),
+        int(values.get(WAITING, 0)),
+        int(values.get(RUNNING, 0)),
+        values.get(KV_CACHE, 0.0),
         _names(adapters.get("running_lora_adapters", "")),
         _names(adapters.get("waiting_lora_adapters", "")),
         int(adapters.get("max_lora", 0)),

@@ -12,7 +12,11 @@ from typing import Any
 
 
 class BadOptions(Exception):
-    """Flags that the real program ends over; its words."""
+    """Flags that the real program ends over; its words and its exit code (2: pflag could not read them)."""
+
+    def __init__(self, words: str, code: int = 2):
+        self.code = code
+        super().__init__(words)
 
 
 @dataclass
@@ -33,7 +37,6 @@ class Options:
     drain_timeout: float = 30.0
     refresh_metrics_interval: float = 0.05
     disable_endpoint_subset_filter: bool = False
-    ha_enable_leader_election: bool = False
     v: int = 2
     # Known and without an effect here.
     refresh_prometheus_metrics_interval: float = 5.0
@@ -44,6 +47,8 @@ class Options:
     enable_cert_reload: bool = False
     enable_grpc_stream_metrics: bool = False
     allow_experimental_plugins: bool = False
+    grpc_max_recv_msg_size: str = ""
+    grpc_max_send_msg_size: str = ""
     zap_devel: bool = True
     zap_encoder: str = ""
     zap_log_level: str = ""
@@ -57,6 +62,14 @@ NO_LONGER = {
     "cache-info-metric",
 }
 """Deprecated flags that the program knows and ends over."""
+NOT_HERE = {
+    "endpoint-selector",
+    "endpoint-target-ports",
+    "ha-enable-leader-election",
+    "metrics-cert-dir",
+    "metrics-client-ca-file",
+}
+"""Flags whose work this emulated picker does not do."""
 _KINDS = {f"{field.name.replace('_', '-')}": (field.name, type(field.default)) for field in fields(Options)}
 _SECONDS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 
@@ -75,8 +88,13 @@ def parse(argv: Sequence[str]) -> Options:
         if flag in NO_LONGER:
             raise BadOptions(
                 f'flag "{flag}" is deprecated and cannot be used; configure metrics via engineConfigs in '
-                "EndpointPickerConfig instead"
+                "EndpointPickerConfig instead",
+                1,
             )
+        if flag in NOT_HERE and value != "false":
+            raise BadOptions(f"--{flag}: the real endpoint picker has this flag, the emulated one does not", 1)
+        if flag in NOT_HERE:
+            continue
         is_short = not argument.startswith("--")
         if flag not in _KINDS or (is_short and flag != "v"):
             raise BadOptions(
@@ -89,25 +107,29 @@ def parse(argv: Sequence[str]) -> Options:
             elif rest:
                 value = rest.pop(0)
             else:
-                raise BadOptions(f"flag needs an argument: --{flag}")
+                raise BadOptions(f"flag needs an argument: {'--' + flag if flag != 'v' else repr(flag) + ' in -v'}")
         given[name] = _value(flag, kind, value)
     options = Options(**given)
     if not options.pool_name:
-        raise BadOptions("either pool-name or endpoint-selector must be set")
+        raise BadOptions("either pool-name or endpoint-selector must be set", 1)
     if options.config_text and options.config_file:
-        raise BadOptions('both the "configText" and "configFile" flags can not be set at the same time')
+        raise BadOptions('both the "configText" and "configFile" flags can not be set at the same time', 1)
     return options
 
 
 def _value(flag: str, kind: type, text: str) -> Any:
+    called = "-v, --v" if flag == "v" else f"--{flag}"
     try:
         if kind is bool:
             return {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}[text.lower()]
         if kind is float:
             return seconds(text)
         return kind(text)
-    except (KeyError, ValueError) as error:
-        raise BadOptions(f'invalid argument "{text}" for "--{flag}" flag: parsing "{text}": invalid syntax') from error
+    except KeyError:
+        why = f'strconv.ParseBool: parsing "{text}": invalid syntax'
+    except ValueError as error:
+        why = str(error) if kind is float else f'strconv.ParseInt: parsing "{text}": invalid syntax'
+    raise BadOptions(f'invalid argument "{text}" for "{called}" flag: {why}')
 
 
 def seconds(text: str) -> float:
@@ -116,5 +138,6 @@ def seconds(text: str) -> float:
         return 0.0
     parts = re.findall(r"(\d+(?:\.\d+)?)(ms|us|µs|ns|h|m|s)", text)
     if not parts or "".join(number + unit for number, unit in parts) != text:
-        raise ValueError(f"invalid duration {text!r}")
+        missing = "missing unit in" if text.isdigit() else "invalid"
+        raise ValueError(f'time: {missing} duration "{text}"')
     return sum(float(number) * _SECONDS[unit] for number, unit in parts)

@@ -79,15 +79,17 @@ class Pool:
         self._endpoints: dict[str, Endpoint] = {}
         self._informers: list[Informer] = []
         self._tasks: list[asyncio.Task[None]] = []
-        self._pools = self._pods = self._objectives = self._rewrites = None
+        self._pools: Informer | None = None
+        self._pods: Informer | None = None
+        self._objectives: Informer | None = None
+        self._rewrites: Informer | None = None
 
     async def watch(self, client: Client) -> None:
         """Begins to watch. Raises NotServed without the kind InferencePool; the other two kinds may be missing: they
         are looked for once."""
         if not await served(client, POOLS):
             raise NotServed(
-                f'unable to start: no matches for kind "{POOLS.kind}" in version "{POOLS.api_version}" '
-                "(its CRD is not installed)"
+                f'no matches for kind "{POOLS.kind}" in version "{POOLS.api_version}" (its CRD is not installed)'
             )
         self._pools = self._follow(client, POOLS)
         self._pods = self._follow(client, PODS)
@@ -168,12 +170,13 @@ class Pool:
 
     def _resync(self) -> None:
         """Endpoints as the objects now have them; one that stays keeps what it said of itself."""
-        spec, current = self._spec, {}
-        for pod in self._pods.items.values() if spec and self._pods else ():
-            if not _is_ready(pod) or not selected(spec["selector"]["matchLabels"], pod["metadata"].get("labels")):
+        spec = self._spec or {"selector": {"matchLabels": {}}, "targetPorts": []}
+        current: dict[str, Endpoint] = {}
+        for pod in self._pods.items.values() if self._pods else ():
+            meta = pod["metadata"]
+            if not _is_ready(pod) or not selected(spec["selector"]["matchLabels"], meta.get("labels")):
                 continue
             for port in spec["targetPorts"]:
-                meta = pod["metadata"]
                 made = Endpoint(meta["name"], meta["namespace"], pod["status"]["podIP"], port["number"])
                 key = f"{meta['uid']}/{made.name}"
                 current[key] = self._endpoints.get(key, made)

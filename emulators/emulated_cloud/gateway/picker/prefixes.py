@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -22,9 +23,8 @@ class PrefixIndex:
 
     def blocks(self, model: str, prompt: bytes, block_tokens: int) -> list[bytes]:
         """A digest for each whole block of the prompt, over all before it and the model; none for a short one."""
-        size = (block_tokens if self._settings.auto_tune and block_tokens else self._settings.block_tokens) * (
-            CHARACTERS_PER_TOKEN
-        )
+        tokens = block_tokens if self._settings.auto_tune and block_tokens else self._settings.block_tokens
+        size = tokens * CHARACTERS_PER_TOKEN
         key, digests = model.encode(), []
         for start in range(0, min(len(prompt), size * self._settings.max_blocks) - size + 1, size):
             key = hashlib.blake2b(prompt[start : start + size], key=key[:64], digest_size=8).digest()
@@ -35,11 +35,8 @@ class PrefixIndex:
         """How much of the prompt the server was sent before, 0 to 1."""
         if not blocks:
             return 0.0
-        sent, matched = self._sent.get(server, {}), 0
-        for block in blocks:
-            if block not in sent:
-                break
-            matched += 1
+        sent = self._sent.get(server, OrderedDict())
+        matched = sum(1 for _ in itertools.takewhile(sent.__contains__, blocks))
         return matched / len(blocks)
 
     def add(self, server: str, blocks: Sequence[bytes]) -> None:

@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 IDLE_SECONDS = 1.0
 """After SIGTERM: how long nobody must have asked before it ends. A gateway may ask until it has heard of it."""
 DRAIN_STEP_SECONDS = 0.05
+ONE_OWNER = [("grpc.so_reuseport", 0)]
+"""Whoever comes second to a port fails, as in Go."""
 _REVIEWS = {
     "TokenReview": "/apis/authentication.k8s.io/v1/tokenreviews",
     "SubjectAccessReview": "/apis/authorization.k8s.io/v1/subjectaccessreviews",
@@ -64,7 +66,7 @@ class Server:
     # -- ext_proc -------------------------------------------------------------------------------------------
 
     def _ext_proc_server(self) -> grpc.aio.Server:
-        server = grpc.aio.server()
+        server = grpc.aio.server(options=ONE_OWNER)
         method = grpc.stream_stream_rpc_method_handler(
             self._process, wire.ProcessingRequest.FromString, wire.ProcessingResponse.SerializeToString
         )
@@ -106,7 +108,7 @@ class Server:
     # -- health and metrics ---------------------------------------------------------------------------------
 
     def _health_server(self) -> grpc.aio.Server:
-        server = grpc.aio.server()
+        server = grpc.aio.server(options=ONE_OWNER)
         method = grpc.unary_unary_rpc_method_handler(self._check)
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(grpc_health.SERVICE, {"Check": method}),))
         server.add_insecure_port(f"{self._host}:{self._options.grpc_health_port}")
