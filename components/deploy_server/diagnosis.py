@@ -389,6 +389,8 @@ class Diagnosis:
         described = f"the cluster does not let pods of {self._name} be made: {words}"
         if may_pass(words):
             return Problem(InconclusiveError, described)
+        if known := self._explain(Symptom("refused", self._name, words)):
+            return Problem(known.error, f"{known.message}: {described}")
         return Problem(
             RequestError, f"{described}. `patches`, `labels` and `annotations` in the settings can meet its rules"
         )

@@ -147,8 +147,8 @@ def worse(plan: Plan, candidate: Served, live: Served) -> list[str]:
 def too_little(plan: Plan, candidate: Served, live: Served) -> list[str]:
     """What there was too little of to tell, in words."""
     if candidate.requests < plan.min_requests:
-        least = f"canary.min_requests ({plan.min_requests})"
-        return [f"{plan.candidate} had {candidate.requests} requests, fewer than {least}"]
+        words = f"{plan.candidate} had {candidate.requests} requests"
+        return [f"{words}, fewer than canary.min_requests ({plan.min_requests})"]
     if plan.max_p95_first_token_ratio:
         for name, side in ((plan.candidate, candidate), (plan.live, live)):
             if side.first_tokens < plan.min_requests:

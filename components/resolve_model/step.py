@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -252,7 +252,7 @@ def _found(
     commits: dict[str, str],
     configs: dict[str, tuple[str, dict[str, Any]]],
     weights: dict[str, list[ServedFile]],
-    heads: dict[str, Head],
+    heads: Mapping[str, Head],
 ) -> Found:
     """What commits (by role) are, by their config.json and adapter_config.json: (where it is, what it says), and by the
     files of their weights, which `heads` read."""
@@ -284,7 +284,7 @@ def _found(
 
 
 def check_adapters(
-    settings: Settings, architecture: str, weights: dict[str, list[ServedFile]], heads: dict[str, Head]
+    settings: Settings, architecture: str, weights: dict[str, list[ServedFile]], heads: Mapping[str, Head]
 ) -> None:
     """Raises RequestError for an adapter that would do nothing, by the names of its tensors and of the model's: the
     headers of their files say them.
@@ -473,7 +473,7 @@ def look_around(cluster: Cluster, settings: Settings, release: Release, known: R
         leftovers=tuple(f"{item['kind']}/{item['metadata']['name']}" for item in left),
         dead_holder=lease.holder(held) if held and dead else "",
         caches=caches.amiss(settings, release),
-        adapters=adapters.amiss(cluster, settings, release) if deployment else "",
+        adapters=adapters.amiss(cluster, settings, release, known) if deployment else "",
         damage=tuple(damage(*release.weights_uris)),
     )
 

@@ -84,11 +84,10 @@ def default_images(
 
 def _gateway_images() -> list[dict[str, Any]]:
     """The real endpoint picker, and the Envoy of Istio's Gateways."""
-    from emulated_cloud.real.gateway import envoy
+    from emulated_cloud.gateway import envoy
     from emulated_cloud.real.parts import PARTS
 
-    binary = str(PARTS["gateway"].folder / "epp")
-    picker = [sys.executable, "-P", "-m", "emulated_cloud.real.endpoint_picker", binary]
+    picker = [sys.executable, "-P", "-m", "emulated_cloud.real.endpoint_picker", str(PARTS["gateway"].folder / "epp")]
     return [
         {
             "match": r"(.*/)?llm-d-router-endpoint-picker[:@].*",
@@ -96,7 +95,7 @@ def _gateway_images() -> list[dict[str, Any]]:
             "argv0": {"epp": picker},
             "env": {"EMULATED_HOST": "$(POD_IP)", "EMULATED_SERVICE_ACCOUNT": "$(SERVICE_ACCOUNT)"},
         },
-        {"match": r"(.*/)?envoyproxy/envoy[:@].*", "argv0": {"envoy": [str(envoy())]}},
+        {"match": r"(.*/)?envoyproxy/envoy[:@].*", "argv0": {"envoy": [envoy.binary()]}},
     ]
 
 

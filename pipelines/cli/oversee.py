@@ -81,7 +81,9 @@ def destroy(
         found = work.find(settings, vertex)
         lines = found.lines(settings, weights=weights)
         if not lines:
-            out.result({"removed": [], "kept": [*found.weights, *found.shared_weights]}, "there is nothing of this deployment")
+            out.result(
+                {"removed": [], "kept": [*found.weights, *found.shared_weights]}, "there is nothing of this deployment"
+            )
             return
         tell = out.hint if yes else complain  # Nobody says yes to what was not shown, however quiet.
         tell("\n".join(["this goes:", *(f"  {line}" for line in lines)]))
@@ -157,6 +159,7 @@ def _status_words(found: dict[str, Any], now: datetime.datetime) -> str:
                 f"{pods['ready']} of {pods['wanted']} pods are ready",
                 *([_down_words(live["down"], now)] if live["down"] else []),
                 *([_validated(live["validated"], now)] if live["validated"] else []),
+                *live["unreachable"],
                 *([f"pinned: {live['pinned']}"] if live["pinned"] else []),
             ],
         )

@@ -53,8 +53,6 @@ DEFAULTS: dict[str, Any] = {
 _NONE: Mapping[str, Path] = MappingProxyType({})
 _LEASE_DURATION, _LEASE_WAIT = "10s", "60s"
 """No step waits minutes for its machine here, so that a dead run is known as dead sooner."""
-_ANSWERS_SECONDS = 10
-"""From a promotion to an entry that answers."""
 _SCALES_DOWN = {"scale_down_window": "5s", "scale_down_period": "5s"}
 """Pods come and go in seconds here: nobody wants to wait minutes to see it."""
 _CANARY = {"hold": "5s", "settle": "1s"}
@@ -87,11 +85,7 @@ class Site:
     def endpoint(self) -> str | None:
         """The deployment's entry as this machine reaches it, which after a promotion may take a moment to answer: a
         Gateway probes its backends first. None if it does not answer."""
-        from emulated_cloud.cloud import wait_for
-
-        path = self.folder / "endpoint"
-        wait_for(lambda: path.exists() or bool(self.cloud.loss), _ANSWERS_SECONDS)
-        return path.read_text(encoding="utf-8").strip() if path.exists() else None
+        return cloud.entry_of(self.folder, self.cloud)
 
     def loss(self) -> str:
         """What a run cannot go on without has gone, for a reader: a part of the cloud, or the room on its disk. Empty

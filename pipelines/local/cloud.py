@@ -39,6 +39,8 @@ _SCALING: dict[str, Any] = {
 ones that have a queue."""
 _COMES_BACK_SECONDS = {False: 60, True: 300}
 """How long a live generation may take, by whether its engine is vLLM itself."""
+_ANSWERS_SECONDS = 10
+"""From a promotion to an entry that answers."""
 
 
 def real_parts(text: str | None, folder: Path | None) -> list[str]:
@@ -106,6 +108,12 @@ def up(
             "gpu-or-tpu does not run with --real control-plane: its pods mount files of their node, which containers "
             "with a root of their own have no place for here. Run it without, or another scenario"
         )
+    if "gateway" in real and settings.has_gateway and settings.section("gateway").certificate:
+        raise RequestError(
+            "a Gateway with gateway.certificate does not answer with --real gateway: its controller knows no "
+            "certificate of Compute Engine. Run it without, or with --set gateway.certificate= "
+            "--set gateway.plain_http=true"
+        )
     endpoint, live = folder / "endpoint", folder / "live"
     built = published(settings.project, names.region(settings.location))
     served_before = live.exists() or endpoint.exists()
@@ -169,6 +177,15 @@ def up(
                     endpoint.unlink()  # Nobody answers there any more.
     except EmulatorFailed as error:
         raise PipelineError(f"the emulators did not start: {error}. {state.about_logs(folder)}") from error
+
+
+def entry_of(folder: Path, emulated: Cloud) -> str | None:
+    """The address that is written to the state folder when the entry first answers, waited for a little."""
+    from emulated_cloud.cloud import wait_for
+
+    path = folder / "endpoint"
+    wait_for(lambda: path.exists() or bool(emulated.loss), _ANSWERS_SECONDS)
+    return path.read_text(encoding="utf-8").strip() if path.exists() else None
 
 
 def _entry(settings: Settings) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from serving import names
 from serving.clients import google, kubernetes, proxies
 from serving.clients.kubernetes import Cluster, Object
 from serving.clients.vertex import Body, Vertex
-from serving.deployment import canary, entrance, lease, record, replicas
+from serving.deployment import canary, entrance, gateway, lease, record, replicas
 from serving.deployment.record import Down, Known, Record
 from serving.errors import PipelineError
 from serving.rendering import render
@@ -31,7 +31,7 @@ Drift = dict[str, str]
 
 def status(settings: Settings, vertex: Vertex | None, now: datetime.datetime) -> dict[str, Any]:
     """`{"schedule", "runs", "live", "canary", "kept", "drift"}`. A part that does not answer leaves its word in
-    `drift`, and the others are told all the same. Raises AccessError without credentials, with which no part answers."""
+    `drift`, and the others are told all the same. Raises AccessError without credentials: no part answers then."""
     google.check_credentials()
     unknown: list[Drift] = []
 
@@ -113,7 +113,8 @@ def _live(cluster: Cluster, settings: Settings, known: Record) -> dict[str, Any]
         "since": known.since or _written(record.entry(cluster, settings)),
         "volume": _volume(cluster, settings, known.live),
         "pods": _pods(deployment),
-        "endpoint": f"{settings.name}.{settings.namespace}.svc:{names.PORT}",
+        "endpoint": _endpoint(cluster, settings),
+        "unreachable": gateway.problems(cluster, settings, [known.live]),
         "pinned": known.pinned.reason if known.pinned else None,
         "down": known.down.model_dump() if known.down else None,
         "validated": runs.validation_of(settings, labels[names.RUN]) if names.RUN in labels else None,
@@ -128,6 +129,13 @@ def _canary(cluster: Cluster, settings: Settings) -> dict[str, Any] | None:
     percent = entrance.shares_of(record.entry(cluster, settings)).get(note.candidate, 0)
     alive = lease.is_held_by(cluster, settings, note.run)
     return {**note.model_dump(), "percent": percent, "steps": settings.canary.steps, "alive": alive}
+
+
+def _endpoint(cluster: Cluster, settings: Settings) -> str:
+    """Where clients call."""
+    if settings.has_gateway:
+        return gateway.address(cluster, settings) or f"the Gateway {settings.name}, which has no address"
+    return f"{settings.name}.{settings.namespace}.svc:{names.PORT}"
 
 
 def _kept(cluster: Cluster, settings: Settings, known: Record, generation: str) -> dict[str, Any]:

@@ -27,11 +27,15 @@ _LINES = 50
 _EVERY_SECONDS = 1.0
 
 
-def amiss(cluster: Cluster, settings: Settings, release: Release) -> str:
-    """In what the set that the generation is told to serve is not the release's, in words; empty where it is."""
+def amiss(cluster: Cluster, settings: Settings, release: Release, known: Record | None = None) -> str:
+    """In what the set that the generation is told to serve is not the release's, in words; empty where it is. With what
+    is `known`, also that it was never validated: a run that was killed told the pods of it."""
     if not settings.has_live_adapters:
         return ""
     told = _told(_config_map(cluster, settings, release.generation))
+    origin = known.generations.get(release.generation) if known else None
+    if told == release.adapters_key and origin and origin.adapters_key != release.adapters_key:
+        return f"nobody has validated the adapters {release.adapters_key or '(none)'} that it serves"
     if told == release.adapters_key:
         return ""
     return f"it serves the adapters {told or 'of no set'}, not {release.adapters_key or 'none'}"

@@ -98,10 +98,11 @@ class Beside:
 class Symptom:
     """What is seen of a pod that does not start."""
 
-    kind: Literal["gated", "no-node", "mount", "out-of-memory", "slow", "words"]
-    """gated: not let to the scheduler; no-node: the autoscaler's words on why none comes; mount: a volume's event;
-    out-of-memory: `container` was killed at its limit; slow: the engine runs and does not become ready in time; words:
-    what the container runtime or a container's log said."""
+    kind: Literal["refused", "gated", "no-node", "mount", "out-of-memory", "slow", "words"]
+    """refused: the API server does not let pods of the Deployment `pod` be made; gated: not let to the scheduler;
+    no-node: the autoscaler's words on why none comes; mount: a volume's event; out-of-memory: `container` was killed at
+    its limit; slow: the engine runs and does not become ready in time; words: what the container runtime or a
+    container's log said."""
     pod: str
     words: str = ""
     container: str = ""

@@ -115,7 +115,8 @@ def explain(settings: Settings, symptom: Symptom) -> Explanation | None:
     if not symptom.pod.startswith(names.picker("")):
         return None
     account, words = names.picker_account(settings), symptom.words
-    if "forbidden" in words.lower() or f'serviceaccount "{account}" not found' in words:
+    may_not_read = symptom.kind == "words" and "forbidden" in words.lower()
+    if may_not_read or f'serviceaccount "{account}" not found' in words:
         return Explanation(
             RequestError,
             f"the endpoint picker's service account {account} is missing, or may not read pods, pools and objectives. "

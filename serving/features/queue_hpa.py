@@ -92,8 +92,8 @@ def check(settings: Settings) -> None:
         )
     if section.verify and section.verify_requests <= section.target:
         raise RequestError(
-            f"queue_hpa.verify_requests is {section.verify_requests}, and more than queue_hpa.target ({section.target}) "
-            "have to wait before there are more pods. Raise it, or say `verify: false`"
+            f"queue_hpa.verify_requests is {section.verify_requests}, and more than queue_hpa.target "
+            f"({section.target}) have to wait before there are more pods. Raise it, or say `verify: false`"
         )
 
 

@@ -12,12 +12,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
+
+EMULATED = (sys.executable, "-m", "emulated_cloud.engine")
 
 
 def free_port() -> int:
@@ -27,7 +29,7 @@ def free_port() -> int:
 
 
 class Engine:
-    """A started engine: its address, its process, what it logged."""
+    """A started engine: its address, its process, what it logged. `program`: another than the emulated one."""
 
     def __init__(
         self,
@@ -36,10 +38,11 @@ class Engine:
         env: dict[str, str] | None = None,
         host: str = "127.0.0.1",
         port: int | None = None,
+        program: Sequence[object] = EMULATED,
     ):
         self.host, self.port, self.log = host, port or free_port(), log
         self.url = f"http://{host}:{self.port}"
-        command = [sys.executable, "-m", "emulated_cloud.engine", *map(str, args), "--host", host]
+        command = [*map(str, (*program, *args)), "--host", host]
         inherited = {key: value for key, value in os.environ.items() if not key.startswith(("VLLM_", "EMULATED_"))}
         with open(log, "w") as stderr:
             self.process = subprocess.Popen(
@@ -53,9 +56,9 @@ class Engine:
         except httpx.TransportError:
             return False
 
-    def wait(self) -> Engine:
+    def wait(self, seconds: float = 30) -> Engine:
         """Returns when the engine answers."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + seconds
         while not self.answers():
             assert self.process.poll() is None, self.log.read_text()
             assert time.monotonic() < deadline, self.log.read_text()

@@ -171,9 +171,9 @@ class Site:
     def merge(self, api: tuple[str, str], plural: str, name: str, body: Object) -> Object:
         return self._custom.patch_namespaced_custom_object(*api, self.namespace, plural, name, body)
 
-    def gateway(self, name: str = "front", **listener: Any) -> None:
-        spec = {"gatewayClassName": "gke-l7-rilb", "listeners": [{"name": "http", "port": 80, "protocol": "HTTP"}]}
-        spec["listeners"][0].update(listener)
+    def gateway(self, name: str = "front", listeners: Iterable[Object] = (), **listener: Any) -> None:
+        one = {"name": "http", "port": 80, "protocol": "HTTP", **listener}
+        spec = {"gatewayClassName": "gke-l7-rilb", "listeners": list(listeners) or [one]}
         self.create(GATEWAY_API, "gateways", _object(GATEWAY_API, "Gateway", name, spec))
 
     def route(self, *refs: Object, name: str = "front", parent: str = "front", **rule: Any) -> None:

@@ -7,8 +7,10 @@ EPP_CONTRACT   a real picker (GAIE v1.5.0: sigs.k8s.io/gateway-api-inference-ext
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -18,7 +20,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import grpc
 import httpx
 import yaml
 from emulated_cloud.kubernetes import grpc_health
@@ -145,6 +146,11 @@ class Api:
         status = {"phase": "Running", "conditions": [condition], **({"podIP": address} if address else {})}
         self.core.patch_namespaced_pod_status(name, NAMESPACE, {"status": status})
 
+    def start_again(self) -> None:
+        """The API server is back at its address, with what it had."""
+        port = self.process.url.rpartition(":")[2]
+        self.process = start_emulator(self.folder, "--crds", str(self.folder / "crds"), "--port", port)
+
     def stop(self) -> None:
         self.client.close()
         self.process.stop()
@@ -170,13 +176,12 @@ class PickerProcess:
 
     def health(self, service: str = "") -> str:
         """What it answers to a probe; empty when it does not answer."""
-        with grpc.insecure_channel(f"127.0.0.1:{self.health_port}") as channel:
-            try:
-                return grpc_health.status_of(
-                    channel.unary_unary(grpc_health.CHECK)(grpc_health.request(service), timeout=2)
-                )
-            except grpc.RpcError:
-                return ""
+        try:
+            asyncio.run(grpc_health.check("127.0.0.1", self.health_port, service, 2))
+        except grpc_health.Unhealthy as error:
+            said = re.search(r'responded with "(\w+)"', str(error))
+            return said[1] if said else ""
+        return "SERVING"
 
     def wait(self) -> PickerProcess:
         """Returns when it is ready."""

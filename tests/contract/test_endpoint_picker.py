@@ -253,11 +253,26 @@ def test_an_engine_that_is_frozen_holds_a_request_up_for_a_moment_and_counts_as_
             begun = time.monotonic()
             answers = [ask(envoy.client, **{"x-gateway-inference-objective": "batch"}) for _ in range(4)]
             assert [answer.status_code for answer in answers] == [429] * 4
-            assert time.monotonic() - begun < 4, "the frozen engine is waited for once"
+            assert time.monotonic() - begun < 6, "the frozen engine is waited for once"
     finally:
         frozen.process.send_signal(signal.SIGCONT)
     until(frozen.answers)
     assert ask(envoy.client, **{"x-gateway-inference-objective": "batch"}).status_code == 200
+
+
+def test_while_the_api_server_is_away_it_goes_by_what_it_knows(site: Site) -> None:
+    site.api.process.stop()
+    try:
+        assert ask(site.envoy.client, "ko").status_code == 200
+        assert site.picker.health("readiness") == "SERVING"
+    finally:
+        site.api.start_again()
+    site.api.ready("vllm-0", False)
+    try:
+        until(lambda: site.picker.metric("inference_pool_ready_pods") == 1, 60)
+    finally:
+        site.api.ready("vllm-0", True)
+    until(lambda: site.picker.metric("inference_pool_ready_pods") == 2)
 
 
 def test_told_to_end_it_finishes_what_it_began(site: Site) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,7 +25,7 @@ from tests.contract.gateway_site import (
     pool_ref,
     service_ref,
 )
-from tests.contract.kubernetes_cluster import Cluster, Kube, cluster, kube, pod_manifest, wait_for
+from tests.contract.kubernetes_cluster import Cluster, Kube, cluster, kube, wait_for
 
 __all__ = ["cluster", "kube"]
 
@@ -187,7 +188,7 @@ def test_a_picker_that_is_down(site: Site) -> None:
 def test_a_picker_that_is_frozen(site: Site) -> None:
     site.served("old")
     address = f"{site.kube.pod('epp-old').status.pod_ip}:9002"
-    _signal(_listening(address), signal.SIGSTOP)
+    os.kill(_listening(address), signal.SIGSTOP)
     for ask in (site.ask, site.post):
         started = time.monotonic()
         assert ask().status_code == 500
@@ -231,14 +232,23 @@ def test_a_gateway_that_goes_lets_what_is_in_flight_finish(site: Site) -> None:
     wait_for(lambda: not (site.read(GATEWAY_API, "httproutes", "front").get("status") or {}).get("parents"))
 
 
-def test_pods_and_this_machine_reach_a_gateway(site: Site, cluster: Cluster) -> None:
-    site.served("old")
-    code = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=10).read().decode())"
-    site.kube.core.create_namespaced_pod(
-        site.namespace, pod_manifest("asks", ["python", "-c", code, f"{site.url}/v1/x"])
-    )
-    site.kube.wait_phase("asks", "Succeeded")
-    assert site.kube.log("asks").strip() == "old"
+def test_pods_reach_a_gateway_whatever_its_port_is_opened_as(site: Site) -> None:
+    site.server("old")
+    site.service("old", 80, 8000)
+    with socket.socket() as somebody:
+        port = _taken(somebody)
+        listeners = [{"name": f"p{each}", "port": each, "protocol": "HTTP"} for each in (80, port)]
+        site.gateway(listeners=listeners)
+        site.route(service_ref("old", 80))
+        site.wait_answer("old")
+        code = (
+            "import sys, urllib.request as r; print(*[r.urlopen(u, timeout=9).read().decode() for u in sys.argv[1:]])"
+        )
+        urls = [f"{site.url}:{each['port']}/v1/x" for each in listeners]
+        site.kube.create_pod("asks", ["python", "-c", code, *urls])
+        site.kube.wait_phase("asks", "Succeeded")
+        assert site.kube.log("asks").split() == ["old", "old"]
+        assert site.session.get(f"{site.url}:{port + 10000}/v1/x", timeout=10).text == "old"
 
 
 def test_https_with_a_certificate_of_the_clouds_own_authority(site: Site, cluster: Cluster) -> None:
@@ -297,8 +307,15 @@ def _listening(address: str) -> int:
     raise LookupError(address)
 
 
-def _signal(pid: int, number: signal.Signals) -> None:
-    os.kill(pid, number)
+def _taken(somebody: socket.socket) -> int:
+    """A port of all addresses that nobody else can have now."""
+    for port in range(21000, 22000):
+        try:
+            somebody.bind(("0.0.0.0", port))
+        except OSError:
+            continue
+        return port
+    raise LookupError("no port is free")
 
 
 def test_nothing_of_a_request_is_left_in_a_file(site: Site) -> None:

@@ -369,9 +369,9 @@ def test_every_pod_passes_the_restricted_standard(case: str):
         assert written == {"/cache", "/tmp", "/dev/shm"}
     kinds = {next(iter(volume.keys() - {"name"})) for volume in pod["volumes"]}
     config = config_of(case)
-    assert kinds == {"emptyDir"} | (
-        set() if "streamed" in config.chosen_features else {"persistentVolumeClaim"}
-    ) | ({"configMap"} if config.has_live_adapters else set())
+    assert kinds == {"emptyDir"} | (set() if "streamed" in config.chosen_features else {"persistentVolumeClaim"}) | (
+        {"configMap"} if config.has_live_adapters else set()
+    )
 
 
 @pytest.mark.parametrize("case", PRIVILEGED)

@@ -222,7 +222,7 @@ def serving(name: str, replicas: int) -> list[Object]:
             f"--pool-name={name}",
             f"--pool-namespace={NAMESPACE}",
             f"--pool-group={INFERENCE}",
-            "--config-file=/config/config.yaml",
+            "--config-file=/etc/picker/config.yaml",
             "--grpc-health-port",
             "9003",
             "--drain-timeout=10s",
@@ -230,7 +230,7 @@ def serving(name: str, replicas: int) -> list[Object]:
             "--metrics-endpoint-auth=false",
         ],
         "ports": [{"name": "grpc", "containerPort": 9002}, {"name": "grpc-health", "containerPort": 9003}],
-        "volumeMounts": [{"name": "config", "mountPath": "/config"}],
+        "volumeMounts": [{"name": "config", "mountPath": "/etc/picker"}],
         "readinessProbe": {"grpc": {"port": 9003, "service": "readiness"}, "periodSeconds": 1},
     }
     config = {"name": "config", "configMap": {"name": "picker"}}

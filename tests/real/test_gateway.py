@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -260,6 +261,27 @@ def test_nothing_of_a_gateway_outlives_it(cloud: Cloud, cluster: Cluster, client
     if cloud.real:
         assert [item["metadata"]["name"] for item in made].count(name) == 2
     assert wait_for(lambda: not answers(client), SECONDS)
+
+
+def test_it_does_not_outlive_pilot(cloud: Cloud, cluster: Cluster) -> None:
+    """After everything else: it ends the controller."""
+    if not cloud.real:
+        pytest.skip("there is none")
+    found = [
+        pid
+        for pid in Path("/proc").glob("[0-9]*")
+        if command(pid)[:1] == [str(PARTS["gateway"].folder / "pilot-discovery")]
+    ]
+    (pilot,) = [pid for pid in found if str(cloud.folder) in " ".join(command(pid))]
+    os.kill(int(pilot.name), signal.SIGKILL)
+    assert wait_for(lambda: "pilot-discovery was ended by SIGKILL" in cloud.loss, 10), cloud.loss
+
+
+def command(process: Path) -> list[str]:
+    try:
+        return (process / "cmdline").read_text().split("\0")
+    except OSError:
+        return []
 
 
 @pytest.mark.timeout(300)

@@ -22,7 +22,8 @@ HERE = [row for row in SCENARIOS if row.accelerator != "gpu-or-tpu"]
 def test_every_refresh(scenario: Scenario, parts: None) -> None:
     # What follows from the weights' column alone is seen of one word, which is mounted.
     others = () if scenario.name == FIRST else ("-m", "not of_weights")
-    passes("test_refresh.py", REAL, "-k", f"{scenario.name} and not readme and not manifest", *others)
+    real = f"{REAL},gateway" if scenario.entry == "inference-gateway" else REAL
+    passes("test_refresh.py", real, "-k", f"{scenario.name} and not readme and not manifest", *others)
 
 
 @pytest.mark.long

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from pipelines.oversight import status
 from serving import names
 from serving.deployment import gateway, traffic
 from serving.deployment.record import Record
@@ -153,6 +154,14 @@ def test_a_load_balancer_that_is_not_made_in_time_is_inconclusive():
 def test_clients_call_the_gateway_s_address(listener: dict[str, Any], url: str):
     assert gateway.address(MemoryCluster(a_gateway(**listener)), SETTINGS) == url
     assert gateway.address(MemoryCluster(a_gateway(addresses=())), SETTINGS) == ""
+
+
+def test_status_tells_the_address_and_what_keeps_requests_away():
+    assert status._endpoint(MemoryCluster(a_gateway()), SETTINGS) == "http://10.0.0.9"
+    assert "has no address" in status._endpoint(MemoryCluster(), SETTINGS)
+    found = status._live(MemoryCluster(a_gateway(UNMADE), ROUTE, POOL), SETTINGS, Record(live="g1", since="2026-11-29"))
+    assert found is not None
+    assert "not Programmed" in found["unreachable"][-1]
 
 
 def test_without_a_gateway_there_is_nothing_to_say():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from components.deploy_server import step as deploy
 from pipelines.compile import specification
+from pipelines.local import cloud
 from serving import scenarios
 from serving.clients import google, proxies
 from serving.clients.compute import Compute, ProxySubnet, TakenError
@@ -105,7 +107,7 @@ def test_a_patch_of_deployments_is_the_server_s_and_the_picker_s_is_named():
     server, picker = (one(items, "Deployment", f"{kind}-{RELEASE.generation}") for kind in ("vllm", "epp"))
     assert server["spec"]["template"]["spec"]["priorityClassName"] == "high"
     assert picker["spec"]["template"]["spec"]["priorityClassName"] == "low"
-    assert one(items, "ConfigMap")["data"]["epp.yaml"] == "kind: EndpointPickerConfig"
+    assert one(items, "ConfigMap", f"epp-{RELEASE.generation}")["data"]["epp.yaml"] == "kind: EndpointPickerConfig"
 
 
 @pytest.mark.parametrize(
@@ -126,7 +128,7 @@ def test_a_patch_that_moves_the_traffic_or_opens_a_port_is_refused(patch: dict[s
 
 def test_a_route_is_patched_beside_its_rules():
     config = settings(patches=[{"kind": "HTTPRoute", "spec": {"hostnames": ["chat.example.com"]}}])
-    assert render.entry(config, "g1")["spec"]["hostnames"] == ["chat.example.com"]
+    assert render.entry(config, {"g1": 100})["spec"]["hostnames"] == ["chat.example.com"]
 
 
 # -- what the cluster lacks ---------------------------------------------------------------------------------
@@ -167,7 +169,7 @@ def test_kinds_that_the_cluster_lacks_are_named_with_the_command_that_brings_the
             "render inference-gateway -f FILE --access",
         ),
         (
-            Symptom("words", "epp-g1-x", 'error looking up service account: serviceaccount "gemma-epp" not found'),
+            Symptom("refused", "epp-g1", 'error looking up service account: serviceaccount "gemma-epp" not found'),
             RequestError,
             "service account gemma-epp is missing",
         ),
@@ -182,6 +184,11 @@ def test_why_a_picker_does_not_start_is_said_in_its_own_words(symptom: Symptom, 
     assert found is not None
     assert issubclass(found.error, error)
     assert said in found.message
+
+
+def test_another_refusal_is_not_the_account_s():
+    words = 'pods "epp-g1-x" is forbidden: exceeded quota: pods'
+    assert deploy.explain(settings(), Symptom("refused", "epp-g1", words)) is None
 
 
 def test_a_server_s_symptoms_are_not_the_picker_s():
@@ -297,10 +304,16 @@ def test_the_pipeline_s_rights_in_the_cluster_follow_from_the_folders():
         rules = [r for r in role["rules"] if resource in r["resources"] and r.get("resourceNames", [""]) == [name]]
         return {verb for rule in rules for verb in rule["verbs"]}
 
-    assert verbs("httproutes") == {"create"}
-    assert verbs("httproutes", "gemma") == {"get", "patch"}
+    assert verbs("httproutes") | verbs("httproutes", "gemma") >= {"get", "create", "patch"}
     assert verbs("inferencepools") == {"get", "list", "create", "patch", "delete"}
     assert verbs("gateways") == {"get", "list", "watch", "create"}
     assert verbs("gateways", "gemma") == {"patch"}
     assert verbs("inferenceobjectives") == {"list", "create", "delete"}
     assert verbs("inferenceobjectives", "batch") == {"get", "patch"}
+
+
+def test_a_certificate_is_refused_where_a_real_controller_would_not_answer(tmp_path: Path):
+    up = cloud.up(settings("gcs-fuse", **PUBLIC), tmp_path, None, ["gateway"], print, {})
+    with pytest.raises(RequestError, match=r"gateway\.certificate does not answer with --real gateway"), up:
+        pass
+    assert list(tmp_path.iterdir()) == []

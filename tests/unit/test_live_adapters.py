@@ -8,12 +8,11 @@ from typing import Any
 import pytest
 from emulated_cloud.engine import args as engine
 
-from components.discard_generation import step as discard
 from components.resolve_model.decision import Situation, decide
 from components.validate_server.step import GENERATION_HEADER, way_through
 from serving import names
 from serving.clients.kubernetes import Object
-from serving.deployment import adapters
+from serving.deployment import adapters, discarding
 from serving.deployment.record import Known, Record
 from serving.errors import InconclusiveError, RejectedBeforeError, ReleaseError, RequestError
 from serving.features import live_adapters
@@ -158,13 +157,17 @@ def test_a_set_that_is_not_the_wanted_one_is_a_reason_to_deploy():
     assert adapters.amiss(cluster, settings("ko"), LIVE) == f"it serves the adapters {OLD}, not {NEW}"  # type: ignore[arg-type]
     assert adapters.amiss(cluster, settings("ko"), LIVE.model_copy(update={"adapters_key": OLD})) == ""  # type: ignore[arg-type]
     assert adapters.amiss(cluster, settings(features=[]), LIVE) == ""  # type: ignore[arg-type]
+    told_of_it = LIVE.model_copy(update={"adapters_key": OLD})
+    # A run was killed between telling the pods and validating.
+    for record, words in ((known(OLD), ""), (known(NEW), f"nobody has validated the adapters {OLD} that it serves")):
+        assert adapters.amiss(cluster, settings("ko"), told_of_it, record) == words  # type: ignore[arg-type]
     healthy = Situation(
         serving="g2", entry_as_wanted=True, replicas=1, settled=True, ready=1, rolled_out=True, settings_digest="d"
     )
-    known = Record(live="g2")
-    assert decide(settings("ko"), LIVE, known, healthy, "d").verdict == "unchanged"
+    live = Record(live="g2")
+    assert decide(settings("ko"), LIVE, live, healthy, "d").verdict == "unchanged"
     changed = Situation(**{**healthy.__dict__, "adapters": "it serves others"})
-    found = decide(settings("ko"), LIVE, known, changed, "d")
+    found = decide(settings("ko"), LIVE, live, changed, "d")
     assert (found.verdict, found.reason) == ("deploy", "g2 is live, but it serves others")
 
 
@@ -217,9 +220,9 @@ def test_what_is_as_it_should_be_or_not_known_stays():
 def test_discarding_leaves_the_live_generation_with_the_adapters_that_it_had(monkeypatch: pytest.MonkeyPatch):
     cluster, record = Pods([], told=NEW), known(OLD)
     written: list[set[str]] = []
-    monkeypatch.setattr(discard.record, "read", lambda *_: record)
+    monkeypatch.setattr(discarding.record, "read", lambda *_: record)
     monkeypatch.setattr(Record, "write", lambda self, *_: written.append({*self.rejected}))
-    said = discard.discard(cluster, settings("ko"), LIVE, ["bad"], lambda line: None)  # type: ignore[arg-type]
+    said = discarding.discard(cluster, settings("ko"), LIVE, ["bad"], lambda line: None)  # type: ignore[arg-type]
     assert said == "g2 is live and stays, with the adapters that it had: the new ones are rejected"
     assert written == [{NEW}]
     assert record.live == "g2"
@@ -257,7 +260,7 @@ def test_a_candidate_is_asked_by_a_route_of_its_own_that_goes_whatever_happens()
             assert route["metadata"]["labels"][names.RUN] == RELEASE.run_id
             (rule,) = route["spec"]["rules"]
             assert rule["matches"][0]["headers"] == [{"type": "Exact", "name": GENERATION_HEADER, "value": "g2"}]
-            entry = render.entry(with_gateway(), "g2")
+            entry = render.entry(with_gateway(), {"g2": 100})
             assert rule["backendRefs"] == entry["spec"]["rules"][0]["backendRefs"]
             raise KeyboardInterrupt
 

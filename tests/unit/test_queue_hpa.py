@@ -126,7 +126,10 @@ def test_every_deployment_may_take_an_autoscaler_away_and_only_one_that_scales_m
     ("section", "words"),
     [
         ({"max_replicas": 1}, "queue_hpa.max_replicas is 1, and serving.replicas, which is the least, 2"),
-        ({"verify_requests": 10}, r"queue_hpa.verify_requests is 10, and more than queue_hpa.target \(10\) have to wait"),
+        (
+            {"verify_requests": 10},
+            r"queue_hpa.verify_requests is 10, and more than queue_hpa.target \(10\)",
+        ),
         ({"scale_down_window": "2h"}, "'2h' is not whole seconds, at most 3600"),
         ({"scale_up_period": "0.5s"}, "'0.5s' is not whole seconds"),
         ({"scale_up_period": "45m"}, "at most 1800"),

@@ -138,7 +138,7 @@ class Metrics:
         Gauge(name, documentation, list(labels), registry=self.registry).labels(**labels).set(1)
 
     def answered(self, method: str, handler: str, status: int) -> None:
-        """Counts a request of which the HTTP server has sent the answer. `handler`: the route's path, `none` without."""
+        """Counts a request that was answered. `handler`: the path of its route, or `none`."""
         if handler not in NOT_COUNTED:
             self.http_requests.labels(handler=handler, status=f"{status // 100}xx", method=method).inc()
 

@@ -28,7 +28,8 @@ class Middlewares:
             found = getattr(importlib.import_module(module), attribute)
             if not inspect.isclass(found):
                 raise ValueError(f"Invalid middleware {name}. The emulated engine runs ASGI classes alone.")
-            self._app = found(self._app)
+            make: Any = found
+            self._app = make(self._app)
 
     async def pass_through(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """The answer of the first class that has one of its own, or of `handler`."""

@@ -3,7 +3,7 @@
 `judging` reads Gateways, HTTPRoutes and InferencePools and says what is wrong with each, in the conditions that Istio's
 controller writes for the same manifests; `status` writes them; `xds` makes Envoy's configuration of what is right;
 `envoy` is a process of Envoy, one a Gateway, which takes it from files; `certificates` is what HTTPS listeners show;
-`controller` holds them together; `table` is how others find a Gateway's address.
+`controller` holds them together (kubernetes/network/gateways.py is how others find a Gateway's address).
 
 A Gateway's address is one of the cluster's load balancers' (kubernetes/network/addresses.py): pods reach it as it is,
 and this machine by what `expose` lists. Endpoints are probed by Envoy as a Google load balancer probes them: as a

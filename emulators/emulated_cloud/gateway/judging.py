@@ -367,9 +367,7 @@ def _check(group: str, kind: str, namespace: str, name: str, objects: Objects) -
     spec = _policy(objects.health_policies, group, kind, namespace, name)
     config = spec.get("config") or {}
     type_ = config.get("type", "HTTP")
-    said = config.get(
-        {"HTTP": "httpHealthCheck", "TCP": "tcpHealthCheck", "GRPC": "grpcHealthCheck"}.get(type_, ""), {}
-    )
+    said = config.get(f"{type_.lower()}HealthCheck") or {}
     plain = Check()
     interval = spec.get("checkIntervalSec", plain.interval)
     return Check(

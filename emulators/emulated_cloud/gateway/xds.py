@@ -312,7 +312,7 @@ def _health_check(check: Check) -> Object:
         "reuse_connection": False,
     }
     match check.type:
-        case "TCP":
+        case "TCP" | "HTTPS":
             found["tcp_health_check"] = {}
         case "GRPC":
             found["grpc_health_check"] = {"service_name": check.service} if check.service else {}

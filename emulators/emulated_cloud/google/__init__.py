@@ -40,6 +40,6 @@ All but the first three lines may be left out, and so may `dns_endpoint` and `no
 default. `state` is ENABLED, DISABLED or DESTROYED. `folder` keeps what is made of accounts, roles, policies, secrets,
 repositories, builds and APIs; without it, they go with the emulator. `registry` is the folder of registry/, where built
 images go. `services` are the APIs that are on from the start: all of them, unless it is given. What lies at or below a
-name in `denied` answers 403, and so does what takes a permission of `denied_permissions`. `accounts` are service accounts
-that are there from the start, beside `service_account`.
+name in `denied` answers 403, and so does what takes a permission of `denied_permissions`. `accounts` are service
+accounts that are there from the start, beside `service_account`.
 """

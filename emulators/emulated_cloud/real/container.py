@@ -72,6 +72,10 @@ def _build_root(spec: dict[str, Any]) -> None:
     for path in SYSTEM:
         if os.path.islink(path):
             os.symlink(os.readlink(path), root + path)
+        elif os.path.isdir(path) and any(
+            os.path.dirname(mount) == path and not os.path.exists(mount) for mount in spec["mounts"]
+        ):
+            _link_to(path, root)
         elif os.path.isdir(path):
             _bind(path, root + path, read_only=path not in ("/proc", "/sys"))
     _make_dev(root + "/dev")
@@ -89,6 +93,16 @@ def _build_root(spec: dict[str, Any]) -> None:
     # The old root lies over the new one now; with it go the machine's mounts and those of other pods.
     _call("umount2", b".", _MNT_DETACH)
     os.chdir("/")
+
+
+def _link_to(path: str, root: str) -> None:
+    """A system folder that has volumes in it which the machine's has no place for (/etc/something): one of the root's
+    own, with links to what is in the machine's. Of the same depth, so that relative links there lead where they did."""
+    beside = f"/.{path[1:]}"
+    _bind(path, root + beside, read_only=True)
+    os.mkdir(root + path)
+    for name in os.listdir(path):
+        os.symlink(f"{beside}/{name}", f"{root}{path}/{name}")
 
 
 def _make_dev(dev: str) -> None:

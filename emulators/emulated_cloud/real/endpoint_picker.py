@@ -32,6 +32,7 @@ import ssl
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import aiohttp
@@ -182,7 +183,7 @@ async def run(binary: str, given: Sequence[str]) -> int:
             kubeconfig.write_text(_kubeconfig(address), encoding="utf-8")
             for flag in PORTS:
                 port = _free_port()
-                await listen(host, getattr(told, flag.replace("-", "_")), lambda port=port: ("127.0.0.1", port))
+                await listen(host, getattr(told, flag.replace("-", "_")), partial(_here, port))
                 flags.append(f"--{flag}={port}")
             # Of several flags of a name the last counts. The proxy of pods is for names of Services: it asks for none.
             environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
@@ -196,6 +197,10 @@ async def run(binary: str, given: Sequence[str]) -> int:
                 asyncio.get_running_loop().add_signal_handler(number, process.send_signal, number)
             code = await process.wait()
     return code if code >= 0 else 128 - code
+
+
+def _here(port: int) -> tuple[str, int]:
+    return "127.0.0.1", port
 
 
 def _free_port() -> int:

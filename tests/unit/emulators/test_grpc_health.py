@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 
 import grpc
@@ -45,9 +47,9 @@ def with_server(ask: Callable[[int], Awaitable[None]], implements: bool = True, 
 
 def test_a_server_that_is_well_and_one_that_is_not() -> None:
     async def ask(port: int) -> None:
-        await grpc_health.check(f"127.0.0.1:{port}", "liveness", 5)
+        await grpc_health.check("127.0.0.1", port, "liveness", 5)
         with pytest.raises(Unhealthy, match=r'^service unhealthy \(responded with "NOT_SERVING"\)$'):
-            await grpc_health.check(f"127.0.0.1:{port}", "", 5)
+            await grpc_health.check("127.0.0.1", port, "", 5)
 
         async def no_command(argv: list[str], timeout: float) -> tuple[int, str]:
             raise AssertionError(argv)
@@ -61,8 +63,10 @@ def test_a_server_that_is_well_and_one_that_is_not() -> None:
 
 def test_a_server_that_knows_no_health() -> None:
     async def ask(port: int) -> None:
-        with pytest.raises(Unhealthy, match="does not implement the grpc health protocol"):
-            await grpc_health.check(f"127.0.0.1:{port}", "", 5)
+        with pytest.raises(
+            Unhealthy, match=r"ended without an answer \(does the server have grpc.health.v1.Health\?\)"
+        ):
+            await grpc_health.check("127.0.0.1", port, "", 5)
 
     with_server(ask, implements=False)
 
@@ -70,14 +74,34 @@ def test_a_server_that_knows_no_health() -> None:
 def test_a_server_that_takes_too_long() -> None:
     async def ask(port: int) -> None:
         with pytest.raises(Unhealthy, match="health rpc did not complete within 1s"):
-            await grpc_health.check(f"127.0.0.1:{port}", "liveness", 1)
+            await grpc_health.check("127.0.0.1", port, "liveness", 1)
 
     with_server(ask, seconds=5)
+
+
+def test_a_server_that_speaks_something_else() -> None:
+    async def run() -> None:
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.read(9)
+            writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+            writer.close()
+
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        async with server:
+            with pytest.raises(Unhealthy, match="error: health rpc probe failed"):
+                await grpc_health.check("127.0.0.1", server.sockets[0].getsockname()[1], "", 5)
+
+    asyncio.run(run())
+
+
+def test_the_kubelet_has_no_threads_of_grpc() -> None:
+    code = "import sys, emulated_cloud.kubernetes.gke.__main__; sys.exit('grpc' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_nobody_there() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{taken.getsockname()[1]}"
-        with pytest.raises(Unhealthy, match=f'timeout: failed to connect service "{address}" within 0.3s'):
-            asyncio.run(grpc_health.check(address, "", 0.3))
+        port = taken.getsockname()[1]
+        with pytest.raises(Unhealthy, match=f'timeout: failed to connect service "127.0.0.1:{port}" within 0.3s'):
+            asyncio.run(grpc_health.check("127.0.0.1", port, "", 0.3))

@@ -8,8 +8,6 @@ from typing import Any
 
 import yaml
 
-from emulated_cloud.gateway.picker.options import seconds
-
 API_VERSION, KIND = "llm-d.ai/v1alpha1", "EndpointPickerConfig"
 
 QUEUE, KV_CACHE, RUNNING = "queue-scorer", "kv-cache-utilization-scorer", "running-requests-size-scorer"
@@ -60,11 +58,11 @@ class BadConfig(Exception):
 
 @dataclass(frozen=True)
 class Thresholds:
-    """When an endpoint is full: waiting requests, share of the KV cache; `staleness` in seconds."""
+    """When an endpoint is full: waiting requests, share of the KV cache, and how much of both above that it may have
+    and still be picked. (`metricsStalenessThreshold` has nothing to say here: metrics are asked for, not kept.)"""
 
     queue_depth: int = 5
     kv_cache: float = 0.8
-    staleness: float = 0.2
     headroom: float = 0.0
 
 
@@ -208,7 +206,6 @@ def _thresholds(given: Mapping[str, Any]) -> Thresholds:
     return Thresholds(
         int(given.get("queueDepthThreshold", Thresholds.queue_depth)),
         float(given.get("kvCacheUtilThreshold", Thresholds.kv_cache)),
-        seconds(given["metricsStalenessThreshold"]) if "metricsStalenessThreshold" in given else Thresholds.staleness,
         float(given.get("headroom", Thresholds.headroom)),
     )
 

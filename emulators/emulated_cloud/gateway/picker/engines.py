@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 log = logging.getLogger(__name__)
 
-ANSWER_SECONDS = 1.0
+ANSWER_SECONDS = 2.0
 """How long an engine may take to say how it is."""
 
 

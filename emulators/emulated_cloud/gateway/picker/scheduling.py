@@ -6,7 +6,6 @@ Scores are 0 to 1. Facts: GAIE v1.5.0, pkg/epp/framework/plugins/scheduling and 
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Mapping, Sequence
 
 from emulated_cloud.gateway.picker import config
@@ -80,7 +79,7 @@ class Scheduler:
 
     def _fullness(self, endpoint: Endpoint) -> float:
         limits, load = self._settings.thresholds, endpoint.load
-        if not self._is_fresh(endpoint):
+        if not _says_how_it_is(endpoint):
             return 1.0
         return max(load.waiting / limits.queue_depth, load.kv_cache / limits.kv_cache)
 
@@ -88,10 +87,12 @@ class Scheduler:
         limits, load = self._settings.thresholds, endpoint.load
         more = 1 + limits.headroom
         return (
-            self._is_fresh(endpoint)
+            _says_how_it_is(endpoint)
             and load.waiting < limits.queue_depth * more
             and load.kv_cache < limits.kv_cache * more
         )
 
-    def _is_fresh(self, endpoint: Endpoint) -> bool:
-        return endpoint.answers and time.monotonic() - endpoint.load.at <= self._settings.thresholds.staleness
+
+def _says_how_it_is(endpoint: Endpoint) -> bool:
+    """It was asked just now (Engines.refresh); how old its figures are says how long the slowest of the pool took."""
+    return endpoint.answers and endpoint.load.at > 0

@@ -56,7 +56,9 @@ def update(service: AiPlatform, path: str, body: dict[str, Any], mask: str) -> d
         if name != "allowQueueing" and not given.get(name) and schedule.get(name):
             raise errors.invalid((f"schedule.{resources.snake(name)}", "A field that is set cannot be unset."))
     location = path.partition("/")[0]
-    changes = checks.schedule(service.config, service.iam, location, {name: given[name] for name in named if name in given})
+    changes = checks.schedule(
+        service.config, service.iam, location, {name: given[name] for name in named if name in given}
+    )
     now = resources.timestamp(service.clock.now())
     changed = {**schedule, **changes, "updateTime": now}
     service.ticking.drop(path)

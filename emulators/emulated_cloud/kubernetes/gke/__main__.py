@@ -11,7 +11,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from emulated_cloud.gateway.controller import GatewayController
-from emulated_cloud.gateway.table import GatewayTable
 from emulated_cloud.kubernetes.client import Client, Informers, Object
 from emulated_cloud.kubernetes.gke import addons, pd
 from emulated_cloud.kubernetes.gke.admission import Admission
@@ -36,6 +35,7 @@ from emulated_cloud.kubernetes.kubelet.server import KubeletServer
 from emulated_cloud.kubernetes.network import proxy
 from emulated_cloud.kubernetes.network.addresses import claim
 from emulated_cloud.kubernetes.network.expose import Expose
+from emulated_cloud.kubernetes.network.gateways import GatewayTable
 from emulated_cloud.kubernetes.network.loadbalancer import LoadBalancers
 from emulated_cloud.kubernetes.network.services import ServiceTable
 from emulated_cloud.kubernetes.resources import ENDPOINT_SLICES, SERVICES, STORAGE_CLASSES

@@ -66,7 +66,7 @@ class Probe:
         elif grpc := self.spec.get("grpc"):
             seconds = self.spec.get("timeoutSeconds", 1)
             try:
-                await grpc_health.check(f"{self.host}:{grpc['port']}", grpc.get("service") or "", seconds)
+                await grpc_health.check(self.host, grpc["port"], grpc.get("service") or "", seconds)
             except grpc_health.Unhealthy as error:
                 raise ProbeFailed(str(error)) from error
         elif command := self.spec.get("exec"):

@@ -11,8 +11,8 @@ from typing import Protocol
 
 import aiohttp
 
-from emulated_cloud.gateway.table import GatewayTable
 from emulated_cloud.kubernetes.client import Informers, Object, timestamp
+from emulated_cloud.kubernetes.network.gateways import GatewayTable
 from emulated_cloud.kubernetes.network.relay import listen
 from emulated_cloud.kubernetes.network.services import NoEndpoint, ServiceTable
 from emulated_cloud.kubernetes.pods import is_ready

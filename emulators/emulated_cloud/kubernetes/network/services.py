@@ -24,7 +24,7 @@ class ServiceTable:
         self._services = informers.of(SERVICES)
         self._slices = informers.of(ENDPOINT_SLICES)
         self.moved: dict[tuple[str, int], int] = {}
-        """Ports of addresses outside the pods' network that are served on another here (gateway/table.py)."""
+        """Ports of addresses outside the pods' network that are served on another here (gateways.py)."""
         self._turns: dict[tuple[str, int], Iterator[int]] = defaultdict(itertools.count)
 
     def resolve(self, host: str, port: int, namespace: str) -> tuple[str, int]:
