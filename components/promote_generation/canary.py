@@ -9,6 +9,7 @@ says who that is, and lets another attempt of the same run go on with the step w
 from __future__ import annotations
 
 import datetime
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -120,10 +121,12 @@ class Walk:
 
     def _hold(self, note: Note) -> bool:
         """One step, to its end. Returns False when a person wants no further ones."""
-        plan, last = self._plan(note), [""]
+        plan, last, is_worse = self._plan(note), [""], threading.Event()
 
         def hear(line: str) -> None:
             last[0] = line
+            if line.startswith(WORSE):
+                is_worse.set()
             self.say(line)
 
         health = Health(note)
@@ -135,7 +138,7 @@ class Walk:
                 if trouble := health.look(change):
                     self._back(patient=False)
                     self._blame(note, trouble, last[0])
-                if not told_back and last[0].startswith(WORSE):
+                if is_worse.is_set() and not told_back:
                     # Before the Job has ended, and its result was read.
                     self._back(patient=False)
                     told_back = True
