@@ -146,14 +146,14 @@ def worse(plan: Plan, candidate: Served, live: Served) -> list[str]:
 
 def too_little(plan: Plan, candidate: Served, live: Served) -> list[str]:
     """What there was too little of to tell, in words."""
+    fewer = f"fewer than canary.min_requests ({plan.min_requests})"
     if candidate.requests < plan.min_requests:
-        words = f"{plan.candidate} had {candidate.requests} requests"
-        return [f"{words}, fewer than canary.min_requests ({plan.min_requests})"]
+        return [f"{plan.candidate} had {candidate.requests} requests, {fewer}"]
     if plan.max_p95_first_token_ratio:
         for name, side in ((plan.candidate, candidate), (plan.live, live)):
             if side.first_tokens < plan.min_requests:
                 words = f"{name} had {side.first_tokens} requests with a first token"
-                return [f"{words}, fewer than canary.min_requests ({plan.min_requests}): latencies are not compared"]
+                return [f"{words}, {fewer}: latencies are not compared"]
     return []
 
 

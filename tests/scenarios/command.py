@@ -142,10 +142,14 @@ class Site:
 
 @dataclass
 class Traffic:
-    """A client that asks the endpoint all the time, half of it in streams, until it is told to stop."""
+    """Clients that ask the endpoint all the time, half of them in streams, until they are told to stop."""
 
     endpoint_file: Path
     model: str
+    clients: int = 2
+    max_tokens: int = 64
+    pause: float = 0.05
+    """Seconds between a client's requests."""
     answers: list[tuple[float, str]] = field(default_factory=list)
     """(time, text) of each whole answer."""
     errors: list[str] = field(default_factory=list)
@@ -153,8 +157,8 @@ class Traffic:
     _threads: list[threading.Thread] = field(default_factory=list)
 
     def __enter__(self) -> Traffic:
-        for streaming in (False, True):
-            thread = threading.Thread(target=self._ask, args=(streaming,))
+        for number in range(self.clients):
+            thread = threading.Thread(target=self._ask, args=(number % 2 == 1,))
             thread.start()
             self._threads.append(thread)
         return self
@@ -170,7 +174,7 @@ class Traffic:
         body = {
             "model": self.model,
             "messages": [{"role": "user", "content": "Say something."}],
-            "max_tokens": 64,
+            "max_tokens": self.max_tokens,
             "temperature": 0,
             "stream": streaming,
         }
@@ -189,7 +193,7 @@ class Traffic:
                 self.answers.append((time.time(), text))
             except Exception as error:  # noqa: BLE001 (any failure at all is what the test is about)
                 self.errors.append(f"{time.strftime('%H:%M:%S')} {error!r}")
-            time.sleep(0.05)
+            time.sleep(self.pause)
 
 
 def _streamed(body: str) -> str:
