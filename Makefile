@@ -21,7 +21,7 @@ test-unit: .venv/installed ## The unit tests, in seconds
 	@$(BIN)/pytest tests/unit
 
 real: .venv/installed ## Build the real parts: a control plane with its snapshot controller, gcsfuse, a gateway's controller and picker, vLLM on the CPU (minutes, once)
-	@$(BIN)/python -m emulated_cloud.real build
+	@$(BIN)/python -m emulated_cloud.real build $(PARTS)
 
 test-real: .venv/installed ## The tests against the real parts, which `make real` has built
 	@$(BIN)/pytest -m "$(WHICH)" -n 2 --dist loadfile --no-loadscope-reorder tests/real

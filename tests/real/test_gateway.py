@@ -28,6 +28,7 @@ from emulated_cloud.real.parts import PARTS, require
 from .gateways import GATEWAY, NAMESPACE, Cluster, Object, conditions, objective, pool, route, serving, shared
 from .kube import endpoint
 
+pytestmark = pytest.mark.long
 SECONDS = 15.0
 
 
