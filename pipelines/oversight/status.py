@@ -287,6 +287,9 @@ def _of_situation(settings: Settings, seen: Situation, release: Release) -> Iter
         yield drifted(
             "API key", f"pods have {seen.key_version or 'none'}, {release.api_key_version or 'none'} is newest", _SUBMIT
         )
+    for what, words in (("adapters", seen.adapters), ("autoscaler", seen.autoscaler), ("gateway", seen.gateway)):
+        if words:
+            yield drifted(what, words, _SUBMIT)
     if not seen.settled:
         yield drifted(deployment, f"{seen.replicas} replicas, the settings say {settings.serving.replicas}", _SUBMIT)
     if not seen.rolled_out:

@@ -38,7 +38,8 @@ def amiss(cluster: Cluster, settings: Settings, release: Release, known: Record 
         return f"nobody has validated the adapters {release.adapters_key or '(none)'} that it serves"
     if told == release.adapters_key:
         return ""
-    return f"it serves the adapters {told or 'of no set'}, not {release.adapters_key or 'none'}"
+    wanted = ", ".join(sorted(settings.adapters)) or "none"
+    return f"it serves {f'the adapters of the set {told}' if told else 'no adapters'}, and the settings ask for {wanted}"
 
 
 def wait(cluster: Cluster, settings: Settings, release: Release, seconds: float, say: Say) -> None:

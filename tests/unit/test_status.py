@@ -184,6 +184,13 @@ def test_pods_that_are_not_ready_and_replicas_that_are_others(world: World):
     assert (f"Deployment/{name}", "3 replicas, the settings say 1") in drift(world)
 
 
+@pytest.mark.parametrize("what", ["adapters", "autoscaling", "gateway"])
+def test_what_changes_in_place_and_is_not_as_the_settings_have_it(world: World, what: str):
+    world.live()
+    world.patch(getattr(resolve, what), "amiss", lambda *_: "it is another one")
+    assert drift(world) == [({"autoscaling": "autoscaler"}.get(what, what), "it is another one")]
+
+
 def test_weights_that_are_damaged(world: World):
     world.live()
     world.patch(resolve, "damage", lambda uri: ["model.safetensors is missing"])
