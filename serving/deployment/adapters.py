@@ -38,8 +38,8 @@ def amiss(cluster: Cluster, settings: Settings, release: Release, known: Record 
         return f"nobody has validated the adapters {release.adapters_key or '(none)'} that it serves"
     if told == release.adapters_key:
         return ""
-    wanted = ", ".join(sorted(settings.adapters)) or "none"
-    return f"it serves {f'the adapters of the set {told}' if told else 'no adapters'}, and the settings ask for {wanted}"
+    served, wanted = f"the adapters of the set {told}" if told else "no adapters", ", ".join(sorted(settings.adapters))
+    return f"it serves {served}, and the settings ask for {wanted or 'none'}"
 
 
 def wait(cluster: Cluster, settings: Settings, release: Release, seconds: float, say: Say) -> None:
