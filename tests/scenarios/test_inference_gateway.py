@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import signal
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -88,7 +87,11 @@ def settings() -> Settings:
 
 def submitted(cloud: Cloud, *more: str, code: int = 0) -> dict[str, Any]:
     """The report of a run."""
-    told = cloud.command("submit", "05", "--wait", *more, code=code)
+    return as_one(cloud.command("submit", "05", "--wait", *more, code=code))
+
+
+def as_one(told: dict[str, Any]) -> dict[str, Any]:
+    """A run's report, with the run's own id."""
     return {**told["run"], "id": told["id"]}
 
 
@@ -223,8 +226,10 @@ def test_a_release_takes_over_in_steps_and_no_request_fails(
     cloud: Cloud, first: dict[str, Any], endpoint: Path, tiny_gemma3: Path
 ):
     cloud.release(lambda folder: models.write_gemma3(folder, seed=1), tiny_gemma3)
+    run = cloud.begin("submit", "05", "--wait")
+    run.wait_for("validate_server: running")
     with Traffic(endpoint, MODEL, clients=4, pause=0.2) as traffic:
-        report = submitted(cloud)
+        report = as_one(run.finish())
     assert report["status"] == "succeeded"
     assert report["generation"] != first["generation"]
     assert traffic.errors == []
@@ -245,9 +250,10 @@ def test_a_release_that_is_slower_goes_back_by_itself(cloud: Cloud, endpoint: Pa
     cloud.release(lambda folder: models.write_gemma3(folder, seed=2), tiny_gemma3)
     adapters, canary = {"legal": {"model": LEGAL}}, {**COMMON["canary"], "hold": "60s"}
     cloud.settings("gemma.yaml", **{**COMMON, "adapters": adapters, "patches": SLOW, "canary": canary})
-    began = time.monotonic()
+    run = cloud.begin("submit", "05", "--wait")
+    run.wait_for("promote_generation: running")
     with Traffic(endpoint, MODEL, clients=6, max_tokens=2, pause=0.2) as traffic:
-        report = submitted(cloud, code=1)
+        report = as_one(run.finish(code=1))
     assert (report["status"], report["error"]["step"]) == ("failed", "promote_generation")
     assert "of its requests have their first token within" in report["error"]["message"]
     assert traffic.errors == []
@@ -255,11 +261,9 @@ def test_a_release_that_is_slower_goes_back_by_itself(cloud: Cloud, endpoint: Pa
     assert step["verdict"] == "failed"
     assert step["candidate"]["p95_first_token_ms"] > 2 * step["live"]["p95_first_token_ms"]
     assert step["seconds"] < 60, "it ends at the breach"
-    assert time.monotonic() - began < 600
     assert shares(cloud) == {live: 100}
-    again = submitted(cloud, code=1)
-    assert again["error"]["type"] == "RejectedBeforeError"
-    assert "first token" in again["error"]["message"]
+    record = cloud.ask("/api/v1/namespaces/gemma/configmaps/gemma")["data"]
+    assert "of its requests have their first token within" in json.dumps(record)
 
 
 def test_another_manager_of_the_route_is_named_and_left_alone(cloud: Cloud, first: dict[str, Any]):
@@ -267,29 +271,12 @@ def test_another_manager_of_the_route_is_named_and_left_alone(cloud: Cloud, firs
     (live,) = shares(cloud)
     kept = first["generation"]
     body = render.entry(settings(), {live: 100})
-    headers = {"Content-Type": "application/apply-patch+yaml"}
-    applied = administrator(cloud).patch(
-        f"{ROUTE}?fieldManager=argocd-controller&force=true", json=body, headers=headers
-    )
-    assert applied.status_code == 200, applied.text
+    cloud.apply(ROUTE, body, "argocd-controller")
     refused = cloud.begin("promote", "--to", kept)
     refused.finish(2)
     assert "argocd-controller" in refused._text()
     assert "ignoreDifferences" in refused._text()
     assert shares(cloud) == {live: 100}
-
-
-def administrator(cloud: Cloud) -> httpx.Client:
-    """A client of the cluster's API that may do all."""
-    config = json.loads((cloud.state / "kubeconfig").read_text())
-    there, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
-    return httpx.Client(
-        base_url=there["server"],
-        headers={"Authorization": f"Bearer {user['token']}"},
-        verify=there["certificate-authority"],
-        trust_env=False,
-        timeout=60,
-    )
 
 
 def test_a_gateway_that_is_never_programmed_teaches_nothing(cloud: Cloud, endpoint: Path, tiny_gemma3: Path):
