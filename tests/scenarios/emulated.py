@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import requests
@@ -86,11 +87,25 @@ class Cloud:
 
     def ask(self, path: str) -> Any:
         """What the cluster's API answers to its administrator."""
+        return self._administer("GET", path)
+
+    def apply(self, path: str, body: dict[str, Any], manager: str) -> None:
+        """Has another field manager own what is in `body`, whoever does now."""
+        words = {"Content-Type": "application/apply-patch+yaml"}
+        self._administer("PATCH", f"{path}?fieldManager={manager}&force=true", headers=words, data=json.dumps(body))
+
+    def _administer(
+        self, method: str, path: str, headers: Mapping[str, str] = MappingProxyType({}), **body: Any
+    ) -> Any:
         config = json.loads((self.state / "kubeconfig").read_text())
         cluster, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
-        headers = {"Authorization": f"Bearer {user['token']}"}
-        answer = requests.get(
-            f"{cluster['server']}{path}", headers=headers, verify=cluster["certificate-authority"], timeout=60
+        answer = requests.request(
+            method,
+            f"{cluster['server']}{path}",
+            headers={"Authorization": f"Bearer {user['token']}", **headers},
+            verify=cluster["certificate-authority"],
+            timeout=60,
+            **body,
         )
         answer.raise_for_status()
         return answer.json()

@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import signal
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from tests.scenarios.emulated import SETTINGS, Cloud, up
 KOREAN, LEGAL, BROKEN = ("someone/gemma-ko-lora", "someone/gemma-legal-lora", "someone/gemma-broken-lora")
 COMMON: dict[str, Any] = {
     "scenario": "inference-gateway",
-    "validation": {"concurrencies": [1], "requests_per_concurrency": 2, "max_tokens": 8, "load_max_tokens": 4},
+    "validation": {"concurrencies": [1], "requests_per_concurrency": 2, "max_tokens": 4, "load_max_tokens": 4},
     "serving": {"drain_seconds": 20},
     "canary": {"steps": [50], "hold": "5s", "settle": "1s", "min_requests": 10},
     "gateway": {"timeout": "20s"},
@@ -51,6 +50,7 @@ SLOW = [
 ]
 """Half a second to the first token."""
 PICKER = "emulated_cloud.gateway.picker"
+GATEWAY = "/apis/gateway.networking.k8s.io/v1/namespaces/gemma/gateways/gemma"
 ROUTE = "/apis/gateway.networking.k8s.io/v1/namespaces/gemma/httproutes/gemma"
 
 pytestmark = pytest.mark.timeout(1800)
@@ -88,7 +88,11 @@ def settings() -> Settings:
 
 def submitted(cloud: Cloud, *more: str, code: int = 0) -> dict[str, Any]:
     """The report of a run."""
-    told = cloud.command("submit", "05", "--wait", *more, code=code)
+    return as_one(cloud.command("submit", "05", "--wait", *more, code=code))
+
+
+def as_one(told: dict[str, Any]) -> dict[str, Any]:
+    """A run's report, with the run's own id."""
     return {**told["run"], "id": told["id"]}
 
 
@@ -178,8 +182,8 @@ def test_an_adapter_that_does_not_load_leaves_the_others(cloud: Cloud, first: di
 
 
 def test_a_picker_dies_another_is_frozen_and_the_proxy_dies(cloud: Cloud, first: dict[str, Any], endpoint: Path):
-    """One of two pickers that dies costs the requests that it had; one that says nothing, none after its probe failed;
-    the proxy, what it had until it is there again."""
+    """One of two pickers that dies costs the requests that it had; one that says nothing, those until its probe fails;
+    the proxy, all until it is there again."""
     pickers = processes(cloud, PICKER)
     assert len(pickers) == 2
     with Traffic(endpoint, MODEL) as traffic:
@@ -195,6 +199,7 @@ def test_a_picker_dies_another_is_frozen_and_the_proxy_dies(cloud: Cloud, first:
         os.kill(frozen, signal.SIGSTOP)
         try:
             assert wait_for(lambda: ready_pickers(cloud, first["generation"]) == 1, 120)
+            assert wait_for(more(traffic, 10), 60), "what waited for it has ended"
             traffic.errors.clear()
             assert wait_for(more(traffic, 20), 60)
             assert traffic.errors == []
@@ -223,8 +228,10 @@ def test_a_release_takes_over_in_steps_and_no_request_fails(
     cloud: Cloud, first: dict[str, Any], endpoint: Path, tiny_gemma3: Path
 ):
     cloud.release(lambda folder: models.write_gemma3(folder, seed=1), tiny_gemma3)
+    run = cloud.begin("submit", "05", "--wait")
+    run.wait_for("validate_server: running")
     with Traffic(endpoint, MODEL, clients=4, pause=0.2) as traffic:
-        report = submitted(cloud)
+        report = as_one(run.finish())
     assert report["status"] == "succeeded"
     assert report["generation"] != first["generation"]
     assert traffic.errors == []
@@ -245,9 +252,10 @@ def test_a_release_that_is_slower_goes_back_by_itself(cloud: Cloud, endpoint: Pa
     cloud.release(lambda folder: models.write_gemma3(folder, seed=2), tiny_gemma3)
     adapters, canary = {"legal": {"model": LEGAL}}, {**COMMON["canary"], "hold": "60s"}
     cloud.settings("gemma.yaml", **{**COMMON, "adapters": adapters, "patches": SLOW, "canary": canary})
-    began = time.monotonic()
-    with Traffic(endpoint, MODEL, clients=6, max_tokens=2, pause=0.2) as traffic:
-        report = submitted(cloud, code=1)
+    run = cloud.begin("submit", "05", "--wait")
+    run.wait_for("promote_generation: running")
+    with Traffic(endpoint, MODEL, clients=4, max_tokens=2, pause=0.2) as traffic:
+        report = as_one(run.finish(code=1))
     assert (report["status"], report["error"]["step"]) == ("failed", "promote_generation")
     assert "of its requests have their first token within" in report["error"]["message"]
     assert traffic.errors == []
@@ -255,11 +263,9 @@ def test_a_release_that_is_slower_goes_back_by_itself(cloud: Cloud, endpoint: Pa
     assert step["verdict"] == "failed"
     assert step["candidate"]["p95_first_token_ms"] > 2 * step["live"]["p95_first_token_ms"]
     assert step["seconds"] < 60, "it ends at the breach"
-    assert time.monotonic() - began < 600
     assert shares(cloud) == {live: 100}
-    again = submitted(cloud, code=1)
-    assert again["error"]["type"] == "RejectedBeforeError"
-    assert "first token" in again["error"]["message"]
+    record = cloud.ask("/api/v1/namespaces/gemma/configmaps/gemma-generations")["data"]
+    assert "of its requests have their first token within" in json.dumps(record)
 
 
 def test_another_manager_of_the_route_is_named_and_left_alone(cloud: Cloud, first: dict[str, Any]):
@@ -267,11 +273,7 @@ def test_another_manager_of_the_route_is_named_and_left_alone(cloud: Cloud, firs
     (live,) = shares(cloud)
     kept = first["generation"]
     body = render.entry(settings(), {live: 100})
-    headers = {"Content-Type": "application/apply-patch+yaml"}
-    applied = administrator(cloud).patch(
-        f"{ROUTE}?fieldManager=argocd-controller&force=true", json=body, headers=headers
-    )
-    assert applied.status_code == 200, applied.text
+    cloud.apply(ROUTE, body, "argocd-controller")
     refused = cloud.begin("promote", "--to", kept)
     refused.finish(2)
     assert "argocd-controller" in refused._text()
@@ -279,23 +281,14 @@ def test_another_manager_of_the_route_is_named_and_left_alone(cloud: Cloud, firs
     assert shares(cloud) == {live: 100}
 
 
-def administrator(cloud: Cloud) -> httpx.Client:
-    """A client of the cluster's API that may do all."""
-    config = json.loads((cloud.state / "kubeconfig").read_text())
-    there, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
-    return httpx.Client(
-        base_url=there["server"],
-        headers={"Authorization": f"Bearer {user['token']}"},
-        verify=there["certificate-authority"],
-        trust_env=False,
-        timeout=60,
-    )
-
-
-def test_a_gateway_that_is_never_programmed_teaches_nothing(cloud: Cloud, endpoint: Path, tiny_gemma3: Path):
+def test_a_gateway_that_is_never_programmed_teaches_nothing(cloud: Cloud, first: dict[str, Any], tiny_gemma3: Path):
     """The last one: what serves is unreachable meanwhile."""
     words = "no proxy-only subnet"
     script(cloud, {"not_programmed": {"gemma": words}})
+    touched = {"metadata": {"name": "gemma", "namespace": "gemma", "annotations": {"team": "network"}}}
+    kind = {"apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway"}
+    cloud.apply(GATEWAY, {**kind, **touched}, "kubectl")  # Its controller looks at it again.
+    assert wait_for(lambda: not cloud.ask(GATEWAY)["status"].get("addresses"), 30)
     cloud.release(lambda folder: shutil.copytree(tiny_gemma3, folder, dirs_exist_ok=True), tiny_gemma3)
     cloud.settings("gemma.yaml", **{**COMMON, "engine": {"max_model_len": 2048}, "gateway": {"timeout": "5s"}})
     report = submitted(cloud, code=1)
