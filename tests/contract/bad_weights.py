@@ -197,7 +197,7 @@ CASES = [
         "Can't load image processor for",
     ),
     Case("an adapter", lambda _: None, None, None, adapter=True),
-    Case("an empty one", renamed(lambda _: ""), "holds no tensor", "add_lora method failed: $", adapter=True),
+    Case("an empty one", renamed(lambda _: ""), "holds no LoRA weights", "add_lora method failed: $", adapter=True),
     Case("of other layers", renamed(lambda n: n.replace("layers.", "layers.9")), NONE_OF_ITS, None, adapter=True),
     Case("of a wrapper", renamed(lambda n: n.replace(LORA, f"{LORA}language_model.")), NONE_OF_ITS, None, adapter=True),
     Case("without prefix", renamed(lambda n: n.removeprefix("base_model.model.")), None, None, adapter=True),
