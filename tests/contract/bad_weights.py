@@ -167,6 +167,7 @@ def nested(folder: Path) -> None:
 TINY = '{"dtype": "BF16", "shape": [1], "data_offsets": [0, 2]}'
 LORA, QUERY = "base_model.model.model.", "layers.0.self_attn.q_proj"
 NO_PLACE = "There is no module or parameter named '{}' in "
+NO_TENSOR = "holds no LoRA weights"
 NONE_OF_ITS = "the model has none of its modules"
 
 CASES = [
@@ -197,7 +198,7 @@ CASES = [
         "Can't load image processor for",
     ),
     Case("an adapter", lambda _: None, None, None, adapter=True),
-    Case("an empty one", renamed(lambda _: ""), "holds no LoRA weights", "add_lora method failed: $", adapter=True),
+    Case("an empty one", renamed(lambda _: ""), NO_TENSOR, "add_lora method failed: $", adapter=True),
     Case("of other layers", renamed(lambda n: n.replace("layers.", "layers.9")), NONE_OF_ITS, None, adapter=True),
     Case("of a wrapper", renamed(lambda n: n.replace(LORA, f"{LORA}language_model.")), NONE_OF_ITS, None, adapter=True),
     Case("without prefix", renamed(lambda n: n.removeprefix("base_model.model.")), None, None, adapter=True),
