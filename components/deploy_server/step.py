@@ -66,6 +66,8 @@ def deploy(
     picked = gateway.picker_is_ready(cluster, settings, release.generation)
     changed = adapters.amiss(cluster, settings, release) if there else ""
     if there and current and settled and replicas.rolled_out(there) and picked and not changed:
+        # Another attempt of a step that waited for the load balancer in vain must not pass for it.
+        gateway.wait_until_well(cluster, settings, (), outcome.say)
         features.demand(settings, "arrived", release)
         _wait_for_adapters(cluster, settings, release, patience, outcome)
         outcome.skipped(f"{name} is there and ready")
