@@ -45,8 +45,8 @@ class Combination:
 
 
 def every() -> Iterator[Combination]:
-    """Features of all columns with each variant of each; then every other word of a section, and of the settings in
-    common, one at a time."""
+    """Features of all columns with each variant of each, and public; then one at a time every other word of a section,
+    and with each feature those of the settings in common."""
     variants = {feature: list(_variants(feature)) for words in COLUMNS.values() for feature in words}
     for words in _columns():
         for owns in itertools.product(*(variants[word] for word in words)):
@@ -56,7 +56,9 @@ def every() -> Iterator[Combination]:
             if own not in known:
                 yield _made(_with(feature), own)
     for words in _columns():
-        for chosen in (*_in_common(), _PUBLIC):
+        yield _made(words, _PUBLIC)
+    for words in dict.fromkeys(map(_with, variants)):
+        for chosen in _in_common():
             yield _made(words, chosen)
 
 

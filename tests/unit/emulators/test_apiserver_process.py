@@ -200,7 +200,7 @@ def test_certificates_are_made_where_they_stay(tmp_path: Path, monkeypatch: pyte
     """A process that is killed meanwhile leaves no key in a temporary folder."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
     tls.ensure(tmp_path / "tls", ["127.0.0.1"])
-    assert {path.name for path in (tmp_path / "tls").iterdir()} == {"ca.crt", "tls.crt", "tls.key"}
+    assert {path.name for path in (tmp_path / "tls").iterdir()} == {"ca.crt", "ca.key", "tls.crt", "tls.key"}
 
 
 # -- what it writes down ----------------------------------------------------------------------------------------
