@@ -247,7 +247,9 @@ def test_a_release_takes_over_in_steps_and_no_request_fails(
     assert text(endpoint, "legal")
 
 
-def test_a_release_that_is_slower_goes_back_by_itself(cloud: Cloud, endpoint: Path, tiny_gemma3: Path):
+def test_a_release_that_is_slower_goes_back_by_itself(
+    cloud: Cloud, first: dict[str, Any], endpoint: Path, tiny_gemma3: Path
+):
     (live,) = shares(cloud)
     cloud.release(lambda folder: models.write_gemma3(folder, seed=2), tiny_gemma3)
     adapters, canary = {"legal": {"model": LEGAL}}, {**COMMON["canary"], "hold": "60s"}
