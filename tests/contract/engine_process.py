@@ -8,7 +8,6 @@ VLLM_CONTRACT_MODEL      the name that it serves (default: the first of its /v1/
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -19,13 +18,9 @@ from typing import Any
 
 import httpx
 
+from tests.ports import free_port
+
 EMULATED = (sys.executable, "-m", "emulated_cloud.engine")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Engine:

@@ -9,7 +9,6 @@ Every test has a namespace of its own, so that tests leave nothing that another 
 
 from __future__ import annotations
 
-import base64
 import os
 import shutil
 import subprocess
@@ -18,12 +17,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import yaml
-from emulated_cloud import process
 from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 from kubernetes.config import new_client_from_config
 
+from tests.contract.apiserver_process import start_emulator, write_kubeconfig
 from tests.contract.kubernetes_objects import Requests
 
 
@@ -37,29 +35,6 @@ def kubeconfig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     server = start_emulator(folder)
     yield write_kubeconfig(folder, server.url)
     server.stop()
-
-
-def start_emulator(folder: Path, *options: str) -> process.Process:
-    """An emulated API server whose data are in `folder`/data; `admin-token` and `pipeline-token` are known to it."""
-    tokens = folder / "tokens.csv"
-    tokens.write_text('admin-token,admin,1,"system:masters"\npipeline-token,pipeline,2,"builders"\n')
-    data = ("--data", str(folder / "data"), "--tokens", str(tokens))
-    return process.start("emulated_cloud.kubernetes.apiserver", *data, *options, log=folder / "log")
-
-
-def write_kubeconfig(folder: Path, url: str, token: str = "admin-token") -> Path:
-    authority = base64.b64encode((folder / "data" / "tls" / "ca.crt").read_bytes()).decode()
-    config = {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "clusters": [{"name": "c", "cluster": {"server": url, "certificate-authority-data": authority}}],
-        "users": [{"name": "u", "user": {"token": token}}],
-        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
-        "current-context": "x",
-    }
-    path = folder / "kubeconfig"
-    path.write_text(yaml.safe_dump(config))
-    return path
 
 
 @pytest.fixture

@@ -26,8 +26,9 @@ from emulated_cloud.kubernetes import grpc_health
 from kubernetes import client
 from kubernetes.config import new_client_from_config
 
-from tests.contract.engine_process import Engine, free_port
-from tests.contract.kubernetes_api import start_emulator, write_kubeconfig
+from tests.contract.apiserver_process import start_emulator, write_kubeconfig
+from tests.contract.engine_process import Engine
+from tests.ports import free_port
 
 REAL = os.environ.get("EPP_CONTRACT")
 OBJECTIVES_GROUP = "inference.networking.x-k8s.io" if REAL else "llm-d.ai"

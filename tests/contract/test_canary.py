@@ -223,12 +223,10 @@ def test_a_generation_that_is_no_worse_takes_over_in_steps(runs: Runs, capsys: p
     ids=["errors", "latency"],
 )
 def test_a_generation_that_is_worse_goes_back_by_itself(runs: Runs, change: str, load: dict[str, int], words: str):
-    settings = runs.settings(change, "canary.hold=60s")
+    settings = runs.settings(change, "canary.hold=1h")  # It ends at the breach.
     release = runs.ready(settings)
     with runs.traffic(release.live), runs.traffic(release.generation, **load):
-        began = time.monotonic()
         outcome = runs.promote(settings, release)
-    assert time.monotonic() - began < 55, "it ends at the breach"
     assert outcome["status"] == "failed", outcome
     assert outcome["error"]["type"] == "ReleaseError"
     assert words in outcome["message"]

@@ -20,7 +20,8 @@ from emulated_cloud.hub import models
 
 from components.validate_server.checks import Plan, verdict
 from serving.settings import Validation
-from tests.contract.engine_process import Engine, free_port, running
+from tests.contract.engine_process import Engine, running
+from tests.ports import free_port
 
 RUNTIME_LORA = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "true"}
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import requests
-from emulated_cloud.gateway.xds import PICKER_SILENCE_SECONDS
 
 from tests.contract.gateway_site import (
     GATEWAY_API,
@@ -190,9 +189,7 @@ def test_a_picker_that_is_frozen(site: Site) -> None:
     address = f"{site.kube.pod('epp-old').status.pod_ip}:9002"
     os.kill(_listening(address), signal.SIGSTOP)
     for ask in (site.ask, site.post):
-        started = time.monotonic()
         assert ask().status_code == 500
-        assert time.monotonic() - started < 3 * PICKER_SILENCE_SECONDS
 
 
 def test_an_envoy_that_is_killed_comes_back(site: Site) -> None:

@@ -12,8 +12,8 @@ import pytest
 import trustme
 from kubernetes.client.exceptions import ApiException
 
+from tests.contract.apiserver_process import start_emulator, write_kubeconfig
 from tests.contract.gateway_site import GATEWAY_API, GKE, INFERENCE, Site, pool_ref, refusal, service_ref
-from tests.contract.kubernetes_api import start_emulator, write_kubeconfig
 from tests.contract.kubernetes_cluster import Cluster, Kube, cluster, kube, wait_for
 
 __all__ = ["cluster", "kube"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import socket
 import subprocess
 import time
 from dataclasses import dataclass
@@ -15,15 +14,11 @@ from typing import Any
 import httpx
 import yaml
 
+from tests.ports import free_port
+
 from .archive import Blob
 
 MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 @dataclass(frozen=True)
