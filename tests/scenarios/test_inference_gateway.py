@@ -256,7 +256,7 @@ def test_a_release_that_is_slower_goes_back_by_itself(
     cloud.settings("gemma.yaml", **{**COMMON, "adapters": adapters, "patches": SLOW, "canary": canary})
     run = cloud.begin("submit", "05", "--wait")
     run.wait_for("promote_generation: running")
-    with Traffic(endpoint, MODEL, clients=4, max_tokens=2, pause=0.2) as traffic:
+    with Traffic(endpoint, MODEL, clients=6, max_tokens=2, pause=0.2) as traffic:
         report = as_one(run.finish(code=1))
     assert (report["status"], report["error"]["step"]) == ("failed", "promote_generation")
     assert "of its requests have their first token within" in report["error"]["message"]
