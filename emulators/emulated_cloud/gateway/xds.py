@@ -257,7 +257,7 @@ def _match(match: Object) -> Object:
 
 
 def _backend_cluster(backend: Backend) -> Object:
-    cluster = _cluster("5s", {"http_protocol_options": {}})
+    cluster = _cluster({"http_protocol_options": {}})
     cluster["health_checks"] = [_health_check(backend.check)]
     if backend.picker:
         cluster["load_balancing_policy"] = _policies(
@@ -274,18 +274,19 @@ def _backend_cluster(backend: Backend) -> Object:
 def _picker_cluster(picker: Picker) -> Object:
     silence = f"{PICKER_SILENCE_SECONDS}s"
     keepalive = {"interval": silence, "timeout": silence}
-    cluster = _cluster("1s", {"http2_protocol_options": {"connection_keepalive": keepalive}})
+    cluster = _cluster({"http2_protocol_options": {"connection_keepalive": keepalive}})
     if not picker.plaintext:
         # A certificate that the picker made for itself: nobody vouches for it, and nobody asks.
         cluster["transport_socket"] = _tls("UpstreamTlsContext", {"alpn_protocols": ["h2"]})
     return cluster
 
 
-def _cluster(connect_timeout: str, protocol: Object) -> Object:
+def _cluster(protocol: Object) -> Object:
     return {
         "@type": _TYPES + "config.cluster.v3.Cluster",
         "type": "EDS",
-        "connect_timeout": connect_timeout,
+        # With the handshake: a picker that has just started takes its time for the first.
+        "connect_timeout": "5s",
         # Where no endpoint is healthy nobody is asked.
         "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
         "ignore_health_on_host_removal": True,
