@@ -228,10 +228,8 @@ def test_a_release_takes_over_in_steps_and_no_request_fails(
     cloud: Cloud, first: dict[str, Any], endpoint: Path, tiny_gemma3: Path
 ):
     cloud.release(lambda folder: models.write_gemma3(folder, seed=1), tiny_gemma3)
-    run = cloud.begin("submit", "05", "--wait")
-    run.wait_for("validate_server: running")
     with Traffic(endpoint, MODEL, clients=4, pause=0.2) as traffic:
-        report = as_one(run.finish())
+        report = as_one(cloud.begin("submit", "05", "--wait").finish())
     assert report["status"] == "succeeded"
     assert report["generation"] != first["generation"]
     assert traffic.errors == []
