@@ -53,7 +53,7 @@ def status(settings: Settings, vertex: Vertex | None, now: datetime.datetime) ->
         live = told("live", lambda: _live(cluster, settings, known), None)
         shares = told("canary", lambda: _canary(cluster, settings), None)
         kept = told("kept", lambda: [_kept(cluster, settings, known, name) for name in _others(known)], [])
-        drift = told("drift", lambda: list(_drift(cluster, settings, known)), [])
+        drift = told("drift", lambda: list(_drift(cluster, settings, known, shares)), [])
     return {
         "schedule": _schedule(found, now, of_schedule),
         "runs": of_runs,
@@ -190,13 +190,13 @@ def _written(entry: Object | None) -> str | None:
 # -- drift ----------------------------------------------------------------------------------------------------
 
 
-def _drift(cluster: Cluster, settings: Settings, known: Record) -> Iterator[Drift]:
+def _drift(cluster: Cluster, settings: Settings, known: Record, shares: dict[str, Any] | None) -> Iterator[Drift]:
     """Everything in which the live generation, or what the settings name, is not what it was made of or should be."""
     if not known.live:
         return
     if known.down:
         yield _down(cluster, settings, known.down)
-    if (shares := _canary(cluster, settings)) and not shares["alive"]:
+    if shares and not shares["alive"]:
         words = (
             f"{shares['candidate']} has {shares['percent']} % of the requests, and its run {shares['run']} has ended"
         )

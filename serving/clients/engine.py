@@ -162,38 +162,18 @@ class Server:
 
     async def refuses(self, path: str, status: int) -> None:
         """A path answers with this status, whoever answers."""
-        await self._refused("GET", path, status)
+        await self._read("GET", path, wanted=(status,))
 
     async def is_unknown(self) -> None:
         """The engine itself says that it serves no model of this name."""
-        said = await self._refused("POST", CHAT, 404, self._question("What is a pod?", 1))
+        said = (await self._read("POST", CHAT, self._question("What is a pod?", 1), wanted=(404,))).text
         if f"The model `{self._model}` does not exist" not in said:
             raise BadAnswer(f"{CHAT} answered 404 in other words than the engine's: {_short(said)}")
 
     async def sheds(self, prompt: str, max_tokens: int, objective: str) -> bool:
         """Whether a request of the objective was refused for others that wait; it is answered otherwise."""
-        question = self._question(prompt, max_tokens)
-        try:
-            async with asyncio.timeout(self._seconds):
-                response = await self._http.post(CHAT, json=question, headers={OBJECTIVE: objective})
-        except (TimeoutError, httpx.RequestError) as error:
-            raise BadAnswer(f"{CHAT}: {type(error).__name__}: {error}") from error
-        if response.status_code not in (200, 429):
-            raise BadAnswer(f"{CHAT} answered {response.status_code}: {_short(response.text) or 'nothing'}")
-        return response.status_code == 429
-
-    async def _refused(self, method: str, path: str, status: int, question: dict[str, Any] | None = None) -> str:
-        """What a request is answered that is to have this status."""
-        try:
-            async with asyncio.timeout(self._seconds):
-                response = await self._http.request(method, path, json=question)
-        except (TimeoutError, httpx.RequestError) as error:
-            raise BadAnswer(f"{path}: {type(error).__name__}: {error}") from error
-        if response.status_code != status:
-            raise BadAnswer(
-                f"{path} answered {response.status_code}, not {status}: {_short(response.text) or 'nothing'}"
-            )
-        return response.text
+        question, headers = self._question(prompt, max_tokens), {OBJECTIVE: objective}
+        return (await self._read("POST", CHAT, question, wanted=(200, 429), headers=headers)).status_code == 429
 
     def _question(self, prompt: str, max_tokens: int) -> dict[str, Any]:
         message = {"role": "user", "content": prompt}
@@ -207,20 +187,31 @@ class Server:
         if body["object"] != kind:
             raise BadAnswer(f"a {kind} was asked for, and a {body['object']} came")
 
-    async def _read(self, method: str, path: str, question: dict[str, Any] | None = None) -> httpx.Response:
-        async with self._request(method, path, question) as response:
+    async def _read(
+        self, method: str, path: str, question: dict[str, Any] | None = None, **options: Any
+    ) -> httpx.Response:
+        async with self._request(method, path, question, **options) as response:
             await response.aread()
         return response
 
     @asynccontextmanager
     async def _request(
-        self, method: str, path: str, question: dict[str, Any] | None = None
+        self,
+        method: str,
+        path: str,
+        question: dict[str, Any] | None = None,
+        *,
+        wanted: tuple[int, ...] = (200,),
+        headers: Mapping[str, str] | None = None,
     ) -> AsyncIterator[httpx.Response]:
+        asked = self._http.stream(method, path, json=question, headers=headers)
         try:
-            async with asyncio.timeout(self._seconds), self._http.stream(method, path, json=question) as response:
-                if response.status_code != 200:
+            async with asyncio.timeout(self._seconds), asked as response:
+                if response.status_code not in wanted:
                     await response.aread()
                     status = f"{response.status_code} {response.reason_phrase}".strip()
+                    if 200 not in wanted:
+                        status = f"{response.status_code}, not {wanted[0]}"
                     raise BadAnswer(f"{path} answered {status}: {_short(response.text) or 'nothing'}")
                 yield response
         except TimeoutError as error:

@@ -85,8 +85,9 @@ def send(
     """
     for _ in range(5):
         body = render.entry(settings, shares)
+        digest = render.digest_of([body])  # Without what follows.
         annotations = body["metadata"].setdefault("annotations", {})
-        annotations[names.SETTINGS] = render.digest_of([render.entry(settings, shares)])
+        annotations[names.SETTINGS] = digest
         if note:
             annotations[names.CANARY] = _text(note)
         there = record.entry(cluster, settings)

@@ -7,6 +7,7 @@ scenarios' to show.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -83,6 +84,12 @@ class Runs:
             pass
         return self.site.outcome(release, "promote_generation")
 
+    def begin(self, settings: Settings, release: Release, step: int = 1) -> multiprocessing.Process:
+        """A promotion in a process of its own, which has come to this step."""
+        child = in_a_child(lambda: promote_generation.run(settings.as_struct(), release.model_dump()))
+        self.wait_for(lambda shares, note: note is not None and note.step == step)
+        return child
+
     def clean_up(self, settings: Settings, release: Release) -> None:
         write_report.clean_up(settings, release.run_id, lambda line: None)
 
@@ -92,13 +99,6 @@ class Runs:
         assert self.promote(settings, release)["status"] == "succeeded"
         self.clean_up(settings, release)
         return release
-
-    def expire(self) -> None:
-        """The Lease of a run that has ended, or died, runs out."""
-        config = self.site.settings()
-        held = self.cluster.get("Lease", config.name, config.namespace)
-        assert held
-        self.cluster.replace({**held, "spec": {**held["spec"], "renewTime": "2026-01-01T00:00:00.000000Z"}})
 
     def entry(self) -> tuple[dict[str, int], Note | None]:
         config = self.site.settings()
@@ -183,7 +183,7 @@ def runs(
         made.serve()
         kept.append(made)
     (made,) = kept
-    made.expire()
+    made.site.expire_lease(made.cluster)
     return made
 
 
@@ -293,8 +293,7 @@ def test_an_engine_that_dies_ends_the_canary_at_once(runs: Runs):
 def test_a_step_that_was_killed_goes_on_where_it_was(runs: Runs):
     settings = runs.settings("canary.hold=4s")
     release = runs.ready(settings)
-    child = in_a_child(lambda: promote_generation.run(settings.as_struct(), release.model_dump()))
-    runs.wait_for(lambda shares, note: note is not None and note.step == 2)
+    child = runs.begin(settings, release, step=2)
     _, before = runs.entry()
     assert before
     child.kill()
@@ -310,11 +309,10 @@ def test_a_step_that_was_killed_goes_on_where_it_was(runs: Runs):
 def test_what_a_dead_run_left_is_put_back_by_the_next_one(runs: Runs):
     settings = runs.settings("canary.hold=60s")
     dead = runs.ready(settings)
-    child = in_a_child(lambda: promote_generation.run(settings.as_struct(), dead.model_dump()))
-    runs.wait_for(lambda shares, note: note is not None)
+    child = runs.begin(settings, dead)
     child.kill()
     child.join()
-    runs.expire()
+    runs.site.expire_lease(runs.cluster)
     after = runs.settings()
     release = runs.site.release(after).model_copy(update={"live": dead.live})
     outcome = runs.site.access(after, release)
@@ -326,8 +324,7 @@ def test_what_a_dead_run_left_is_put_back_by_the_next_one(runs: Runs):
 def test_a_step_that_is_told_to_end_gives_the_requests_back_first(runs: Runs):
     settings = runs.settings("canary.hold=60s")
     release = runs.ready(settings)
-    child = in_a_child(lambda: promote_generation.run(settings.as_struct(), release.model_dump()))
-    runs.wait_for(lambda shares, note: note is not None)
+    child = runs.begin(settings, release)
     child.terminate()
     runs.wait_for(lambda shares, note: note is None, seconds=5)
     assert runs.entry()[0] == {release.live: 100, release.generation: 0}

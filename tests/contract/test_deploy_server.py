@@ -24,6 +24,7 @@ from components.ensure_access import step as ensure_access
 from components.resolve_model.step import key_version
 from serving import names, sizing
 from serving.clients import google, kubernetes, storage
+from serving.clients.kubernetes import Cluster
 from serving.deployment import lease, replicas
 from serving.rendering import generation, render
 from serving.settings import Settings, override, read_values, validated
@@ -82,6 +83,13 @@ class Site:
         self.access(settings, release)
         passed, reasons = deploy_server.run(settings.as_struct(), release.model_dump(), True, [])
         return passed, reasons, self.outcome(release, "deploy_server")
+
+    def expire_lease(self, cluster: Cluster) -> None:
+        """The Lease of a run that has ended, or died, runs out."""
+        config = self.settings()
+        held = cluster.get("Lease", config.name, config.namespace)
+        assert held
+        cluster.replace({**held, "spec": {**held["spec"], "renewTime": "2026-01-01T00:00:00.000000Z"}})
 
     def broken_off(self, settings: Settings, release: Release) -> dict[str, Any]:
         """The outcome of a deploy_server that ends without a verdict."""

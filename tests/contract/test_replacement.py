@@ -80,13 +80,6 @@ class Runs:
         self.refresh(settings, release)
         return release
 
-    def expire(self) -> None:
-        """The Lease of a dead run runs out."""
-        config = self.site.settings()
-        held = self.cluster.get("Lease", config.name, config.namespace)
-        assert held
-        self.cluster.replace({**held, "spec": {**held["spec"], "renewTime": "2026-01-01T00:00:00.000000Z"}})
-
     def is_whole(self, live: str) -> None:
         """Whether that generation serves alone."""
         config = self.site.settings()
@@ -186,7 +179,7 @@ def test_who_is_killed_at_any_write_leaves_what_the_next_run_completes(runs: Run
             if child.exitcode == 0:
                 break
             assert child.exitcode == -signal.SIGKILL
-            runs.expire()
+            runs.site.expire_lease(runs.cluster)
             release = runs.release(settings)
             runs.refresh(settings, release)
             runs.is_whole(release.generation)
