@@ -295,6 +295,19 @@ def test_a_claim_in_use_is_protected(kube: Kube) -> None:
     kube.core.delete_persistent_volume("protected")
 
 
+def test_a_node_reports_again_though_nothing_has_changed(kube: Kube) -> None:
+    kube.core.create_namespaced_pod(kube.namespace, pod_manifest("any"))
+    kube.wait_phase("any", "Succeeded")
+    node = kube.pod("any").spec.node_name
+
+    def beats() -> dict[str, Any]:
+        return {each.type: each.last_heartbeat_time for each in kube.core.read_node(node).status.conditions}
+
+    first = beats()
+    assert "Ready" in first
+    wait_for(lambda: all(beats()[kind] > first[kind] for kind in first), seconds=120, what=beats)
+
+
 def test_what_no_machine_has_is_declined(kube: Kube) -> None:
     kube.create_pod(
         "tpu", nodeSelector={"cloud.google.com/gke-accelerator": "nvidia-h100-80gb"},

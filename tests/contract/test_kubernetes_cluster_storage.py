@@ -302,6 +302,8 @@ def test_a_machine_that_cannot_have_the_disk_says_so(storage: Storage) -> None:
     storage.kube.core.delete_namespaced_pod("reader", storage.kube.namespace)
     wait_for(
         lambda: not storage.attachments(volume),
+        # A kubelet that had not come to the volume yet has nothing to take back: its next report tells.
+        seconds=120,
         what=lambda: [(n.metadata.name, n.status.volumes_in_use) for n in storage.core.list_node().items],
     )
     storage.delete_claim("model")
