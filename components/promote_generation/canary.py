@@ -44,6 +44,10 @@ class EndedByPersonError(InconclusiveError):
     final = True
 
 
+class EndedForCandidateError(Exception):
+    """A person wants the candidate to have all requests now: no further step."""
+
+
 @dataclass
 class Walk:
     """One canary, from its first step, or from where an earlier attempt of its run was, to its last."""
@@ -73,9 +77,9 @@ class Walk:
             begun = self._begun(live, candidate)
             for number in range(begun.step if begun else 1, len(percents) + 1):
                 self._check_ready(candidate)
-                note = begun if begun and begun.step == number else self._begin(live, candidate, number)
-                if not self._hold(note):
-                    return
+                self._hold(begun if begun and begun.step == number else self._begin(live, candidate, number))
+        except EndedForCandidateError:
+            self.say(f"a person wants {candidate} to have all requests now")
         except BaseException as error:
             # At once, whatever it was; what is told to end waits for nothing.
             self._back(patient=isinstance(error, PipelineError))
@@ -91,6 +95,7 @@ class Walk:
             return None
         if entrance.shares_of(there) != self._shares(note):
             return None
+        self._obey(note)
         self.say(f"an earlier attempt began step {note.step} of the canary at {note.since}: going on with it")
         return note
 
@@ -119,8 +124,8 @@ class Walk:
         self.say(f"{self.settings.name} sends {percent} % of the requests to {candidate}, the others to {live}")
         return note
 
-    def _hold(self, note: Note) -> bool:
-        """One step, to its end. Returns False when a person wants no further ones."""
+    def _hold(self, note: Note) -> None:
+        """One step, to its end, or until it is not to go on."""
         plan, last, is_worse = self._plan(note), [""], threading.Event()
 
         def hear(line: str) -> None:
@@ -146,13 +151,11 @@ class Walk:
                     break
                 if not told_back and time.monotonic() - looked >= _LOOK_SECONDS:
                     looked = time.monotonic()
-                    if self._wants_an_end(note):
-                        return False
+                    self._check_undisturbed(note)
             end = job.end if job.end is not None else job.unended()
         if isinstance(end, PipelineError):
             raise end
         self._take(note, end)
-        return True
 
     def _take(self, note: Note, result: dict[str, Any]) -> None:
         """Judges what the Job of a step came to."""
@@ -223,24 +226,25 @@ class Walk:
             Subject("Deployment", namespace, fields=f"metadata.name={names.picker(candidate)}"),
         )
 
-    def _wants_an_end(self, note: Note) -> bool:
-        """Whether a person wants the candidate to have all requests now. Raises EndedByPersonError when none, and
-        InconclusiveError when somebody moved the traffic."""
+    def _check_undisturbed(self, note: Note) -> None:
+        """Raises what a person wants (`_obey`), and InconclusiveError when somebody moved the traffic."""
         there = record.entry(self.cluster, self.settings)
         now = entrance.note_of(there)
         if now is None or now.model_copy(update={"asked": ""}) != note:
             raise _moved(self.settings)
         if entrance.shares_of(there) != self._shares(note):
             raise _moved(self.settings)
-        return self._obey(now)
+        self._obey(now)
 
-    def _obey(self, note: Note | None) -> bool:
-        if note and note.run == self.run_id and note.asked == "rollback":
+    def _obey(self, note: Note | None) -> None:
+        """Raises EndedForCandidateError or EndedByPersonError when a person has said how this run's canary is to end.
+        A step that begins looks for that too: its write would take the word away."""
+        if note is None or note.run != self.run_id:
+            return
+        if note.asked == "promote":
+            raise EndedForCandidateError
+        if note.asked == "rollback":
             raise EndedByPersonError(f"a person took the requests back from {note.candidate}: they are {note.live}'s")
-        if note and note.run == self.run_id and note.asked == "promote":
-            self.say(f"a person wants {note.candidate} to have all requests now")
-            return True
-        return False
 
     def _blame(self, note: Note, trouble: Trouble, last: str) -> None:
         """Raises ReleaseError for what the candidate did, InconclusiveError for what was done to it."""
