@@ -19,7 +19,7 @@ from typing import Any
 from components.promote_generation.plan import WORSE, Plan
 from serving import names
 from serving.clients.kubernetes import Cluster, Object, Subject
-from serving.deployment import canary, entrance, gateway, record, replicas
+from serving.deployment import canary, entrance, gateway, pods, record, replicas
 from serving.deployment.entrance import Note
 from serving.deployment.job import Watch, argument, running_job
 from serving.errors import InconclusiveError, PipelineError, ReleaseError
@@ -184,21 +184,12 @@ class Walk:
             percent=asked.steps[note.step - 1],
             live=note.live,
             candidate=note.candidate,
-            pods={name: self._addresses(name) for name in (note.live, note.candidate)},
+            pods={name: pods.addresses(self.cluster, self.settings, name) for name in (note.live, note.candidate)},
             seconds=min(held, max(held - gone, LEAST_OF_A_STEP * held)),
             held=held,
             max_error_rate=asked.max_error_rate,
             max_p95_first_token_ratio=asked.max_p95_first_token_ratio,
             min_requests=asked.min_requests,
-        )
-
-    def _addresses(self, generation: str) -> list[str]:
-        labels = names.selector(self.settings, generation)
-        pods = self.cluster.list("Pod", self.settings.namespace, labels=labels)
-        return sorted(
-            pod["status"]["podIP"]
-            for pod in pods
-            if pod.get("status", {}).get("podIP") and not pod["metadata"].get("deletionTimestamp")
         )
 
     @contextmanager

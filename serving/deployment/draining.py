@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import time
 
-from serving import names
 from serving.clients.kubernetes import Cluster
+from serving.deployment import pods
 from serving.deployment.job import run_job
 from serving.errors import PipelineError
 from serving.log import Say
@@ -20,8 +20,7 @@ def drain(cluster: Cluster, settings: Settings, generation: str, *, run_id: str,
     A Job asks, since only the cluster reaches the pods. When it cannot, the whole time is waited: the traffic has
     moved, and a promotion is not undone for want of a figure.
     """
-    pods = cluster.list("Pod", settings.namespace, labels=names.selector(settings, generation))
-    addresses = [pod["status"]["podIP"] for pod in pods if pod.get("status", {}).get("podIP")]
+    addresses = pods.addresses(cluster, settings, generation, ending=True)
     seconds = settings.serving.drain_seconds
     if not addresses or not seconds:
         return
@@ -34,6 +33,8 @@ def drain(cluster: Cluster, settings: Settings, generation: str, *, run_id: str,
             cluster,
             settings,
             step="promote-generation",
+            # A run may drain two: a canary's candidate that it takes back, then the one that it replaces.
+            part=f"drain-{generation}",
             run_id=run_id,
             generation=generation,
             args=["-m", "components.promote_generation", "drain", str(seconds), str(math.ceil(settle)), *addresses],

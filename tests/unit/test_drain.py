@@ -1,14 +1,21 @@
-"""What a generation's metrics say of the requests that it still runs, and what their silence does not say."""
+"""What a generation's metrics say of the requests that it still runs, what their silence does not say, and who is
+asked."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import httpx
 import pytest
 
 from components.promote_generation import __main__ as job
 from serving.clients import engine
+from serving.deployment import draining, pods
+from tests.unit.cluster import MemoryCluster
+from tests.unit.deployment import behind_a_gateway, labels
+
+SETTINGS = behind_a_gateway(serving={"drain_seconds": 60})
 
 Answer = Callable[[httpx.Request], httpx.Response]
 
@@ -72,3 +79,35 @@ def test_an_engine_that_says_so_late_is_drained(monkeypatch: pytest.MonkeyPatch)
 def test_what_still_runs_at_the_end_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "direct", lambda: client(lambda _: metrics(1)))
     assert job.drain(["10.0.0.7", "10.0.0.8"], 0.05, look_every=0.01)["running"] == 2
+
+
+def a_pod(name: str, address: str, generation: str = "g1", **status: Any) -> dict[str, Any]:
+    meta = {"name": name, "namespace": SETTINGS.namespace, "labels": labels(generation)}
+    return {"kind": "Pod", "metadata": meta, "status": {"phase": "Running", "podIP": address, **status}}
+
+
+def test_who_ends_still_has_requests_and_who_has_ended_has_no_address() -> None:
+    going = a_pod("going", "10.0.0.2")
+    going["metadata"]["deletionTimestamp"] = "2026-11-29T10:00:00Z"
+    # Its address may be another pod's by now.
+    evicted = a_pod("evicted", "10.0.0.3", phase="Failed", reason="Evicted")
+    waits = {**a_pod("waits", ""), "status": {"phase": "Pending"}}
+    another = a_pod("another", "10.0.0.5", generation="g2")
+    cluster = MemoryCluster(a_pod("serves", "10.0.0.1"), going, evicted, waits, another)
+    assert pods.addresses(cluster, SETTINGS, "g1") == ["10.0.0.1"]  # type: ignore[arg-type]
+    assert pods.addresses(cluster, SETTINGS, "g1", ending=True) == ["10.0.0.1", "10.0.0.2"]  # type: ignore[arg-type]
+
+
+def test_each_generation_that_a_run_drains_has_a_job_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Job of the same name is taken over, with the result that it had: of the other one's requests."""
+    asked: list[tuple[str, str]] = []
+
+    def run(*_: Any, part: str, args: list[str], **__: Any) -> dict[str, float]:
+        asked.append((part, args[-1]))
+        return {"running": 0, "seconds": 0.1}
+
+    monkeypatch.setattr(draining, "run_job", run)
+    cluster = MemoryCluster(a_pod("one", "10.0.0.1"), a_pod("two", "10.0.0.2", generation="g2"))
+    for generation in ("g2", "g1"):
+        draining.drain(cluster, SETTINGS, generation, run_id="run-2", say=lambda _: None)  # type: ignore[arg-type]
+    assert asked == [("drain-g2", "10.0.0.2"), ("drain-g1", "10.0.0.1")]
