@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 DRAIN_SECONDS = 5.0
 """How long requests that are in flight when a Gateway goes may go on."""
 START_SECONDS = 30.0
-_APPLIED_SECONDS = 3.0
+_APPLIED_SECONDS = 10.0
 _WARM_SECONDS = 5.0
 _TIMEOUT = aiohttp.ClientTimeout(total=5)
 
@@ -169,13 +169,20 @@ class Envoy:
         watched = {name for name in changed if name in self._written}
         for name, content in changed.items():
             self._write(name, content)
+        try:
+            await self._wait_until_taken(watched, before)
+        except BaseException:
+            # Nobody knows that this is what it has: the same again is another try.
+            self._written |= dict.fromkeys(changed, "")
+            raise
+
+    async def _wait_until_taken(self, watched: set[str], before: dict[str, int]) -> None:
+        """Waits until Envoy has taken these files. Raises Refused, TimeoutError."""
         deadline = asyncio.get_running_loop().time() + _APPLIED_SECONDS
         while watched:
             now = await self._updates()
             for name in list(watched):
                 if now.get(f"{_counters(name)}.update_rejected") != before.get(f"{_counters(name)}.update_rejected"):
-                    # Not what it has: the same again is another try.
-                    self._written |= dict.fromkeys(changed, "")
                     raise Refused(f"Envoy refused {name}: {self._folder}/log has its words")
                 if now.get(f"{_counters(name)}.update_success") != before.get(f"{_counters(name)}.update_success"):
                     watched.discard(name)

@@ -1,4 +1,4 @@
-"""An Envoy that does not come up: whoever waits for it is told, and nothing is left running."""
+"""An Envoy that does not come up, or does not say what it has: whoever waits for it is told."""
 
 from __future__ import annotations
 
@@ -26,3 +26,32 @@ def test_an_envoy_that_does_not_start_is_an_error(
     asyncio.run(run())
     if command[0] == "sh":
         assert (tmp_path / "log").read_text().startswith("broken\n")
+
+
+def test_what_envoy_did_not_take_in_time_is_not_taken_for_granted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may refuse it a moment later: the next pass asks again."""
+    monkeypatch.setattr(envoy, "_APPLIED_SECONDS", 0.0)
+    silent = envoy.Envoy(tmp_path, "front")
+    counts = {"cluster_manager.cds.update_success": 1, "cluster_manager.cds.update_rejected": 0}
+
+    async def updates() -> dict[str, int]:
+        return dict(counts)
+
+    monkeypatch.setattr(silent, "_updates", updates)
+
+    async def run() -> None:
+        silent._write("clusters.json", "old")
+        with pytest.raises(TimeoutError, match=r"Envoy did not take clusters\.json"):
+            await silent._put({"clusters.json": "new"})
+        rejected = iter([0, 1])
+
+        async def refuses() -> dict[str, int]:
+            return {**counts, "cluster_manager.cds.update_rejected": next(rejected)}
+
+        monkeypatch.setattr(silent, "_updates", refuses)
+        with pytest.raises(envoy.Refused, match=r"Envoy refused clusters\.json"):
+            await silent._put({"clusters.json": "new"})
+
+    asyncio.run(run())
