@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 DRAIN_SECONDS = 5.0
 """How long requests that are in flight when a Gateway goes may go on."""
 START_SECONDS = 30.0
-_APPLIED_SECONDS = 10.0
+_APPLIED_SECONDS = 3.0
 _WARM_SECONDS = 5.0
 _TIMEOUT = aiohttp.ClientTimeout(total=5)
 
