@@ -13,7 +13,7 @@ from components.promote_generation import __main__ as job
 from serving.clients import engine
 from serving.deployment import draining, pods
 from tests.unit.cluster import MemoryCluster
-from tests.unit.deployment import behind_a_gateway, labels
+from tests.unit.deployment import behind_a_gateway, labels, quick
 
 SETTINGS = behind_a_gateway(serving={"drain_seconds": 60})
 
@@ -98,16 +98,37 @@ def test_who_ends_still_has_requests_and_who_has_ended_has_no_address() -> None:
     assert pods.addresses(cluster, SETTINGS, "g1", ending=True) == ["10.0.0.1", "10.0.0.2"]  # type: ignore[arg-type]
 
 
-def test_each_generation_that_a_run_drains_has_a_job_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A Job of the same name is taken over, with the result that it had: of the other one's requests."""
-    asked: list[tuple[str, str]] = []
+@pytest.fixture
+def jobs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str]]]:
+    """Part and arguments of each Job, none of which runs."""
+    begun: list[tuple[str, list[str]]] = []
 
     def run(*_: Any, part: str, args: list[str], **__: Any) -> dict[str, float]:
-        asked.append((part, args[-1]))
+        begun.append((part, args))
         return {"running": 0, "seconds": 0.1}
 
     monkeypatch.setattr(draining, "run_job", run)
+    return begun
+
+
+def test_each_generation_that_a_run_drains_has_a_job_of_its_own(jobs: list[tuple[str, list[str]]]) -> None:
+    """A Job of the same name is taken over, with the result that it had: of the other one's requests."""
     cluster = MemoryCluster(a_pod("one", "10.0.0.1"), a_pod("two", "10.0.0.2", generation="g2"))
     for generation in ("g2", "g1"):
         draining.drain(cluster, SETTINGS, generation, run_id="run-2", say=lambda _: None)  # type: ignore[arg-type]
-    assert asked == [("drain-g2", "10.0.0.2"), ("drain-g1", "10.0.0.1")]
+    assert [(part, args[-1]) for part, args in jobs] == [("drain-g2", "10.0.0.2"), ("drain-g1", "10.0.0.1")]
+
+
+@pytest.mark.parametrize(("drain", "settle", "seconds"), [(60, "30s", "60"), (5, "30s", "30"), (0, "30s", "30")])
+def test_a_load_balancer_has_its_time_to_follow_however_short_draining_may_be(
+    jobs: list[tuple[str, list[str]]], drain: int, settle: str, seconds: str
+) -> None:
+    settings = behind_a_gateway(serving={"drain_seconds": drain}, canary={"settle": settle})
+    draining.drain(MemoryCluster(a_pod("one", "10.0.0.1")), settings, "g1", run_id="run-2", say=lambda _: None)  # type: ignore[arg-type]
+    assert [args[-3:] for _, args in jobs] == [[seconds, "30", "10.0.0.1"]]
+
+
+def test_a_service_follows_at_once_and_nothing_is_waited_for(jobs: list[tuple[str, list[str]]]) -> None:
+    settings = quick(serving={"drain_seconds": 0})
+    draining.drain(MemoryCluster(a_pod("one", "10.0.0.1")), settings, "g1", run_id="run-2", say=lambda _: None)  # type: ignore[arg-type]
+    assert jobs == []
