@@ -407,10 +407,8 @@ def test_a_person_tells_a_run_that_is_at_it_how_to_end(hold: list[Hold], verb: A
     assert (known.pinned is not None) == (ends == "rollback")
 
 
-@pytest.mark.parametrize("verb", ["promote", "rollback"])
-def test_what_a_person_says_between_two_steps_counts(hold: list[Hold], verb: str) -> None:
-    cluster = live()
-    hold.append(lambda _walk, note: canary.ask(cluster, SETTINGS, note, verb))  # type: ignore[arg-type]
+def ends_as_said(cluster: Watched, verb: str) -> None:
+    """A promotion during which, or before which, a person says how it is to end."""
     if verb == "promote":
         assert promote(cluster)
         assert now(cluster) == ({"g2": 100}, None)
@@ -418,6 +416,13 @@ def test_what_a_person_says_between_two_steps_counts(hold: list[Hold], verb: str
         with pytest.raises(EndedByPersonError):
             promote(cluster)
         assert now(cluster) == ({"g1": 100}, None)
+
+
+@pytest.mark.parametrize("verb", ["promote", "rollback"])
+def test_what_a_person_says_between_two_steps_counts(hold: list[Hold], verb: str) -> None:
+    cluster = live()
+    hold.append(lambda _walk, note: canary.ask(cluster, SETTINGS, note, verb))  # type: ignore[arg-type]
+    ends_as_said(cluster, verb)
     assert 50 not in [shares["g2"] for shares, note in cluster.written if note], "no second step"
 
 
@@ -427,13 +432,7 @@ def test_what_a_person_said_to_an_attempt_that_died_counts_for_the_next(hold: li
     note = left_by(RELEASE.run_id, cluster, alive=True)
     canary.ask(cluster, SETTINGS, note, verb)  # type: ignore[arg-type]
     hold.append(raising(AssertionError("it is held again")))
-    if verb == "promote":
-        assert promote(cluster)
-        assert now(cluster) == ({"g2": 100}, None)
-    else:
-        with pytest.raises(EndedByPersonError):
-            promote(cluster)
-        assert now(cluster) == ({"g1": 100}, None)
+    ends_as_said(cluster, verb)
 
 
 def test_by_hand_a_validated_generation_takes_the_steps_and_a_rollback_none(hold: list[Hold]) -> None:
