@@ -168,6 +168,11 @@ class Walk:
             )
         if result["verdict"] == "too-little":
             words = f"too little traffic to tell with {result['percent']} % of the requests: {reasons}"
+            # What a load balancer answers by itself is in nobody's figures.
+            if astray := gateway.problems(self.cluster, self.settings, [note.live, note.candidate]):
+                raise InconclusiveError(
+                    f"{words}, and requests may not reach it: {'; '.join(astray)}. They are {note.live}'s again"
+                )
             if self.settings.canary.little_traffic == "stop":
                 raise InconclusiveError(
                     f"{words}. They are {note.live}'s again, as canary.little_traffic: stop has it; hold the steps "

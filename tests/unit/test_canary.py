@@ -24,6 +24,7 @@ from serving.rendering import render
 from serving.settings import Settings, validated
 from tests.unit.cluster import MemoryCluster
 from tests.unit.deployment import RELEASE, behind_a_gateway, deployment, labels, owned, quick, route
+from tests.unit.test_gateway import a_gateway, attached, condition
 
 SETTINGS = behind_a_gateway(canary={"steps": [10, 50], "hold": "1s", "settle": "0s", "min_requests": 10})
 ENTRY = ("HTTPRoute", SETTINGS.namespace, SETTINGS.name)
@@ -573,12 +574,30 @@ def test_a_worse_one_loses_its_share_before_its_job_has_ended(held: Held) -> Non
     assert [each["verdict"] for each in found.steps] == ["failed"]
 
 
+def reached_by_requests(cluster: Held, *said: dict[str, Any]) -> None:
+    """The Gateway's controller says that all is well, or what it has against the route."""
+    cluster._store(a_gateway())
+    parents = attached("HTTPRoute", SETTINGS.name, *said)["status"]["parents"]
+    cluster.set_status("HTTPRoute", SETTINGS.name, SETTINGS.namespace, parents=parents)
+
+
+def test_a_candidate_that_requests_do_not_reach_is_not_promoted_for_want_of_them(held: Held) -> None:
+    held.result = {**FIGURES, "verdict": "too-little", "reasons": ["g2 had 0 requests"]}
+    wrong = condition("ResolvedRefs", "False", "BackendNotFound", "backend(vllm-g2/gemma) not found")
+    held.on_begin = lambda: reached_by_requests(held, condition("Accepted"), wrong)
+    words = r"g2 had 0 requests, and requests may not reach it: HTTPRoute gemma is not ResolvedRefs \(BackendNotFound"
+    with pytest.raises(InconclusiveError, match=words):
+        walk(held)("g1", "g2")
+    assert now(held) == ({"g1": 100}, None)
+
+
 @pytest.mark.parametrize("setting", ["go-on", "stop"])
 def test_too_little_traffic_is_said_and_the_setting_decides(held: Held, setting: str) -> None:
     held.result = {**FIGURES, "verdict": "too-little", "reasons": ["g2 had 2 requests"]}
     settings = behind_a_gateway(
         canary={"steps": [10, 50], "hold": "1s", "settle": "0s", "min_requests": 10, "little_traffic": setting}
     )
+    held.on_begin = lambda: reached_by_requests(held)
     found = walk(held, settings=settings)
     if setting == "stop":
         with pytest.raises(InconclusiveError, match=r"too little traffic to tell .*g2 had 2 requests"):
