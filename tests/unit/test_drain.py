@@ -81,6 +81,14 @@ def test_what_still_runs_at_the_end_is_told(monkeypatch: pytest.MonkeyPatch) -> 
     assert job.drain(["10.0.0.7", "10.0.0.8"], 0.05, look_every=0.01)["running"] == 2
 
 
+def test_the_log_has_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    answers = iter([metrics(1)] * 9)
+    monkeypatch.setattr(engine, "direct", lambda: client(lambda _: next(answers, metrics(0))))
+    monkeypatch.setattr(job, "_SAY_EVERY_SECONDS", 600.0)
+    job.drain(["10.0.0.7"], 300, look_every=0)
+    assert capsys.readouterr().out == "1 requests still running\n"
+
+
 def a_pod(name: str, address: str, generation: str = "g1", **status: Any) -> dict[str, Any]:
     meta = {"name": name, "namespace": SETTINGS.namespace, "labels": labels(generation)}
     return {"kind": "Pod", "metadata": meta, "status": {"phase": "Running", "podIP": address, **status}}
