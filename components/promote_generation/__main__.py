@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 
 from components.promote_generation.compare import compare
@@ -18,13 +19,14 @@ from serving.clients import engine
 
 _QUIET_LOOKS = 4
 """Looks in a row that must find nothing: a Service's change takes a moment to reach every node."""
+_SAY_EVERY_SECONDS = 5.0
 
 
 def drain(addresses: list[str], seconds: float, *, settle: float = 0, look_every: float = 0.5) -> dict[str, float]:
     """Looks until nothing has run for a while, or `seconds` have passed; `settle`: seconds in which a load balancer may
     still send requests. Raises SystemExit, with why, when it cannot see by then."""
     started, running, blind = time.monotonic(), 0, ""
-    quiet_since, quiet_looks = started, 0
+    quiet_since, quiet_looks, said_at = started, 0, -math.inf
     with engine.direct() as client:
         while (now := time.monotonic()) - started < seconds:
             if quiet_looks >= _QUIET_LOOKS and now - quiet_since >= settle:
@@ -36,7 +38,9 @@ def drain(addresses: list[str], seconds: float, *, settle: float = 0, look_every
             quiet_looks = 0 if running or blind else quiet_looks + 1
             if running or blind:
                 quiet_since = time.monotonic()
-                print(blind or f"{running} requests still running", flush=True)
+                if quiet_since - said_at >= _SAY_EVERY_SECONDS:
+                    print(blind or f"{running} requests still running", flush=True)
+                    said_at = quiet_since
             time.sleep(look_every)  # vLLM's metrics can only be asked, not watched.
     if blind:
         raise SystemExit(blind)

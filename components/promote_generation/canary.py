@@ -19,7 +19,7 @@ from typing import Any
 from components.promote_generation.plan import WORSE, Plan
 from serving import names
 from serving.clients.kubernetes import Cluster, Object, Subject
-from serving.deployment import canary, entrance, gateway, record, replicas
+from serving.deployment import canary, entrance, gateway, pods, record, replicas
 from serving.deployment.entrance import Note
 from serving.deployment.job import Watch, argument, running_job
 from serving.errors import InconclusiveError, PipelineError, ReleaseError
@@ -42,6 +42,10 @@ class EndedByPersonError(InconclusiveError):
     """A person wants the requests to stay with the live generation."""
 
     final = True
+
+
+class EndedForCandidateError(Exception):
+    """A person wants the candidate to have all requests now: no further step."""
 
 
 @dataclass
@@ -73,9 +77,9 @@ class Walk:
             begun = self._begun(live, candidate)
             for number in range(begun.step if begun else 1, len(percents) + 1):
                 self._check_ready(candidate)
-                note = begun if begun and begun.step == number else self._begin(live, candidate, number)
-                if not self._hold(note):
-                    return
+                self._hold(begun if begun and begun.step == number else self._begin(live, candidate, number))
+        except EndedForCandidateError:
+            self.say(f"a person wants {candidate} to have all requests now")
         except BaseException as error:
             # At once, whatever it was; what is told to end waits for nothing.
             self._back(patient=isinstance(error, PipelineError))
@@ -91,6 +95,7 @@ class Walk:
             return None
         if entrance.shares_of(there) != self._shares(note):
             return None
+        self._obey(note)
         self.say(f"an earlier attempt began step {note.step} of the canary at {note.since}: going on with it")
         return note
 
@@ -119,8 +124,8 @@ class Walk:
         self.say(f"{self.settings.name} sends {percent} % of the requests to {candidate}, the others to {live}")
         return note
 
-    def _hold(self, note: Note) -> bool:
-        """One step, to its end. Returns False when a person wants no further ones."""
+    def _hold(self, note: Note) -> None:
+        """One step, to its end, or until it is not to go on."""
         plan, last, is_worse = self._plan(note), [""], threading.Event()
 
         def hear(line: str) -> None:
@@ -146,13 +151,11 @@ class Walk:
                     break
                 if not told_back and time.monotonic() - looked >= _LOOK_SECONDS:
                     looked = time.monotonic()
-                    if self._wants_an_end(note):
-                        return False
+                    self._check_undisturbed(note)
             end = job.end if job.end is not None else job.unended()
         if isinstance(end, PipelineError):
             raise end
         self._take(note, end)
-        return True
 
     def _take(self, note: Note, result: dict[str, Any]) -> None:
         """Judges what the Job of a step came to."""
@@ -165,6 +168,11 @@ class Walk:
             )
         if result["verdict"] == "too-little":
             words = f"too little traffic to tell with {result['percent']} % of the requests: {reasons}"
+            # What a load balancer answers by itself is in nobody's figures.
+            if astray := gateway.problems(self.cluster, self.settings, [note.live, note.candidate]):
+                raise InconclusiveError(
+                    f"{words}, and requests may not reach it: {'; '.join(astray)}. They are {note.live}'s again"
+                )
             if self.settings.canary.little_traffic == "stop":
                 raise InconclusiveError(
                     f"{words}. They are {note.live}'s again, as canary.little_traffic: stop has it; hold the steps "
@@ -181,21 +189,12 @@ class Walk:
             percent=asked.steps[note.step - 1],
             live=note.live,
             candidate=note.candidate,
-            pods={name: self._addresses(name) for name in (note.live, note.candidate)},
+            pods={name: pods.addresses(self.cluster, self.settings, name) for name in (note.live, note.candidate)},
             seconds=min(held, max(held - gone, LEAST_OF_A_STEP * held)),
             held=held,
             max_error_rate=asked.max_error_rate,
             max_p95_first_token_ratio=asked.max_p95_first_token_ratio,
             min_requests=asked.min_requests,
-        )
-
-    def _addresses(self, generation: str) -> list[str]:
-        labels = names.selector(self.settings, generation)
-        pods = self.cluster.list("Pod", self.settings.namespace, labels=labels)
-        return sorted(
-            pod["status"]["podIP"]
-            for pod in pods
-            if pod.get("status", {}).get("podIP") and not pod["metadata"].get("deletionTimestamp")
         )
 
     @contextmanager
@@ -223,24 +222,25 @@ class Walk:
             Subject("Deployment", namespace, fields=f"metadata.name={names.picker(candidate)}"),
         )
 
-    def _wants_an_end(self, note: Note) -> bool:
-        """Whether a person wants the candidate to have all requests now. Raises EndedByPersonError when none, and
-        InconclusiveError when somebody moved the traffic."""
+    def _check_undisturbed(self, note: Note) -> None:
+        """Raises what a person wants (`_obey`), and InconclusiveError when somebody moved the traffic."""
         there = record.entry(self.cluster, self.settings)
         now = entrance.note_of(there)
         if now is None or now.model_copy(update={"asked": ""}) != note:
             raise _moved(self.settings)
         if entrance.shares_of(there) != self._shares(note):
             raise _moved(self.settings)
-        return self._obey(now)
+        self._obey(now)
 
-    def _obey(self, note: Note | None) -> bool:
-        if note and note.run == self.run_id and note.asked == "rollback":
+    def _obey(self, note: Note | None) -> None:
+        """Raises EndedForCandidateError or EndedByPersonError when a person has said how this run's canary is to end.
+        A step that begins looks for that too: its write would take the word away."""
+        if note is None or note.run != self.run_id:
+            return
+        if note.asked == "promote":
+            raise EndedForCandidateError
+        if note.asked == "rollback":
             raise EndedByPersonError(f"a person took the requests back from {note.candidate}: they are {note.live}'s")
-        if note and note.run == self.run_id and note.asked == "promote":
-            self.say(f"a person wants {note.candidate} to have all requests now")
-            return True
-        return False
 
     def _blame(self, note: Note, trouble: Trouble, last: str) -> None:
         """Raises ReleaseError for what the candidate did, InconclusiveError for what was done to it."""

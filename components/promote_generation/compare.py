@@ -1,7 +1,7 @@
 """What two generations' own figures say of each other while both serve: the part of a canary that runs in the cluster.
 
-A pod's engine counts since it started, so a step's figures are differences. Pods come and go: each counts from the
-first look at it to the last, and one that started again, from nothing.
+A pod's engine counts since it started, so a step's figures are differences: each of the pods that there were when the
+step began counts from the first look at it to the last, and one that started again, from nothing.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from typing import Any
 from components.verify_autoscaling.load import Plan
 from serving import names
 from serving.clients.kubernetes import Cluster, Object, Subject
-from serving.deployment import autoscaling, record, replicas
+from serving.deployment import autoscaling, pods, record, replicas
 from serving.deployment.job import Watch, argument, running_job
 from serving.deployment.record import Record, Scaled
 from serving.errors import InconclusiveError, ReleaseError, RequestError
@@ -209,8 +209,7 @@ def wait_for_metric(cluster: Cluster, settings: Settings, seen: Seen, say: Say) 
 def loading(cluster: Cluster, settings: Settings, release: Release, seen: Seen, say: Say) -> Any:
     """The Job that lets the queue grow, for as long as the block runs."""
     section = settings.section("queue-hpa")
-    pods = cluster.list("Pod", settings.namespace, labels=names.selector(settings, release.generation))
-    addresses = [pod["status"]["podIP"] for pod in pods if (pod.get("status") or {}).get("podIP")]
+    addresses = pods.addresses(cluster, settings, release.generation)
     if not addresses:
         raise InconclusiveError(f"{seen.server} has no pod to be loaded. Run again")
     plan = Plan(

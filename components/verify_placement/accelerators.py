@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import time
 
-from components.verify_placement import pods
+from components.verify_placement.pods import condition, node_of, ready
 from serving import names
 from serving.clients.kubernetes import Cluster, Object, Subject
-from serving.deployment import replicas
+from serving.deployment import pods, replicas
 from serving.errors import InconclusiveError
 from serving.log import Say
 from serving.settings import Settings, in_seconds
@@ -54,8 +54,8 @@ def _wait(cluster: Cluster, settings: Settings, release: Release, asked: int, sa
     told = -1
     with cluster.follow(Subject("Pod", settings.namespace, labels=labels)) as changes:
         for _ in changes.until(last):
-            there = pods.of(cluster, settings, release)
-            coming = [pod for pod in there if pods.condition(pod, "Ready").get("status") != "True"]
+            there = pods.of(cluster, settings, release.generation)
+            coming = [pod for pod in there if condition(pod, "Ready").get("status") != "True"]
             come = len(there) - len(coming)
             if come != told:
                 say(f"{come} of {asked} pods are ready")
@@ -68,8 +68,8 @@ def _wait(cluster: Cluster, settings: Settings, release: Release, asked: int, sa
 
 def _placement(cluster: Cluster, settings: Settings, release: Release) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
-    for pod in pods.ready(cluster, settings, release):
-        labels = pods.node_of(cluster, pod)["metadata"].get("labels") or {}
+    for pod in ready(cluster, settings, release):
+        labels = node_of(cluster, pod)["metadata"].get("labels") or {}
         kind = next((labels[key] for key in _KINDS if key in labels), "no accelerator")
         spot = " (spot)" if labels.get(_SPOT) == "true" else ""
         found.setdefault(f"{kind}{spot}", []).append(pod["metadata"]["name"])
@@ -83,9 +83,9 @@ def _placement(cluster: Cluster, settings: Settings, release: Release) -> dict[s
 
 def _waiting(cluster: Cluster, settings: Settings, release: Release) -> list[str]:
     """What the scheduler says of pods that have no node."""
-    return [_words(pod) for pod in pods.of(cluster, settings, release) if not pod["spec"].get("nodeName")]
+    return [_words(pod) for pod in pods.of(cluster, settings, release.generation) if not pod["spec"].get("nodeName")]
 
 
 def _words(pod: Object) -> str:
-    said = pods.condition(pod, "PodScheduled").get("message") or "it has not been scheduled yet"
+    said = condition(pod, "PodScheduled").get("message") or "it has not been scheduled yet"
     return f"{pod['metadata']['name']} got no node: {said}"

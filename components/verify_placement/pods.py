@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from serving import names
 from serving.clients.kubernetes import Cluster, Object
+from serving.deployment import pods
 from serving.errors import InconclusiveError
 from serving.settings import Settings
 from serving.weights.release import Release
 
 
-def of(cluster: Cluster, settings: Settings, release: Release) -> list[Object]:
-    """Those that are not going."""
-    pods = cluster.list("Pod", settings.namespace, labels=names.selector(settings, release.generation))
-    return [pod for pod in pods if not pod["metadata"].get("deletionTimestamp")]
-
-
 def ready(cluster: Cluster, settings: Settings, release: Release) -> list[Object]:
-    """Those of them that are ready."""
-    return [pod for pod in of(cluster, settings, release) if condition(pod, "Ready").get("status") == "True"]
+    """Those of the release's generation that are ready."""
+    there = pods.of(cluster, settings, release.generation)
+    return [pod for pod in there if condition(pod, "Ready").get("status") == "True"]
 
 
 def condition(pod: Object, kind: str) -> Object:

@@ -15,6 +15,7 @@ from typing import Any
 
 from serving import names
 from serving.clients.kubernetes import Cluster, Object
+from serving.deployment import pods
 from serving.deployment.record import Record
 from serving.errors import InconclusiveError, ReleaseError
 from serving.features import live_adapters
@@ -125,12 +126,7 @@ def _state(cluster: Cluster, settings: Settings, pod: str) -> _State:
 
 
 def _pods(cluster: Cluster, settings: Settings, generation: str) -> list[str]:
-    there = cluster.list("Pod", settings.namespace, labels=names.selector(settings, generation))
-    return [
-        pod["metadata"]["name"]
-        for pod in there
-        if not pod["metadata"].get("deletionTimestamp") and _has_the_container(pod)
-    ]
+    return [pod["metadata"]["name"] for pod in pods.of(cluster, settings, generation) if _has_the_container(pod)]
 
 
 def _has_the_container(pod: Object) -> bool:

@@ -78,13 +78,15 @@ def check(settings: Settings) -> None:
 def values(settings: Settings, release: Release | None) -> dict[str, Any]:
     """The Gateway; of a generation, its load balancer's limits and whom its pods answer."""
     section, is_public = _section(settings), settings.serving.exposure == "public"
+    longest = math.ceil(in_seconds(settings.serving.request_timeout))
     found: dict[str, Any] = {
         "gateway_class": CLASSES[settings.serving.exposure],
         "gateway_addresses": [{"type": "NamedAddress", "value": section.address}] if section.address else [],
         "gateway_listeners": [_listener(section.certificate)],
         "route_path": "/v1" if is_public else "/",
-        "route_timeout_seconds": math.ceil(in_seconds(settings.serving.request_timeout)),
-        "route_drain_seconds": min(settings.serving.drain_seconds, _LONGEST_DRAIN_SECONDS),
+        "route_timeout_seconds": longest,
+        # As long as a pod that is being stopped may still answer: the load balancer cuts what is left then.
+        "route_drain_seconds": min(longest, _LONGEST_DRAIN_SECONDS),
     }
     if release is not None:
         found["proxies"] = _proxies(settings, release)

@@ -110,6 +110,23 @@ def test_routes_that_a_gateway_does_not_take(site: Site) -> None:
         site._custom.delete_namespaced_custom_object(*GATEWAY_API, "default", "httproutes", "foreign")
 
 
+def test_what_the_emulated_load_balancer_does_not_do_is_not_accepted(site: Site) -> None:
+    site.service("old", 80, 8000)
+    site.gateway()
+    rules: dict[str, Any] = {
+        "no filters": {"filters": [{"type": "URLRewrite", "urlRewrite": {"hostname": "a.example.com"}}]},
+        "no timeouts of a rule": {"timeouts": {"request": "10s"}},
+        "no match by regular expression": {"matches": [{"path": {"type": "RegularExpression", "value": "/v1.*"}}]},
+    }
+    for number, (words, rule) in enumerate(rules.items()):
+        name = f"route-{number}"
+        site.route(service_ref("old", 80), name=name, **rule)
+        site.wait_conditions("httproutes", name, Accepted=("False", "UnsupportedValue"))
+        (parent,) = site.read(GATEWAY_API, "httproutes", name)["status"]["parents"]
+        (said,) = [each["message"] for each in parent["conditions"] if each["type"] == "Accepted"]
+        assert words in said
+
+
 def test_a_listener_without_its_certificate(site: Site) -> None:
     site.service("old", 80, 8000)
     tls = {"mode": "Terminate", "certificateRefs": [{"name": "mine"}]}

@@ -13,7 +13,7 @@ import pytest
 from emulated_cloud.hub import models
 
 from components.deploy_server.adapting import DECIDED, TOKEN, Adapting, Plan
-from serving.clients.engine import Adapters, BadAnswer
+from serving.clients.engine import Adapters, BadAnswer, RefusedAdapter
 from serving.features import live_adapters
 from serving.rendering import manifests
 from serving.settings import Settings
@@ -234,7 +234,7 @@ def test_an_engine_that_is_away_keeps_the_pod_from_being_ready(pod: Pod, hub: Hu
 
 
 def test_an_adapter_that_takes_a_name_of_the_base_is_refused(pod: Pod, hub: Hub):
-    with pytest.raises(Exception, match="conflicts with a served base model"):
+    with pytest.raises(RefusedAdapter, match="conflicts with a served base model"):
         pod.adapters.load("base", str(hub.root / "ko"), in_place=False)
     with pytest.raises(BadAnswer, match="404"):
         pod.adapters.unload("nobody")

@@ -24,6 +24,7 @@ from serving.rendering import render
 from serving.settings import Settings, validated
 from tests.unit.cluster import MemoryCluster
 from tests.unit.deployment import RELEASE, behind_a_gateway, deployment, labels, owned, quick, route
+from tests.unit.test_gateway import a_gateway, attached, condition
 
 SETTINGS = behind_a_gateway(canary={"steps": [10, 50], "hold": "1s", "settle": "0s", "min_requests": 10})
 ENTRY = ("HTTPRoute", SETTINGS.namespace, SETTINGS.name)
@@ -87,7 +88,7 @@ def pods_of(cluster: MemoryCluster, generation: str) -> int:
     return int(cluster.objects["Deployment", SETTINGS.namespace, names.server(generation)]["spec"]["replicas"])
 
 
-Hold = Callable[[Walk, Note], bool]
+Hold = Callable[[Walk, Note], object]
 
 
 @pytest.fixture
@@ -95,19 +96,17 @@ def hold(monkeypatch: pytest.MonkeyPatch) -> list[Hold]:
     """What happens while each step is held; the last one holds for all others. Without any, they pass."""
     does: list[Hold] = []
 
-    def held(self: Walk, note: Note) -> bool:
-        act = (does.pop(0) if len(does) > 1 else does[0]) if does else None
-        goes_on = act(self, note) if act else True
-        if goes_on:
-            self.steps.append({**PASSED, "step": note.step})
-        return goes_on
+    def held(self: Walk, note: Note) -> None:
+        if does:
+            (does.pop(0) if len(does) > 1 else does[0])(self, note)
+        self.steps.append({**PASSED, "step": note.step})
 
     monkeypatch.setattr(Walk, "_hold", held)
     return does
 
 
 def raising(error: BaseException) -> Hold:
-    def act(_walk: Walk, _note: Note) -> bool:
+    def act(_walk: Walk, _note: Note) -> None:
         raise error
 
     return act
@@ -138,9 +137,8 @@ def test_a_promotion_takes_its_steps_and_drains_before_a_reference_goes(hold: li
 def test_while_it_goes_on_the_note_says_who_is_live(hold: list[Hold]) -> None:
     cluster, seen = live(), []
 
-    def look(_walk: Walk, _note: Note) -> bool:
+    def look(_walk: Walk, _note: Note) -> None:
         seen.append(record.read(cluster, SETTINGS).live)  # type: ignore[arg-type]
-        return True
 
     hold.append(look)
     promote(cluster)
@@ -186,9 +184,8 @@ def test_a_generation_without_a_backend_behind_the_entry_never_takes_over(hold: 
 def test_a_candidate_that_lost_its_pods_between_steps_gets_no_larger_share(hold: list[Hold]) -> None:
     cluster = live()
 
-    def lose(_walk: Walk, _note: Note) -> bool:
+    def lose(_walk: Walk, _note: Note) -> None:
         cluster.set_status("Deployment", "vllm-g2", SETTINGS.namespace, readyReplicas=0)
-        return True
 
     hold.append(lose)
     with pytest.raises(InconclusiveError, match="vllm-g2 has no ready pod"):
@@ -203,7 +200,7 @@ def test_a_candidate_that_lost_its_pods_between_steps_gets_no_larger_share(hold:
 @pytest.mark.parametrize("error", [ReleaseError("worse"), InconclusiveError("a node went")])
 def test_the_requests_go_back_before_anything_else(hold: list[Hold], number: int, error: Exception) -> None:
     cluster = live()
-    hold += [lambda *_: True] * (number - 1) + [raising(error)]
+    hold += [lambda *_: None] * (number - 1) + [raising(error)]
     with pytest.raises(type(error), match=str(error)):
         promote(cluster)
     shares = [written for written in cluster.written if written[1] is None]
@@ -215,13 +212,13 @@ def test_the_requests_go_back_before_anything_else(hold: list[Hold], number: int
 @pytest.mark.parametrize("error", [ToldToEnd, KeyboardInterrupt])
 def test_who_is_told_to_end_gives_the_requests_back_and_waits_for_nothing(hold: list[Hold], error: Any) -> None:
     cluster = live()
-    hold += [lambda *_: True, raising(error())]
+    hold += [lambda *_: None, raising(error())]
     with pytest.raises(error):
         promote(cluster)
     assert now(cluster) == ({"g1": 100, "g2": 0}, None)
     # Another attempt, and so another run, begins with the first step.
     cluster.written.clear()
-    hold[:] = [lambda *_: True]
+    hold[:] = []
     assert promote(cluster)
     assert cluster.written[0][0] == {"g1": 90, "g2": 10}
     assert now(cluster) == ({"g2": 100}, None)
@@ -232,7 +229,7 @@ def test_another_attempt_of_the_run_goes_on_with_the_step_where_it_was(hold: lis
     begun = Note(live="g1", candidate="g2", step=2, since="2026-11-29T10:00:00Z", run=RELEASE.run_id)
     entrance.send(cluster, SETTINGS, {"g1": 50, "g2": 50}, lambda _: None, begun)  # type: ignore[arg-type]
     held: list[Note] = []
-    hold.append(lambda _walk, note: held.append(note) or True)
+    hold.append(lambda _walk, note: held.append(note))
     assert promote(cluster)
     assert held == [begun]
 
@@ -411,6 +408,34 @@ def test_a_person_tells_a_run_that_is_at_it_how_to_end(hold: list[Hold], verb: A
     assert (known.pinned is not None) == (ends == "rollback")
 
 
+def ends_as_said(cluster: Watched, verb: str) -> None:
+    """A promotion during which, or before which, a person says how it is to end."""
+    if verb == "promote":
+        assert promote(cluster)
+        assert now(cluster) == ({"g2": 100}, None)
+    else:
+        with pytest.raises(EndedByPersonError):
+            promote(cluster)
+        assert now(cluster) == ({"g1": 100}, None)
+
+
+@pytest.mark.parametrize("verb", ["promote", "rollback"])
+def test_what_a_person_says_between_two_steps_counts(hold: list[Hold], verb: str) -> None:
+    cluster = live()
+    hold.append(lambda _walk, note: canary.ask(cluster, SETTINGS, note, verb))  # type: ignore[arg-type]
+    ends_as_said(cluster, verb)
+    assert 50 not in [shares["g2"] for shares, note in cluster.written if note], "no second step"
+
+
+@pytest.mark.parametrize("verb", ["promote", "rollback"])
+def test_what_a_person_said_to_an_attempt_that_died_counts_for_the_next(hold: list[Hold], verb: str) -> None:
+    cluster = live()
+    note = left_by(RELEASE.run_id, cluster, alive=True)
+    canary.ask(cluster, SETTINGS, note, verb)  # type: ignore[arg-type]
+    hold.append(raising(AssertionError("it is held again")))
+    ends_as_said(cluster, verb)
+
+
 def test_by_hand_a_validated_generation_takes_the_steps_and_a_rollback_none(hold: list[Hold]) -> None:
     cluster = live()
     step.wait_for_a_person(cluster, SETTINGS, RELEASE)  # type: ignore[arg-type]
@@ -549,12 +574,30 @@ def test_a_worse_one_loses_its_share_before_its_job_has_ended(held: Held) -> Non
     assert [each["verdict"] for each in found.steps] == ["failed"]
 
 
+def reached_by_requests(cluster: Held, *said: dict[str, Any]) -> None:
+    """The Gateway's controller says that all is well, or what it has against the route."""
+    cluster._store(a_gateway())
+    parents = attached("HTTPRoute", SETTINGS.name, *said)["status"]["parents"]
+    cluster.set_status("HTTPRoute", SETTINGS.name, SETTINGS.namespace, parents=parents)
+
+
+def test_a_candidate_that_requests_do_not_reach_is_not_promoted_for_want_of_them(held: Held) -> None:
+    held.result = {**FIGURES, "verdict": "too-little", "reasons": ["g2 had 0 requests"]}
+    wrong = condition("ResolvedRefs", "False", "BackendNotFound", "backend(vllm-g2/gemma) not found")
+    held.on_begin = lambda: reached_by_requests(held, condition("Accepted"), wrong)
+    words = r"g2 had 0 requests, and requests may not reach it: HTTPRoute gemma is not ResolvedRefs \(BackendNotFound"
+    with pytest.raises(InconclusiveError, match=words):
+        walk(held)("g1", "g2")
+    assert now(held) == ({"g1": 100}, None)
+
+
 @pytest.mark.parametrize("setting", ["go-on", "stop"])
 def test_too_little_traffic_is_said_and_the_setting_decides(held: Held, setting: str) -> None:
     held.result = {**FIGURES, "verdict": "too-little", "reasons": ["g2 had 2 requests"]}
     settings = behind_a_gateway(
         canary={"steps": [10, 50], "hold": "1s", "settle": "0s", "min_requests": 10, "little_traffic": setting}
     )
+    held.on_begin = lambda: reached_by_requests(held)
     found = walk(held, settings=settings)
     if setting == "stop":
         with pytest.raises(InconclusiveError, match=r"too little traffic to tell .*g2 had 2 requests"):

@@ -82,7 +82,7 @@ def test_a_section_of_a_gateway_is_refused_without_one():
         settings("gcs-fuse", features=["gateway"], inference_gateway={"picker_replicas": 1})
 
 
-# -- patches ------------------------------------------------------------------------------------------------
+# -- what is rendered, patches included ---------------------------------------------------------------------
 
 
 def one(items: list[dict[str, Any]], kind: str, name: str = "") -> dict[str, Any]:
@@ -93,6 +93,14 @@ def one(items: list[dict[str, Any]], kind: str, name: str = "") -> dict[str, Any
 def rendered(**values: Any) -> list[dict[str, Any]]:
     config = settings(**{"gateway": {"proxy_ranges": ["10.129.0.0/23"]}, **values})
     return render.render(config, RELEASE).generation
+
+
+@pytest.mark.parametrize(("request_timeout", "timeout", "draining"), [("10m", 600, 600), ("2h", 7200, 3600)])
+def test_an_answer_may_take_its_time_at_a_pod_that_goes_too(request_timeout: str, timeout: int, draining: int):
+    """As long as the pod itself waits for it, whatever a promotion's drain_seconds are; at most what the API takes."""
+    serving = {"request_timeout": request_timeout, "drain_seconds": 5}
+    policy = one(rendered(serving=serving), "GCPBackendPolicy")["spec"]["default"]
+    assert (policy["timeoutSec"], policy["connectionDraining"]["drainingTimeoutSec"]) == (timeout, draining)
 
 
 def test_a_patch_of_deployments_is_the_server_s_and_the_picker_s_is_named():

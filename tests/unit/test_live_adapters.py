@@ -124,6 +124,16 @@ def test_every_pod_is_waited_for(monkeypatch: pytest.MonkeyPatch):
     assert "not yet told of them" in lines[0]
 
 
+def test_a_pod_that_was_evicted_is_not_waited_for():
+    cluster = Pods([state(NEW, "ko")], pods=2)
+    cluster.objects["Pod", SETTINGS.namespace, "pod-0"]["status"] = {"phase": "Failed", "reason": "Evicted"}
+    asked: list[str] = []
+    log = cluster.log
+    cluster.log = lambda pod, *a, **k: asked.append(pod) or log(pod, *a, **k)  # type: ignore[method-assign,func-returns-value]
+    assert wait(cluster, "ko")[-1] == "every pod serves the adapters ko"
+    assert asked == ["pod-1"]
+
+
 def test_an_adapter_that_an_engine_refuses_is_the_releases_fault():
     with pytest.raises(ReleaseError, match="the adapter legal: has shape"):
         wait(Pods([state(NEW, "ko", legal="has shape [1]")]), "ko", "legal")

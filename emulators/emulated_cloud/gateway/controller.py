@@ -95,12 +95,12 @@ class GatewayController:
         if not new:
             return
         first = not self._watched
-        self._watched |= new
         await self._informers.synced(*new)
         if first:
             await self._install_classes()
             self._table.gateways = self._informers.of(GATEWAYS)
             self._table.routes = self._informers.of(HTTP_ROUTES)
+        self._watched |= new  # Not before: a write that failed is tried again.
         if not self._serves:
             return
         if first:

@@ -138,18 +138,19 @@ class Envoy:
             await self._put({name: xds.text(content) for name, content in wanted.routes.items()})
             await self._put({"listeners.json": xds.text(wanted.listeners)})
             unused = self._clusters.keys() - wanted.clusters.keys()
-            busy = await self._busy(unused) if unused else set()
-            self._clusters = {name: self._clusters[name] for name in self._clusters if name not in unused - busy}
+            if unused and await self._are_busy(unused):
+                return False
+            self._clusters = dict(wanted.clusters)
             await self._put_clusters()
-            self._remove([f"endpoints-{name}.json" for name in unused - busy])
+            self._remove([f"endpoints-{name}.json" for name in unused])
             self._remove([name for name in self._written if name.startswith("routes-") and name not in wanted.routes])
-            return not busy
+            return True
 
-    async def _busy(self, clusters: Collection[str]) -> set[str]:
-        """Those of these that requests are in flight to."""
+    async def _are_busy(self, clusters: Collection[str]) -> bool:
+        """Whether requests are in flight to any of these: one that a picker looks at is its pool's a moment later."""
         counted = await self._admin("GET", r"/stats?filter=^cluster\..*\.upstream_rq_active$")
         active = dict(line.rpartition(": ")[::2] for line in counted.splitlines())
-        return {name for name in clusters if int(active.get(f"cluster.{name}.upstream_rq_active", "0"))}
+        return any(int(active.get(f"cluster.{name}.upstream_rq_active", "0")) for name in clusters)
 
     def _remove(self, names: Iterable[str]) -> None:
         for name in list(names):
@@ -169,13 +170,20 @@ class Envoy:
         watched = {name for name in changed if name in self._written}
         for name, content in changed.items():
             self._write(name, content)
+        try:
+            await self._wait_until_taken(watched, before)
+        except BaseException:
+            # Nobody knows that this is what it has: the same again is another try.
+            self._written |= dict.fromkeys(changed, "")
+            raise
+
+    async def _wait_until_taken(self, watched: set[str], before: dict[str, int]) -> None:
+        """Waits until Envoy has taken these files. Raises Refused, TimeoutError."""
         deadline = asyncio.get_running_loop().time() + _APPLIED_SECONDS
         while watched:
             now = await self._updates()
             for name in list(watched):
                 if now.get(f"{_counters(name)}.update_rejected") != before.get(f"{_counters(name)}.update_rejected"):
-                    # Not what it has: the same again is another try.
-                    self._written |= dict.fromkeys(changed, "")
                     raise Refused(f"Envoy refused {name}: {self._folder}/log has its words")
                 if now.get(f"{_counters(name)}.update_success") != before.get(f"{_counters(name)}.update_success"):
                     watched.discard(name)

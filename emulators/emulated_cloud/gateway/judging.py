@@ -31,13 +31,14 @@ from emulated_cloud.kubernetes.selectors import matches, selected
 CERTMAP = "networking.gke.io/certmap"
 PRE_SHARED = "networking.gke.io/pre-shared-certs"
 _FILTERS = "the emulated load balancer knows no filters"
+_TIMEOUTS = "the emulated load balancer knows no timeouts of a rule, those of a GCPBackendPolicy alone"
 _PATHS = ("PathPrefix", "Exact")
 
 
 @dataclass(frozen=True)
 class Objects:
     """What there is in the cluster, by `namespace/name`; `endpoints(namespace, service, port)` are a Service's ready
-    addresses, `certificates(namespace, names)` the Secrets of these that hold none."""
+    addresses, `bad_certificates` what is wrong with the Secrets that listeners name (certificates.py)."""
 
     routes: Mapping[str, Object]
     pools: Mapping[str, Object]
@@ -211,6 +212,8 @@ def _unsupported(route: Object) -> str:
     for rule in route["spec"].get("rules") or []:
         if rule.get("filters") or any(ref.get("filters") for ref in rule.get("backendRefs") or []):
             return _FILTERS
+        if rule.get("timeouts"):
+            return _TIMEOUTS
         for match in rule.get("matches") or []:
             path = (match.get("path") or {}).get("type", "PathPrefix")
             types = [
