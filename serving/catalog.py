@@ -58,14 +58,45 @@ class Kind:
 
 
 @dataclass(frozen=True)
+class Machine:
+    """A machine type with accelerators."""
+
+    name: str
+    count: int
+    """Its accelerators."""
+    cpu: int
+    memory_gib: int
+
+    @property
+    def cpu_of_pods(self) -> float:
+        """The processors that GKE leaves to pods
+        (https://cloud.google.com/kubernetes-engine/docs/concepts/plan-node-sizes), those of GKE's own included."""
+        return self.cpu - _reserved(self.cpu, [(1, 0.06), (1, 0.01), (2, 0.005)], 0.0025)
+
+    @property
+    def memory_of_pods(self) -> float:
+        """The GiB that GKE leaves to pods (the same source): 100 MiB are for eviction."""
+        return self.memory_gib - _reserved(self.memory_gib, [(4, 0.25), (4, 0.2), (8, 0.1), (112, 0.06)], 0.02) - 0.1
+
+
+def _reserved(amount: float, tiers: list[tuple[float, float]], rest: float) -> float:
+    """What is kept of an amount: a share of each tier, (size, share), and of the rest."""
+    kept = 0.0
+    for size, share in tiers:
+        kept += min(amount, size) * share
+        amount = max(0.0, amount - size)
+    return kept + amount * rest
+
+
+@dataclass(frozen=True)
 class Card:
     """An accelerator: a row of the catalog."""
 
     kind: Kind
     memory_gib: float
     """Of each core."""
-    counts: list[int]
-    """How many of them GKE puts on a node."""
+    machines: list[Machine]
+    """The machines that have it."""
     machine_family: str
     node_selector: dict[str, str]
     """The label of GKE's nodes that have it, with what GKE calls it."""
@@ -75,8 +106,6 @@ class Card:
     """Devices that the engine sees in one: it splits the model over them all."""
     topologies: dict[int, str] = field(default_factory=dict)
     """How the chips of a node are wired, by their number."""
-    machine_types: dict[int, str] = field(default_factory=dict)
-    """The machines that have them, by their number, where no two have the same."""
     quota: str = ""
     """The quota of Compute Engine that it counts against; empty where Compute Engine shows none."""
     quota_ids: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -87,6 +116,15 @@ class Card:
         """The labels of GKE's nodes that have so many of it."""
         wired = {self.kind.topology_label: self.topologies[count]} if self.topologies else {}
         return {**self.node_selector, **self.kind.node_selector, **wired}
+
+    @property
+    def counts(self) -> list[int]:
+        """How many of them GKE puts on a node."""
+        return sorted({machine.count for machine in self.machines})
+
+    def machines_with(self, count: int) -> list[Machine]:
+        """The machines that have so many; a TPU's is one."""
+        return [machine for machine in self.machines if machine.count == count]
 
     @property
     def gke_name(self) -> str:
@@ -118,7 +156,7 @@ def models() -> list[str]:
 
 def accelerators() -> dict[str, list[int]]:
     """The accelerators that the catalog knows, with how many of each GKE puts on a node."""
-    return {name: list(known["counts"]) for name, known in _catalog()["accelerators"].items()}
+    return {name: card(name).counts for name in _catalog()["accelerators"]}
 
 
 def kind(name: str) -> Kind:
@@ -167,7 +205,9 @@ def card(accelerator: str, count: int | None = None) -> Card:
         close = difflib.get_close_matches(accelerator, known, n=1)
         hint = f": did you mean {close[0]}?" if close else ""
         raise RequestError(f"accelerator.type: {accelerator} is not one of {', '.join(known)}{hint}")
-    found = Card(**{**known[accelerator], "kind": kind(known[accelerator]["kind"])})
+    row = known[accelerator]
+    machines = [Machine(name, **size) for name, size in row["machines"].items()]
+    found = Card(**{**row, "kind": kind(row["kind"]), "machines": machines})
     if count is not None and count not in found.counts:
         raise RequestError(f"accelerator.count: {_not_on_a_node(accelerator, found, count)}")
     return found

@@ -83,8 +83,13 @@ def _quantity(value: str) -> str:
 
 def in_bytes(quantity: str) -> int:
     """The bytes of a checked quantity of memory."""
-    number = quantity.rstrip("mkMGTi")
-    return int(float(number) * _UNITS[quantity.removeprefix(number)])
+    return int(in_units(quantity))
+
+
+def in_units(quantity: str) -> float:
+    """What a checked quantity is of: bytes, processors."""
+    number = quantity.rstrip("mkKMGTi")
+    return float(number) * _UNITS[quantity.removeprefix(number)]
 
 
 def _secret_version(value: str) -> str:

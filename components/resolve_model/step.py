@@ -361,8 +361,10 @@ def size(settings: Settings, found: Found) -> Sizing:
 
 def sizes(settings: Settings, found: Found) -> tuple[Sizing, Sizing | None]:
     """The same, and on the accelerator that a pod may find in their place, where there is a choice: with one context,
-    the smaller of both, since clients do not choose which of them answers."""
+    the smaller of both, since clients do not choose which of them answers. Raises RequestError, too, where no machine
+    has what a pod asks for beside its accelerators."""
     own, other = size(settings, found), settings.beside
+    features.demand(settings, "holds", engine.host(settings, own))
     if other is None:
         return own, None
     contexts = [each.max_model_len for each in (own, size(other, found)) if each.max_model_len]

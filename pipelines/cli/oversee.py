@@ -47,7 +47,10 @@ def status(out: Output, file: SettingsFile = None, sets: Sets = None, state: Sta
 
         now = datetime.datetime.now(datetime.UTC)
         with out.progress("looking at Vertex AI, cluster, bucket and hub"):
-            found = work.status(settings, _vertex(out, settings, state), now)
+            found = work.status(settings, now, on_vertex=not state)
+    for each in found["unseen"]:
+        if each not in found["drift"]:
+            out.hint(_drift_words(each))
     out.result(found, _status_words(found, now))
 
 
@@ -105,18 +108,14 @@ def destroy(
 
 
 def _vertex(out: Output, settings: Settings, state: Path | None) -> Vertex | None:
-    """Vertex AI as the deployment uses it; a run on this machine has none. Where it is switched off that is said: what
-    was there before comes back with it."""
+    """Vertex AI as the deployment uses it; a run on this machine has none. Where it is switched off that is said."""
     if state:
         return None
-    from pipelines.oversight import runs
+    from pipelines.oversight import runs, status
 
     vertex = runs.vertex_of(settings)
     if vertex is None:
-        out.hint(
-            f"Vertex AI is switched off in {settings.project}: a schedule there is not seen, and starts no run until "
-            f"it is on again: `gcloud services enable aiplatform.googleapis.com --project={settings.project}`"
-        )
+        out.hint(_drift_words(status.switched_off(settings)))
     return vertex
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -20,6 +21,7 @@ from serving.errors import PipelineError, RequestError
 if TYPE_CHECKING:
     from emulated_cloud.cloud import Cloud
 
+    from serving.clients.kubernetes import Cluster
     from serving.settings import Settings
 
 SHOWN = [Path(__file__).parents[2] / name for name in ("components", "images", "manifests", "pipelines", "serving")]
@@ -167,7 +169,9 @@ def up(
         with emulated:
             state.write_session(folder, emulated.environment)
             seconds = _COMES_BACK_SECONDS["vllm" in real]
-            if served_before and not wait_for(lambda: endpoint.exists() or bool(emulated.loss), seconds):
+            if served_before and (words := nothing_comes_back(administered(emulated), settings)):
+                say(words)
+            elif served_before and not wait_for(lambda: endpoint.exists() or bool(emulated.loss), seconds):
                 say(f"the live generation of this state did not come back within {seconds} s; going on without it")
             try:
                 yield emulated
@@ -177,6 +181,41 @@ def up(
                     endpoint.unlink()  # Nobody answers there any more.
     except EmulatorFailed as error:
         raise PipelineError(f"the emulators did not start: {error}. {state.about_logs(folder)}") from error
+
+
+def nothing_comes_back(cluster: Cluster, settings: Settings) -> str:
+    """Why nothing will serve in a cluster that has just come back before somebody does something, in words; empty where
+    the live generation is to have pods, or nobody can tell."""
+    from serving.deployment import record, replicas
+
+    try:
+        known = record.read(cluster, settings)
+        server = cluster.get("Deployment", names.server(known.live), settings.namespace) if known.live else None
+    except PipelineError:
+        return ""
+    if not known.live:
+        return "no generation is live in this state"
+    if server and replicas.wanted(server):
+        return ""
+    if known.down:
+        return (
+            f"{known.live} is down: the run {known.down.run_id} had it make room for {known.down.candidate}, and ended"
+        )
+    return f"{known.live} is live, and {'has no pods to come back' if server else 'its Deployment is gone'}"
+
+
+def administered(emulated: Cloud) -> Cluster:
+    """The cluster by its administrator's kubeconfig: this process has no environment that leads there."""
+    from serving.clients.kubernetes import Cluster
+    from serving.clients.kubernetes.gke import official
+
+    api_client, configuration_of = official()
+    found = json.loads(emulated.kubeconfig.read_text(encoding="utf-8"))
+    server = found["clusters"][0]["cluster"]
+    configuration = configuration_of(host=server["server"])
+    configuration.ssl_ca_cert = server["certificate-authority"]
+    configuration.api_key["authorization"] = f"Bearer {found['users'][0]['user']['token']}"
+    return Cluster(api_client(configuration)).impatient()
 
 
 def entry_of(folder: Path, emulated: Cloud) -> str | None:

@@ -272,7 +272,7 @@ def of_accelerators(needs: Needs, settings: Settings, traits: ClusterTraits, *, 
     for name, rooms, where in quotas:
         if name in rooms:
             _of_quota(needs, settings, name, rooms[name], where, one=one, serves=serves)
-    if not card.machine_types:  # TPUs are not among Compute Engine's accelerators.
+    if not card.topologies:  # TPUs are not among Compute Engine's accelerators.
         _of_zones(needs, settings, compute, traits)
     return lines
 

@@ -29,9 +29,13 @@ Drift = dict[str, str]
 """`{"what", "why", "command"}`."""
 
 
-def status(settings: Settings, vertex: Vertex | None, now: datetime.datetime) -> dict[str, Any]:
-    """`{"schedule", "runs", "live", "canary", "kept", "drift"}`. A part that does not answer leaves its word in
-    `drift`, and the others are told all the same. Raises AccessError without credentials: no part answers then."""
+def status(settings: Settings, now: datetime.datetime, *, on_vertex: bool) -> dict[str, Any]:
+    """`{"schedule", "runs", "live", "canary", "kept", "drift", "unseen"}`. A part that does not answer leaves its word
+    in `drift` and `unseen`, and the others are told all the same; Vertex AI switched off is no drift, and in `unseen`
+    alone. Raises AccessError without credentials: no part answers then.
+
+    on_vertex: whether the deployment is in a project; a run on this machine has no Vertex AI to look at.
+    """
     google.check_credentials()
     unknown: list[Drift] = []
 
@@ -42,6 +46,8 @@ def status(settings: Settings, vertex: Vertex | None, now: datetime.datetime) ->
             unknown.append(drifted(what, str(error)))
             return without
 
+    vertex = told("Vertex AI", lambda: runs.vertex_of(settings), None) if on_vertex else None
+    off = [switched_off(settings)] if on_vertex and vertex is None and not unknown else []
     found = told("schedule", lambda: schedule.find(vertex, settings) if vertex else None, None)
     of_schedule: list[dict[str, Any]] = []
     if vertex and not unknown:
@@ -61,7 +67,18 @@ def status(settings: Settings, vertex: Vertex | None, now: datetime.datetime) ->
         "canary": shares,
         "kept": kept,
         "drift": unknown + [_of_field(each) for each in of_schedule] + drift,
+        "unseen": unknown + off,
     }
+
+
+def switched_off(settings: Settings) -> Drift:
+    """That the project has Vertex AI switched off: what was there before comes back with it."""
+    return drifted(
+        "Vertex AI",
+        f"it is switched off in {settings.project}: a schedule there is not seen, and starts no run until it is on "
+        "again",
+        f"gcloud services enable aiplatform.googleapis.com --project={settings.project}",
+    )
 
 
 # -- the schedule ---------------------------------------------------------------------------------------------

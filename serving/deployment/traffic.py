@@ -69,23 +69,25 @@ def move(
     if replaced and settings.has_gateway and entry(cluster, settings):
         shares = {before: 0, generation: 100}  # Its requests are to end before a load balancer forgets it.
     changed = entrance.send(cluster, settings, shares, _still(settings, before, generation))
-    record.put_live(generation)
-    record.serves_again(run_id)
-    record.write(cluster, settings)
-    if changed:
-        instead = f", not to {replaced}" if replaced else ""
-        say(f"{settings.name} sends requests to {generation}{instead}")
-    if before != generation or autoscaling.amiss(cluster, settings, generation):
-        autoscaling.renew(cluster, settings, generation, run_id, say)
-    if replaced:
-        try:
+    try:
+        record.put_live(generation)
+        record.serves_again(run_id)
+        record.write(cluster, settings)
+        if changed:
+            instead = f", not to {replaced}" if replaced else ""
+            say(f"{settings.name} sends requests to {generation}{instead}")
+        if before != generation or autoscaling.amiss(cluster, settings, generation):
+            autoscaling.renew(cluster, settings, generation, run_id, say)
+        if replaced:
             draining.drain(cluster, settings, before, run_id=run_id, say=say)
             if settings.has_gateway:
                 canary.take_out(cluster, settings, generation)
-        except ToldToEnd:
+    except ToldToEnd:
+        if replaced:
             # Its pods finish what they still run in the time that they have to end.
             rest(cluster, settings, before)
-            raise
+        raise
+    if replaced:
         rest(cluster, settings, before)
     return changed
 

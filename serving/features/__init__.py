@@ -19,6 +19,8 @@ A module has, as it needs them:
                                          deleting those that it owns: verbs
     variant(settings)                    the folder in its scopes that such a deployment has beside their own manifests
     check(settings)                      raises RequestError for settings that it cannot serve
+    holds(settings, host)                raises RequestError for a pod that asks for more of a host (serving/catalog.py)
+                                         than its machines have
     caching(settings)                    the Rapid Cache that the bucket is to have for it (Caching), or None
     zones(settings)                      that the release is to know the zones: those that the settings name
     resolved(settings, image)            fields of the release that follow from what the engine's image is now

@@ -10,6 +10,7 @@ from serving.errors import InconclusiveError
 from serving.features import Explanation, Symptom, nodes
 
 if TYPE_CHECKING:
+    from serving.catalog import Host
     from serving.clients.google import ClusterTraits
     from serving.settings import Settings
     from serving.weights.release import Release
@@ -53,6 +54,11 @@ _MEANINGS = (
 def check(settings: Settings) -> None:
     """Raises RequestError for an accelerator that is no NVIDIA card."""
     nodes.check(settings, "gpu")
+
+
+def holds(settings: Settings, asked: Host) -> None:
+    """Raises RequestError for a pod that is more than any of their machines."""
+    nodes.hold(settings, asked)
 
 
 def suits(settings: Settings, look: Callable[[], ClusterTraits]) -> None:

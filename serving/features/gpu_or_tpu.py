@@ -23,6 +23,7 @@ from serving.values import Duration, Image, MachineType, NodePoolName, ServiceAc
 from serving.values import Section as BaseSection
 
 if TYPE_CHECKING:
+    from serving.catalog import Host
     from serving.clients.google import ClusterTraits
     from serving.settings import Settings
     from serving.weights.release import Release
@@ -150,7 +151,7 @@ def check(settings: Settings) -> None:
     nodes.check(settings, "gpu")
     section = _section(settings)
     family = nodes.card(settings).machine_family
-    with_chips = catalog.card(section.tpu_type, section.tpu_chips).machine_types[section.tpu_chips]
+    with_chips = catalog.card(section.tpu_type).machines_with(section.tpu_chips)[0].name
     for pool in section.pools:
         if pool.accelerator == "gpu" and not pool.machine_type.startswith(f"{family}-"):
             raise RequestError(
@@ -162,6 +163,21 @@ def check(settings: Settings) -> None:
             raise RequestError(
                 f"gpu_or_tpu.pools: {pool.name} is of {pool.machine_type}; gpu_or_tpu.tpu_chips is "
                 f"{section.tpu_chips}, which is a {with_chips}. Change the one or the other"
+            )
+
+
+def holds(settings: Settings, asked: Host) -> None:
+    """Raises RequestError for a pod that is more than a machine of one of the node pools: none would come there. (A
+    machine type that the catalog does not know is left to the scheduler.)"""
+    section = _section(settings)
+    cards = (nodes.card(settings), catalog.card(section.tpu_type))
+    known = {machine.name: machine for card in cards for machine in card.machines}
+    for pool in section.pools:
+        machine = known.get(pool.machine_type)
+        if machine and not nodes.has_room(machine, asked):
+            raise RequestError(
+                f"gpu_or_tpu.pools: {pool.name}: {nodes.too_much(machine, asked)}. Take larger machines there, or set "
+                "accelerator.cpu or accelerator.memory to less"
             )
 
 

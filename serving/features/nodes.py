@@ -6,12 +6,15 @@ https://cloud.google.com/kubernetes-engine/docs/concepts/about-custom-compute-cl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from serving import catalog
+from serving import catalog, sizing
+from serving.catalog import Host, Machine
 from serving.errors import InconclusiveError, RequestError
 from serving.features import Explanation, Symptom
+from serving.values import in_units
 
 if TYPE_CHECKING:
     from serving.catalog import Card
@@ -45,6 +48,42 @@ def suits(settings: Settings, look: Callable[[], ClusterTraits]) -> None:
             f"{settings.cluster} is an Autopilot cluster, whose pods name the reservation that their nodes come out "
             "of. Set reservation.name"
         )
+
+
+def host(settings: Settings, weights_gib: float | None = None) -> Host:
+    """What a pod asks of its machine beside accelerators: the settings' word, else the catalog's for a model whose
+    weights take so much of all cards together (None: nobody knows)."""
+    wanted, usual = settings.accelerator, sizing.host(settings.model, weights_gib)
+    return Host(
+        cpu=wanted.cpu or usual.cpu,
+        memory=wanted.memory or usual.memory,
+        ephemeral_storage=wanted.ephemeral_storage or usual.ephemeral_storage,
+    )
+
+
+def hold(settings: Settings, asked: Host) -> None:
+    """Raises RequestError for a pod that asks for more than any machine with its accelerators has."""
+    wanted = settings.accelerator
+    machines = card(settings).machines_with(wanted.count)
+    if not any(has_room(machine, asked) for machine in machines):
+        largest = max(machines, key=lambda machine: machine.memory_gib)
+        raise RequestError(
+            f"{too_much(largest, asked)}, the largest machine with {wanted.count} × {wanted.type}. "
+            "Set accelerator.cpu or accelerator.memory to less, or take more of them (accelerator.count)"
+        )
+
+
+def has_room(machine: Machine, asked: Host) -> bool:
+    """Whether a pod's part of it is there. (Of local disk a node has as much as its pool was made with.)"""
+    return in_units(asked.cpu) <= machine.cpu_of_pods and in_units(asked.memory) <= machine.memory_of_pods * 2**30
+
+
+def too_much(machine: Machine, asked: Host) -> str:
+    """That a pod asks for more than a machine has, in words."""
+    return (
+        f"a pod asks for {asked.cpu} processors and {asked.memory} of memory, and GKE leaves pods "
+        f"{math.floor(machine.cpu_of_pods * 10) / 10} and {math.floor(machine.memory_of_pods)}Gi on {machine.name}"
+    )
 
 
 def values(settings: Settings) -> dict[str, Any]:
@@ -99,7 +138,7 @@ def pool_flags(settings: Settings) -> str:
     found, count = card(settings), settings.accelerator.count
     flags = [f"--accelerator type={found.gke_name},count={count},gpu-driver-version=latest", "--machine-type MACHINE"]
     if found.topologies:
-        flags = [f"--machine-type {found.machine_types[count]}", f"--tpu-topology {found.topologies[count]}"]
+        flags = [f"--machine-type {found.machines_with(count)[0].name}", f"--tpu-topology {found.topologies[count]}"]
     if settings.capacity == "spot":
         flags.append("--spot")
     if settings.capacity == "reservation":

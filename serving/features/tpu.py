@@ -15,6 +15,7 @@ from serving.errors import InconclusiveError, ReleaseError
 from serving.features import Explanation, Symptom, nodes
 
 if TYPE_CHECKING:
+    from serving.catalog import Host
     from serving.clients.google import ClusterTraits
     from serving.settings import Settings
     from serving.weights.release import Release
@@ -62,6 +63,11 @@ def check(settings: Settings) -> None:
     nodes.check(settings, "tpu")
 
 
+def holds(settings: Settings, asked: Host) -> None:
+    """Raises RequestError for a pod that is more than any of their machines."""
+    nodes.hold(settings, asked)
+
+
 def suits(settings: Settings, look: Callable[[], ClusterTraits]) -> None:
     """Raises RequestError for a cluster that has no such nodes."""
     nodes.suits(settings, look)
@@ -78,7 +84,7 @@ def explain(settings: Settings, symptom: Symptom) -> Explanation | None:
         return reserved
     if symptom.kind == "no-node" and _OF_THE_CHIPS.search(symptom.words):
         asked, found = settings.accelerator, nodes.card(settings)
-        machine = found.machine_types[asked.count]
+        machine = found.machines_with(asked.count)[0].name
         return Explanation(
             InconclusiveError,
             f"no node for {symptom.pod}: {symptom.words}. It asks for {asked.count} × {asked.type} in the topology "

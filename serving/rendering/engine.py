@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 from typing import Any
 
-from serving import catalog, features, image, names, sizing
+from serving import catalog, features, image, names
+from serving.features import nodes
 from serving.image import mirrored as in_mirror
 from serving.settings import Settings
+from serving.sizing import Sizing
 from serving.values import in_seconds
 from serving.weights import repositories
 from serving.weights.release import Release
@@ -102,18 +105,21 @@ def api_key(settings: Settings) -> list[dict[str, Any]]:
 
 def accelerator(settings: Settings, release: Release) -> dict[str, Any]:
     """The machine of a pod: cards, and the host's part."""
-    wanted, on_a_card = settings.accelerator, release.sizing.weights_gib
-    host = sizing.host(settings.model, on_a_card and on_a_card * _cores(settings))
+    wanted, part = settings.accelerator, host(settings, release.sizing)
     reserved = {"reservation": settings.reservation.model_dump()} if settings.capacity == "reservation" else {}
     return {
         "type": wanted.type,
         "count": wanted.count,
         "spot": settings.capacity == "spot",
         **reserved,
-        "cpu": wanted.cpu or host.cpu,
-        "memory": wanted.memory or host.memory,
-        "ephemeral_storage": wanted.ephemeral_storage or host.ephemeral_storage,
+        **asdict(part),
     }
+
+
+def host(settings: Settings, sized: Sizing) -> catalog.Host:
+    """The host's part of a pod, by how large the model is on its cards."""
+    on_a_card = sized.weights_gib
+    return nodes.host(settings, on_a_card and on_a_card * _cores(settings))
 
 
 def shared_memory(settings: Settings) -> str:

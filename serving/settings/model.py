@@ -349,6 +349,18 @@ class Settings(_FeatureSections):
             raise ValueError(str(error)) from error
         return self
 
+    @model_validator(mode="after")
+    def _its_machines_have_room(self) -> Settings:
+        from serving import catalog
+        from serving.features import nodes
+
+        if self.model in catalog.models():  # Of another, resolve_model finds out how large it is.
+            try:
+                features.demand(self, "holds", nodes.host(self))
+            except RequestError as error:
+                raise ValueError(str(error)) from error
+        return self
+
     def model_post_init(self, _context: Any) -> None:
         if not self.pipeline_root:
             object.__setattr__(self, "pipeline_root", f"gs://{self.bucket}/pipelines")

@@ -319,7 +319,7 @@ def test_an_old_cluster_is_one_lack(place: Place):
 
 COMMANDS: dict[str, Callable[[Settings], object]] = {
     "plan": planned,
-    "status": lambda settings: status.status(settings, None, datetime.datetime.now(datetime.UTC)),
+    "status": lambda settings: status.status(settings, datetime.datetime.now(datetime.UTC), on_vertex=False),
     "bootstrap": lambda settings: installation.bootstrap(settings, lambda _: None, pace=PACE),
     "submit": preflight.checked_job,
 }

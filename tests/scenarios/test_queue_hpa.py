@@ -1,4 +1,6 @@
-"""A refresh of a deployment that scales, under traffic: no request fails, and no moment has fewer pods than before."""
+"""A refresh of a deployment that scales, under traffic: no request fails, and no moment has fewer pods than before. And
+a first run whose metric GKE itself reads from the pods (the Stackdriver adapter is seen at work in test_refresh.py).
+"""
 
 from __future__ import annotations
 
@@ -79,3 +81,22 @@ def test_a_refresh_of_a_busy_server_takes_no_pod_and_no_request_from_it(folder: 
     assert len(watch.seen) > 5
     assert min(watch.seen) >= BUSY, "never fewer pods than before"
     assert spec.min_replicas == 1, "and then the settings' minimum"
+
+
+def test_pods_come_and_go_by_what_gke_itself_reads_from_them(tmp_path: Path):
+    settings = ("features=[queue-hpa]", "queue_hpa.adapter=autoscaling-metric", "validation.concurrencies=[1]")
+    given = [argument for each in settings for argument in ("--set", each)]
+    running = Run("--state", str(tmp_path / "state"), *given, "--keep", folder=tmp_path)
+    result = running.result()
+    assert result["status"] == "succeeded"
+    # With load it came to two pods, and without to one again.
+    assert {"verify_autoscaling": "succeeded"}.items() <= {s["name"]: s["status"] for s in result["steps"]}.items()
+    server = f"vllm-{result['generation']}"
+    watch = Watch(tmp_path / "state")
+    found = watch.autoscalers.read_namespaced_horizontal_pod_autoscaler(server, "gemma")
+    metrics = [each.pods.metric.name for each in found.spec.metrics]
+    assert metrics == [f"autoscaling.gke.io|{server}|queue"]
+    assert [each.pods.metric.name for each in found.status.current_metrics] == metrics
+    conditions = {each.type: (each.status, each.reason) for each in found.status.conditions}
+    assert conditions["ScalingActive"] == ("True", "ValidMetricFound")
+    assert running.stop() == 0

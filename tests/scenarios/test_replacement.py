@@ -1,9 +1,10 @@
 """`rollout: replace` as a user lives with it, in a project with the accelerators of one generation: a first run, a
-refresh whose downtime is said before, and a bad release, after which the old one serves again."""
+refresh whose downtime is said before, killed and run again, and a bad release, after which the old one serves again."""
 
 from __future__ import annotations
 
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from emulated_cloud.cloud import wait_for
 from emulated_cloud.hub import models
 
 from serving.scenarios import find
-from tests.scenarios.command import MODEL, Site, Traffic
+from tests.scenarios.command import MODEL, Site, Traffic, processes_below
 
 REPLACE = ("--set", "rollout=replace", "--set", "serving.drain_seconds=1")
 
@@ -28,10 +29,18 @@ def test_one_generation_replaces_the_other_and_a_bad_one_has_it_back(site: Site,
 
     second = Path(shutil.copytree(tiny_gemma3, site.folder / "second"))
     models.write_gemma3(second, seed=7)
+    killed = site.run(second, *REPLACE)
+    killed.wait_for("deploy_server: applied Deployment/")
+    assert killed.stop(signal.SIGKILL) == -signal.SIGKILL
+    assert wait_for(lambda: not processes_below(site.state), 120), processes_below(site.state)
+
+    # The record says that nothing serves, so nobody waits for an entry that answers.
     run = site.run(second, *REPLACE)
     found = run.finish()
     assert found["status"] == "succeeded"
     told = run._text()
+    assert f"{first['generation']} is down: the run " in told
+    assert "did not come back" not in told
     announced = (
         f"rollout: replace: {first['generation']} makes room for {found['generation']}, and nothing serves until"
     )

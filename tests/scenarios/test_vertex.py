@@ -106,7 +106,7 @@ def told(cloud: Cloud, first: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -
 
     def look(**changes: Any) -> list[tuple[str, str]]:
         settings = settings_for(**changes)
-        found = status.status(settings, runs.vertex_of(settings), datetime.datetime.now(datetime.UTC))
+        found = status.status(settings, datetime.datetime.now(datetime.UTC), on_vertex=True)
         return [(each["what"], each["why"]) for each in found["drift"]]
 
     return look

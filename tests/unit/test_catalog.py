@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from emulated_cloud.kubernetes.gke import machines
 
 from serving import catalog, sizing
 from serving.errors import RequestError
+from serving.values import in_units
 
 
 @pytest.mark.parametrize(
@@ -22,6 +24,23 @@ from serving.errors import RequestError
 def test_what_the_catalog_does_not_know_is_named_with_the_closest(ask: Any, words: str):
     with pytest.raises(RequestError, match=words):
         ask()
+
+
+def test_a_machine_leaves_to_pods_what_the_cluster_says_of_its_nodes():
+    """The emulated cluster has the figures of its own, and from the same pages."""
+    there = {machine.name: machine for machine in machines.MACHINE_TYPES if machine.accelerator}
+    compared = set()
+    for accelerator in catalog.accelerators():
+        for known in catalog.card(accelerator).machines:
+            if known.name in there:
+                node = machines.node_template(there[known.name], "us-central1-a", "c", "p", False, "")["status"]
+                assert node["capacity"][catalog.card(accelerator).kind.resource] == str(known.count)
+                assert in_units(node["capacity"]["cpu"]) == known.cpu
+                assert in_units(node["capacity"]["memory"]) == known.memory_gib * 2**30
+                assert in_units(node["allocatable"]["cpu"]) == pytest.approx(known.cpu_of_pods, abs=0.001)
+                assert in_units(node["allocatable"]["memory"]) / 2**30 == pytest.approx(known.memory_of_pods, abs=0.01)
+                compared.add(known.name)
+    assert compared == there.keys()
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 
 from components.ensure_access import step as ensure_access
 from components.ensure_cluster import step
-from components.resolve_model.step import sizes
+from components.resolve_model.step import Found, sizes
 from pipelines.local import cloud
 from pipelines.oversight import needs
 from serving import features, names, sizing
@@ -66,6 +66,12 @@ def pods_of(config: Settings) -> Object:
         ({"gpu_or_tpu": {"tpu_chips": 4}}, "v6e-1 is of ct6e-standard-1t; gpu_or_tpu.tpu_chips is 4, which is a ct6e-"),
         ({"gpu_or_tpu": {"pools": pools(gpu="n1-standard-8")}}, "nvidia-l4 is in machines of the family g2 alone"),
         ({"gpu_or_tpu": {"pools": pools(tpu="ct6e-standard-8t")}}, "tpu_chips is 1, which is a ct6e-standard-1t"),
+        ({"gpu_or_tpu": {"pools": pools(gpu="g2-standard-4")}}, "l4-spot: a pod asks for 2 processors and 20Gi of"),
+        ({"accelerator": {"cpu": "7950m"}}, "l4-spot: a pod asks for 7950m processors and 20Gi of memory, and GKE"),
+        (
+            {"accelerator": {"memory": "170Gi"}, "gpu_or_tpu": {"pools": pools(gpu="g2-standard-96")}},
+            "v6e-1: a pod asks for 2 processors and 170Gi of memory, and GKE leaves pods 43.8 and 165Gi on ct6e-stand",
+        ),
         ({"model": "google/gemma-4-31B-it", "accelerator": {"count": 8}}, "on 1 × tpu-v6e-slice cannot start"),
     ],
 )
@@ -73,6 +79,10 @@ def test_what_cannot_be_served_on_either_is_refused(changes: Object, words: str)
     with pytest.raises(RequestError) as caught:
         settings(**changes)
     assert words in str(caught.value)
+
+
+def test_a_machine_that_the_catalog_does_not_know_is_left_to_the_scheduler():
+    settings(gpu_or_tpu={"pools": pools(gpu="g2-custom-6-30720")}, accelerator={"memory": "28Gi"})
 
 
 def test_the_order_of_the_pools_is_the_order_of_the_class_and_changes_in_place():
@@ -106,8 +116,6 @@ def test_a_start_may_take_as_long_as_the_slower_kind_takes():
 
 
 def test_both_have_one_context_the_smaller_of_theirs():
-    from components.resolve_model.step import Found
-
     found = Found("c" * 40, "0" * 16, "Gemma3ForConditionalGeneration", model=sizing.of_catalog(SETTINGS.model))
     cards, chips = sizes(SETTINGS, found)
     alone, _ = sizes(settings(features=["gpu"]), found)
@@ -117,6 +125,19 @@ def test_both_have_one_context_the_smaller_of_theirs():
     short, _ = sizes(settings(engine={"max_model_len": 2048}), found)
     assert short.max_model_len == 2048
     assert sizes(settings(features=["gpu"]), found)[1] is None
+
+
+def test_a_model_that_the_catalog_does_not_know_is_held_against_the_machines_when_its_size_is():
+    """As large as Gemma 3 12B: 4 processors and 32Gi, of which a g2-standard-8 has not enough."""
+    large = {"model": "acme/tuned", "engine": {"quantization": "fp8", "max_model_len": 2048}}
+    found = Found(
+        "c" * 40, "0" * 16, "Gemma3ForConditionalGeneration", model=sizing.of_catalog("google/gemma-3-12b-it")
+    )
+    with pytest.raises(
+        RequestError, match=r"l4-spot: a pod asks for 4 processors and 32Gi of memory, .* g2-standard-8"
+    ):
+        sizes(settings(**large), found)
+    sizes(settings(**large, gpu_or_tpu={"pools": pools(gpu="g2-standard-12")}), found)
 
 
 # -- pods ---------------------------------------------------------------------------------------------------

@@ -207,6 +207,20 @@ def test_a_promotion_that_is_told_to_end_while_it_drains_gives_the_old_accelerat
     assert (replicas(cluster, "g1"), replicas(cluster, "g2")) == (0, 1)
 
 
+def test_a_promotion_that_is_told_to_end_when_the_entry_has_moved_gives_the_old_accelerators_back():
+    def told_to_end(line: str) -> None:
+        if "sends requests to g2" in line:
+            raise ToldToEnd
+
+    cluster = first_promotion(deployment("g2"), *owned("g2"))
+    with pytest.raises(ToldToEnd):
+        step.promote(cluster, SETTINGS, RELEASE, told_to_end)
+    assert serving(cluster) == "g2"
+    assert (replicas(cluster, "g1"), replicas(cluster, "g2")) == (0, 1)
+    known = record.read(cluster, SETTINGS)
+    assert (known.live, known.previous) == ("g2", "g1")
+
+
 def test_with_manual_promotion_the_generation_waits_beside_the_live_one():
     cluster = first_promotion(deployment("g2"), *owned("g2"))
     step.wait_for_a_person(cluster, SETTINGS, RELEASE)

@@ -18,6 +18,7 @@ from components.resolve_model.decision import Situation, decide
 from components.write_report import step as write_report
 from pipelines.cli import submit
 from pipelines.cli.output import Output
+from pipelines.local import cloud
 from serving import names
 from serving.clients import kubernetes, storage
 from serving.clients.kubernetes import ApiError
@@ -637,3 +638,38 @@ def test_the_first_release_takes_nothing_down(capsys, monkeypatch):
     monkeypatch.setattr(kubernetes, "connect", lambda settings: MemoryCluster())
     submit.announce_downtime(Output(), SETTINGS)
     assert capsys.readouterr().err == ""
+
+
+# -- a cluster that comes back on this machine ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("known", "there", "words"),
+    [
+        (Record(live="g1"), [deployment("g1", ready=0)], ""),
+        (
+            Record(live="g1"),
+            [deployment("g1", replicas=0), deployment("g2")],
+            "g1 is live, and has no pods to come back",
+        ),
+        (Record(live="g1"), [deployment("g2")], "g1 is live, and its Deployment is gone"),
+        (Record(), [deployment("g2")], "no generation is live in this state"),
+        (
+            Record(live="g1", down=Down(generation="g1", candidate="g2", replicas=1, since="today", run_id="run-2")),
+            [deployment("g1", replicas=0), deployment("g2")],
+            "g1 is down: the run run-2 had it make room for g2, and ended",
+        ),
+    ],
+)
+def test_where_nothing_comes_back_by_itself_nobody_waits_for_it(known: Record, there: list[Any], words: str):
+    cluster: Any = MemoryCluster(*there, *([service(known.live)] if known.live else []))
+    known.write(cluster, SETTINGS)
+    assert cloud.nothing_comes_back(cluster, SETTINGS) == words
+
+
+def test_where_nobody_can_tell_what_comes_back_it_is_waited_for(monkeypatch: pytest.MonkeyPatch):
+    def unreadable(*_: object) -> None:
+        raise RequestError("holds no record")
+
+    monkeypatch.setattr(record, "read", unreadable)
+    assert cloud.nothing_comes_back(MemoryCluster(), SETTINGS) == ""  # type: ignore[arg-type]

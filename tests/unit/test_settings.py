@@ -171,6 +171,14 @@ def test_a_new_version_of_this_tool_rolls_nothing(changes: dict[str, Any], expec
             "several nodes is one server in several pods, which come and go together: that is not to be had here",
         ),
         ({"features": ["tpu"], "model": "google/gemma-3-27b-it"}, "on 1 × tpu-v6e-slice cannot start: its weights"),
+        (
+            {"accelerator": {"memory": "120Gi"}},
+            "a pod asks for 2 processors and 120Gi of memory, and GKE leaves pods 31.8 and 118Gi on g2-standard-32, "
+            "the largest machine with 1 × nvidia-l4. Set accelerator.cpu or accelerator.memory to less",
+        ),
+        ({"accelerator": {"cpu": "32"}}, "a pod asks for 32 processors and 20Gi of memory, and GKE leaves pods 31.8"),
+        ({"features": ["tpu"], "accelerator": {"memory": "0.17Ti"}}, "43.8 and 165Gi on ct6e-standard-1t, the largest"),
+        ({"features": ["tpu"], "accelerator": {"count": 4, "cpu": "180"}}, "GKE leaves pods 179.4 and 698Gi on ct6e-"),
         ({"accelerator": {"count": 0}}, "accelerator.count: must be greater than or equal to 1, not 0"),
         ({"namespace": "Gemma_1"}, "namespace: 'Gemma_1' is not a Kubernetes name"),
         ({"namespace": "n" * 64}, "has 64 characters; a Kubernetes name"),

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from components.resolve_model import step as resolve
 from pipelines.cli import oversee
+from pipelines.cli.output import Output
 from pipelines.oversight import runs, status
 from pipelines.vertex import schedule
 from serving import names
@@ -17,7 +20,7 @@ from serving.clients import kubernetes
 from serving.deployment import entrance, record, replicas
 from serving.deployment.entrance import Note
 from serving.deployment.record import Down
-from serving.errors import InconclusiveError, RequestError
+from serving.errors import AccessError, InconclusiveError, PipelineError, RequestError
 from serving.settings import Settings
 from tests.unit.deployment import behind_a_gateway, deployment, job, lease, quick
 from tests.unit.oversight import FOUND, World, record_now, world
@@ -26,7 +29,7 @@ __all__ = ["world"]
 
 
 def told(world: World, settings: Settings | None = None) -> dict[str, Any]:
-    found = status.status(settings or world.settings, None, record_now())
+    found = status.status(settings or world.settings, record_now(), on_vertex=False)
     assert json.loads(json.dumps(found)) == found
     return found
 
@@ -55,21 +58,21 @@ def test_what_serves_is_told_from_the_commit_to_the_pods(world: World):
 
 def test_before_the_first_run_nothing_serves_and_nothing_drifts(world: World):
     found = told(world)
-    assert found == {"schedule": None, "runs": [], "live": None, "canary": None, "kept": [], "drift": []}
+    nothing: dict[str, Any] = {"runs": [], "kept": [], "drift": [], "unseen": []}
+    assert found == {"schedule": None, "live": None, "canary": None, **nothing}
     assert "nothing" in oversee._status_words(found, record_now())
 
 
 def test_a_schedule_that_the_settings_ask_for_and_nobody_made(world: World):
     asked = quick(schedule={"cron": "0 3 * * *"})
-    vertex: Any = runs.reached(asked)
-    assert status.status(asked, vertex, record_now())["drift"] == [
+    assert status.status(asked, record_now(), on_vertex=True)["drift"] == [
         {
             "what": "schedule",
             "why": "there is none, and the settings ask for 0 3 * * *",
             "command": "gemma-pipelines schedule apply -f FILE",
         }
     ]
-    assert status.status(quick(), vertex, record_now())["drift"] == []
+    assert status.status(quick(), record_now(), on_vertex=True)["drift"] == []
 
 
 def test_of_a_schedule_that_nobody_could_look_for_nothing_else_is_said(world: World):
@@ -78,9 +81,46 @@ def test_of_a_schedule_that_nobody_could_look_for_nothing_else_is_said(world: Wo
 
     world.patch(schedule, "find", refused)
     asked = quick(schedule={"cron": "0 3 * * *"})
-    vertex: Any = runs.reached(asked)
-    (only,) = status.status(asked, vertex, record_now())["drift"]
-    assert (only["what"], only["why"]) == ("schedule", "there are 2")
+    found = status.status(asked, record_now(), on_vertex=True)
+    assert [(each["what"], each["why"]) for each in found["drift"]] == [("schedule", "there are 2")]
+    assert found["unseen"] == found["drift"]
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_that_vertex_is_switched_off_is_for_a_program_and_for_a_person(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], quiet: bool
+):
+    """A schedule outlives that, unseen; what is switched off on purpose has not drifted."""
+    world.live()
+    monkeypatch.setattr(runs, "vertex_of", lambda settings: None)
+    monkeypatch.setattr(oversee, "deployment", lambda *_: contextlib.nullcontext(world.settings))
+    oversee.status(Output(as_json=True, quiet=quiet))
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    (only,) = found["unseen"]
+    assert only["what"] == "Vertex AI"
+    assert only["why"].startswith(f"it is switched off in {world.settings.project}: a schedule there is not seen")
+    assert only["command"] == f"gcloud services enable aiplatform.googleapis.com --project={world.settings.project}"
+    assert (found["schedule"], found["drift"]) == (None, [])
+    assert found["live"]
+    assert (only["why"] in err) != quiet
+
+    oversee.status(Output(as_json=True), state=Path("state"))
+    out, err = capsys.readouterr()
+    assert json.loads(out)["unseen"] == [], "a run on this machine has no Vertex AI"
+    assert "switched off" not in err
+
+
+@pytest.mark.parametrize("refusal", [AccessError, InconclusiveError])
+def test_a_vertex_that_refuses_or_is_away_leaves_the_rest(world: World, refusal: type[PipelineError]):
+    def refused(settings: Settings) -> None:
+        raise refusal("not for you")
+
+    live = world.live().generation
+    world.patch(runs, "reached", refused)
+    found = status.status(quick(schedule={"cron": "0 3 * * *"}), record_now(), on_vertex=True)
+    assert found["live"]["generation"] == live
+    assert found["unseen"] == found["drift"] == [{"what": "Vertex AI", "why": "not for you", "command": ""}]
 
 
 def test_the_hub_has_other_weights(world: World):

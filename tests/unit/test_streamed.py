@@ -53,7 +53,8 @@ def test_what_cannot_be_is_refused_with_what_to_do(section: dict[str, Any], valu
 
 
 @pytest.mark.parametrize(
-    ("quantity", "wanted"), [("512", 512), ("1k", 1000), ("4Gi", 4 << 30), ("1.5Gi", 3 << 29), ("2T", 2 * 10**12)]
+    ("quantity", "wanted"),
+    [("512", 512), ("1k", 1000), ("3Ki", 3072), ("4Gi", 4 << 30), ("1.5Gi", 3 << 29), ("2T", 2 * 10**12)],
 )
 def test_quantities_in_bytes(quantity: str, wanted: int):
     assert in_bytes(quantity) == wanted
