@@ -61,7 +61,7 @@ async def ask(
     say: Say,
 ) -> dict[str, Any]:
     """Asks a generation through its load balancer: `{"problems": [words], "warnings": [words], "asked": [names],
-    "stream_ms": {"direct", "through"} | None, "shed": figures of shedding.show | {"not_shown": why}, "key": "sent" |
+    "stream_ms": {"direct", "through"} | None, "shed": figures of shedding.show, and "not_shown": why, "key": "sent" |
     "withheld" | "none"}`. `direct`: the stream that came without it. A warning is of what could not be seen."""
     key = api_key if through.trusted else None
     found: dict[str, Any] = {"problems": [], "warnings": [], "asked": [], "stream_ms": None}

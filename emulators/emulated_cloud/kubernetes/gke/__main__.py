@@ -71,7 +71,6 @@ class Gke:
         self._autoscaler = Autoscaler(client, self._informers, config, self._nodes, cache)
         self._admission = Admission(client, self._informers)
         self._preemption = Preemption(client, self._informers, self._nodes)
-        self._authority = config.tls
         gateways = GatewayTable()
         self._expose = Expose(self._informers, self._services, gateways, config.expose)
         self._balancers = LoadBalancers(client, self._informers, self._services, config.load_balancer_network)
@@ -145,7 +144,8 @@ class Gke:
             return SharedRoot()
         from emulated_cloud.real.runtime import PrivateRoot
 
-        return PrivateRoot(self._config.show)
+        trusted = [self._config.tls / "ca.crt"] if self._config.tls else []
+        return PrivateRoot([*self._config.show, *trusted])
 
     async def start(self) -> None:
         """Returns when nodes, Services and listeners are up."""
@@ -200,9 +200,9 @@ class Gke:
         direct = ",".join(dict.fromkeys(["127.0.0.1", "localhost", "::1", server.hostname or ""]))
         for name, value in {"http_proxy": url, "https_proxy": url, "no_proxy": direct}.items():
             variables |= {name: value, name.upper(): value}
-        if self._authority:
-            # Whom everybody trusts: what a container finds in its image.
-            variables["SSL_CERT_FILE"] = str(self._authority / "ca.crt")
+        if self._config.tls:
+            # Whom everybody trusts here: what a container of a real cluster finds in its image.
+            variables["SSL_CERT_FILE"] = str(self._config.tls / "ca.crt")
         if pod["spec"].get("enableServiceLinks", True):
             services = self._informers.of(SERVICES).in_namespace(namespace)
             variables |= service_variables(services)
