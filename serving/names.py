@@ -99,6 +99,12 @@ def picker(generation: str) -> str:
     return f"epp-{generation}"
 
 
+def validation(generation: str) -> str:
+    """Names a generation's own route, by which it is asked before it gets anybody's requests, and begins the names of
+    its own objectives."""
+    return f"validate-{generation}"
+
+
 def picker_account(settings: Settings) -> str:
     """Names the Kubernetes service account of a deployment's endpoint pickers, and its rights."""
     return f"{settings.name}-epp"

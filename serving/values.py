@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import re
+import ssl
 import warnings
 import zoneinfo
 from collections.abc import Callable
@@ -210,6 +211,17 @@ def _ip_range(value: str) -> str:
     return str(found)
 
 
+def _certificates(value: str) -> str:
+    if "PRIVATE KEY" in value:
+        # The message does not repeat it.
+        raise ValueError("holds a private key, which never stands in settings: certificates alone are meant")
+    try:
+        ssl.create_default_context(cadata=value)
+    except (ssl.SSLError, ValueError) as error:
+        raise ValueError("is not certificates as PEM: -----BEGIN CERTIFICATE-----, and so on") from error
+    return value
+
+
 _QUALIFIED = r"([a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-_.A-Za-z0-9]{0,61}[A-Za-z0-9])?"
 
 
@@ -341,6 +353,21 @@ MaybeResourceName = Annotated[
         )
     ),
 ]
+MaybeHost = Annotated[
+    str,
+    AfterValidator(
+        _nothing_or(
+            _matching(
+                r"([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?\.)+[a-z]([-a-z0-9]{0,61}[a-z0-9])?",
+                "the name of a host, like gemma.example.com, in lower case",
+                longest=253,
+            )
+        )
+    ),
+]
+"""Or none. No address: certificates are for names."""
+MaybeCertificates = Annotated[str, AfterValidator(_nothing_or(_certificates))]
+"""Or none."""
 IpRange = Annotated[str, AfterValidator(_ip_range)]
 MaybeIpRange = Annotated[str, AfterValidator(_nothing_or(_ip_range))]
 MachineType = Annotated[

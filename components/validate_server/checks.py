@@ -87,6 +87,7 @@ async def verdict(plan: Plan, api_key: str | None, say: Say) -> dict[str, Any]:
             direct=checks.streamed,
             say=say,
         )
+        checks.warnings += by_the_way["warnings"]
     return {
         "passed": not checks.reasons and not checks.undecided,
         **{

@@ -19,5 +19,5 @@ def render(settings: Settings, release: Release, verdict: dict[str, Any]) -> str
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(files(__package__).joinpath("page.html.j2").read_text(encoding="utf-8"))
     figures = verdict.get("figures", _NOTHING)
-    verdict = {"warnings": [], **verdict}
+    verdict = {"warnings": [], "through": None, **verdict}
     return template.render(settings=settings, release=release, verdict=verdict, figures=figures)

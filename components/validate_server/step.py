@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from components.validate_server import checks, gates, page
+from components.validate_server import checks, gates, page, shedding
 from components.validate_server.checks import Live, Plan
+from components.validate_server.shedding import Objective, Shedding
 from components.validate_server.through import Through
 from serving import names
 from serving.clients.kubernetes import Cluster, Object
@@ -27,6 +28,7 @@ GENERATION_HEADER = "x-gemma-generation"
 _NOT_PUBLIC = ("/invocations", "/tokenize", "/metrics", "/health")
 """What an engine answers anybody, key or not: behind a public load balancer nobody may reach it."""
 _STATES = ("state", "lastState")
+_OBJECTIVE = "InferenceObjective"
 
 
 def run(
@@ -67,8 +69,8 @@ def judge(cluster: Cluster, settings: Settings, release: Release, say: Say) -> d
         verdict = _judged(cluster, settings, release, through, say)
         if verdict["passed"] and (problems := (verdict.get("through") or {}).get("problems")):
             told = gateway.problems(cluster, settings, [release.generation])
-            for route in [] if release.generation == release.live else _own_route(settings, release):
-                told += gateway.of_route(cluster, settings, route["metadata"]["name"])
+            if release.generation != release.live:
+                told += gateway.of_route(cluster, settings, names.validation(release.generation))
             raise InconclusiveError(
                 f"{release.generation} answers well, but not through the Gateway {settings.name}: "
                 f"{'; '.join([*problems, *told])}. Nothing was learnt against the release. See `kubectl -n "
@@ -89,39 +91,51 @@ def way_through(cluster: Cluster, settings: Settings, release: Release, say: Say
         return
     serves = release.generation == release.live
     gateway.wait_until_well(cluster, settings, [release.generation] if serves else (), say)
-    url = gateway.address(cluster, settings)
+    url, section = gateway.address(cluster, settings), settings.section("gateway")
+    own = [] if serves else _own(settings, release)
+    shown, not_shown = _priorities(cluster, settings, release)
     through = Through(
         url=url,
+        host=section.host,
+        authority=section.authority,
         headers={} if serves else {GENERATION_HEADER: release.generation},
-        trusted=not url.startswith("https:"),
+        trusted=bool(section.host) or not url.startswith("https:"),
         closed=list(_NOT_PUBLIC) if settings.serving.exposure == "public" else [],
-        # An objective is of the pool that is live.
-        objective=_least_important(settings) if serves else "",
-        reach_seconds=in_seconds(settings.section("gateway").timeout),
+        shedding=shown,
+        not_shown=not_shown,
+        reach_seconds=in_seconds(section.timeout),
     )
-    own = [] if serves else _own_route(settings, release)
     try:
-        for route in own:
-            objects.put(cluster, route, say)
+        for item in own:
+            objects.put(cluster, item, say)
         yield through
     finally:
-        for route in own:
-            name = route["metadata"]["name"]
-            for there in cluster.list("HTTPRoute", settings.namespace, fields=f"metadata.name={name}"):
+        for item in own:
+            name = item["metadata"]["name"]
+            for there in cluster.list(item["kind"], settings.namespace, fields=f"metadata.name={name}"):
                 cluster.delete(there)
 
 
-def _own_route(settings: Settings, release: Release) -> list[Object]:
-    return [item for item in render.temporary(settings, release) if item["kind"] == "HTTPRoute"]
+def _own(settings: Settings, release: Release) -> list[Object]:
+    """The generation's own route, and objectives of its own pool: those of the deployment are the live one's."""
+    return [item for item in render.temporary(settings, release) if item["kind"] in ("HTTPRoute", _OBJECTIVE)]
 
 
-def _least_important(settings: Settings) -> str:
-    """The objective whose requests are refused first, if its priority is one that is; empty without."""
-    if "inference-gateway" not in settings.chosen_features:
-        return ""
-    objectives: dict[str, int] = settings.section("inference-gateway").objectives
-    least = min(objectives, key=lambda name: objectives[name], default="")
-    return least if least and objectives[least] < 0 else ""
+def _priorities(cluster: Cluster, settings: Settings, release: Release) -> tuple[Shedding | None, str]:
+    """What is to be seen of priorities, or why nothing is."""
+    if not gateway.has_picker(settings):
+        return None, "there is no endpoint picker, which knows priorities"
+    priorities: dict[str, int] = settings.section("inference-gateway").objectives
+    if not any(priority < 0 for priority in priorities.values()):
+        return None, "no objective has a priority below 0, and nothing else is refused"
+    if release.generation == release.live:
+        return None, "it serves already, and no queue is made for its users to wait in"
+    prefix = names.validation(release.generation)
+    objectives = [
+        Objective(name=name, header=f"{prefix}-{name}", priority=priority) for name, priority in priorities.items()
+    ]
+    ready = [pod for pod in server_pods(cluster, settings, release) if _condition(pod, "Ready")]
+    return Shedding(objectives=objectives, pods=[pod["status"]["podIP"] for pod in ready]), ""
 
 
 def _judged(
@@ -152,7 +166,8 @@ def _judged(
         # The Job's pod may have to wait for a node of its own.
         timeout=in_seconds(settings.validation.timeout)
         + in_seconds(settings.serving.capacity_timeout)
-        + (through.reach_seconds if through else 0),
+        + (through.reach_seconds if through else 0)
+        + (shedding.LONGEST_SECONDS if through and through.shedding else 0),
         say=say,
         env=engine.api_key(settings),
         resources=ONE_CORE,

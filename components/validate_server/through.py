@@ -11,8 +11,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from components.validate_server import shedding
+from components.validate_server.shedding import NotForced, Shedding
 from serving.clients import engine
-from serving.clients.engine import Answer, BadAnswer, Server
+from serving.clients.engine import Answer, BadAnswer, Server, Untrusted
 from serving.log import Say
 
 _UNKNOWN = "gemma-pipelines-knows-no-such-model"
@@ -28,15 +30,22 @@ class Through(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     url: str
+    """By its address."""
+    host: str = ""
+    """The name that clients call it by, which its certificate has to be for; empty where they go by the address."""
+    authority: str = ""
+    """Who may vouch for its certificate, beside whom everybody trusts: certificates, PEM."""
     headers: dict[str, str] = {}
     """By which it sends requests to this generation; none where it sends all of them there."""
     trusted: bool = True
-    """Whether its certificate says who it is. Where it does not, since it is for a name and not for the address, it is
-    never given the API key."""
+    """Whether it can say who it is. Over https without a `host` it cannot, since its certificate is for a name that
+    nobody said, and it is never given the API key."""
     closed: list[str] = []
     """Paths that it is to let nobody through to."""
-    objective: str = ""
-    """An objective of a priority below 0: its requests are answered, or refused with 429, and nothing else."""
+    shedding: Shedding | None = None
+    """What is to be seen of priorities."""
+    not_shown: str = ""
+    """Why nothing of them is to be seen, where it is not."""
     reach_seconds: float
     """How long a load balancer may take to hear of a generation."""
 
@@ -51,12 +60,13 @@ async def ask(
     direct: Answer | None,
     say: Say,
 ) -> dict[str, Any]:
-    """Asks a generation through its load balancer: `{"problems": [words], "asked": [names], "stream_ms": {"direct",
-    "through"} | None, "shed": 0, "key": "sent" | "withheld" | "none"}`. `direct`: the stream that came without it;
-    `shed`: requests of the objective that were refused with 429."""
+    """Asks a generation through its load balancer: `{"problems": [words], "warnings": [words], "asked": [names],
+    "stream_ms": {"direct", "through"} | None, "shed": figures of shedding.show, and "not_shown": why, "key": "sent" |
+    "withheld" | "none"}`. `direct`: the stream that came without it. A warning is of what could not be seen."""
     key = api_key if through.trusted else None
-    found: dict[str, Any] = {"problems": [], "asked": [], "stream_ms": None, "shed": 0}
+    found: dict[str, Any] = {"problems": [], "warnings": [], "asked": [], "stream_ms": None}
     found["key"] = "none" if not api_key else "sent" if key else "withheld"
+    found["shed"] = {"not_shown": through.not_shown or "the server was not asked"}
     connected = engine.connected(
         through.url,
         model,
@@ -65,10 +75,18 @@ async def ask(
         clients=1,
         headers=through.headers,
         trusted=through.trusted,
+        host=through.host,
+        authority=through.authority,
     )
     async with connected as (server,):
         try:
             await _reach(server, through.reach_seconds, withheld=found["key"] == "withheld")
+        except Untrusted as error:
+            found["problems"].append(
+                f"{error}. It has to be for gateway.host ({through.host}), and signed by somebody whom everybody "
+                "trusts or gateway.authority names. The API key was not sent"
+            )
+            return found
         except BadAnswer as error:
             found["problems"].append(str(error))
             return found
@@ -82,8 +100,8 @@ async def ask(
             found["asked"].append(name)
         await _note(found, "a model that nobody serves", server.named(_UNKNOWN).is_unknown())
         await _note(found, "a stream", _stream(server, direct, found))
-        if through.objective:
-            await _note(found, f"the objective {through.objective}", _shed(server, through.objective, found))
+        if through.shedding:
+            await _note(found, "priorities", _shed(server, through.shedding, model, api_key, found, say))
     return found
 
 
@@ -122,7 +140,13 @@ async def _stream(server: Server, direct: Answer | None, found: dict[str, Any]) 
         )
 
 
-async def _shed(server: Server, objective: str, found: dict[str, Any]) -> None:
-    """Requests of a priority below 0 are answered, or refused with 429 while every pod has a queue."""
-    for _ in range(3):
-        found["shed"] += await server.sheds("What is a pod?", 8, objective)
+async def _shed(
+    server: Server, wanted: Shedding, model: str, api_key: str | None, found: dict[str, Any], say: Say
+) -> None:
+    """Requests are refused by their priority while every pod has a queue. That one could not be made is no problem."""
+    found["shed"] = figures = dict[str, Any]()
+    try:
+        await shedding.show(server, wanted, model, api_key=api_key, figures=figures, say=say)
+    except NotForced as error:
+        figures["not_shown"] = str(error)
+        found["warnings"].append(f"whether requests are refused by their priority was not seen: {error}")

@@ -151,7 +151,7 @@ def _canary(cluster: Cluster, settings: Settings) -> dict[str, Any] | None:
 def _endpoint(cluster: Cluster, settings: Settings) -> str:
     """Where clients call."""
     if settings.has_gateway:
-        return gateway.address(cluster, settings) or f"the Gateway {settings.name}, which has no address"
+        return gateway.called(cluster, settings) or f"the Gateway {settings.name}, which has no address"
     return f"{settings.name}.{settings.namespace}.svc:{names.PORT}"
 
 

@@ -28,6 +28,8 @@ MODELS = "/v1/models"
 CHAT = "/v1/chat/completions"
 OBJECTIVE = "x-llm-d-inference-objective"
 """The header by which a client says how important a request is (llm-d-router)."""
+_OLD_OBJECTIVE = "x-gateway-inference-objective"
+"""As endpoint pickers knew it before llm-d's; llm-d's still does."""
 _SAID = re.compile(r"[^\s\ufffd\u200b-\u200f\u2060\ufeff\x00-\x1f\x7f]")
 """A character that says something: no white space, no replacement character, nothing invisible."""
 _LONGEST_WORDS = 600
@@ -40,6 +42,11 @@ _LABEL = re.compile(r'(\w+)="([^"]*)"')
 
 class BadAnswer(Exception):
     """The server did not answer as it should; the message says in what."""
+
+
+class Untrusted(BadAnswer):
+    """The server does not show who it is, so that nothing was asked; the message has what is wrong with its
+    certificate."""
 
 
 @dataclass
@@ -90,6 +97,10 @@ class Server:
     def named(self, model: str) -> Server:
         """The same server, as one of its other models."""
         return Server(self._http, model, self._seconds)
+
+    def patient(self, seconds: float) -> Server:
+        """The same server, whose requests may take so long."""
+        return Server(self._http, self._model, seconds)
 
     async def health(self) -> None:
         """/health answers 200."""
@@ -170,10 +181,16 @@ class Server:
         if f"The model `{self._model}` does not exist" not in said:
             raise BadAnswer(f"{CHAT} answered 404 in other words than the engine's: {_short(said)}")
 
-    async def sheds(self, prompt: str, max_tokens: int, objective: str) -> bool:
-        """Whether a request of the objective was refused for others that wait; it is answered otherwise."""
-        question, headers = self._question(prompt, max_tokens), {OBJECTIVE: objective}
-        return (await self._read("POST", CHAT, question, wanted=(200, 429), headers=headers)).status_code == 429
+    async def sheds(self, prompt: str, max_tokens: int, objective: str = "") -> bool:
+        """Whether a request of the objective, or of none, was refused for others that wait (429); it is answered
+        otherwise."""
+        question, headers = self._question(prompt, max_tokens), {OBJECTIVE: objective, _OLD_OBJECTIVE: objective}
+        options = {"wanted": (200, 429), "headers": headers if objective else None}
+        return (await self._read("POST", CHAT, question, **options)).status_code == 429
+
+    async def occupy(self, prompt: str, tokens: int) -> None:
+        """Has it make just so many tokens for nobody. To be cancelled: the engine then drops the request."""
+        await self._read("POST", CHAT, self._question(prompt, tokens) | {"ignore_eos": True})
 
     def _question(self, prompt: str, max_tokens: int) -> dict[str, Any]:
         message = {"role": "user", "content": prompt}
@@ -217,6 +234,8 @@ class Server:
         except TimeoutError as error:
             raise BadAnswer(f"{path} did not finish its answer within {self._seconds:g} s") from error
         except httpx.RequestError as error:
+            if distrust := _distrust(error):
+                raise Untrusted(f"{path} was not asked: {distrust}") from error
             raise BadAnswer(f"{path}: {type(error).__name__}: {error}") from error
 
 
@@ -230,19 +249,24 @@ async def connected(
     clients: int,
     headers: Mapping[str, str] = MappingProxyType({}),
     trusted: bool = True,
+    host: str = "",
+    authority: str = "",
 ) -> AsyncIterator[list[Server]]:
     """The server at `url`, over as many `clients` as there will be streams at once; the rest is as Server has it.
     `headers` go along with each request; who is not `trusted` may show any certificate.
+
+    `host`: the name that it is called by, whatever the address in `url`: its certificate has to be for that one.
+    `authority`: certificates (PEM) of those who may vouch for it beside those that everybody trusts.
 
     One client for all would measure itself: for every request httpx looks at each of its connections for each of them,
     a tenth of a second for 64 that begin together.
     """
     key = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-    headers = {"Accept-Encoding": "identity", **headers, **key}
+    headers = {"Accept-Encoding": "identity", **headers, **({"Host": host} if host else {}), **key}
     # A server closes connections that were idle for 5 s (uvicorn): ours are gone before that.
     limits = httpx.Limits(keepalive_expiry=2)
     timeout = httpx.Timeout(None, connect=10)
-    certificates = ssl.create_default_context()  # Every client would read them again.
+    certificates = _certificates(host, authority)  # Every client would read them again.
     if not trusted:
         certificates.check_hostname, certificates.verify_mode = False, ssl.CERT_NONE
     async with AsyncExitStack() as stack:
@@ -252,6 +276,52 @@ async def connected(
             await stack.enter_async_context(http)
             servers.append(Server(http, model, seconds))
         yield servers
+
+
+@asynccontextmanager
+async def of_pod(address: str, model: str, *, api_key: str | None, seconds: float) -> AsyncIterator[Server]:
+    """A pod's engine, by the pod's address, over a connection of its own."""
+    key = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    url, timeout = f"http://{address}:{names.PORT}", httpx.Timeout(None, connect=10)
+    # There is no TLS: a context without certificates takes no time to make.
+    options: dict[str, Any] = {"verify": ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), "trust_env": False}
+    async with httpx.AsyncClient(base_url=url, headers=key, timeout=timeout, **options) as http:
+        yield Server(http, model, seconds)
+
+
+class _Called(ssl.SSLContext):
+    """Certificates are for `host`, whatever address was connected to. (httpx knows a name beside the address too, as
+    the extension sni_hostname, but forgets it behind a proxy.)"""
+
+    host = ""
+
+    def wrap_bio(
+        self,
+        incoming: ssl.MemoryBIO,
+        outgoing: ssl.MemoryBIO,
+        server_side: bool = False,
+        server_hostname: str | bytes | None = None,
+        session: ssl.SSLSession | None = None,
+    ) -> ssl.SSLObject:
+        return super().wrap_bio(incoming, outgoing, server_side, self.host or server_hostname, session)
+
+
+def _certificates(host: str, authority: str) -> ssl.SSLContext:
+    context = _Called(ssl.PROTOCOL_TLS_CLIENT)
+    context.host = host
+    context.load_default_certs()
+    if authority:
+        context.load_verify_locations(cadata=authority)
+    return context
+
+
+def _distrust(error: BaseException | None) -> str:
+    """What was wrong with a certificate, if that is what an error came of; empty otherwise."""
+    while error:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return f"its certificate is not to be trusted ({error.verify_message})"
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 class RefusedAdapter(Exception):

@@ -64,7 +64,7 @@ def of_route(cluster: Cluster, settings: Settings, name: str) -> list[str]:
 
 
 def address(cluster: Cluster, settings: Settings) -> str:
-    """Where clients call, `http://ADDRESS` or `https://ADDRESS`; empty while the Gateway has no address."""
+    """Where the Gateway is, `http://ADDRESS` or `https://ADDRESS`; empty while it has no address."""
     gateway = cluster.get("Gateway", settings.name, settings.namespace) if settings.has_gateway else None
     addresses = _status(gateway).get("addresses") or []
     if not addresses:
@@ -73,6 +73,15 @@ def address(cluster: Cluster, settings: Settings) -> str:
     scheme, usual = ("https", 443) if listener["protocol"] == "HTTPS" else ("http", 80)
     port = "" if listener["port"] == usual else f":{listener['port']}"
     return f"{scheme}://{addresses[0]['value']}{port}"
+
+
+def called(cluster: Cluster, settings: Settings) -> str:
+    """What clients call: the Gateway's `address`, or by the name that the settings have for it; empty while it has no
+    address."""
+    found, host = address(cluster, settings), settings.section("gateway").host if settings.has_gateway else ""
+    scheme, slashes, place = found.partition("//")
+    _, colon, port = place.partition(":")
+    return f"{scheme}{slashes}{host}{colon}{port}" if found and host else found
 
 
 def wait_until_well(cluster: Cluster, settings: Settings, generations: Collection[str], say: Say) -> None:
@@ -229,4 +238,6 @@ def _no_longer_wanted(cluster: Cluster, settings: Settings, wanted: list[Object]
         return []
     kept = {item["metadata"]["name"] for item in wanted}
     there = cluster.list(_OBJECTIVE, settings.namespace, labels=names.selector(settings))
-    return [item for item in there if item["metadata"]["name"] not in kept]
+    # A generation's own are there while it is validated.
+    of_all = [item for item in there if names.GENERATION not in (item["metadata"].get("labels") or {})]
+    return [item for item in of_all if item["metadata"]["name"] not in kept]

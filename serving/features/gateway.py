@@ -15,7 +15,7 @@ from pydantic import Field
 
 from serving import names
 from serving.errors import RequestError
-from serving.values import Duration, IpRange, MaybeIpRange, MaybeResourceName, in_seconds
+from serving.values import Duration, IpRange, MaybeCertificates, MaybeHost, MaybeIpRange, MaybeResourceName, in_seconds
 from serving.values import Section as BaseSection
 
 if TYPE_CHECKING:
@@ -39,6 +39,13 @@ class Section(BaseSection):
     certificate: MaybeResourceName = ""
     """The regional SSL certificate of Compute Engine that it shows (`gcloud compute ssl-certificates create NAME
     --region=REGION …`): it then answers on https alone, port 443. Empty answers on http, port 80."""
+    host: MaybeHost = ""
+    """The name that clients call it by, gemma.example.com say, which the certificate is for and DNS has the address of:
+    it answers under that name alone, and validation has the certificate show it before it sends the API key. Empty
+    answers under any name and by the address."""
+    authority: MaybeCertificates = ""
+    """Of a certificate that not everybody trusts, who vouches for it: the certificates of your own authority, as PEM.
+    They are no secret. Validation trusts them; to clients, they are yours to give."""
     plain_http: bool = False
     """With exposure public, answer on http although keys, questions and answers are then anybody's to read on the way.
     For a certificate that is somewhere in front of it."""
@@ -83,12 +90,14 @@ def values(settings: Settings, release: Release | None) -> dict[str, Any]:
         "gateway_class": CLASSES[settings.serving.exposure],
         "gateway_addresses": [{"type": "NamedAddress", "value": section.address}] if section.address else [],
         "gateway_listeners": [_listener(section.certificate)],
+        "route_hosts": [section.host] if section.host else [],
         "route_path": "/v1" if is_public else "/",
         "route_timeout_seconds": longest,
         # As long as a pod that is being stopped may still answer: the load balancer cuts what is left then.
         "route_drain_seconds": min(longest, _LONGEST_DRAIN_SECONDS),
     }
     if release is not None:
+        found["validation"] = names.validation(release.generation)
         found["proxies"] = _proxies(settings, release)
         found["backend_target"] = {"group": "", "kind": "Service", "name": names.server(release.generation)}
     return found

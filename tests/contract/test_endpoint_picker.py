@@ -6,6 +6,7 @@ each ends with idle engines.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import socket
@@ -13,12 +14,17 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import httpx
 import pytest
 from emulated_cloud.hub import models
 from kubernetes.client.exceptions import ApiException
 
+from components.validate_server import shedding
+from components.validate_server.shedding import Objective
+from serving import names
+from serving.clients.engine import BadAnswer, connected
 from tests.contract import picker_site
 from tests.contract.engine_process import Engine
 from tests.contract.picker_site import Site, config, until
@@ -191,6 +197,49 @@ def test_what_can_be_shed_is_refused_when_all_engines_have_queues(site: Site) ->
         until(lambda: sum(metric("num_requests_waiting") for metric in queued) == 12 + len(waits))
     # Those before them are gone.
     assert [each.result().status_code for each in waits] == [200] * 3
+
+
+def shown(site: Site, monkeypatch: pytest.MonkeyPatch, **headers: str) -> dict[str, Any]:
+    """What validation sees of priorities behind this picker: batch is -1, chat 5, by these headers."""
+    monkeypatch.setattr(names, "PORT", site.engines[0].port)
+    priorities = {"batch": -1, "chat": 5}
+    objectives = [Objective(name=it, header=header, priority=priorities[it]) for it, header in headers.items()]
+    wanted = shedding.Shedding(objectives=objectives, pods=[engine.host for engine in site.engines])
+    figures: dict[str, Any] = {}
+
+    async def show() -> None:
+        way = connected(str(site.envoy.client.base_url), "base", api_key=None, seconds=60, clients=1)
+        async with way as (server,):
+            await shedding.show(server, wanted, "base", api_key=None, figures=figures, say=print)
+
+    asyncio.run(show())
+    return figures
+
+
+def test_validation_fills_the_queues_and_sees_who_is_refused(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = shown(site, monkeypatch, batch="batch", chat="chat")
+    assert (figures["refused"], figures["served"], figures["pods"]) == (["batch"], ["", "chat"], 2)
+    assert figures["waiting"] >= shedding.FULL
+    for engine in site.engines:
+        # What filled them is gone: nobody waits for it to end.
+        engine.until(lambda engine=engine: not engine.metric("num_requests_waiting"), 60)
+
+
+def test_an_objective_that_the_pool_does_not_have_refuses_nothing_and_validation_says_so(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill, filled = shedding._Queues.fill, []
+
+    async def fill_once_more(queues: shedding._Queues) -> None:
+        await fill(queues)
+        filled.append(queues.waiting)
+        if len(filled) > 2:
+            monkeypatch.setattr(shedding, "SECONDS", 0.0)  # It has been asked twice: it has had its time.
+
+    monkeypatch.setattr(shedding._Queues, "fill", fill_once_more)
+    with pytest.raises(BadAnswer, match="of the objective batch, priority -1, was not refused within"):
+        shown(site, monkeypatch, batch="nobodys")
+    assert min(filled) >= shedding.FULL
 
 
 def test_a_header_asks_for_another_model_and_the_answer_says_the_asked_name(site: Site) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -85,8 +86,8 @@ CUT = b"\0cut"
 
 
 @contextmanager
-def served(engine: Engine) -> Iterator[str]:
-    """The engine on a loopback port: its address."""
+def served(engine: Engine, tls: ssl.SSLContext | None = None) -> Iterator[str]:
+    """The engine on a loopback port, over https with a server's context: its address."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -123,10 +124,14 @@ def served(engine: Engine) -> Iterator[str]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
+    if tls:
+        # A handshake in the thread of its connection: who breaks it off ends nothing else.
+        server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+        server.handle_error = lambda *_: None  # type: ignore[method-assign]
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}"
+        yield f"http{'s' if tls else ''}://127.0.0.1:{server.server_port}"
     finally:
         server.shutdown()
         server.server_close()

@@ -156,6 +156,23 @@ def test_clients_call_the_gateway_s_address(listener: dict[str, Any], url: str):
     assert gateway.address(MemoryCluster(a_gateway(addresses=())), SETTINGS) == ""
 
 
+@pytest.mark.parametrize(
+    ("listener", "url"),
+    [
+        ({}, "http://gemma.example.com"),
+        ({"protocol": "HTTPS", "port": 443}, "https://gemma.example.com"),
+        ({"port": 8080}, "http://gemma.example.com:8080"),
+    ],
+)
+def test_clients_call_it_by_its_name(listener: dict[str, Any], url: str):
+    named = settings(gateway={"host": "gemma.example.com"})
+    assert gateway.called(MemoryCluster(a_gateway(**listener)), named) == url
+    assert gateway.called(MemoryCluster(a_gateway(addresses=())), named) == ""
+    assert gateway.called(MemoryCluster(a_gateway(**listener)), SETTINGS) == gateway.address(
+        MemoryCluster(a_gateway(**listener)), SETTINGS
+    )
+
+
 def test_status_tells_the_address_and_what_keeps_requests_away():
     assert status._endpoint(MemoryCluster(a_gateway()), SETTINGS) == "http://10.0.0.9"
     assert "has no address" in status._endpoint(MemoryCluster(), SETTINGS)

@@ -59,6 +59,11 @@ def test_a_gateway_in_the_vpc_is_to_be_had_too():
         ({"engine": {}}, "needs a key that clients have to show: set engine.api_key_secret"),
         ({"gateway": {}}, "without a certificate .*set gateway.certificate .*`gcloud compute ssl-certificates create"),
         ({"gateway": {"certificate": "a/b"}}, "gateway.certificate: .*is not the name of something in Compute Engine"),
+        ({"gateway": {"host": "10.0.0.1"}}, "gateway.host: '10.0.0.1' is not the name of a host"),
+        ({"gateway": {"host": "https://gemma.example.com"}}, "gateway.host: .*is not the name of a host"),
+        ({"gateway": {"host": "*.example.com"}}, "gateway.host: .*is not the name of a host"),
+        ({"gateway": {"authority": "ca.pem"}}, "gateway.authority: is not certificates as PEM"),
+        ({"gateway": {"authority": "-----BEGIN PRIVATE KEY-----"}}, "gateway.authority: holds a private key"),
         ({"gateway": {"proxy_ranges": ["10.0.0.1/23"]}}, "gateway.proxy_ranges.*is not a range of addresses"),
         ({"gateway": {"proxy_ranges": ["0.0.0.0/0"]}}, "is no range of a subnet"),
         ({"gateway": {"proxy_subnet_range": "10.0.0.0"}}, "is no range of a subnet"),
@@ -316,8 +321,8 @@ def test_the_pipeline_s_rights_in_the_cluster_follow_from_the_folders():
     assert verbs("inferencepools") == {"get", "list", "create", "patch", "delete"}
     assert verbs("gateways") == {"get", "list", "watch", "create"}
     assert verbs("gateways", "gemma") == {"patch"}
-    assert verbs("inferenceobjectives") == {"list", "create", "delete"}
-    assert verbs("inferenceobjectives", "batch") == {"get", "patch"}
+    assert verbs("inferenceobjectives") == {"list", "create", "patch", "delete"}
+    assert verbs("inferenceobjectives", "batch") == {"get"}
 
 
 def test_a_certificate_is_refused_where_a_real_controller_would_not_answer(tmp_path: Path):

@@ -12,7 +12,7 @@ from components.resolve_model.decision import Situation, decide
 from components.validate_server.step import GENERATION_HEADER, way_through
 from serving import names
 from serving.clients.kubernetes import Object
-from serving.deployment import adapters, discarding
+from serving.deployment import adapters, discarding, gateway
 from serving.deployment.record import Known, Record
 from serving.errors import InconclusiveError, RejectedBeforeError, ReleaseError, RequestError
 from serving.features import live_adapters
@@ -278,6 +278,76 @@ def test_a_candidate_is_asked_by_a_route_of_its_own_that_goes_whatever_happens()
     with pytest.raises(KeyboardInterrupt):
         asked()
     assert cluster.list("HTTPRoute", SETTINGS.namespace) == []
+
+
+OBJECTIVES = {"batch": -1, "chat": 10}
+
+
+def test_a_candidate_has_the_objectives_in_its_own_pool_as_long_as_it_is_asked():
+    cluster = MemoryCluster(load_balancer(), server_pod("10.1.0.4"), server_pod("10.1.0.5", ready=False))
+    config = with_gateway(inference_gateway={"objectives": OBJECTIVES})
+    with way_through(cluster, config, RELEASE, lambda line: None) as way:  # type: ignore[arg-type]
+        assert way
+        assert way.shedding
+        assert {each.name: (each.header, each.priority) for each in way.shedding.objectives} == {
+            "batch": ("validate-g2-batch", -1),
+            "chat": ("validate-g2-chat", 10),
+        }
+        assert way.shedding.pods == ["10.1.0.4"], "the picker knows those that are ready"
+        there = cluster.list("InferenceObjective", SETTINGS.namespace)
+        assert {item["metadata"]["name"]: item["spec"]["priority"] for item in there} == {
+            "validate-g2-batch": -1,
+            "validate-g2-chat": 10,
+        }
+        assert {item["spec"]["poolRef"]["name"] for item in there} == {"vllm-g2"}
+        no_longer = gateway._no_longer_wanted(cluster, config, [])  # type: ignore[arg-type]
+        assert no_longer == [], "they do not follow the live generation"
+    assert cluster.list("InferenceObjective", SETTINGS.namespace) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "live", "said"),
+    [
+        ({}, "", "no objective has a priority below 0"),
+        ({"inference_gateway": {"objectives": {"chat": 10}}}, "", "no objective has a priority below 0"),
+        ({"inference_gateway": {"objectives": OBJECTIVES}}, "g2", "it serves already"),
+        ({"features": ["gateway"]}, "", "there is no endpoint picker"),
+    ],
+)
+def test_why_nothing_of_priorities_is_shown_is_said(
+    changes: dict[str, Any], live: str, said: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(gateway, "wait_until_well", lambda *_: None)
+    release = RELEASE.model_copy(update={"live": live})
+    cluster = MemoryCluster(load_balancer())
+    with way_through(cluster, with_gateway(**changes), release, lambda line: None) as way:  # type: ignore[arg-type]
+        assert way
+        assert way.shedding is None
+        assert said in way.not_shown
+
+
+def server_pod(address: str, *, ready: bool = True) -> Object:
+    labels = {names.DEPLOYMENT: SETTINGS.name, names.GENERATION: "g2"}
+    conditions = [{"type": "Ready", "status": str(ready)}]
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": f"vllm-{address}", "namespace": SETTINGS.namespace, "labels": labels},
+        "status": {"podIP": address, "conditions": conditions},
+    }
+
+
+@pytest.mark.parametrize(("host", "trusted"), [("", False), ("gemma.example.com", True)])
+def test_over_https_it_is_trusted_by_the_name_that_clients_call(host: str, trusted: bool):
+    balancer = load_balancer()
+    balancer["spec"]["listeners"] = [{"protocol": "HTTPS", "port": 443}]
+    config = with_gateway(gateway={**GATEWAY["gateway"], "certificate": "demo", "host": host})
+    cluster = MemoryCluster(balancer)
+    with way_through(cluster, config, RELEASE, lambda line: None) as way:  # type: ignore[arg-type]
+        assert way
+        assert (way.url, way.host, way.trusted) == ("https://10.0.0.7", host, trusted)
+        (route,) = cluster.list("HTTPRoute", SETTINGS.namespace)
+        assert route["spec"]["hostnames"] == ([host] if host else [])
 
 
 def test_a_load_balancer_that_is_not_made_says_nothing_about_a_release(monkeypatch: pytest.MonkeyPatch):

@@ -409,6 +409,43 @@ def test_the_page_stands_alone_and_takes_no_markup_from_an_answer() -> None:
     assert len(html) < 10_000
 
 
+SHED = {"refused": ["batch"], "served": ["", "chat"], "waiting": 12, "requests": 64, "pods": 2}
+
+
+@pytest.mark.parametrize(
+    ("through", "shown", "missing"),
+    [
+        (
+            {"key": "sent", "asked": ["gemma", "<b>korean"], "shed": SHED},
+            [
+                "Answered: gemma, &lt;b&gt;korean.",
+                "12 requests and more waited in each of 2 pods (64 at once)",
+                "of batch were refused (429), and those without an objective, of chat were answered",
+            ],
+            "was not seen",
+        ),
+        (
+            {"key": "none", "asked": ["gemma"], "shed": {**SHED, "refused": [], "not_shown": "0 waited"}},
+            ["Whether requests are refused by their priority was not seen: 0 waited."],
+            "were refused",
+        ),
+        (
+            {"key": "withheld", "asked": [], "shed": {"not_shown": "the server was not asked"}},
+            ["without gateway.host nobody knows"],
+            "Answered",
+        ),
+    ],
+)
+def test_the_page_says_what_was_seen_through_the_load_balancer(
+    through: dict[str, Any], shown: list[str], missing: str
+) -> None:
+    html = " ".join(page.render(SETTINGS, RELEASE, {**PASSED, "through": through}).split())
+    for words in shown:
+        assert words in html
+    assert missing not in html
+    assert "Through the load balancer" not in page.render(SETTINGS, RELEASE, {**PASSED, "through": None})
+
+
 @pytest.mark.parametrize("verdict", [FAILED, {"passed": False, "reasons": ["the answer has no text"]}])
 def test_the_page_of_a_failure_says_why(verdict: dict[str, Any]) -> None:
     html = page.render(SETTINGS, RELEASE, verdict)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
+from emulated_cloud.kubernetes import tls
 
+from components.validate_server import shedding
 from components.validate_server.checks import verdict
 from components.validate_server.through import Through, ask
+from serving import names
 from serving.clients.engine import OBJECTIVE, Answer
 from tests.unit import engine as engines
 from tests.unit.engine import MODEL, Engine, Reply, reply, served
@@ -22,6 +27,12 @@ class Way(Engine):
     """A load balancer with a server behind it that knows the model and one adapter."""
 
     knows = (MODEL, "korean")
+    heard = 0
+    """GETs, without or with a key."""
+
+    def get(self, path: str) -> Reply:
+        self.heard += 1
+        return super().get(path)
 
     def models(self) -> Reply:
         return reply({"object": "list", "data": [{"id": name} for name in self.knows]})
@@ -143,21 +154,197 @@ def test_what_is_to_be_closed_is_asked_for() -> None:
     ]
 
 
-def test_requests_that_matter_least_are_answered_or_refused_with_429_and_nothing_else() -> None:
-    class Busy(Way):
-        def __init__(self, status: int):
-            super().__init__()
-            self.status = status
+# -- who it is ------------------------------------------------------------------------------------------------------
 
+HOST = "gemma.example.com"
+
+
+def secured(folder: Path, host: str, way: Way, **changes: Any) -> dict[str, Any]:
+    """`asked` over https, of one whose certificate is for `host`."""
+    context = tls.ensure(folder, [host])
+    with served(way, context) as url:
+        through = {"url": url, "headers": HEADER, "host": HOST, "authority": (folder / "ca.crt").read_text()}
+        through |= {"reach_seconds": 0, **changes}
+        asking = ask(
+            Through.model_validate(through),
+            MODEL,
+            ["korean"],
+            api_key="secret",
+            request_seconds=60,
+            direct=None,
+            say=lambda line: None,
+        )
+        return asyncio.run(asking)
+
+
+def test_over_https_it_shows_that_it_is_who_clients_call_and_gets_the_key(tmp_path: Path) -> None:
+    way = Way()
+    found = secured(tmp_path, HOST, way)
+    assert (found["problems"], found["asked"], found["key"]) == ([], [MODEL, "korean"], "sent")
+    assert way.keys == {"Bearer secret"}
+    assert {headers["host"] for headers in way.headers} == {HOST}
+
+
+@pytest.mark.parametrize(
+    ("shown", "changes", "said"),
+    [
+        ("other.example.com", {}, "Hostname mismatch, certificate is not valid for 'gemma.example.com'"),
+        # The address that was connected to is not who it is to be.
+        ("127.0.0.1", {}, "Hostname mismatch, certificate is not valid for 'gemma.example.com'"),
+        (HOST, {"authority": ""}, "unable to get local issuer certificate"),
+    ],
+)
+def test_a_certificate_of_another_s_is_told_and_nothing_is_asked(
+    tmp_path: Path, shown: str, changes: dict[str, Any], said: str
+) -> None:
+    way = Way()
+    found = secured(tmp_path, shown, way, **changes)
+    (problem,) = found["problems"]
+    assert said in problem
+    assert f"for gateway.host ({HOST})" in problem
+    assert "The API key was not sent" in problem
+    assert (found["asked"], way.headers, way.heard) == ([], [], 0)
+
+
+# -- priorities -----------------------------------------------------------------------------------------------------
+
+
+class Pod(Engine):
+    """Runs two requests at once, for ever."""
+
+    runs = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ended = threading.Event()
+
+    @property
+    def waiting(self) -> int:
+        return max(len(self.asked) - self.runs, 0)
+
+    def get(self, path: str) -> Reply:
+        running = len(self.asked) - self.waiting
+        metrics = f'vllm:num_requests_running{{a="b"}} {running}\nvllm:num_requests_waiting{{a="b"}} {self.waiting}\n'
+        return reply(metrics.encode(), content_type="text/plain")
+
+    def answer(self, question: dict[str, Any]) -> Reply:
+        self.asked.append(question)
+        self.ended.wait()
+        return self.chat(question)
+
+
+class Sheds(Way):
+    """In front of a pod: refuses what has an objective of `refused` while so many requests wait in it."""
+
+    def __init__(self, pod: Pod, refused: tuple[str | None, ...], limit: int = shedding.FULL):
+        super().__init__()
+        self.pod, self.refused, self.limit = pod, refused, limit
+        self.decided: list[tuple[str | None, bool]] = []
+        """Of each request while the pod was full: its objective, and whether it was refused."""
+
+    def answer(self, question: dict[str, Any]) -> Reply:
+        objective = self.headers[-1].get(OBJECTIVE)
+        refuses = objective in self.refused and self.pod.waiting >= self.limit
+        if self.pod.waiting >= shedding.FULL:
+            self.decided.append((objective, refuses))
+        return reply(b"sheddable request dropped", 429) if refuses else super().answer(question)
+
+
+WANTED = {
+    "objectives": [
+        {"name": "batch", "header": "validate-g2-batch", "priority": -1},
+        {"name": "chat", "header": "validate-g2-chat", "priority": 10},
+    ],
+    "pods": ["127.0.0.1"],
+}
+
+
+def shed(way: Sheds, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    with served(way.pod) as pod:
+        monkeypatch.setattr(names, "PORT", int(pod.rpartition(":")[2]))
+        try:
+            return asked(way, shedding=WANTED)
+        finally:
+            way.pod.ended.set()
+
+
+def test_with_queues_what_matters_least_is_refused_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    way = Sheds(Pod(), ("validate-g2-batch",))
+    found = shed(way, monkeypatch)
+    assert (found["problems"], found["warnings"]) == ([], [])
+    assert (found["shed"]["refused"], found["shed"]["served"], found["shed"]["pods"]) == (["batch"], ["", "chat"], 1)
+    assert found["shed"]["waiting"] >= shedding.FULL
+    assert found["shed"]["requests"] >= len(way.pod.asked) > shedding.FULL
+    assert {question["max_tokens"] for question in way.pod.asked} == {256}
+    assert all(question["ignore_eos"] for question in way.pod.asked)
+    assert {(None, False), ("validate-g2-chat", False)} < set(way.decided)
+    assert (way.decided[0], way.decided[-1]) == (("validate-g2-batch", True), ("validate-g2-batch", True))
+
+
+def test_one_that_refuses_nothing_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Careless(Sheds):
         def answer(self, question: dict[str, Any]) -> Reply:
-            is_least = self.headers[-1].get(OBJECTIVE) == "batch"
-            return reply(b"sheddable request dropped", self.status) if is_least else super().answer(question)
+            answer = super().answer(question)
+            if self.decided:
+                monkeypatch.setattr(shedding, "SECONDS", 0.0)  # The queue is there: it has had its time.
+            return answer
 
-    found = asked(Busy(429), objective="batch")
-    assert (found["problems"], found["shed"]) == ([], 3)
-    (problem,) = asked(Busy(500), objective="batch")["problems"]
-    assert problem.startswith("the objective batch: /v1/chat/completions answered 500")
-    assert asked(Way(), objective="batch")["shed"] == 0
+    found = shed(Careless(Pod(), ()), monkeypatch)
+    (problem,) = found["problems"]
+    assert (
+        "requests and more waited in every pod, and a request of the objective batch, priority -1, was not" in problem
+    )
+    assert found["shed"]["refused"] == []
+    assert found["shed"]["waiting"] >= shedding.FULL
+
+
+def test_one_that_refuses_everybody_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    (problem,) = shed(Sheds(Pod(), (None, "validate-g2-batch", "validate-g2-chat")), monkeypatch)["problems"]
+    assert problem.startswith("priorities: a request of no objective was refused (429)")
+    (problem,) = shed(Sheds(Pod(), ("validate-g2-batch", "validate-g2-chat")), monkeypatch)["problems"]
+    assert problem.startswith("priorities: a request of the objective chat (priority 10) was refused (429)")
+
+
+def test_one_that_refuses_while_nobody_waits_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shedding, "SECONDS", 0.0)
+    (problem,) = shed(Sheds(Pod(), ("validate-g2-batch",), limit=0), monkeypatch)["problems"]
+    assert "was refused (429) for 0 s although nobody waits" in problem
+
+
+def test_an_engine_that_never_has_a_queue_shows_nothing_and_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Fast(Pod):
+        runs = 1_000_000
+
+    monkeypatch.setattr(shedding, "_MOST", 64)
+    found = shed(Sheds(Fast(), ("validate-g2-batch",)), monkeypatch)
+    assert found["problems"] == []
+    (warning,) = found["warnings"]
+    assert "with 64 requests at once, 0 waited in the pod with the shortest of 1 queues, and 10 were to" in warning
+    assert (found["shed"]["requests"], found["shed"]["refused"]) == (64, [])
+    assert found["shed"]["not_shown"] in warning
+
+
+def test_what_is_not_to_be_shown_is_said() -> None:
+    assert asked(Way(), not_shown="no objective has a priority below 0")["shed"] == {
+        "not_shown": "no objective has a priority below 0"
+    }
+
+
+def test_what_could_not_be_seen_is_a_warning_of_the_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    way = Sheds(Pod(), ())
+    way.pod.get = lambda path: reply(b"", 500)  # type: ignore[method-assign]
+    with served(way.pod) as pod, served(way) as url, served(Way()) as direct:
+        monkeypatch.setattr(names, "PORT", int(pod.rpartition(":")[2]))
+        through = {"url": url, "headers": HEADER, "reach_seconds": 0, "shedding": WANTED}
+        found = asyncio.run(verdict(plan(direct, adapters=["korean"], through=through), None, lambda line: None))
+        way.pod.ended.set()
+    assert (found["passed"], found["through"]["problems"]) == (True, [])
+    assert any(
+        "refused by their priority was not seen: /metrics of 127.0.0.1 answered 500" in w for w in found["warnings"]
+    )
+
+
+# -- the verdict ----------------------------------------------------------------------------------------------------
 
 
 def test_the_load_balancer_is_asked_last_and_is_no_reason_against_the_release() -> None:

@@ -13,5 +13,6 @@ Scripted faults: `gateway_faults` in the process's configuration (kubernetes/gke
 by the names of Gateways:
 
 not_programmed   {name: words}: it gets neither address nor listener, and these words say why
+certificate_of   {name: host}: its certificate is for that host alone
 broken           {name: true}: what it is configured with is damaged on the way to Envoy
 """

@@ -42,7 +42,8 @@ def write(
     """The files of a Gateway's certificates, of each the chain and its key: those of Secrets, or else one for `names`
     that the authority in the folder signs (or one of its own, if there is none)."""
     if not secrets:
-        chain, key = folder / "certificate.pem", folder / "key.pem"
+        of_names = hashlib.sha256(" ".join(names).encode()).hexdigest()[:12]
+        chain, key = folder / f"{of_names}.pem", folder / f"{of_names}.key"
         if not chain.exists():
             tls.issue(authority or folder / "authority", names, chain, key)
         return [(chain, key)]

@@ -187,7 +187,7 @@ class GatewayController:
         folder = self._folder / key.replace("/", "_")
         try:
             envoy = await self._envoy(key, folder)
-            pairs = self._certificates(site, secrets, folder, address)
+            pairs = self._certificates(name, site, secrets, folder, address)
             wanted = xds.files(site, folder, address, ports, pairs)
             if self._faults.take("broken", name):
                 wanted = dataclasses.replace(wanted, routes={file: _damaged(file) for file in wanted.routes})
@@ -208,10 +208,12 @@ class GatewayController:
         return self._envoys[key]
 
     def _certificates(
-        self, site: Site, secrets: dict[str, Object], folder: Path, address: str
+        self, name: str, site: Site, secrets: dict[str, Object], folder: Path, address: str
     ) -> list[tuple[Path, Path]]:
         if not any(listener.secure for listener in site.listeners):
             return []
+        if another := self._faults.take("certificate_of", name):
+            return certificates.write({}, folder, self._authority, [another])
         hosts = [host for listener in site.listeners for host in listener.hosts if host != "*"]
         names = list(dict.fromkeys([address, "127.0.0.1", "localhost", *hosts]))
         return certificates.write(secrets, folder, self._authority, names)

@@ -144,7 +144,8 @@ class Gke:
             return SharedRoot()
         from emulated_cloud.real.runtime import PrivateRoot
 
-        return PrivateRoot(self._config.show)
+        trusted = [self._config.tls / "ca.crt"] if self._config.tls else []
+        return PrivateRoot([*self._config.show, *trusted])
 
     async def start(self) -> None:
         """Returns when nodes, Services and listeners are up."""
@@ -186,7 +187,7 @@ class Gke:
         await self._informers.stop()
 
     def _variables_for(self, pod: Object) -> dict[str, str]:
-        """The way to the API server and to Services: what a pod's environment gets from the node."""
+        """The way to the API server, to Services and Gateways: what a pod's environment gets from the node."""
         namespace = pod["metadata"]["namespace"]
         server = urlsplit(self._client.server)
         port = str(server.port or 443)
@@ -197,7 +198,11 @@ class Gke:
         }
         url = proxy.proxy_url(self._proxy_address, namespace)
         direct = ",".join(dict.fromkeys(["127.0.0.1", "localhost", "::1", server.hostname or ""]))
-        variables |= {"http_proxy": url, "HTTP_PROXY": url, "no_proxy": direct, "NO_PROXY": direct}
+        for name, value in {"http_proxy": url, "https_proxy": url, "no_proxy": direct}.items():
+            variables |= {name: value, name.upper(): value}
+        if self._config.tls:
+            # Whom everybody trusts here: what a container of a real cluster finds in its image.
+            variables["SSL_CERT_FILE"] = str(self._config.tls / "ca.crt")
         if pod["spec"].get("enableServiceLinks", True):
             services = self._informers.of(SERVICES).in_namespace(namespace)
             variables |= service_variables(services)

@@ -251,7 +251,12 @@ class Container:
                 "LANG": "C.UTF-8",
                 **{key: expand(value, own_names) for key, value in known.items()},
             }
-            env = {**own, **{key: rewrite(value) for key, value in variables.items()}}
+            # What the node gives is meant as it is, the way to a file of this machine say.
+            given = worker.around.base
+            env = {
+                **own,
+                **{key: value if given.get(key) == value else rewrite(value) for key, value in variables.items()},
+            }
             env["TMPDIR"] = str(worker.folder / "tmp")
             if image and not self._is_mapped(image):
                 env["PATH"] = f"{self._make_commands(image)}:{env['PATH']}"

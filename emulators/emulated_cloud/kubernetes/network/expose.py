@@ -97,12 +97,13 @@ class Expose:
 
     async def _gateway_answers(self, session: aiohttp.ClientSession, entry: Exposed, bound: str) -> bool:
         """Whether a backend behind a Gateway answers, whatever it says: an error of the Gateway's own is none."""
-        path = self._gateways.path(entry.namespace, entry.gateway)
+        host, path = self._gateways.way_in(entry.namespace, entry.gateway)
         if not path:
             return False
         url = f"{self._gateways.scheme(entry.namespace, entry.gateway, entry.port)}://{bound}{path}"
         try:
-            async with session.get(url, allow_redirects=False) as answer:
+            headers = {"Host": host} if host else None
+            async with session.get(url, allow_redirects=False, headers=headers) as answer:
                 return answer.status < 500 and "x-envoy-upstream-service-time" in answer.headers
         except (aiohttp.ClientError, TimeoutError):
             return False

@@ -30,13 +30,15 @@ class GatewayTable:
         listeners = gateway["spec"].get("listeners") or []
         return "https" if any((each["port"], each["protocol"]) == (port, "HTTPS") for each in listeners) else "http"
 
-    def path(self, namespace: str, name: str) -> str:
-        """A path that leads to a backend: of the first route to the Gateway; empty if there is none."""
+    def way_in(self, namespace: str, name: str) -> tuple[str, str]:
+        """The host, if it matters, and the path that lead to a backend: of the first route to the Gateway; no path if
+        there is none."""
         for route in self.routes.items.values() if self.routes else ():
             own = route["metadata"]["namespace"]
             for ref in route["spec"].get("parentRefs") or []:
                 if (ref.get("namespace", own), ref["name"]) == (namespace, name):
                     rules = route["spec"].get("rules") or [{}]
                     matches = rules[0].get("matches") or [{}]
-                    return (matches[0].get("path") or {}).get("value") or "/"
-        return ""
+                    host = next(iter(route["spec"].get("hostnames") or []), "")
+                    return host, (matches[0].get("path") or {}).get("value") or "/"
+        return "", ""

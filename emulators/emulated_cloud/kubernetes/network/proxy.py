@@ -1,8 +1,9 @@
 """The forward proxy of pods: it stands for cluster DNS and kube-proxy.
 
-Pods are given `http_proxy`, whose user is the pod's namespace, so that a short name means that namespace's Service.
-Requests come with absolute URIs, or as CONNECT. Only their heads are read; bodies and answers pass as they come, so
-that streams are not held up. A connection keeps its endpoint for a name, as a connection through kube-proxy does.
+Pods are given `http_proxy` and `https_proxy`, whose user is the pod's namespace, so that a short name means that
+namespace's Service. Requests come with absolute URIs, or as CONNECT. Only their heads are read; bodies and answers pass
+as they come, so that streams are not held up. A connection keeps its endpoint for a name, as a connection through
+kube-proxy does.
 """
 
 from __future__ import annotations
