@@ -297,7 +297,7 @@ class Site:
 
     @contextmanager
     def stream(self, pod: str) -> Iterator[tuple[str, Callable[[], list[str]]]]:
-        """A stream that a pod answers: its first line, and a function that has the other three come and returns them."""
+        """A stream of a pod: its first line, and a function that has the three others come and returns them."""
         with requests.post(f"{self.url}/v1/x", json={"lines": 4}, stream=True, timeout=60) as answer:
             lines = (line.decode() for line in answer.iter_lines(chunk_size=1))
             first = next(lines)
