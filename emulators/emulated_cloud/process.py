@@ -78,7 +78,7 @@ class Process:
         words = self.log.read_bytes()[self.log_start :].decode(errors="replace").strip().splitlines()[-5:]
         return how_it_ended(self.name, code, " / ".join(words))
 
-    def stop(self, seconds: float = 10.0) -> None:
+    def stop(self, seconds: float = 30.0) -> None:
         """Ends it, gently first; ends it for certain."""
         if self.popen.poll() is None:
             self.popen.terminate()

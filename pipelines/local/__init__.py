@@ -51,8 +51,9 @@ DEFAULTS: dict[str, Any] = {
 """What a run without a settings file is about."""
 
 _NONE: Mapping[str, Path] = MappingProxyType({})
-_LEASE_DURATION, _LEASE_WAIT = "10s", "60s"
-"""No step waits minutes for its machine here, so that a dead run is known as dead sooner."""
+_LEASE_DURATION, _LEASE_WAIT = "20s", "2m"
+"""No step waits minutes for its machine here, so that a dead run is known as dead sooner. A third of it must be enough
+for a renewal on a machine whose disk or processor has much else to do."""
 _SCALES_DOWN = {"scale_down_window": "5s", "scale_down_period": "5s"}
 """Pods come and go in seconds here: nobody wants to wait minutes to see it."""
 _CANARY = {"hold": "5s", "settle": "1s"}

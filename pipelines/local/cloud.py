@@ -39,9 +39,9 @@ _SCALING: dict[str, Any] = {
 }
 """For a deployment that is to scale: how often pods are scraped and autoscalers look, and engines that are as slow as
 ones that have a queue."""
-_COMES_BACK_SECONDS = {False: 60, True: 300}
-"""How long a live generation may take, by whether its engine is vLLM itself."""
-_ANSWERS_SECONDS = 10
+_COMES_BACK_SECONDS = {False: 180, True: 600}
+"""How long a live generation may take, by whether its engine is vLLM itself, where the machine is busy."""
+_ANSWERS_SECONDS = 120
 """From a promotion to an entry that answers."""
 
 

@@ -63,7 +63,7 @@ def settings(**changes: Any) -> Settings:
     )
 
 
-def until(found: Callable[[], Any], seconds: float = 30) -> Any:
+def until(found: Callable[[], Any], seconds: float = 120) -> Any:
     """What is found, as soon as something is."""
     deadline = time.monotonic() + seconds
     while not (value := found()):
@@ -105,7 +105,7 @@ class Site:
 
     def ask(self, path: str) -> Any:
         headers = {"Authorization": f"Bearer {TOKEN}"}
-        found = requests.get(f"{self.url}/compute/v1/projects/{PROJECT}/{path}", headers=headers, timeout=30)
+        found = requests.get(f"{self.url}/compute/v1/projects/{PROJECT}/{path}", headers=headers, timeout=60)
         found.raise_for_status()
         return found.json()
 
@@ -129,7 +129,7 @@ class Site:
 
     def writes(self) -> list[str]:
         """What was asked of Compute Engine that changes something, `METHOD path`."""
-        log = requests.get(f"{self.url}/_emulator/requests", timeout=30).json()
+        log = requests.get(f"{self.url}/_emulator/requests", timeout=60).json()
         made = (f"{each['method']} {each['path'].partition('?')[0]}" for each in log if each["method"] != "GET")
         return [each for each in made if "/compute/v1/" in each and not each.endswith("/wait")]
 
@@ -150,7 +150,7 @@ class Site:
     def delete(self, path: str) -> None:
         headers = {"Authorization": f"Bearer {TOKEN}"}
         url = f"{self.url}/compute/v1/projects/{PROJECT}/{path}"
-        assert requests.delete(url, headers=headers, timeout=30).status_code in (200, 404)
+        assert requests.delete(url, headers=headers, timeout=60).status_code in (200, 404)
 
     # -- what is to go wrong ----------------------------------------------------------------------------------
 
@@ -159,10 +159,10 @@ class Site:
         return {"action": "outcome", "method": method, "path": path, "outcome": outcome}
 
     def script(self, *faults: dict[str, Any]) -> None:
-        requests.post(f"{self.url}/_emulator/faults", json=list(faults), timeout=30).raise_for_status()
+        requests.post(f"{self.url}/_emulator/faults", json=list(faults), timeout=60).raise_for_status()
 
     def consumed(self) -> list[int]:
-        return [each["consumed"] for each in requests.get(f"{self.url}/_emulator/faults", timeout=30).json()]
+        return [each["consumed"] for each in requests.get(f"{self.url}/_emulator/faults", timeout=60).json()]
 
     def in_a_child(self, work: Callable[[], None]) -> multiprocessing.Process:
         """Runs `work` in a process of its own, which has all that this one has imported."""

@@ -51,7 +51,7 @@ class Engine:
         except httpx.TransportError:
             return False
 
-    def wait(self, seconds: float = 30) -> Engine:
+    def wait(self, seconds: float = 120) -> Engine:
         """Returns when the engine answers."""
         deadline = time.monotonic() + seconds
         while not self.answers():
@@ -68,7 +68,7 @@ class Engine:
                 total += float(line.rsplit(" ", 1)[1])
         return total
 
-    def until(self, condition: Any, seconds: float = 10) -> None:
+    def until(self, condition: Any, seconds: float = 120) -> None:
         """Waits for something to become true."""
         deadline = time.monotonic() + seconds
         while not condition():

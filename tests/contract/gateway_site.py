@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import requests
@@ -26,9 +28,9 @@ INFERENCE = ("inference.networking.k8s.io", "v1")
 GKE = ("networking.gke.io", "v1")
 
 SERVER = """
-import http.server, json, os, signal, socket, time
+import http.server, json, os, signal, socket, threading, time
 signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-healthy = True
+healthy, go = True, threading.Event()
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     def answer(self, status, text):
@@ -41,6 +43,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         global healthy
         if self.path == "/sick":
             healthy = False
+        if self.path == "/go":
+            go.set()
         if self.path == os.environ.get("HEALTH", "/"):
             return self.answer(200 if healthy else 500, os.environ["ANSWER"])
         if self.path == "/":
@@ -66,7 +70,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             data = f"{os.environ['ANSWER']} {line}\\n".encode()
             self.wfile.write(b"%x\\r\\n%s\\r\\n" % (len(data), data))
             self.wfile.flush()
-            time.sleep(asked["seconds"])
+            go.wait()
         self.wfile.write(b"0\\r\\n\\r\\n")
     def log_message(self, *args):
         pass
@@ -191,7 +195,7 @@ class Site:
 
     def health_check(self, target: str, path: str, group: str = INFERENCE[0], kind: str = "InferencePool") -> None:
         check = {"requestPath": path, "portSpecification": "USE_FIXED_PORT", "port": 8000}
-        default = {"checkIntervalSec": 1, "timeoutSec": 1, "config": {"type": "HTTP", "httpHealthCheck": check}}
+        default = {"checkIntervalSec": 5, "timeoutSec": 5, "config": {"type": "HTTP", "httpHealthCheck": check}}
         spec = {"default": default, "targetRef": {"group": group, "kind": kind, "name": target}}
         self.create(GKE, "healthcheckpolicies", _object(GKE, "HealthCheckPolicy", target, spec))
 
@@ -218,7 +222,7 @@ class Site:
             "image": PYTHON_IMAGE,
             "command": ["python", "-c", program],
             "env": [{"name": key, "value": value} for key, value in env.items()],
-            "readinessProbe": {"tcpSocket": {"port": port}, "periodSeconds": 1},
+            "readinessProbe": {"tcpSocket": {"port": port}, "periodSeconds": 1, "timeoutSeconds": 10},
         }
         body = {
             "metadata": {"name": name, "labels": {"app": app}},
@@ -246,7 +250,7 @@ class Site:
             found = [self.kube.pod(name).status for name in pods]
             return all(any(c.type == "Ready" and c.status == "True" for c in each.conditions or []) for each in found)
 
-        wait_for(ready, 30, lambda: [self.kube.pod(name).status for name in pods])
+        wait_for(ready, what=lambda: [self.kube.pod(name).status for name in pods])
 
     def conditions(self, plural: str, name: str, api: tuple[str, str] = GATEWAY_API) -> dict[str, tuple[str, str]]:
         """(status, reason) by type, of a Gateway or of the one parent of a route or pool; empty if it has none."""
@@ -261,7 +265,18 @@ class Site:
             found = self.conditions(plural, name, api)
             return all(found.get(kind) == verdict for kind, verdict in wanted.items())
 
-        wait_for(there, 20, lambda: self.read(api, plural, name).get("status"))
+        wait_for(there, what=lambda: self.read(api, plural, name).get("status"))
+
+    def is_observed(self) -> bool:
+        """Whether the Gateway's controller has done as the route says now."""
+        route = self.read(GATEWAY_API, "httproutes", "front")
+        seen = [each for parent in route["status"]["parents"] for each in parent["conditions"]]
+        return all(each["observedGeneration"] == route["metadata"]["generation"] for each in seen)
+
+    @property
+    def envoys_folder(self) -> Path:
+        """What the Envoy of the Gateway `front` is configured from."""
+        return self.kube.cluster.folder / "gateways" / f"{self.namespace}_front"
 
     @property
     def url(self) -> str:
@@ -275,10 +290,24 @@ class Site:
 
     def ask(self, path: str = "/v1/x", **headers: str) -> requests.Response:
         wanted = {name.replace("_", "-"): value for name, value in headers.items()}
-        return self.session.get(self.url + path, headers=wanted, timeout=30)
+        return self.session.get(self.url + path, headers=wanted, timeout=60)
 
     def post(self, url: str = "", **body: Any) -> requests.Response:
         return self.session.post(f"{url or self.url}/v1/x", json=body, timeout=60)
+
+    @contextmanager
+    def stream(self, pod: str) -> Iterator[tuple[str, Callable[[], list[str]]]]:
+        """A stream of a pod: its first line, and a function that has the three others come and returns them."""
+        with requests.post(f"{self.url}/v1/x", json={"lines": 4}, stream=True, timeout=60) as answer:
+            lines = (line.decode() for line in answer.iter_lines(chunk_size=1))
+            first = next(lines)
+            address = self.kube.pod(pod).status.pod_ip
+
+            def rest() -> list[str]:
+                self.session.get(f"http://{address}:8000/go", timeout=60)
+                return list(lines)
+
+            yield first, rest
 
     def wait_answer(self, text: str, path: str = "/v1/x") -> None:
         def said() -> tuple[int, str]:
@@ -288,7 +317,7 @@ class Site:
                 return 0, str(error)
             return answer.status_code, answer.text
 
-        wait_for(lambda: said() == (200, text), 20, said)
+        wait_for(lambda: said() == (200, text), what=said)
 
     def shares(self, count: int) -> dict[str, int]:
         """How many of so many requests each server answered; every one must be answered."""
@@ -307,7 +336,7 @@ class Traffic:
         self._url, self._threads = site.url, threads
         self._pool = ThreadPoolExecutor(threads)
         self._going = True
-        self.answers: list[tuple[float, str]] = []
+        self.answers: list[str] = []
         self.failures: list[str] = []
 
     def __enter__(self) -> Traffic:
@@ -324,14 +353,24 @@ class Traffic:
         session.trust_env = False
         while self._going:
             try:
-                answer = session.post(f"{self._url}/v1/x", json={}, timeout=30)
+                answer = session.post(f"{self._url}/v1/x", json={}, timeout=60)
             except requests.RequestException as error:
                 self.failures.append(repr(error))
                 continue
             if answer.status_code != 200:
                 self.failures.append(f"{answer.status_code} {answer.text}")
-            self.answers.append((time.monotonic(), answer.text))
+            self.answers.append(answer.text)
             time.sleep(0.01)
+
+    def wait_for(self, *servers: str, among: int = 30) -> None:
+        """Returns when these servers, and no others, gave the newest answers, so many of those from now on."""
+        before = len(self.answers)
+
+        def gave() -> bool:
+            newest = self.answers[before:][-among:]
+            return len(newest) == among and set(newest) == set(servers)
+
+        wait_for(gave, what=lambda: (self.answers[-among:], self.failures))
 
 
 def _object(api: tuple[str, str], kind: str, name: str, spec: Object) -> Object:
@@ -344,12 +383,6 @@ def pool_ref(name: str, weight: int = 100, **more: Any) -> Object:
 
 def refusal(error: ApiException) -> str:
     return str(json.loads(error.body)["message"])
-
-
-def lines(answer: requests.Response) -> Iterable[tuple[float, str]]:
-    """The lines of a stream, and when each came."""
-    for line in answer.iter_lines(chunk_size=1):
-        yield time.monotonic(), line.decode()
 
 
 def service_ref(name: str, port: int, weight: int = 1) -> Object:

@@ -64,14 +64,14 @@ class GoogleProcess:
         assert self.log.read_text() == ""
 
     def set_faults(self, *faults: dict[str, Any]) -> None:
-        requests.post(f"{self.process.url}/_emulator/faults", json=list(faults), timeout=10).raise_for_status()
+        requests.post(f"{self.process.url}/_emulator/faults", json=list(faults), timeout=60).raise_for_status()
 
     def consumed(self) -> list[int]:
-        found = requests.get(f"{self.process.url}/_emulator/faults", timeout=10).json()
+        found = requests.get(f"{self.process.url}/_emulator/faults", timeout=60).json()
         return [fault["consumed"] for fault in found]
 
 
-def until(found: Callable[[], Any], seconds: float = 60) -> Any:
+def until(found: Callable[[], Any], seconds: float = 120) -> Any:
     """What is found, as soon as something is."""
     deadline = time.monotonic() + seconds
     while not (value := found()):

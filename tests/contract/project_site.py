@@ -117,15 +117,15 @@ class Project:
         return bootstrap(config or settings(), self.say or self.said.append, pace=PACE, **options)
 
     def script(self, *faults: dict[str, Any]) -> None:
-        requests.post(f"{self.url}/_emulator/faults", json=list(faults), timeout=30).raise_for_status()
+        requests.post(f"{self.url}/_emulator/faults", json=list(faults), timeout=60).raise_for_status()
 
     def consumed(self) -> list[int]:
-        faults = requests.get(f"{self.url}/_emulator/faults", timeout=30).json()
+        faults = requests.get(f"{self.url}/_emulator/faults", timeout=60).json()
         return [fault["consumed"] for fault in faults]
 
     def ask(self, method: str, path: str, body: Any = None) -> Any:
         headers = {"Authorization": f"Bearer {TOKEN}"}
-        found = requests.request(method, f"{self.url}/{path}", headers=headers, json=body, timeout=30)
+        found = requests.request(method, f"{self.url}/{path}", headers=headers, json=body, timeout=60)
         found.raise_for_status()
         return found.json()
 
@@ -140,7 +140,7 @@ class Project:
         return found
 
     def objects(self) -> list[str]:
-        found = requests.get(f"{self.storage}/storage/v1/b/{BUCKET}/o", timeout=30).json()
+        found = requests.get(f"{self.storage}/storage/v1/b/{BUCKET}/o", timeout=60).json()
         return [item["name"] for item in found.get("items", [])]
 
 

@@ -55,15 +55,15 @@ class Gcs:
     # -- of the emulator alone -------------------------------------------------------------------------------
 
     def script(self, *faults: dict[str, Any]) -> None:
-        requests.post(self.url("/_emulator/faults"), json=list(faults), timeout=10).raise_for_status()
+        requests.post(self.url("/_emulator/faults"), json=list(faults), timeout=60).raise_for_status()
 
     def consumed(self) -> list[int]:
         """How often each scripted fault has happened."""
-        found = requests.get(self.url("/_emulator/faults"), timeout=10).json()
+        found = requests.get(self.url("/_emulator/faults"), timeout=60).json()
         return [fault["consumed"] for fault in found]
 
     def requests(self) -> list[dict[str, Any]]:
-        return requests.get(self.url("/_emulator/requests"), timeout=10).json()
+        return requests.get(self.url("/_emulator/requests"), timeout=60).json()
 
 
 def connect(endpoint: str, bucket: str, project: str | None, emulated: bool) -> Gcs:

@@ -37,8 +37,6 @@ from serving.weights.release import Release
 from tests.contract.test_deploy_server import Site
 from tests.contract.test_replacement import in_a_child
 
-pytestmark = pytest.mark.timeout(300)
-
 GATEWAY = (
     "features=[gateway]",
     "gateway.proxy_ranges=[10.129.0.0/23]",
@@ -105,7 +103,7 @@ class Runs:
         there = self.cluster.get("HTTPRoute", config.name, config.namespace)
         return entrance.shares_of(there), entrance.note_of(there)
 
-    def wait_for(self, shares: Callable[[dict[str, int], Note | None], bool], seconds: float = 60) -> None:
+    def wait_for(self, shares: Callable[[dict[str, int], Note | None], bool], seconds: float = 120) -> None:
         deadline = time.monotonic() + seconds
         while not shares(*self.entry()):
             assert time.monotonic() < deadline, self.entry()
@@ -130,7 +128,7 @@ class Runs:
         question = {"model": model, "messages": [{"role": "user", "content": "hi"}], "max_tokens": max_tokens}
 
         def ask(address: str) -> None:
-            with httpx.Client(base_url=f"http://{address}:{names.PORT}", timeout=20, trust_env=False) as http:
+            with httpx.Client(base_url=f"http://{address}:{names.PORT}", timeout=60, trust_env=False) as http:
                 while not over.is_set():
                     try:
                         http.post("/v1/chat/completions", json=question)

@@ -34,7 +34,7 @@ def cluster(emulated_cloud: Cloud, cloud_environment: dict[str, str]) -> Iterato
     found.apply(MAP)
     yield found
     found.delete(namespace)
-    assert wait_for(lambda: found.get("Namespace", SETTINGS.namespace) is None, 60)
+    assert wait_for(lambda: found.get("Namespace", SETTINGS.namespace) is None, 120)
 
 
 def test_a_dry_run_says_what_applying_would_change_and_changes_nothing(cluster: Cluster):

@@ -27,8 +27,6 @@ DOCKERFILE = ROOT / "images" / "components" / "Dockerfile"
 STEPS = sorted(path.parent.name for path in (ROOT / "components").glob("*/component.py"))
 JOBS = sorted(path.parent.name for path in (ROOT / "components").glob("*/__main__.py"))
 
-pytestmark = pytest.mark.timeout(900)  # The first test downloads and installs some 80 packages.
-
 
 def stages() -> list[list[tuple[str, str]]]:
     """The Dockerfile's stages as (instruction, rest) lists."""

@@ -79,7 +79,7 @@ def test_who_may_not(compute):
         list(compute.instances.list(project="other", zone=ZONE))
     with pytest.raises(exceptions.Forbidden, match=r"compute\.instances\.create"):
         compute.instances.insert_unary(project="other", zone=ZONE, instance_resource=machine("x"))
-    assert requests.get(f"{compute.process.url}/compute/v1/projects/demo", timeout=10).status_code == 401
+    assert requests.get(f"{compute.process.url}/compute/v1/projects/demo", timeout=60).status_code == 401
 
 
 # -- disks --------------------------------------------------------------------------------------------------------
@@ -407,7 +407,7 @@ def test_entries_of_the_log(new_compute):
     def listed(**asked: Any) -> Any:
         body = {"resourceNames": ["projects/demo"], **asked}
         url, headers = f"{compute.process.url}/v2/entries:list", {"Authorization": f"Bearer {TOKEN}"}
-        return session.post(url, json=body, headers=headers, timeout=10)
+        return session.post(url, json=body, headers=headers, timeout=60)
 
     assert listed().json() == {}
     with open(compute.folder / "logging.jsonl", "a") as file:

@@ -198,7 +198,7 @@ def test_a_machine_that_ends_in_the_middle_leaves_nothing(new_compute, end):
             until(lambda: not compute.there())
         case _:
             compute.process.popen.send_signal(getattr(signal, end))
-            compute.process.popen.wait(10)
+            compute.process.popen.wait(120)
             until(lambda: not left(compute))
             compute.stop()
             compute.start()

@@ -23,8 +23,6 @@ from serving.settings import Settings, override
 from serving.weights.release import Release
 from tests.contract.test_deploy_server import Site
 
-pytestmark = pytest.mark.timeout(180)
-
 VALUES = {
     "scenario": "inference-gateway",
     "features": ["-live-adapters"],

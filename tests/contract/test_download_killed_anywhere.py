@@ -29,8 +29,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
-import pytest
-
 from serving import names
 from serving.clients import storage
 from serving.clients.patience import Patience
@@ -197,7 +195,6 @@ def _transfers(settings: Settings) -> str:
     return f"{settings.pipeline_root}/transfers/{names.place(settings)}/"
 
 
-@pytest.mark.timeout(600)
 def test_a_transfer_survives_kills_at_any_moment(site: Site, tmp_path: Path):
     seed = os.environ.get("SEED") or str(random.SystemRandom().randrange(10**9))
     print(f"SEED={seed} KILLS={KILLS}")

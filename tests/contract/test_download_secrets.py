@@ -62,7 +62,7 @@ class Transfer:
     """A transfer in a cloud of its own: what it wrote, and the secrets that it used."""
 
     def __init__(self, cloud: Cloud, *, silenced: bool):
-        commit = requests.get(f"{cloud.url('hub')}/api/models/{MODEL}", timeout=10).json()["sha"]
+        commit = requests.get(f"{cloud.url('hub')}/api/models/{MODEL}", timeout=60).json()["sha"]
         cdn = {"method": "GET", "path": "^/cdn/", "after_bytes": 2 * MIB}
         put = {"method": "PUT", "path": "upload_id="}
         faults: dict[str, list[dict[str, Any]]] = {
@@ -74,7 +74,7 @@ class Transfer:
             ],
         }
         for emulator, scripted in faults.items():
-            requests.post(f"{cloud.url(emulator)}/_emulator/faults", json=scripted, timeout=10).raise_for_status()
+            requests.post(f"{cloud.url(emulator)}/_emulator/faults", json=scripted, timeout=60).raise_for_status()
         self.settings = settings()
         self.child = subprocess.run(
             [sys.executable, "-c", CHILD],
@@ -86,7 +86,7 @@ class Transfer:
         )
         assert self.child.returncode == 0, self.child.stderr[-3000:]
         for emulator in faults:
-            found = requests.get(f"{cloud.url(emulator)}/_emulator/faults", timeout=10).json()
+            found = requests.get(f"{cloud.url(emulator)}/_emulator/faults", timeout=60).json()
             assert [fault["consumed"] for fault in found] == [1] * len(found)
         self.cloud = cloud
 

@@ -282,7 +282,7 @@ def test_a_mirror_is_asked_instead_and_alone_gets_the_token(
     site.bring(settings, release)
     assert_whole(release.weights_uri, folder)
     assert len(site.requests("hub")) == asked
-    log = requests.get(f"{mirror.url}/_emulator/requests", timeout=10).json()
+    log = requests.get(f"{mirror.url}/_emulator/requests", timeout=60).json()
     # The mirror's CDN is another host than the mirror.
     told = {(entry["path"].startswith("/cdn/"), entry["user"]) for entry in log}
     assert told == {(False, "ada"), (True, "anonymous")}

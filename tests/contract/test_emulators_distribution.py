@@ -16,7 +16,6 @@ import pytest
 
 EMULATORS = Path(__file__).parents[2] / "emulators"
 
-pytestmark = pytest.mark.timeout(600)  # pip fetches what builds the wheel.
 
 # A team's own project: two of its packages are called as the product's, and a module as a library of the emulators.
 PROJECT = {

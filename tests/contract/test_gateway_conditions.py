@@ -105,7 +105,7 @@ def test_routes_that_a_gateway_does_not_take(site: Site) -> None:
         return [each["reason"] for each in (found.get("status") or {}).get("parents", [{}])[0].get("conditions", [])]
 
     try:
-        wait_for(lambda: "NotAllowedByListeners" in verdicts(), 20, verdicts)
+        wait_for(lambda: "NotAllowedByListeners" in verdicts(), what=verdicts)
     finally:
         site._custom.delete_namespaced_custom_object(*GATEWAY_API, "default", "httproutes", "foreign")
 

@@ -87,10 +87,10 @@ class Google:
         return client
 
     def get(self, path: str, **headers: str) -> requests.Response:
-        return requests.get(f"{self.endpoint}{path}", headers=headers, timeout=10)
+        return requests.get(f"{self.endpoint}{path}", headers=headers, timeout=60)
 
     def script(self, *faults: dict[str, Any]) -> None:
-        requests.post(f"{self.endpoint}/_emulator/faults", json=list(faults), timeout=10).raise_for_status()
+        requests.post(f"{self.endpoint}/_emulator/faults", json=list(faults), timeout=60).raise_for_status()
 
     def consumed(self) -> list[int]:
         return [fault["consumed"] for fault in self.get("/_emulator/faults").json()]
@@ -252,7 +252,7 @@ def test_a_project_as_older_clients_ask(emulator):
     session = requests.Session()
     Conformance("cloudresourcemanager", "v1").watch(session)
     url = f"{emulator.endpoint}/v1/projects/demo"
-    found = session.get(url, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=10).json()
+    found = session.get(url, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=60).json()
     assert (found["projectId"], found["projectNumber"], found["lifecycleState"]) == ("demo", "123456789012", "ACTIVE")
 
 
@@ -397,7 +397,7 @@ def test_an_image_is_kept_warm(emulator):
 
     def ask(method: str, path: str, body: Any = None) -> requests.Response:
         headers = {"Authorization": f"Bearer {TOKEN}"}
-        return session.request(method, f"{emulator.endpoint}/v1/{path}", json=body, headers=headers, timeout=10)
+        return session.request(method, f"{emulator.endpoint}/v1/{path}", json=body, headers=headers, timeout=60)
 
     assert ask("POST", f"{repository}:checkPrewarmedArtifact", {"version": version}).status_code == 404
     assert ask("GET", f"{repository}/prewarmedArtifacts").json() == {}

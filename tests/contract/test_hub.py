@@ -100,7 +100,7 @@ def fetch(url: str, headers: dict[str, str] | None = None) -> tuple[int, dict[st
     """One request, no redirect followed, nothing retried."""
     parts = urlsplit(url)
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(parts.netloc, timeout=20)
+    connection = kind(parts.netloc, timeout=60)
     try:
         connection.request("GET", url[url.index(parts.netloc) + len(parts.netloc) :], headers=headers or {})
         response = connection.getresponse()

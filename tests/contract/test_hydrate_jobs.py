@@ -192,7 +192,7 @@ def test_a_copy_that_is_killed_is_gone_on_with(site: Site, weights_uri: str, fol
     running = start(site, "copy", weights_uri, folder, threads=1)
     wait_until(lambda: site.consumed("storage") == [1])
     running.send_signal(ended_by)
-    running.communicate(timeout=20)
+    running.communicate(timeout=120)
     # The first process of a container gets no signal that it does not handle: it has to end by itself.
     assert running.returncode == (-signal.SIGKILL if ended_by is signal.SIGKILL else 128 + signal.SIGTERM)
     assert (folder / f"{SHARD}.part").stat().st_size == SIZES[SHARD]
@@ -209,13 +209,13 @@ def test_what_a_killed_copy_had_brought_is_kept(site: Site, weights_uri: str, fo
     running = start(site, "copy", weights_uri, folder, threads=1)
     wait_until(lambda: site.consumed("storage") == [1])
     running.kill()
-    running.communicate(timeout=20)
+    running.communicate(timeout=120)
     site.script("storage")
     assert done(site, "copy", weights_uri, folder) == {**COPIED, "kept": 3}
     assert_whole(weights_uri, folder)
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline

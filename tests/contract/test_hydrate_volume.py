@@ -33,8 +33,6 @@ ZONES = ["us-central1-a", "us-central1-b"]
 SHORT = "hyperdisk_ml.timeout=20s"
 """For what never comes: long enough for everything before it."""
 
-pytestmark = pytest.mark.timeout(600)
-
 
 class Site:
     """A deployment in a namespace of its own, whose weights are in the bucket."""
@@ -121,7 +119,7 @@ def site(emulated_cloud: Cloud, cloud_environment: dict[str, str]) -> Iterator[S
     for item in leftovers._owned(made.cluster, settings):
         generation_name = item["metadata"]["labels"][names.GENERATION]
         leftovers.remove_generation(made.cluster, settings, generation_name, print)
-    assert wait_for(lambda: made.disks() == [], 60)
+    assert wait_for(lambda: made.disks() == [], 120)
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -150,9 +148,9 @@ def test_every_zone_has_every_byte_and_the_second_time_nothing_is_written(
     (disk,) = site.disks()
     for zone in ZONES:
         assert WHOLE.items() <= digests(disk / zone).items()
-    assert wait_for(lambda: site.kinds() == left, 30), site.kinds()
+    assert wait_for(lambda: site.kinds() == left, 120), site.kinds()
     assert site.cluster.list("Job", site.namespace) == []
-    assert wait_for(lambda: not site.cluster.list("Pod", site.namespace), 30)
+    assert wait_for(lambda: not site.cluster.list("Pod", site.namespace), 120)
 
     before = len(site.cloud.requests("apiserver"))
     assert site.hydrate(f"hyperdisk_ml.method={method}")[1].status == "skipped"
@@ -180,8 +178,8 @@ def test_a_volume_that_is_given_up_goes_with_its_source(site: Site):
         gone = leftovers.remove_generation(site.cluster, settings, site.release(settings).generation, print)
     assert met["populate"]
     assert [what.partition("/")[0] for what in gone] == ["PersistentVolumeClaim", "GCPDataSource", "StorageClass"]
-    assert wait_for(lambda: site.kinds() == {}, 30), site.kinds()
-    assert wait_for(lambda: site.disks() == [], 30)
+    assert wait_for(lambda: site.kinds() == {}, 120), site.kinds()
+    assert wait_for(lambda: site.disks() == [], 120)
 
 
 def test_a_snapshot_that_is_not_ready_is_waited_for_and_its_disk_not_copied_again(site: Site):

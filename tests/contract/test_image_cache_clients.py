@@ -47,7 +47,7 @@ class Google:
     def warm(self, repository: str) -> list[dict[str, Any]]:
         """What Artifact Registry keeps warm of a repository."""
         headers = {"Authorization": f"Bearer {TOKEN}"}
-        answer = requests.get(f"{self.url}/v1/{repository}/prewarmedArtifacts", headers=headers, timeout=10)
+        answer = requests.get(f"{self.url}/v1/{repository}/prewarmedArtifacts", headers=headers, timeout=60)
         found: list[dict[str, Any]] = answer.json().get("prewarmedArtifacts", [])
         return found
 

@@ -135,7 +135,7 @@ def test_a_job_that_no_node_can_hold_is_no_verdict(step: Step) -> None:
 
 def test_a_job_that_takes_too_long_is_told_with_its_last_words(step: Step) -> None:
     with pytest.raises(InconclusiveError, match="ran out of time") as raised:
-        step.run("import time; print('load: 3 of 16', flush=True); time.sleep(100)", timeout=3)
+        step.run("import time; print('load: 3 of 16', flush=True); time.sleep(600)", timeout=3)
     assert "load: 3 of 16" in str(raised.value)
 
 
@@ -147,7 +147,7 @@ def test_an_evicted_pod_is_no_verdict(step: Step) -> None:
 
     evicting = step.meanwhile(evict)
     with pytest.raises(InconclusiveError, match=r"taken away|was deleted while it ran"):
-        step.run("import time; time.sleep(100)")
+        step.run("import time; time.sleep(600)")
     evicting.join()
 
 
@@ -160,7 +160,7 @@ def test_a_job_that_somebody_deletes_is_no_verdict(step: Step) -> None:
 
     deleting = step.meanwhile(delete)
     with pytest.raises(InconclusiveError, match="was deleted by somebody else"):
-        step.run("import time; time.sleep(100)")
+        step.run("import time; time.sleep(600)")
     deleting.join()
 
 
@@ -176,7 +176,7 @@ def test_a_step_that_is_told_to_end_ends_its_job(step: Step) -> None:
     try:
         telling = step.meanwhile(tell)
         with pytest.raises(ToldToEnd):
-            step.run("import time; time.sleep(100)")
+            step.run("import time; time.sleep(600)")
         telling.join()
     finally:
         signal.signal(signal.SIGTERM, before)

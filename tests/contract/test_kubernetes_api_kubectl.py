@@ -127,13 +127,13 @@ def test_wait_and_rollout_follow_a_status(kubectl: Kubectl, apps: client.AppsV1A
         "web", namespace, {"status": {**status, "observedGeneration": 1, "conditions": conditions}}
     )
 
-    assert "condition met" in kubectl("wait", "deployment/web", "--for=condition=Available", "--timeout=10s")
-    assert "successfully rolled out" in kubectl("rollout", "status", "deployment/web", "--timeout=10s")
+    assert "condition met" in kubectl("wait", "deployment/web", "--for=condition=Available", "--timeout=120s")
+    assert "successfully rolled out" in kubectl("rollout", "status", "deployment/web", "--timeout=120s")
 
 
 def test_delete_waits_until_it_is_gone(kubectl: Kubectl) -> None:
     kubectl("apply", "-f", "-", stdin=text(config_map("a"), pod("p")))
-    said = kubectl("delete", "configmap/a", "pod/p", "--timeout=20s")
+    said = kubectl("delete", "configmap/a", "pod/p", "--timeout=120s")
 
     assert set(said.splitlines()) == {'configmap "a" deleted', 'pod "p" deleted'}
     with pytest.raises(subprocess.CalledProcessError, match="non-zero"):

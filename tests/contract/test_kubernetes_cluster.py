@@ -6,6 +6,7 @@ kubernetes_cluster.py says how to run this against a real control plane.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -27,6 +28,14 @@ from tests.contract.kubernetes_cluster import (
 __all__ = ["cluster", "kube"]
 
 
+def _changes(kube: Kube, since: Any) -> Iterator[Any]:
+    """Every change of the namespace's Deployments after this one."""
+    version = since.metadata.resource_version
+    return watch.Watch().stream(
+        kube.apps.list_namespaced_deployment, kube.namespace, resource_version=version, timeout_seconds=120
+    )
+
+
 def test_a_deployment_comes_from_nothing_to_ready_through_a_scale_up(kube: Kube) -> None:
     gpu = {
         "nodeSelector": {
@@ -37,9 +46,9 @@ def test_a_deployment_comes_from_nothing_to_ready_through_a_scale_up(kube: Kube)
     body = deployment("vllm", "tokens", pod=gpu)
     limits = {"nvidia.com/gpu": "1", "memory": "10Gi", "cpu": "2"}
     body["spec"]["template"]["spec"]["containers"][0]["resources"] = {"limits": limits, "requests": limits}
-    kube.apps.create_namespaced_deployment(kube.namespace, body)
+    made = kube.apps.create_namespaced_deployment(kube.namespace, body)
     seen = []
-    for event in watch.Watch().stream(kube.apps.list_namespaced_deployment, kube.namespace, timeout_seconds=30):
+    for event in _changes(kube, since=made):
         status = event["object"].status
         conditions = {entry.type: (entry.status, entry.reason) for entry in status.conditions or []}
         seen.append(conditions)
@@ -49,6 +58,8 @@ def test_a_deployment_comes_from_nothing_to_ready_through_a_scale_up(kube: Kube)
     assert any(entry.get("Available") == ("False", "MinimumReplicasUnavailable") for entry in seen)
     assert status.ready_replicas == status.available_replicas == status.updated_replicas == 1
     [pod] = kube.pods("app=vllm")
+    for reason in ("TriggeredScaleUp", "Scheduled", "Pulled", "Started"):
+        kube.wait_event(pod.metadata.name, reason)
     reasons = [reason for _, reason, _ in kube.events(pod.metadata.name)]
     for earlier, later in (("FailedScheduling", "Scheduled"), ("TriggeredScaleUp", "Scheduled"), ("Pulled", "Started")):
         assert earlier in reasons, reasons
@@ -91,7 +102,7 @@ def test_a_jobs_result_is_read_from_its_pods_log(kube: Kube) -> None:
         },
     }
     kube.batch.create_namespaced_job(kube.namespace, body)
-    kube.kubectl("wait", "--for=condition=complete", "job/validate", "--timeout=20s")
+    kube.kubectl("wait", "--for=condition=complete", "job/validate", "--timeout=120s")
     job = kube.batch.read_namespaced_job("validate", kube.namespace)
     assert (job.status.succeeded, job.status.failed, job.status.active) == (1, None, None)
     assert {entry.type for entry in job.status.conditions} == {"SuccessCriteriaMet", "Complete"}
@@ -133,7 +144,7 @@ def _failed(kube: Kube, name: str) -> Any:
 def test_a_job_gives_up_at_its_limits(kube: Kube) -> None:
     kube.batch.create_namespaced_job(kube.namespace, _job("crash", "raise SystemExit(3)", backoffLimit=1))
     kube.batch.create_namespaced_job(
-        kube.namespace, _job("slow", "import time; time.sleep(60)", activeDeadlineSeconds=1)
+        kube.namespace, _job("slow", "import time; time.sleep(600)", activeDeadlineSeconds=1)
     )
     policy = {"rules": [{"action": "FailJob", "onExitCodes": {"operator": "In", "values": [42]}}]}
     kube.batch.create_namespaced_job(
@@ -178,7 +189,7 @@ def test_a_crash_loop_shows_what_a_kubelet_shows(kube: Kube) -> None:
 
 
 def test_a_container_beyond_its_memory_limit_is_killed(kube: Kube) -> None:
-    code = "import time; x = b'1' * 300_000_000; time.sleep(60)"
+    code = "import time; x = b'1' * 300_000_000; time.sleep(600)"
     kube.create_pod("hungry", ["python", "-c", code], container={"resources": {"limits": {"memory": "100Mi"}}})
     state = kube.wait_phase("hungry", "Failed").status.container_statuses[0].state.terminated
     assert (state.reason, state.exit_code) == ("OOMKilled", 137)
@@ -277,7 +288,7 @@ def test_a_claim_in_use_is_protected(kube: Kube) -> None:
     volume = _volume(kube, "protected", "weights:protected", ["implicit-dirs"])
     body = pod_manifest(
         "user",
-        ["python", "-c", "import time; time.sleep(60)"],
+        ["python", "-c", "import time; time.sleep(600)"],
         container={"volumeMounts": [{"name": "weights", "mountPath": "/model"}]},
         volumes=[volume],
         annotations={"gke-gcsfuse/volumes": "true"},
@@ -340,7 +351,7 @@ def test_a_scale_up_fails_in_the_autoscalers_words_and_is_tried_again(kube: Kube
 
 def test_quota_bounds_the_nodes_and_empty_ones_are_given_back(kube: Kube) -> None:
     selector = {"cloud.google.com/gke-accelerator": "nvidia-l4"}
-    wait = ["python", "-c", "import time; time.sleep(60)"]
+    wait = ["python", "-c", "import time; time.sleep(600)"]
 
     def create(name: str, cards: str) -> None:
         limits = {"nvidia.com/gpu": cards}
@@ -360,7 +371,7 @@ def test_quota_bounds_the_nodes_and_empty_ones_are_given_back(kube: Kube) -> Non
 def test_a_rolling_update_never_falls_below_what_must_be_available(kube: Kube) -> None:
     rolling = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
     kube.apps.create_namespaced_deployment(kube.namespace, deployment("web", "one", 2, strategy=rolling))
-    kube.kubectl("rollout", "status", "deployment/web", "--timeout=30s")
+    kube.kubectl("rollout", "status", "deployment/web", "--timeout=120s")
     lowest, most = 2, 0
 
     def live() -> list[Any]:
@@ -372,7 +383,7 @@ def test_a_rolling_update_never_falls_below_what_must_be_available(kube: Kube) -
         }
     }
     patched = kube.apps.patch_namespaced_deployment("web", kube.namespace, body)
-    for event in watch.Watch().stream(kube.apps.list_namespaced_deployment, kube.namespace, timeout_seconds=40):
+    for event in _changes(kube, since=patched):
         status = event["object"].status
         if (status.observed_generation or 0) >= patched.metadata.generation:
             # Not status.replicas: it adds up what each ReplicaSet last said of itself, and may say more than there is.
@@ -380,11 +391,13 @@ def test_a_rolling_update_never_falls_below_what_must_be_available(kube: Kube) -
             reason = next(entry.reason for entry in status.conditions if entry.type == "Progressing")
             if reason == "NewReplicaSetAvailable" and status.updated_replicas == status.replicas == 2:
                 break
-    assert (lowest, most) == (2, 3)
+    # What of the pods is between two looks at them is not seen.
+    assert lowest == 2
+    assert most <= 3
     assert {get(f"http://{pod.status.pod_ip}:8000/") for pod in live()} == {"two"}
     assert kube.kubectl("rollout", "history", "deployment/web").count("<none>") == 2
     kube.kubectl("rollout", "undo", "deployment/web")
-    kube.kubectl("rollout", "status", "deployment/web", "--timeout=30s")
+    kube.kubectl("rollout", "status", "deployment/web", "--timeout=120s")
     sets = kube.apps.list_namespaced_replica_set(kube.namespace).items
     assert sorted(item.metadata.annotations["deployment.kubernetes.io/revision"] for item in sets) == ["2", "3"]
     kube.apps.delete_namespaced_deployment("web", kube.namespace)

@@ -69,20 +69,20 @@ def test_pods_come_and_go_by_the_mean_of_their_queues(kube: Kube):
     wait_for(lambda: _conditions(autoscalers, kube).get("ScalingActive") == ("False", "FailedGetPodsMetric"))
     assert _replicas(kube) == 1
     _source(kube)
-    wait_for(lambda: _replicas(kube) == 2, 60)
+    wait_for(lambda: _replicas(kube) == 2)
     assert "New size: 2; reason: pods metric" in kube.wait_event("web", "SuccessfulRescale")
-    wait_for(lambda: _conditions(autoscalers, kube).get("ScalingLimited") == ("True", "TooManyReplicas"), 60)
+    wait_for(lambda: _conditions(autoscalers, kube).get("ScalingLimited") == ("True", "TooManyReplicas"))
     assert _conditions(autoscalers, kube)["ScalingActive"] == ("True", "ValidMetricFound")
     shown = autoscalers.read_namespaced_horizontal_pod_autoscaler("web", kube.namespace).status
     assert shown.current_metrics[0].pods.current.average_value == "30"
 
     less = {"spec": {"metrics": [_target(METRIC, "100")]}}
     autoscalers.patch_namespaced_horizontal_pod_autoscaler("web", kube.namespace, less)
-    wait_for(lambda: _replicas(kube) == 1, 60)
+    wait_for(lambda: _replicas(kube) == 1)
     assert "All metrics below target" in kube.wait_event("web", "SuccessfulRescale", "New size: 1")
 
     autoscalers.patch_namespaced_horizontal_pod_autoscaler("web", kube.namespace, {"spec": {"minReplicas": 2}})
-    wait_for(lambda: _replicas(kube) == 2, 60)
+    wait_for(lambda: _replicas(kube) == 2)
     kube.wait_event("web", "SuccessfulRescale", "below Spec.MinReplicas")
 
 

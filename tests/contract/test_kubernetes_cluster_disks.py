@@ -54,10 +54,10 @@ def image(registry: str) -> dict[str, Any]:
     """What the registry has: the reference by digest, its chain IDs, its layers' bytes."""
 
     def get(path: str, **headers: str) -> Any:
-        answer = requests.get(f"{registry}/v2/{REPOSITORY}/{path}", headers=headers, timeout=10)
+        answer = requests.get(f"{registry}/v2/{REPOSITORY}/{path}", headers=headers, timeout=60)
         if answer.status_code == 401:
             said = answer.headers["WWW-Authenticate"].split('"')
-            token = requests.get(said[1], params={"service": said[3], "scope": said[5]}, timeout=10).json()["token"]
+            token = requests.get(said[1], params={"service": said[3], "scope": said[5]}, timeout=60).json()["token"]
             return get(path, **headers, Authorization=f"Bearer {token}")
         answer.raise_for_status()
         return answer

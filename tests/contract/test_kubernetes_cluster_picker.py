@@ -63,7 +63,7 @@ def start_pickers(kube: Kube, replicas: int) -> None:
         "name": "epp",
         "image": IMAGE,
         "args": [f"--pool-name={POOL}", f"--pool-namespace={kube.namespace}", "--config-file=/config/epp.yaml"],
-        "readinessProbe": {"grpc": {"port": 9003, "service": "readiness"}, "periodSeconds": 1},
+        "readinessProbe": {"grpc": {"port": 9003, "service": "readiness"}, "periodSeconds": 1, "timeoutSeconds": 10},
         "livenessProbe": {"grpc": {"port": 9003, "service": "liveness"}, "initialDelaySeconds": 60},
         "volumeMounts": [{"name": "config", "mountPath": "/config"}],
     }

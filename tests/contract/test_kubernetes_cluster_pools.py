@@ -117,12 +117,12 @@ def test_a_pool_that_is_full_is_followed_by_the_next(kube: Kube, pools: list[str
         create(kube, f"p{number}")
         assert came(kube, f"p{number}") == (pool, serving)
     create(kube, "p3")
-    words = kube.wait_event("p3", "NotTriggerScaleUp", "3 max node group size reached", seconds=60)
+    words = kube.wait_event("p3", "NotTriggerScaleUp", "3 max node group size reached")
     assert words.startswith("pod didn't trigger scale-up")
     assert "didn't match pod anti-affinity rules" in kube.wait_event("p3", "FailedScheduling")
     # An idle container ends at once when it is told: no ten minutes of grace are waited for.
     kube.core.delete_namespaced_pod("p2", kube.namespace)
-    wait_for(lambda: "p2" not in {pod.metadata.name for pod in kube.pods()}, 120)
+    wait_for(lambda: "p2" not in {pod.metadata.name for pod in kube.pods()})
     assert came(kube, "p3") == (pools[2], "chips")
 
 
@@ -143,7 +143,7 @@ def test_without_any_card_a_chip_serves(kube: Kube, pools: list[str], cluster: C
 def test_without_any_choice_the_pod_waits_and_is_told_why(kube: Kube, pools: list[str], cluster: Cluster) -> None:
     cluster.configure(decline=dict.fromkeys(pools, OUT))
     create(kube, "first")
-    kube.wait_event("first", "NotTriggerScaleUp", "3 in backoff after failed scale-up", seconds=120)
+    kube.wait_event("first", "NotTriggerScaleUp", "3 in backoff after failed scale-up")
     assert kube.pod("first").status.phase == "Pending"
     assert failures(kube) == 3
 

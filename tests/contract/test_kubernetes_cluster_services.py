@@ -32,7 +32,7 @@ def _service(name: str, selector: dict[str, str], **spec: Any) -> dict[str, Any]
 
 def _ready(kube: Kube, *names: str) -> None:
     for name in names:
-        kube.kubectl("rollout", "status", f"deployment/{name}", "--timeout=30s")
+        kube.kubectl("rollout", "status", f"deployment/{name}", "--timeout=120s")
 
 
 def test_a_service_through_its_listener_while_its_selector_switches(cluster: Cluster) -> None:
@@ -45,7 +45,7 @@ def test_a_service_through_its_listener_while_its_selector_switches(cluster: Clu
     url = wait_for(lambda: (cluster.folder / "endpoint").exists() and (cluster.folder / "endpoint").read_text().strip())
     assert get(url) == "one"
     host, port = url.removeprefix("http://").split(":")
-    kept = http.client.HTTPConnection(host, int(port), timeout=5)
+    kept = http.client.HTTPConnection(host, int(port), timeout=60)
     kept.request("GET", "/")
     assert kept.getresponse().read() == b"one"
     service = kube.core.read_namespaced_service("web", kube.namespace)
@@ -124,7 +124,7 @@ import json, sys, urllib.error, urllib.request
 answers = {}
 for url in sys.argv[1:]:
     try:
-        answers[url] = urllib.request.urlopen(url, timeout=5).read().decode()
+        answers[url] = urllib.request.urlopen(url, timeout=60).read().decode()
     except urllib.error.HTTPError as error:
         answers[url] = f"{error.code} {error.read().decode()}"
 print(json.dumps(answers))
@@ -226,7 +226,7 @@ def test_a_namespace_goes_with_all_that_is_in_it(kube: Kube) -> None:
     gone.core.delete_namespace(name)
     assert gone.core.read_namespace(name).status.phase == "Terminating"
     wait_for(
-        lambda: not exists(lambda: gone.core.read_namespace(name)), 30, lambda: gone.core.read_namespace(name).status
+        lambda: not exists(lambda: gone.core.read_namespace(name)), what=lambda: gone.core.read_namespace(name).status
     )
     with pytest.raises(OSError, match="refused"):
         get(f"http://{pod.status.pod_ip}:8000/")

@@ -576,7 +576,7 @@ def test_one_zones_copy_may_be_wrong(storage: Storage, compute_class: None) -> N
 def kill_gke(kube: Kube) -> None:
     process = kube.cluster.processes["gke"]
     process.popen.send_signal(signal.SIGKILL)
-    process.popen.wait(10)
+    process.popen.wait(120)
     process.stop()
 
 

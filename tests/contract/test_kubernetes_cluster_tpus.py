@@ -64,7 +64,7 @@ def test_chips_that_no_machine_has_so_are_declined(kube: Kube) -> None:
     for topology, count, words in cases:
         name = f"server-{topology}"
         kube.create_pod(name, **chips(topology, count))
-        said = kube.wait_event(name, "NotTriggerScaleUp", seconds=60)
+        said = kube.wait_event(name, "NotTriggerScaleUp")
         assert said.startswith("pod didn't trigger scale-up: ")
         assert words in said
 
@@ -97,7 +97,7 @@ def test_a_node_that_is_taken_away_says_so_ends_its_pods_and_is_gone(kube: Kube,
     name, node = pod.metadata.name, pod.spec.node_name
     kube.core.patch_node(node, {"metadata": {"annotations": {ANNOTATION: "300"}}})
 
-    ending = wait_for(lambda: (found := kube.pod(name)).metadata.deletion_timestamp and found, 60)
+    ending = wait_for(lambda: (found := kube.pod(name)).metadata.deletion_timestamp and found)
     conditions = {each.type: each for each in ending.status.conditions}
     assert conditions["DisruptionTarget"].reason == "TerminationByKubelet"
     assert "imminent node shutdown" in conditions["DisruptionTarget"].message
@@ -125,5 +125,5 @@ def test_a_node_that_is_taken_away_says_so_ends_its_pods_and_is_gone(kube: Kube,
             return bool(error.status == 404)
         return False
 
-    wait_for(is_gone, 60)
+    wait_for(is_gone)
     assert name not in {each.metadata.name for each in kube.pods("app=web")}

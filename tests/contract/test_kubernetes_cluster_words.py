@@ -57,7 +57,7 @@ def mounting(name: str, claimed: str) -> dict[str, Any]:
 
 
 def test_a_claim_that_nobody_binds_is_told_of(kube: Kube) -> None:
-    kube.create_pod("first", ["python", "-c", "import time; time.sleep(60)"])
+    kube.create_pod("first", ["python", "-c", "import time; time.sleep(600)"])
     kube.wait_phase("first", "Running")  # Without a node the scheduler looks no further.
     create = kube.core.create_namespaced_persistent_volume_claim
     create(kube.namespace, claim("unclassed", storageClassName=""))
@@ -92,14 +92,14 @@ def test_the_end_of_a_job_is_a_condition_with_a_reason(kube: Kube) -> None:
     create = kube.batch.create_namespaced_job
     create(kube.namespace, job("good", ["python", "-c", "print('fine')"]))
     create(kube.namespace, job("bad", ["python", "-c", "raise SystemExit(3)"]))
-    create(kube.namespace, job("late", ["python", "-c", "import time; time.sleep(60)"], activeDeadlineSeconds=3))
+    create(kube.namespace, job("late", ["python", "-c", "import time; time.sleep(600)"], activeDeadlineSeconds=3))
 
     def ended(name: str) -> tuple[str, str, str]:
         def found() -> Any:
             read = kube.batch.read_namespaced_job(name, kube.namespace)
             return condition(read, "Complete") or condition(read, "Failed")
 
-        end = wait_for(found, 40)
+        end = wait_for(found)
         return end.type, end.reason, end.message
 
     assert ended("good") == ("Complete", "CompletionsReached", "Reached expected number of succeeded pods")

@@ -110,11 +110,11 @@ def test_all_that_the_adapter_asks_is_what_the_discovery_document_has(google: Go
     google.show(p1=[1.0])
     ask(google, lambda monitoring: monitoring.values(QUEUE, "gemma", ["p1"]))
     ask(google, lambda monitoring: monitoring.is_metric(QUEUE))
-    asked = requests.get(f"{google.process.url}/_emulator/requests", timeout=10).json()
+    asked = requests.get(f"{google.process.url}/_emulator/requests", timeout=60).json()
     paths = [request["path"] for request in asked if request["path"].startswith("/v3/")]
     assert len({path.partition("?")[0] for path in paths}) >= 2
     for path in paths[-2:]:
-        assert session.get(google.process.url + path, timeout=10).status_code == 200
+        assert session.get(google.process.url + path, timeout=60).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -134,12 +134,12 @@ def test_all_that_the_adapter_asks_is_what_the_discovery_document_has(google: Go
     ],
 )
 def test_what_cannot_be_answered_is_refused(google: Google, session: requests.Session, query: Any, words: str):
-    answer = session.get(f"{google.process.url}/v3/projects/demo/timeSeries", params=query, timeout=10)
+    answer = session.get(f"{google.process.url}/v3/projects/demo/timeSeries", params=query, timeout=60)
     assert answer.status_code == 400
     check_refusal(answer)
     assert words in answer.json()["error"]["message"]
 
 
 def test_somebody_elses_project_is_not_shown(google: Google, session: requests.Session):
-    answer = session.get(f"{google.process.url}/v3/projects/other/metricDescriptors/{QUEUE}", timeout=10)
+    answer = session.get(f"{google.process.url}/v3/projects/other/metricDescriptors/{QUEUE}", timeout=60)
     assert answer.status_code == 403

@@ -52,7 +52,7 @@ class Container(GoogleProcess):
 
     def asked(self, path: str) -> Any:
         headers = {"Authorization": f"Bearer {TOKEN}"}
-        return requests.get(f"{self.process.url}/v1/projects/demo/{path}", headers=headers, timeout=30).json()
+        return requests.get(f"{self.process.url}/v1/projects/demo/{path}", headers=headers, timeout=60).json()
 
 
 @pytest.fixture

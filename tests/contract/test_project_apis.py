@@ -33,7 +33,7 @@ class Caller:
         self._url, self._session = project.url, google.session()
 
     def __call__(self, method: str, path: str, body: Any = None) -> Any:
-        answer = self._session.request(method, f"{self._url}/{path}", json=body, timeout=30)
+        answer = self._session.request(method, f"{self._url}/{path}", json=body, timeout=60)
         found = answer.json()
         if answer.ok:
             return found
@@ -150,12 +150,12 @@ def builder(project: Project, ask: Caller) -> None:
         policy = {"bindings": [{"role": f"roles/{role}", "members": [MEMBER]}]}
         ask("POST", f"{path}:setIamPolicy", {"policy": policy})
     policy = {"bindings": [{"role": "roles/storage.objectViewer", "members": [MEMBER]}]}
-    requests.put(f"{project.storage}/storage/v1/b/{BUCKET}/iam", json=policy, timeout=30).raise_for_status()
+    requests.put(f"{project.storage}/storage/v1/b/{BUCKET}/iam", json=policy, timeout=60).raise_for_status()
 
 
 def request_for(project: Project, source: bytes, **changes: Any) -> dict[str, Any]:
     url = f"{project.storage}/upload/storage/v1/b/{BUCKET}/o?uploadType=media&name=source.tgz"
-    requests.post(url, data=source, timeout=30).raise_for_status()
+    requests.post(url, data=source, timeout=60).raise_for_status()
     return {
         "source": {"storageSource": {"bucket": BUCKET, "object": "source.tgz"}},
         "steps": [{"name": "gcr.io/cloud-builders/docker", "args": ["build", "--tag", f"{IMAGE}:1", "."]}],
@@ -199,8 +199,8 @@ def test_an_image_of_a_source_has_a_digest_of_its_own(project: Project, ask: Cal
     assert (image["uri"], image["tags"]) == (f"{IMAGE}@{digests[2]}", ["1"])
     headers = {"Authorization": f"Bearer {TOKEN}"}
     there = f"{project.registry}/v2/{PROJECT}/gemma-pipelines/app/manifests"
-    assert requests.get(f"{there}/1", headers=headers, timeout=30).headers["Docker-Content-Digest"] == digests[2]
-    assert requests.get(f"{there}/2", headers=headers, timeout=30).status_code == 404
+    assert requests.get(f"{there}/1", headers=headers, timeout=60).headers["Docker-Content-Digest"] == digests[2]
+    assert requests.get(f"{there}/2", headers=headers, timeout=60).status_code == 404
     assert ask("POST", f"{BUILDS}/{one['id']}:cancel", {})[:2] == (400, "FAILED_PRECONDITION")
 
 
@@ -238,7 +238,7 @@ def test_a_build_needs_the_roles_of_its_account(project: Project, ask: Caller):
     request = request_for(project, packed(Dockerfile="FROM scratch\n"))
     ask("POST", f"v1/{REPOSITORY}:setIamPolicy", {"policy": {}})
     assert ended(ask, request)["failureInfo"]["type"] == "PUSH_NOT_AUTHORIZED"
-    requests.put(f"{project.storage}/storage/v1/b/{BUCKET}/iam", json={"bindings": []}, timeout=30).raise_for_status()
+    requests.put(f"{project.storage}/storage/v1/b/{BUCKET}/iam", json={"bindings": []}, timeout=60).raise_for_status()
     assert ended(ask, request)["failureInfo"]["type"] == "FETCH_SOURCE_FAILED"
     ask("POST", f"v3/projects/{PROJECT}:setIamPolicy", {"policy": {}})
     assert ended(ask, request)["failureInfo"]["type"] == "LOGGING_FAILURE"

@@ -28,11 +28,11 @@ class Registry:
     tokens: dict[str, str] = field(default_factory=dict)
 
     def ask(self, path: str, **headers: str) -> requests.Response:
-        return requests.get(f"{self.url}{path}", headers=headers, allow_redirects=False, timeout=10)
+        return requests.get(f"{self.url}{path}", headers=headers, allow_redirects=False, timeout=60)
 
     def token(self, repository: str, **headers: str) -> str:
         scope = f"repository:{repository}:pull"
-        answer = requests.get(f"{self.url}/token", params={"scope": scope}, headers=headers, timeout=10)
+        answer = requests.get(f"{self.url}/token", params={"scope": scope}, headers=headers, timeout=60)
         assert answer.json()["expires_in"] > 0
         return answer.json()["token"]
 
@@ -43,7 +43,7 @@ class Registry:
     def blob(self, digest: str, repository: str = REPOSITORY, **headers: str) -> bytes:
         there = self.pull(f"blobs/{digest}", repository)
         assert there.status_code == 307
-        found = requests.get(there.headers["Location"], headers=headers, timeout=10)
+        found = requests.get(there.headers["Location"], headers=headers, timeout=60)
         found.raise_for_status()
         return found.content
 
@@ -127,16 +127,16 @@ def test_who_has_no_token_is_told_where_to_get_one(registry):
 
 def test_a_token_does_not_last(new_registry):
     registry = new_registry("--token-seconds", "0")
-    token = requests.get(f"{registry.url}/token?scope=repository:{REPOSITORY}:pull", timeout=10).json()["token"]
+    token = requests.get(f"{registry.url}/token?scope=repository:{REPOSITORY}:pull", timeout=60).json()["token"]
     assert registry.ask(f"/v2/{REPOSITORY}/manifests/v1", Authorization=f"Bearer {token}").status_code == 401
 
 
 def test_the_token_must_not_go_to_the_host_of_the_blobs(registry):
     there = registry.pull(f"blobs/{registry.image('v1')['layers'][0]['digest']}").headers["Location"]
     assert not there.startswith(registry.url)
-    sent = requests.get(there, headers={"Authorization": "Bearer x"}, timeout=10)
+    sent = requests.get(there, headers={"Authorization": "Bearer x"}, timeout=60)
     assert (sent.status_code, "Only one auth mechanism" in sent.text) == (400, True)
-    assert requests.get(there.partition("?")[0], timeout=10).status_code == 403
+    assert requests.get(there.partition("?")[0], timeout=60).status_code == 403
 
 
 def test_a_private_repository_is_for_the_service_account(registry):
@@ -160,5 +160,5 @@ def test_what_is_not_there(registry):
     ):
         assert (found.status_code, found.json()["errors"][0]["code"]) == (404, code)
     assert registry.ask("/v2/UPPER/manifests/v1").status_code == 404
-    pushed = requests.put(f"{registry.url}/v2/{REPOSITORY}/manifests/v1", data=b"{}", timeout=10)
+    pushed = requests.put(f"{registry.url}/v2/{REPOSITORY}/manifests/v1", data=b"{}", timeout=60)
     assert (pushed.status_code, pushed.json()["errors"][0]["code"]) == (405, "UNSUPPORTED")

@@ -43,8 +43,6 @@ ONE_GENERATION = (
     "patches=[{kind: Deployment, spec: {template: {spec: {containers: [{name: vllm, lifecycle: null}]}}}}]",
 )
 
-pytestmark = pytest.mark.timeout(900)
-
 
 class Runs:
     """The runs of one deployment, each to a generation of its own by a length of its own."""

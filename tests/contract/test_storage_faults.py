@@ -166,7 +166,7 @@ def test_the_request_log_tells_who_and_no_secret(emulator, prefix):
     uri = emulator.open_session(prefix + "logged")
     secret = uri.split("upload_id=")[1]
     headers = {"Authorization": "Bearer opaque-token", "Content-Range": "bytes */0"}
-    requests.put(uri, headers=headers, timeout=10).raise_for_status()
+    requests.put(uri, headers=headers, timeout=60).raise_for_status()
     entries = [entry for entry in emulator.requests() if f"{prefix[:-1]}%2Flogged" in entry["path"]]
     assert entries[-1]["path"].endswith("upload_id=REDACTED")
     assert entries[-1]["status"] == 200

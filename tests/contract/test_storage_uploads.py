@@ -227,7 +227,7 @@ def test_two_clients_at_one_session(gcs, prefix):
     data = os.urandom(4 * QUANTUM)
     uri = gcs.open_session(prefix + "x", size=len(data))
     parts = urlsplit(uri)
-    with socket.create_connection((parts.hostname, parts.port), timeout=5) as stuck:
+    with socket.create_connection((parts.hostname, parts.port), timeout=60) as stuck:
         stuck.sendall(
             f"PUT {parts.path}?{parts.query} HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Length: {len(data)}\r\n"
             f"Content-Range: bytes 0-{len(data) - 1}/{len(data)}\r\n\r\n".encode()

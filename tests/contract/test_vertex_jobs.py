@@ -508,7 +508,7 @@ def test_a_job_that_has_ended_can_be_deleted(vertex, specs):
     vertex.script()
     assert vertex.wait_for(name)["state"] in TERMINAL
     deleted = vertex.jobs.delete_pipeline_job(name=name)
-    deleted.result(timeout=10)
+    deleted.result(timeout=60)
     assert vertex.rest("GET", deleted.operation.name).json()["done"] is True
     with pytest.raises(exceptions.NotFound):
         vertex.jobs.delete_pipeline_job(name=name)

@@ -47,7 +47,7 @@ def nightly(vertex, spec):
     for name in made:
         for job in runs_of(vertex, name):
             vertex.wait_for(job)
-        vertex.schedules.delete_schedule(name=name).result(timeout=10)
+        vertex.schedules.delete_schedule(name=name).result(timeout=60)
 
 
 def schedule_of(spec: dict[str, Any], **fields: Any) -> dict[str, Any]:
@@ -356,11 +356,11 @@ def test_a_schedule_and_its_runs_outlive_the_emulator_and_the_runs_the_schedule(
     vertex.start()
     schedule = get(vertex, name)
     assert schedule["startedRunCount"] == "1"
-    now = requests.get(f"{vertex.process.url}/_emulator/clock", timeout=10).json()["time"]
+    now = requests.get(f"{vertex.process.url}/_emulator/clock", timeout=60).json()["time"]
     tick_ = datetime.fromisoformat(schedule["nextRunTime"]) - datetime.fromisoformat(now)
     assert timedelta(0) < tick_ <= timedelta(days=1), "the clock is this machine's again, and the next tick ahead"
     runs = runs_of(vertex, name)
-    vertex.schedules.delete_schedule(name=name).result(timeout=10)
+    vertex.schedules.delete_schedule(name=name).result(timeout=60)
     with pytest.raises(exceptions.NotFound):
         vertex.schedules.get_schedule(name=name)
     assert runs_of(vertex, name) == runs

@@ -114,15 +114,15 @@ class Site:
     # -- the emulators --------------------------------------------------------------------------------------
 
     def script(self, emulator: str, *faults: dict[str, Any]) -> None:
-        requests.post(f"{self.url(emulator)}/_emulator/faults", json=list(faults), timeout=10).raise_for_status()
+        requests.post(f"{self.url(emulator)}/_emulator/faults", json=list(faults), timeout=60).raise_for_status()
 
     def consumed(self, emulator: str) -> list[int]:
         """How often each scripted fault has happened."""
-        found = requests.get(f"{self.url(emulator)}/_emulator/faults", timeout=10).json()
+        found = requests.get(f"{self.url(emulator)}/_emulator/faults", timeout=60).json()
         return [fault["consumed"] for fault in found]
 
     def requests(self, emulator: str) -> list[dict[str, Any]]:
-        return requests.get(f"{self.url(emulator)}/_emulator/requests", timeout=10).json()
+        return requests.get(f"{self.url(emulator)}/_emulator/requests", timeout=60).json()
 
     # -- releases -------------------------------------------------------------------------------------------
 

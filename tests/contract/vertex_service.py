@@ -103,7 +103,7 @@ class Vertex(GoogleProcess):
     def rest(self, method: str, path: str, body: Any = None) -> requests.Response:
         """A request by hand."""
         headers = {"Authorization": f"Bearer {TOKEN}"}
-        return requests.request(method, f"{self.process.url}/v1/{path}", json=body, headers=headers, timeout=30)
+        return requests.request(method, f"{self.process.url}/v1/{path}", json=body, headers=headers, timeout=60)
 
     def script(self, *faults: dict[str, Any]) -> None:
         self.set_faults(*faults)
@@ -114,13 +114,13 @@ class Vertex(GoogleProcess):
 
     def set_clock(self, text: str) -> None:
         url = f"{self.process.url}/_emulator/clock"
-        requests.post(url, json={"time": text}, timeout=30).raise_for_status()
+        requests.post(url, json={"time": text}, timeout=60).raise_for_status()
 
     def entries(self, wanted: str) -> list[dict[str, Any]]:
         """Entries of Cloud Logging."""
         asked = {"resourceNames": ["projects/demo"], "filter": wanted, "pageSize": 1000}
         headers = {"Authorization": f"Bearer {TOKEN}"}
-        answer = requests.post(f"{self.process.url}/v2/entries:list", json=asked, headers=headers, timeout=10)
+        answer = requests.post(f"{self.process.url}/v2/entries:list", json=asked, headers=headers, timeout=60)
         return answer.json().get("entries", [])
 
     def lines(self, custom_job: str) -> list[str]:

@@ -118,7 +118,7 @@ class Cluster:
         cluster, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
         tls = ssl.create_default_context(cafile=str(Path(cluster["certificate-authority"]).absolute()))
         headers = {"Authorization": f"Bearer {user['token']}"}
-        return cls(httpx.Client(base_url=cluster["server"], verify=tls, headers=headers, trust_env=False, timeout=20))
+        return cls(httpx.Client(base_url=cluster["server"], verify=tls, headers=headers, trust_env=False, timeout=60))
 
     def apply(self, *objects: Object) -> None:
         for item in objects:
@@ -213,7 +213,7 @@ def serving(name: str, replicas: int) -> list[Object]:
             *({"name": key, "valueFrom": {"fieldRef": {"fieldPath": path}}} for key, path in fields.items()),
         ],
         "ports": [{"containerPort": 8000}],
-        "readinessProbe": {"httpGet": {"path": "/health", "port": 8000}, "periodSeconds": 1},
+        "readinessProbe": {"httpGet": {"path": "/health", "port": 8000}, "periodSeconds": 1, "timeoutSeconds": 10},
     }
     picker = {
         "name": "epp",
@@ -231,7 +231,7 @@ def serving(name: str, replicas: int) -> list[Object]:
         ],
         "ports": [{"name": "grpc", "containerPort": 9002}, {"name": "grpc-health", "containerPort": 9003}],
         "volumeMounts": [{"name": "config", "mountPath": "/etc/picker"}],
-        "readinessProbe": {"grpc": {"port": 9003, "service": "readiness"}, "periodSeconds": 1},
+        "readinessProbe": {"grpc": {"port": 9003, "service": "readiness"}, "periodSeconds": 1, "timeoutSeconds": 10},
     }
     config = {"name": "config", "configMap": {"name": "picker"}}
     service = {"selector": {"app": f"epp-{name}"}, "ports": [{"name": "grpc-ext-proc", "port": 9002}]}

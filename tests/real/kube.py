@@ -18,7 +18,7 @@ KUBECTL = PARTS["control-plane"].folder / "kubectl"
 
 
 def kubectl(
-    cloud: Cloud, *args: str, objects: list[Object] | None = None, fails: bool = False, seconds: int = 90
+    cloud: Cloud, *args: str, objects: list[Object] | None = None, fails: bool = False, seconds: int = 180
 ) -> str:
     """What kubectl prints, run on this machine: outside of the cluster's network."""
     text = json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}) if objects else None
@@ -106,7 +106,7 @@ def upload(cloud: Cloud, folder: Path, prefix: str, readers: list[str]) -> None:
 def endpoint(file: str) -> str:
     """The address of an exposed Service, once it answers."""
     path = Path(file)
-    assert wait_for(path.exists, 20), f"{file} was not written"
+    assert wait_for(path.exists, 120), f"{file} was not written"
     return path.read_text().strip()
 
 

@@ -66,7 +66,6 @@ def said(parts: None, tiny_gemma3: Path, tmp_path_factory: pytest.TempPathFactor
     return dict(json.loads(line) for line in done.stdout.splitlines() if line.startswith("["))
 
 
-@pytest.mark.timeout(650)
 @pytest.mark.parametrize("case", ASKED, ids=lambda case: case.name)
 def test_vllm_says_it(said: dict[str, str], case: Case) -> None:
     words = said[case.name]

@@ -48,15 +48,15 @@ def test_a_deployment_becomes_ready_from_nothing(cloud: Cloud) -> None:
         "command": ["python", "-c", SERVER],
         "env": [{"name": "ADDRESS", "value": "0.0.0.0"}],
         "ports": [{"containerPort": 8000}],
-        "readinessProbe": {"httpGet": {"path": "/", "port": 8000}, "periodSeconds": 1},
+        "readinessProbe": {"httpGet": {"path": "/", "port": 8000}, "periodSeconds": 1, "timeoutSeconds": 10},
         "volumeMounts": [{"name": "data", "mountPath": "/data"}],
     }
     data = [{"name": "data", "emptyDir": {}}]
     kubectl(cloud, "apply", "-f", "-", objects=[namespace("web")])
     kubectl(cloud, "apply", "-f", "-", objects=[service("web"), deployment("web", container, data)])
-    kubectl(cloud, "-n", "web", "rollout", "status", "deployment/web", "--timeout=60s")
+    kubectl(cloud, "-n", "web", "rollout", "status", "deployment/web", "--timeout=120s")
 
-    with urllib.request.urlopen(endpoint(cloud.expose[0]["file"]), timeout=10) as answer:
+    with urllib.request.urlopen(endpoint(cloud.expose[0]["file"]), timeout=60) as answer:
         user, group, root, writes = json.load(answer)
     assert (user, group, writes) == (USER, USER, False)
     assert "data" in root
@@ -65,7 +65,7 @@ def test_a_deployment_becomes_ready_from_nothing(cloud: Cloud) -> None:
     assert json.loads(kubectl(cloud, "get", "--raw", "/api/v1/namespaces/web/services/web/proxy/"))[0] == USER
     assert f"serving as {USER}" in kubectl(cloud, "-n", "web", "logs", "deployment/web")
     kubectl(cloud, "-n", "web", "delete", "pod", "--all", "--force", "--grace-period=0")
-    kubectl(cloud, "-n", "web", "rollout", "status", "deployment/web", "--timeout=60s")
+    kubectl(cloud, "-n", "web", "rollout", "status", "deployment/web", "--timeout=120s")
 
 
 def test_gkes_parts_have_the_rights_that_they_use_and_no_others(cloud: Cloud) -> None:
@@ -86,7 +86,7 @@ def test_the_request_log_says_who_asked_what(cloud: Cloud) -> None:
             if entry["path"].startswith(path) and entry["user"] == "admin"
         ]
 
-    assert wait_for(lambda: bool(found()), 5)
+    assert wait_for(lambda: bool(found()), 120)
     (entry,) = found()
     assert (entry["method"], entry["status"], entry["verb"], entry["resource"]) == ("POST", 201, "create", "configmaps")
     assert str(entry["user_agent"]).startswith("kubectl")
@@ -141,8 +141,8 @@ def test_one_component_does_not_outlive_another(own_network: Namespace, tmp_path
     process = begin(tmp_path, own_network, "--bare")
     (etcd,) = [pid for pid in running(tmp_path) if "/etcd\0" in Path(f"/proc/{pid}/cmdline").read_text()]
     os.kill(etcd, signal.SIGKILL)
-    assert process.popen.wait(20) == 1
-    assert wait_for(lambda: running(tmp_path) == [], 5)
+    assert process.popen.wait(120) == 1
+    assert wait_for(lambda: running(tmp_path) == [], 120)
     assert "etcd was ended by SIGKILL" in (tmp_path / "log").read_text()
     process.stop()
 
@@ -151,7 +151,7 @@ def test_a_kill_leaves_nothing_running(own_network: Namespace, tmp_path: Path) -
     process = begin(tmp_path, own_network, "--bare")
     process.popen.kill()
     process.stop()
-    assert wait_for(lambda: running(tmp_path) == [], 5)
+    assert wait_for(lambda: running(tmp_path) == [], 120)
 
 
 def test_a_malformed_role_is_one_clear_error(own_network: Namespace, tmp_path: Path) -> None:
@@ -207,7 +207,6 @@ def test_the_api_contract_holds_here(own_network: Namespace, tmp_path: Path) -> 
         process.stop()
 
 
-@pytest.mark.timeout(600)
 def test_the_cluster_contract_holds_here(own_network: Namespace, tmp_path: Path) -> None:
     """Nodes, kubelet, CSI, Services and autoscaler work for a real control plane as for the emulated one."""
     process = begin(tmp_path, own_network)

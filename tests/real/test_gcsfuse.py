@@ -53,12 +53,12 @@ def reader(name: str, options: list[str]) -> list[dict[str, object]]:
 def test_a_pod_reads_the_model_bit_for_bit(cloud: Cloud, bucket: str, tiny_gemma3: Path) -> None:
     options = ["implicit-dirs", f"only-dir:{bucket}", "file-cache:max-size-mb:-1", "read_ahead_kb=1024"]
     kubectl(cloud, "apply", "-f", "-", objects=reader("whole", options))
-    kubectl(cloud, "-n", "reader", "rollout", "status", "deployment/whole", "--timeout=60s")
+    kubectl(cloud, "-n", "reader", "rollout", "status", "deployment/whole", "--timeout=120s")
 
     def log() -> str:
         return kubectl(cloud, "-n", "reader", "logs", "deployment/whole")
 
-    assert wait_for(lambda: bool(log()), 20)
+    assert wait_for(lambda: bool(log()), 120)
     found = json.loads(log())
     assert (found.pop("mount"), found.pop("written")) == ("fuse.gcsfuse", "Read-only file system")
     files = [path for path in tiny_gemma3.rglob("*") if path.is_file()]
@@ -88,7 +88,7 @@ def test_an_option_that_gcsfuse_does_not_take_fails_in_its_words(
         selector, path = "--field-selector=reason=FailedMount", "jsonpath={.items[*].message}"
         return kubectl(cloud, "-n", "reader", "get", "events", selector, "-o", path)
 
-    assert wait_for(lambda: words in events(), 30), events()
+    assert wait_for(lambda: words in events(), 120), events()
     kubectl(cloud, "-n", "reader", "delete", "deployment", name)
 
 
@@ -115,7 +115,6 @@ def test_the_users_uid_is_of_no_account() -> None:
     assert f":{USER}:" not in Path("/etc/passwd").read_text()
 
 
-@pytest.mark.timeout(200)
 def test_the_storage_contract_holds_through_a_mount(parts: None, tmp_path: Path) -> None:
     """mount.py, where mounts are nobody else's. gcsfuse tries again for ever, so everything has a limit here."""
     machine = Namespace.start(tmp_path / "namespace.log")

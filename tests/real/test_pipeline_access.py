@@ -109,7 +109,6 @@ def left_by_others(settings: Settings) -> set[tuple[str, str, str]]:
     return {(kind.group, kind.plural, "delete") for kind in access.owned_kinds() if kind.kind not in own}
 
 
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize("namespace", EVERY_KIND)
 def test_the_runs_of_a_deployment_use_every_right_that_is_granted(site: Site, namespace: str) -> None:
     """From a first run to the collection of the oldest generation, a run that waits for a dead one, a rejected release

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from emulated_cloud.cloud import wait_for
 from emulated_cloud.real.parts import PARTS, cache, interpreters
 from emulated_cloud.real.runtime import LAUNCHER
@@ -20,7 +19,6 @@ from tests.scenarios.command import processes_below
 from .kube import USER, mounts
 
 
-@pytest.mark.timeout(600)
 def test_an_ordinary_user_runs_it_on_a_real_control_plane_and_real_mounts(parts: None, tmp_path: Path) -> None:
     """What is shown to the user of this machine is what a checkout of his own would have: the project, a Python, the
     parts. Everything else, this test's own folders too, he could not read."""

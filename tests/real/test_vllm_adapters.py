@@ -64,7 +64,6 @@ def said(engine: Engine, name: str) -> str:
     return str(answer.json()["choices"][0]["message"]["content"])
 
 
-@pytest.mark.timeout(500)
 def test_they_come_are_replaced_and_go(vllm: Engine, folder: Path, adapters: Adapters) -> None:
     assert adapters.served() == {}
     adapters.load("ko", str(folder / "one"), in_place=False)
@@ -91,7 +90,6 @@ def test_they_come_are_replaced_and_go(vllm: Engine, folder: Path, adapters: Ada
     assert "The model `ko` does not exist" in vllm.chat(model="ko").text
 
 
-@pytest.mark.timeout(500)
 def test_what_it_refuses_is_told_in_its_words(vllm: Engine, folder: Path, adapters: Adapters) -> None:
     with pytest.raises(RefusedAdapter, match="rank"):
         adapters.load("wide", str(folder / "wide"), in_place=False)
@@ -108,7 +106,6 @@ def test_what_it_refuses_is_told_in_its_words(vllm: Engine, folder: Path, adapte
     assert adapters.served() == {}
 
 
-@pytest.mark.timeout(500)
 def test_the_routes_are_closed_and_one_of_them_needs_no_key(vllm: Engine, folder: Path, adapters: Adapters) -> None:
     body = {"lora_name": "mine", "lora_path": str(folder / "one")}
     registered = {"name": "mine", "src": body["lora_path"]}

@@ -76,7 +76,7 @@ def pod(name: str, code: str, claimed: str, read_only: bool, **selector: str) ->
 
 
 def wait(cloud: Cloud, what: str, condition: str) -> None:
-    kubectl(cloud, "-n", SPACE, "wait", what, f"--for={condition}", "--timeout=60s")
+    kubectl(cloud, "-n", SPACE, "wait", what, f"--for={condition}", "--timeout=120s")
 
 
 def test_a_user_writes_to_a_disk_and_every_zone_reads_it(cloud: Cloud) -> None:
@@ -99,7 +99,7 @@ def test_a_user_writes_to_a_disk_and_every_zone_reads_it(cloud: Cloud) -> None:
     said = kubectl(cloud, "-n", SPACE, "logs", "writer").strip()
     assert said == f"{USER} {USER} ['lost+found', 'weights']"
     # Of a disk that a machine has, the copies could not be mounted for reading.
-    assert wait_for(lambda: kubectl(cloud, "get", "volumeattachments", "-o", "name") == "", 90)
+    assert wait_for(lambda: kubectl(cloud, "get", "volumeattachments", "-o", "name") == "", 120)
     snapshot = {
         **snapshots,
         "kind": "VolumeSnapshot",
@@ -120,6 +120,6 @@ def test_a_user_writes_to_a_disk_and_every_zone_reads_it(cloud: Cloud) -> None:
     nodes = json.loads(kubectl(cloud, "-n", SPACE, "get", "pods", "-o", "json"))["items"]
     assert len({each["spec"]["nodeName"] for each in nodes}) >= len(zones)
     kubectl(cloud, "delete", "namespace", SPACE)
-    assert wait_for(lambda: "pvc-" not in kubectl(cloud, "get", "pv", "-o", "name"), 90)
+    assert wait_for(lambda: "pvc-" not in kubectl(cloud, "get", "pv", "-o", "name"), 120)
     assert kubectl(cloud, "get", "volumesnapshotcontents", "-o", "name") == ""
     assert list((cloud.folder / "disks").glob("pvc-*")) == []

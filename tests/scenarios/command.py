@@ -183,7 +183,7 @@ class Traffic:
                 url = self.endpoint_file.read_text().strip() + "/v1/chat/completions"
                 # A connection a request: that is what moves when the Service does. (No TLS: not its certificates each
                 # time, which would take more of a processor than the run that is watched.)
-                with httpx.Client(timeout=30, trust_env=False, verify=False) as client:
+                with httpx.Client(timeout=60, trust_env=False, verify=False) as client:
                     response = client.post(url, json=body)
                     response.raise_for_status()
                     text = (

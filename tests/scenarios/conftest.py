@@ -34,8 +34,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     beside = []
     for item in items:
         if Path(__file__).parent in item.path.parents:
-            if not item.get_closest_marker("timeout"):
-                item.add_marker(pytest.mark.timeout(1800))
             row = getattr(item, "callspec", None) and item.callspec.params.get("scenario")
             if item.get_closest_marker("of_weights") and row and not of_weights(row):
                 beside.append(item)

@@ -37,7 +37,7 @@ def ask(endpoint: str, model: str) -> str:
         "max_tokens": 32,
         "temperature": 0,
     }
-    with httpx.Client(timeout=30, trust_env=False) as client:
+    with httpx.Client(timeout=60, trust_env=False) as client:
         response = client.post(f"{endpoint}/v1/chat/completions", json=body)
     response.raise_for_status()
     found = response.json()

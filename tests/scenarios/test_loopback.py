@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import pytest
-
 from tests.scenarios.command import Run
 
 ELSEWHERE = {
@@ -39,7 +37,6 @@ NO_WAY_OUT = (
 )
 
 
-@pytest.mark.timeout(420)
 def test_a_run_and_a_promotion_succeed_where_there_is_no_way_out(folder: Path) -> None:
     def start(*arguments: str, command: tuple[str, ...] = ()) -> Run:
         given = ("--state", str(folder / "state"), *arguments)

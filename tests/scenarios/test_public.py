@@ -50,7 +50,7 @@ def test_from_outside_v1_answers_whoever_has_the_key_and_nothing_else_is_there(s
     result = run.result()
     assert result["status"] == "succeeded"
     question = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
-    with httpx.Client(base_url=result["endpoint"], timeout=30, trust_env=False) as client:
+    with httpx.Client(base_url=result["endpoint"], timeout=60, trust_env=False) as client:
         known = {"Authorization": f"Bearer {KEY}"}
         for path in HIDDEN:
             for headers in ({}, known):

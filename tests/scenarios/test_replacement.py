@@ -58,6 +58,6 @@ def test_one_generation_replaces_the_other_and_a_bad_one_has_it_back(site: Site,
     again = site.run(second, *REPLACE, "--keep")
     assert again.result()["status"] == "unchanged"
     with Traffic(site.endpoint, MODEL) as traffic:
-        assert wait_for(lambda: len(traffic.answers) > 3 or bool(traffic.errors), 60)
+        assert wait_for(lambda: len(traffic.answers) > 3 or bool(traffic.errors), 120)
     assert traffic.errors == []
     assert again.stop() == 0

@@ -419,7 +419,7 @@ def test_ended_in_the_middle_it_leaves_nothing_and_the_next_run_makes_the_disk(
         assert reached.wait(60)
         assert len(processes_of(disk)) >= 2
         process.send_signal(how)
-        said, _ = process.communicate(timeout=30)
+        said, _ = process.communicate(timeout=120)
     if how == signal.SIGTERM:
         assert failed(said) == "told to end"
     # The same moment: the next run waits until the disk is free.

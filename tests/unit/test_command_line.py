@@ -299,7 +299,7 @@ def test_a_reader_that_has_enough_ends_a_command_without_a_word():
     child.stdout.close()
     child.stdin.write("go\n")
     child.stdin.close()
-    assert (child.wait(30), child.stderr.read()) == (1, "")
+    assert (child.wait(120), child.stderr.read()) == (1, "")
     child.stderr.close()
 
 

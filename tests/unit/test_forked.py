@@ -102,7 +102,7 @@ def test_who_kills_it_kills_its_fork(python: str, tmp_path: Path):
     pid = pid_of(step)
     step.kill()
     step.communicate()
-    assert wait_for(lambda: not Path(f"/proc/{pid}").exists(), 30)
+    assert wait_for(lambda: not Path(f"/proc/{pid}").exists(), 120)
 
 
 def test_what_is_no_step_is_started(python: str):

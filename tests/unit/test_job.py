@@ -259,7 +259,7 @@ def test_a_job_that_ran_out_of_time_shows_what_it_said_though_its_pod_is_gone() 
             generation="g1",
             args=[],
             image="i",
-            timeout=5,
+            timeout=60,
             say=lambda line: cluster.heard.set(),
         )
 

@@ -220,7 +220,7 @@ class Crossing(MemoryCluster):
         found = super().get(kind, name, namespace)
         if not getattr(self.crossed, "done", False):
             self.crossed.done = True
-            self.both_have_read.wait(timeout=30)
+            self.both_have_read.wait(timeout=60)
         return found
 
 

@@ -110,7 +110,7 @@ def state(key: str, *served: str, waits: str = "", **refused: str) -> str:
     return json.dumps({"adapters": key, "served": served, "refused": refused, "waits": waits})
 
 
-def wait(cluster: MemoryCluster, *adapters_: str, seconds: float = 5) -> list[str]:
+def wait(cluster: MemoryCluster, *adapters_: str, seconds: float = 120) -> list[str]:
     lines: list[str] = []
     adapters.wait(cluster, settings(*adapters_), LIVE, seconds, lines.append)  # type: ignore[arg-type]
     return lines

@@ -64,7 +64,7 @@ class Watched(Engine):
     def __init__(self, gather: int = 1) -> None:
         super().__init__()
         self.lock, self.open, self.most = threading.Lock(), 0, 0
-        self.gathered = threading.Barrier(gather, timeout=20)
+        self.gathered = threading.Barrier(gather, timeout=60)
         """No stream goes on before so many are open."""
 
     def stream(self, question: dict[str, Any]) -> Reply:

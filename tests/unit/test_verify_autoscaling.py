@@ -268,7 +268,7 @@ def pressed(monkeypatch: pytest.MonkeyPatch, fake: Fake, waiting: Callable[[], i
                 **plan,
             }
         )
-        return await asyncio.wait_for(load.press(wanted, None, lambda line: None), 30)
+        return await asyncio.wait_for(load.press(wanted, None, lambda line: None), 120)
 
     class Connected:
         def __init__(self, *_: Any, clients: int, **__: Any):

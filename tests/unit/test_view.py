@@ -32,7 +32,7 @@ with view.up("starting"):
 
 
 def test_a_log_has_a_line_for_each_entry():
-    child = subprocess.run([sys.executable, "-c", CODE], input="\n", capture_output=True, text=True, timeout=30)
+    child = subprocess.run([sys.executable, "-c", CODE], input="\n", capture_output=True, text=True, timeout=120)
     assert child.stdout == "the result\n"
     lines = [re.sub(r"^ *[0-9.]+ s  ", "", line) for line in child.stderr.splitlines()]
     assert lines[:2] == ["starting", "download_weights: started"]
@@ -45,7 +45,7 @@ def test_a_terminal_that_cannot_move_its_cursor_gets_a_line_for_each_entry():
     ours, theirs = pty.openpty()
     environment = {**os.environ, "TERM": "dumb"}
     child = subprocess.run(
-        [sys.executable, "-c", CODE], input=b"\n", stdout=subprocess.PIPE, stderr=theirs, env=environment, timeout=30
+        [sys.executable, "-c", CODE], input=b"\n", stdout=subprocess.PIPE, stderr=theirs, env=environment, timeout=120
     )
     os.close(theirs)
     assert child.stdout == b"the result\n"
@@ -60,7 +60,9 @@ def test_a_terminal_that_cannot_move_its_cursor_gets_a_line_for_each_entry():
 def test_quiet_it_shows_nothing_in_a_terminal_either():
     ours, theirs = pty.openpty()
     code = CODE.replace("Output()", "Output(quiet=True)")
-    child = subprocess.run([sys.executable, "-c", code], input=b"\n", stdout=subprocess.PIPE, stderr=theirs, timeout=30)
+    child = subprocess.run(
+        [sys.executable, "-c", code], input=b"\n", stdout=subprocess.PIPE, stderr=theirs, timeout=120
+    )
     os.write(theirs, b"all")
     assert (child.stdout, os.read(ours, 4096)) == (b"the result\n", b"all")
     os.close(theirs)
@@ -79,7 +81,7 @@ def test_a_terminal_shows_progress_while_it_goes_on(columns: int):
     while b"2/8 files, 1.2 GB of" not in seen:
         seen += os.read(ours, 4096)
     assert b"moved" not in seen
-    child.communicate(b"\n", timeout=30)
+    child.communicate(b"\n", timeout=120)
     while True:
         try:
             seen += os.read(ours, 4096)

@@ -25,10 +25,12 @@ log = logging.getLogger(__name__)
 
 DRAIN_SECONDS = 5.0
 """How long requests that are in flight when a Gateway goes may go on."""
-START_SECONDS = 30.0
-_APPLIED_SECONDS = 3.0
-_WARM_SECONDS = 5.0
-_TIMEOUT = aiohttp.ClientTimeout(total=5)
+# These end what hangs, however busy the machine is.
+START_SECONDS = 120.0
+_APPLIED_SECONDS = 30.0
+_TIMEOUT = aiohttp.ClientTimeout(total=30)
+_WARM_SECONDS = 20.0
+"""Longer than a load balancer's own probe may take (resources.py: Check)."""
 
 
 class Refused(Exception):

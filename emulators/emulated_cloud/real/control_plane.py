@@ -35,8 +35,8 @@ from emulated_cloud.real.parts import PARTS
 
 CRDS = Path(__file__).parent.parent / "kubernetes" / "crds"
 CONFIG = Path(__file__).parent / "config"
-START_SECONDS = 60.0
-STOP_SECONDS = 5.0
+START_SECONDS = 180.0
+STOP_SECONDS = 10.0
 # Looks every 15 s by default, which makes the wait for one long.
 PERIOD = "2s"
 

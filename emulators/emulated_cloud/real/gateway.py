@@ -46,7 +46,7 @@ CONTROLLER = "networking.gke.io/gateway"
 ENVOY_IMAGE = "docker.io/envoyproxy/envoy:v1.40.0"
 GATEWAY_LABEL = "gateway.networking.k8s.io/gateway-name"
 PLAIN_HTTP2 = "kubernetes.io/h2c"
-START_SECONDS = 60.0
+START_SECONDS = 180.0
 
 # The customary ports: nobody else is in this network.
 XDS_PORT, HTTP_PORT, MONITORING_PORT, FIRST_LISTENER_PORT = 15010, 15080, 15014, 15100

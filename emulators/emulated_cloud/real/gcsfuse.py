@@ -25,7 +25,7 @@ from emulated_cloud.kubernetes.gke.gcsfuse import Mount
 from emulated_cloud.kubernetes.kubelet.csi import CsiError
 from emulated_cloud.real.parts import PARTS
 
-MOUNT_SECONDS = 20.0
+MOUNT_SECONDS = 60.0
 STOP_SECONDS = 3.0
 # What the sidecar itself decides; it drops them with a warning.
 _DISALLOWED = {

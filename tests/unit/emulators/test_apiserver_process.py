@@ -48,7 +48,7 @@ class Server:
             request.data = json.dumps(body).encode()
         context = ssl.create_default_context(cafile=str(self.folder / "data" / "tls" / "ca.crt"))
         try:
-            with urllib.request.urlopen(request, context=context, timeout=10) as response:
+            with urllib.request.urlopen(request, context=context, timeout=60) as response:
                 return response.status, _read(response.read())
         except urllib.error.HTTPError as error:
             with error:
@@ -150,7 +150,7 @@ def test_it_starts_with_little_and_ends_with_its_parent(server: Server) -> None:
     assert popen.stdin is not None
     popen.stdin.close()
 
-    assert popen.wait(10) == 0
+    assert popen.wait(120) == 0
 
 
 def test_a_token_file_that_is_none_is_told(tmp_path: Path) -> None:

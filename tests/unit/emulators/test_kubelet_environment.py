@@ -212,7 +212,7 @@ def test_probes_tell_when_thresholds_are_reached():
             results.append((success, words))
             return not success
 
-        await asyncio.wait_for(probe.watch(on_result), 5)
+        await asyncio.wait_for(probe.watch(on_result), 120)
         assert failures == ["not yet", "not yet"]
         assert results == [(False, "not yet"), (True, "")]
 

@@ -14,7 +14,7 @@ from emulated_cloud.kubernetes.resources import ENDPOINT_SLICES, SERVICES
 
 def _run(scenario):
     async def whole():
-        await asyncio.wait_for(scenario, 20)
+        await asyncio.wait_for(scenario, 120)
         # Both sides of what was closed see it, before the loop goes.
         for _ in range(5):
             await asyncio.sleep(0.01)
@@ -216,7 +216,7 @@ def test_a_stream_is_not_held_up():
         server, address = await proxy.serve(_table(), "127.0.0.1")
         reader, writer = await asyncio.open_connection(*address.split(":"))
         writer.write(f"GET http://127.64.0.2:{port}/ HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-        assert b"first" in await asyncio.wait_for(reader.readuntil(b"first\r\n"), 5)
+        assert b"first" in await asyncio.wait_for(reader.readuntil(b"first\r\n"), 120)
         released.set()
         assert await reader.read() == b"0\r\n\r\n"
         writer.close()

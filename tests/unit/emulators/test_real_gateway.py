@@ -85,7 +85,7 @@ def test_events_of_a_watch_come_one_by_one_and_renamed(tmp_path: Path) -> None:
         # A name in two pieces, and then nothing more until the event was seen.
         await answer.write(b'{"object": {"apiVersion": "llm-d')
         await answer.write(b'.ai/v1alpha2"}}\n')
-        await asyncio.wait_for(seen.wait(), 5)
+        await asyncio.wait_for(seen.wait(), 120)
         return answer
 
     async def calls(address: str, session: aiohttp.ClientSession) -> Any:

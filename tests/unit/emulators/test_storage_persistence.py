@@ -290,7 +290,7 @@ def test_a_real_kill(tmp_path):
                 name = f"w{worker}/{number % 3}"
                 blob = bucket.blob(name)
                 try:
-                    blob.upload_from_string(os.urandom(200_000), retry=None, timeout=5)
+                    blob.upload_from_string(os.urandom(200_000), retry=None, timeout=60)
                 except OSError:
                     return
                 confirmed[name] = blob.generation

@@ -38,7 +38,7 @@ def server(tmp_path):
 
 @contextmanager
 def connected(server):
-    connection = http.client.HTTPConnection(*server.server_address[:2], timeout=5)
+    connection = http.client.HTTPConnection(*server.server_address[:2], timeout=60)
     try:
         yield connection
     finally:
@@ -73,7 +73,7 @@ def test_the_log_is_a_file_with_a_line_for_each_request(server):
     # order, so each is waited for.
     for count, (method, path, body) in enumerate([("POST", UPLOAD, BODY), ("GET", MEDIA, None)], start=1):
         ask(server, method, path, body)
-        assert wait_for(lambda count=count: server.log.read_text().count("\n") == count, 30)
+        assert wait_for(lambda count=count: server.log.read_text().count("\n") == count, 120)
     entries = [json.loads(line) for line in server.log.read_text().splitlines()]
     assert [(entry["method"], entry["bytes_in"]) for entry in entries] == [("POST", len(BODY)), ("GET", 0)]
     assert entries[1]["bytes_out"] == len(BODY)

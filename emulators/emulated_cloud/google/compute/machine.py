@@ -25,7 +25,7 @@ from emulated_cloud.http import EmulatorServer, Handler
 
 KEPT_BYTES = 1 << 20
 """How much of its newest output a serial port keeps."""
-RELEASE_SECONDS = 10.0
+RELEASE_SECONDS = 60.0
 MACHINES = "machines"
 """Below the folder of what there is: what machines need while they run."""
 

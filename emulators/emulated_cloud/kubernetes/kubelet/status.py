@@ -62,6 +62,8 @@ def _phase(worker: Progress) -> str:
         return "Pending"
     codes = [_exit_code(container) for container in worker.main]
     if all(code is not None and not worker.restarts("main", code) for code in codes):
+        if any(container.kind == "sidecar" and "running" in container.state for container in worker.init):
+            return "Running"  # Sidecars go last, and no pod has ended before its last container.
         return "Failed" if any(codes) else "Succeeded"
     return "Running" if any(container.has_run for container in worker.main) else "Pending"
 
