@@ -16,7 +16,7 @@ from typing import Any
 from components.deploy_server.words import killed
 from serving import names
 from serving.clients.kubernetes.errors import may_pass
-from serving.deployment import replicas
+from serving.deployment import pods, replicas
 from serving.errors import AccessError, InconclusiveError, PipelineError, ReleaseError, RequestError
 from serving.features import Explanation, Symptom
 
@@ -214,7 +214,7 @@ class Diagnosis:
             return f"waiting: {self._refused[1]}"
         coming = self._coming()
         if not coming:
-            return "the pods are ready" if any(_is_ready(pod.body) for pod in self._pods.values()) else _NO_PODS
+            return "the pods are ready" if any(pods.is_ready(pod.body) for pod in self._pods.values()) else _NO_PODS
         stages = [self._stage(pod, now) for pod in coming]
         more = f" ({len(coming)} pods are coming)" if len(coming) > 1 else ""
         return min(stages, key=lambda stage: stage[0])[1] + more
@@ -224,7 +224,9 @@ class Diagnosis:
         return [
             pod
             for pod in self._pods.values()
-            if not pod.failed_before and not pod.body["metadata"].get("deletionTimestamp") and not _is_ready(pod.body)
+            if not pod.failed_before
+            and not pod.body["metadata"].get("deletionTimestamp")
+            and not pods.is_ready(pod.body)
         ]
 
     def _problem_of(self, pod: _Pod, now: float) -> Problem | None:
@@ -442,10 +444,6 @@ def _memory_limit(pod: _Pod, container: str) -> str:
 def _gates(pod: _Pod) -> str:
     gates = [gate["name"] for gate in pod.body["spec"].get("schedulingGates") or []]
     return f"the scheduling gate {', '.join(gates)}" if gates else "a scheduling gate"
-
-
-def _is_ready(pod: Object) -> bool:
-    return bool(_condition(pod, "Ready").get("status") == "True")
 
 
 def _phase(pod: Object) -> str:

@@ -38,14 +38,20 @@ _LOOK_SECONDS = 1.0
 """How often the entry is read for what a person wants. It could be watched, but that is a right more."""
 
 
-class EndedByPersonError(InconclusiveError):
-    """A person wants the requests to stay with the live generation."""
+class AstrayError(InconclusiveError):
+    """Requests do not reach the candidate: another attempt would lose its share of them again."""
 
     final = True
 
 
 class EndedForCandidateError(Exception):
     """A person wants the candidate to have all requests now: no further step."""
+
+
+class EndedByPersonError(InconclusiveError):
+    """A person wants the requests to stay with the live generation."""
+
+    final = True
 
 
 @dataclass
@@ -170,7 +176,7 @@ class Walk:
             words = f"too little traffic to tell with {result['percent']} % of the requests: {reasons}"
             # What a load balancer answers by itself is in nobody's figures.
             if astray := gateway.problems(self.cluster, self.settings, [note.live, note.candidate]):
-                raise InconclusiveError(
+                raise AstrayError(
                     f"{words}, and requests may not reach it: {'; '.join(astray)}. They are {note.live}'s again"
                 )
             if self.settings.canary.little_traffic == "stop":
@@ -319,7 +325,7 @@ class Health:
         for status in _servers(pod):
             if words := self._restarted(status):
                 return Trouble(f"its pod {name} started again: {words}", guilty=not _unknown_end(status), pod=name)
-        if is_ready(pod):
+        if pods.is_ready(pod):
             self._ready[uid] = name
         elif uid in self._ready:
             if all(status.get("ready") for status in _servers(pod)):
@@ -347,12 +353,6 @@ def taken_away(event: str, pod: Object) -> str:
     if status.get("reason"):
         return str(status["reason"])
     return "deleted" if event == "DELETED" or pod["metadata"].get("deletionTimestamp") else ""
-
-
-def is_ready(pod: Object) -> bool:
-    """Whether a pod's condition Ready is True."""
-    conditions = (pod.get("status") or {}).get("conditions") or []
-    return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)
 
 
 def _servers(pod: Object) -> list[Object]:

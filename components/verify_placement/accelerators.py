@@ -55,7 +55,7 @@ def _wait(cluster: Cluster, settings: Settings, release: Release, asked: int, sa
     with cluster.follow(Subject("Pod", settings.namespace, labels=labels)) as changes:
         for _ in changes.until(last):
             there = pods.of(cluster, settings, release.generation)
-            coming = [pod for pod in there if condition(pod, "Ready").get("status") != "True"]
+            coming = [pod for pod in there if not pods.is_ready(pod)]
             come = len(there) - len(coming)
             if come != told:
                 say(f"{come} of {asked} pods are ready")

@@ -11,8 +11,7 @@ from serving.weights.release import Release
 
 def ready(cluster: Cluster, settings: Settings, release: Release) -> list[Object]:
     """Those of the release's generation that are ready."""
-    there = pods.of(cluster, settings, release.generation)
-    return [pod for pod in there if condition(pod, "Ready").get("status") == "True"]
+    return [pod for pod in pods.of(cluster, settings, release.generation) if pods.is_ready(pod)]
 
 
 def condition(pod: Object, kind: str) -> Object:

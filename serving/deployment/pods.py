@@ -26,3 +26,9 @@ def addresses(cluster: Cluster, settings: Settings, generation: str, *, ending: 
     """The addresses of the same pods, sorted, as far as they have one yet."""
     found = of(cluster, settings, generation, ending=ending)
     return sorted(pod["status"]["podIP"] for pod in found if (pod.get("status") or {}).get("podIP"))
+
+
+def is_ready(pod: Object) -> bool:
+    """Whether a pod's condition Ready is True."""
+    conditions = (pod.get("status") or {}).get("conditions") or []
+    return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)

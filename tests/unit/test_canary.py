@@ -12,7 +12,7 @@ import pytest
 
 from components.promote_generation import canary as steps
 from components.promote_generation import step
-from components.promote_generation.canary import EndedByPersonError, Health, Trouble, Walk
+from components.promote_generation.canary import AstrayError, EndedByPersonError, Health, Trouble, Walk
 from components.promote_generation.plan import WORSE
 from components.write_report import step as write_report
 from serving import names
@@ -586,8 +586,9 @@ def test_a_candidate_that_requests_do_not_reach_is_not_promoted_for_want_of_them
     wrong = condition("ResolvedRefs", "False", "BackendNotFound", "backend(vllm-g2/gemma) not found")
     held.on_begin = lambda: reached_by_requests(held, condition("Accepted"), wrong)
     words = r"g2 had 0 requests, and requests may not reach it: HTTPRoute gemma is not ResolvedRefs \(BackendNotFound"
-    with pytest.raises(InconclusiveError, match=words):
+    with pytest.raises(AstrayError, match=words) as error:
         walk(held)("g1", "g2")
+    assert error.value.final
     assert now(held) == ({"g1": 100}, None)
 
 

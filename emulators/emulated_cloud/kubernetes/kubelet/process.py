@@ -68,19 +68,37 @@ class ContainerProcess:
 async def start(
     argv: list[str], env: dict[str, str], cwd: Path, on_output: Callable[[bytes], None]
 ) -> ContainerProcess:
-    """Starts a process whose stdout and stderr go to `on_output` (b"" at the end). Raises StartError."""
+    """Starts a process whose stdout and stderr go to `on_output` (b"" at the end). Raises StartError. Who is cancelled
+    meanwhile leaves none."""
     reading, writing = os.pipe()
+    starting = asyncio.get_running_loop().run_in_executor(_spawner, _popen, argv, env, cwd, writing)
     try:
-        popen = await asyncio.get_running_loop().run_in_executor(_spawner, _popen, argv, env, cwd, writing)
+        popen = await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        # Its thread starts it all the same.
+        starting.add_done_callback(lambda _: _undo(starting, reading, writing))
+        await asyncio.wait([starting])
+        raise
     except OSError as error:
         os.close(reading)
+        os.close(writing)
         cause = "executable file not found in $PATH" if isinstance(error, FileNotFoundError) else error.strerror
         words = "failed to create containerd task: failed to create shim task: OCI runtime create failed: runc create"
         words += " failed: unable to start container process: error during container init"
         raise StartError(f'{words}: exec: "{argv[0]}": {cause}: unknown') from error
-    finally:
-        os.close(writing)
+    os.close(writing)
     return ContainerProcess(popen, asyncio.create_task(_read(reading, on_output)))
+
+
+def _undo(started: asyncio.Future[subprocess.Popen[bytes]], reading: int, writing: int) -> None:
+    """Ends what nobody wants any more, if it could be started at all."""
+    os.close(reading)
+    os.close(writing)
+    if started.exception() is None:
+        popen = started.result()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(popen.pid, signal.SIGKILL)
+        popen.wait()
 
 
 async def _read(reading: int, on_output: Callable[[bytes], None]) -> None:
