@@ -33,6 +33,8 @@ COMMON: dict[str, Any] = {
     "canary": {"steps": [50], "hold": "5s", "settle": "1s", "min_requests": 10},
     "gateway": {"timeout": "20s"},
     "adapters": {"korean": {"model": KOREAN}},
+    "inference_gateway": {"objectives": {"batch": -1, "chat": 10}},
+    "engine": {"extra_args": ["--max-num-seqs", "8"]},
 }
 SLOW = [
     {
@@ -141,9 +143,11 @@ def more(traffic: Traffic, number: int = 10) -> Callable[[], bool]:
 # -- adapters -----------------------------------------------------------------------------------------------
 
 
-def test_the_base_and_its_adapter_answer_under_one_address(first: dict[str, Any], endpoint: Path):
+def test_the_base_and_its_adapter_answer_under_one_address(cloud: Cloud, first: dict[str, Any], endpoint: Path):
     assert (first["status"], first["error"]) == ("succeeded", None)
     assert text(endpoint) != text(endpoint, "korean")
+    shed = outcome(cloud, first, "validate_server")["through"]["shed"]
+    assert (shed["refused"], shed["served"], "not_shown" in shed) == (["batch"], ["", "chat"], False), shed
     nobody = ask(endpoint, "nobody")
     assert (nobody.status_code, nobody.json()["error"]["type"]) == (404, "NotFoundError")
 

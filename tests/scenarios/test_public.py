@@ -5,6 +5,8 @@ vLLM's key guards /v1 alone: whatever else it answers must not be there at all.
 
 from __future__ import annotations
 
+import json
+import ssl
 from pathlib import Path
 
 import httpx
@@ -74,3 +76,26 @@ def test_from_outside_v1_answers_whoever_has_the_key_and_nothing_else_is_there(s
         path for path in (site.state / "buckets").rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()
     ]
     assert leaks == []
+
+
+def test_over_https_it_shows_validation_and_clients_that_it_is_who_they_call(tmp_path: Path, tiny_gemma3: Path):
+    host = "gemma.example.com"
+    secure = ("--set", "gateway.certificate=demo", "--set", f"gateway.host={host}")
+    site = Site(tmp_path, find("gcs-fuse"), (*PUBLIC[:2], *PUBLIC[4:], *secure))
+    run = site.run(tiny_gemma3, "--keep")
+    result = run.result()
+    assert result["status"] == "succeeded"
+    (file,) = site.state.rglob(f"{result['run_id']}/steps/validate_server.json")
+    through = json.loads(file.read_text())["through"]
+    assert (through["key"], through["asked"], through["problems"]) == ("sent", [MODEL], [])
+    assert through["shed"] == {"not_shown": "there is no endpoint picker, which knows priorities"}
+    (cluster,) = json.loads((site.state / "kubeconfig").read_text())["clusters"]
+    authority = cluster["cluster"]["certificate-authority"]
+    known = {"Authorization": f"Bearer {KEY}"}
+    with httpx.Client(
+        base_url=result["endpoint"], verify=ssl.create_default_context(cafile=authority), trust_env=False
+    ) as client:
+        assert client.get("/v1/models", headers=known).status_code == 404, "it is called by its name alone"
+        called = {"headers": {**known, "Host": host}, "extensions": {"sni_hostname": host}}
+        assert client.get("/v1/models", **called).status_code == 200
+    assert run.stop() == 0
