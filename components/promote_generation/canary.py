@@ -54,6 +54,19 @@ class EndedByPersonError(InconclusiveError):
     final = True
 
 
+class MovedError(InconclusiveError):
+    """Somebody else wrote the shares: another attempt would take them back a moment later."""
+
+    final = True
+
+
+class TooLittleTrafficError(InconclusiveError):
+    """Nobody can tell, and the settings say that the requests then stay with the live generation. A step was held for
+    it: another attempt would hold the next one."""
+
+    final = True
+
+
 @dataclass
 class Walk:
     """One canary, from its first step, or from where an earlier attempt of its run was, to its last."""
@@ -180,7 +193,7 @@ class Walk:
                     f"{words}, and requests may not reach it: {'; '.join(astray)}. They are {note.live}'s again"
                 )
             if self.settings.canary.little_traffic == "stop":
-                raise InconclusiveError(
+                raise TooLittleTrafficError(
                     f"{words}. They are {note.live}'s again, as canary.little_traffic: stop has it; hold the steps "
                     "longer (canary.hold), or ask for fewer requests (canary.min_requests)"
                 )
@@ -229,7 +242,7 @@ class Walk:
         )
 
     def _check_undisturbed(self, note: Note) -> None:
-        """Raises what a person wants (`_obey`), and InconclusiveError when somebody moved the traffic."""
+        """Raises what a person wants (`_obey`), and MovedError when somebody else moved the traffic."""
         there = record.entry(self.cluster, self.settings)
         now = entrance.note_of(there)
         if now is None or now.model_copy(update={"asked": ""}) != note:
@@ -366,8 +379,8 @@ def _unknown_end(status: Object) -> bool:
     return ended.get("reason") in ("Unknown", "ContainerStatusUnknown")
 
 
-def _moved(settings: Settings) -> InconclusiveError:
-    return InconclusiveError(
+def _moved(settings: Settings) -> MovedError:
+    return MovedError(
         f"somebody else changed the shares of {settings.namespace}/{settings.name} during the canary: they are left as "
         "they are. See `gemma-pipelines status`, then run again"
     )

@@ -53,7 +53,8 @@ def words(walk: Walk) -> str:
     if not walk.steps:
         return ""
     last = f", {walk.warnings[-1]}" if walk.warnings else ""
-    return f" after {len(walk.steps)} steps of a canary{last}"
+    count = len(walk.steps)
+    return f" after {count} step{'s' if count > 1 else ''} of a canary{last}"
 
 
 def measured_in(folder: str) -> Measured | None:

@@ -94,9 +94,27 @@ class Cloud:
         words = {"Content-Type": "application/apply-patch+yaml"}
         self._administer("PATCH", f"{path}?fieldManager={manager}&force=true", headers=words, data=json.dumps(body))
 
+    def delete(self, path: str) -> None:
+        """Has the administrator take an object away."""
+        self._administer("DELETE", path)
+
+    def watch(self, path: str) -> Iterator[dict[str, Any]]:
+        """Each state of the objects at a path, from now until the cluster ends."""
+        with self._call("GET", f"{path}{'&' if '?' in path else '?'}watch=1", timeout=None, stream=True) as answer:
+            try:
+                for line in answer.iter_lines():
+                    yield json.loads(line)["object"]
+            except requests.ConnectionError:
+                return  # It has ended.
+
     def _administer(
         self, method: str, path: str, headers: Mapping[str, str] = MappingProxyType({}), **body: Any
     ) -> Any:
+        return self._call(method, path, headers, timeout=60, **body).json()
+
+    def _call(
+        self, method: str, path: str, headers: Mapping[str, str] = MappingProxyType({}), **options: Any
+    ) -> requests.Response:
         config = json.loads((self.state / "kubeconfig").read_text())
         cluster, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
         answer = requests.request(
@@ -104,11 +122,10 @@ class Cloud:
             f"{cluster['server']}{path}",
             headers={"Authorization": f"Bearer {user['token']}", **headers},
             verify=cluster["certificate-authority"],
-            timeout=60,
-            **body,
+            **options,
         )
         answer.raise_for_status()
-        return answer.json()
+        return answer
 
     def vertex(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
         """What Vertex AI answers to a program of somebody's own."""

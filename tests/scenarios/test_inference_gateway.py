@@ -1,7 +1,8 @@
 """Scenario 05 whole, with real Envoy: what clients see of it while adapters come and go, pickers and the proxy die, and
 releases take over in steps, or do not. One cloud that is up, and runs on Vertex AI, in this order.
 
-What a canary does in each case is in tests/contract/test_canary.py, where nothing routes by its weights: here they do.
+How canaries end that do not go to their end is in test_canary.py; a person's part in them, and engines that die, in
+tests/contract/test_canary.py.
 """
 
 from __future__ import annotations
@@ -10,11 +11,10 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from emulated_cloud.cloud import wait_for
 from emulated_cloud.hub import models
@@ -22,38 +22,34 @@ from emulated_cloud.hub.repository import Repository
 
 from serving.rendering import render
 from serving.settings import Settings, validated
-from tests.scenarios.command import MODEL, Traffic, processes_below
+from tests.scenarios import behind_gateway
+from tests.scenarios.behind_gateway import (
+    GATEWAY,
+    RECORD,
+    ROUTE,
+    as_one,
+    ask,
+    engine_environment,
+    more,
+    outcome,
+    processes,
+    shares,
+    submitted,
+    text,
+)
+from tests.scenarios.command import MODEL, Traffic
 from tests.scenarios.emulated import SETTINGS, Cloud, up
 
 KOREAN, LEGAL, BROKEN = ("someone/gemma-ko-lora", "someone/gemma-legal-lora", "someone/gemma-broken-lora")
 COMMON: dict[str, Any] = {
-    "scenario": "inference-gateway",
-    "validation": {"concurrencies": [1], "requests_per_concurrency": 2, "max_tokens": 4, "load_max_tokens": 4},
-    "serving": {"drain_seconds": 20},
-    "canary": {"steps": [50], "hold": "5s", "settle": "1s", "min_requests": 10},
-    "gateway": {"timeout": "20s"},
+    **behind_gateway.COMMON,
     "adapters": {"korean": {"model": KOREAN}},
     "inference_gateway": {"objectives": {"batch": -1, "chat": 10}},
     "engine": {"extra_args": ["--max-num-seqs", "8"]},
 }
-SLOW = [
-    {
-        "kind": "Deployment",
-        "spec": {
-            "template": {
-                "spec": {
-                    "containers": [
-                        {"name": "vllm", "env": [{"name": "EMULATED_ENGINE_TOKENS_PER_SECOND", "value": "2"}]}
-                    ]
-                }
-            }
-        },
-    }
-]
+SLOW = engine_environment(EMULATED_ENGINE_TOKENS_PER_SECOND="2")
 """Half a second to the first token."""
 PICKER = "emulated_cloud.gateway.picker"
-GATEWAY = "/apis/gateway.networking.k8s.io/v1/namespaces/gemma/gateways/gemma"
-ROUTE = "/apis/gateway.networking.k8s.io/v1/namespaces/gemma/httproutes/gemma"
 
 
 @pytest.fixture(scope="module")
@@ -86,32 +82,6 @@ def settings() -> Settings:
     return validated(Settings, {**SETTINGS, **COMMON})
 
 
-def submitted(cloud: Cloud, *more: str, code: int = 0) -> dict[str, Any]:
-    """The report of a run."""
-    return as_one(cloud.command("submit", "05", "--wait", *more, code=code))
-
-
-def as_one(told: dict[str, Any]) -> dict[str, Any]:
-    """A run's report, with the run's own id."""
-    return {**told["run"], "id": told["id"]}
-
-
-def outcome(cloud: Cloud, report: dict[str, Any], step: str) -> dict[str, Any]:
-    return cloud.of_run(report["id"], f"steps/{step}.json")  # type: ignore[no-any-return]
-
-
-def ask(endpoint: Path, model: str = MODEL) -> httpx.Response:
-    body = {"model": model, "messages": [{"role": "user", "content": "Say something."}], "max_tokens": 16}
-    with httpx.Client(base_url=endpoint.read_text().strip(), timeout=60, trust_env=False) as client:
-        return client.post("/v1/chat/completions", json={**body, "temperature": 0})
-
-
-def text(endpoint: Path, model: str = MODEL) -> str:
-    answer = ask(endpoint, model)
-    assert answer.status_code == 200, answer.text
-    return answer.json()["choices"][0]["message"]["content"]  # type: ignore[no-any-return]
-
-
 def pods(cloud: Cloud) -> dict[str, tuple[str, int]]:
     """The servers that run: name → uid and how often a container started again."""
     found = cloud.in_cluster("/api/v1/namespaces/gemma/pods?labelSelector=app.kubernetes.io%2Fname%3Dvllm")
@@ -123,21 +93,6 @@ def pods(cloud: Cloud) -> dict[str, tuple[str, int]]:
         for pod in found
         if not pod["metadata"].get("deletionTimestamp")
     }
-
-
-def shares(cloud: Cloud) -> dict[str, int]:
-    (rule,) = cloud.ask(ROUTE)["spec"]["rules"]
-    return {backend["name"].removeprefix("vllm-"): backend["weight"] for backend in rule["backendRefs"]}
-
-
-def processes(cloud: Cloud, words: str) -> list[int]:
-    return [int(line.split(":")[0]) for line in processes_below(cloud.state) if words in line]
-
-
-def more(traffic: Traffic, number: int = 10) -> Callable[[], bool]:
-    """Whether so many more requests have been answered."""
-    wanted = len(traffic.answers) + number
-    return lambda: len(traffic.answers) >= wanted
 
 
 # -- adapters -----------------------------------------------------------------------------------------------
@@ -266,7 +221,7 @@ def test_a_release_that_is_slower_goes_back_by_itself(
     assert step["candidate"]["p95_first_token_ms"] > 2 * step["live"]["p95_first_token_ms"]
     assert step["seconds"] < 60, "it ends at the breach"
     assert shares(cloud) == {live: 100}
-    record = cloud.ask("/api/v1/namespaces/gemma/configmaps/gemma-generations")["data"]
+    record = cloud.ask(RECORD)["data"]
     assert "of its requests have their first token within" in json.dumps(record)
 
 
@@ -280,6 +235,7 @@ def test_another_manager_of_the_route_is_named_and_left_alone(cloud: Cloud, firs
     refused.finish(2)
     assert "argocd-controller" in refused._text()
     assert "ignoreDifferences" in refused._text()
+    assert "jsonPointers: [/spec/rules]" in refused._text()
     assert shares(cloud) == {live: 100}
 
 

@@ -12,7 +12,15 @@ import pytest
 
 from components.promote_generation import canary as steps
 from components.promote_generation import step
-from components.promote_generation.canary import AstrayError, EndedByPersonError, Health, Trouble, Walk
+from components.promote_generation.canary import (
+    AstrayError,
+    EndedByPersonError,
+    Health,
+    MovedError,
+    TooLittleTrafficError,
+    Trouble,
+    Walk,
+)
 from components.promote_generation.plan import WORSE
 from components.write_report import step as write_report
 from serving import names
@@ -601,8 +609,9 @@ def test_too_little_traffic_is_said_and_the_setting_decides(held: Held, setting:
     held.on_begin = lambda: reached_by_requests(held)
     found = walk(held, settings=settings)
     if setting == "stop":
-        with pytest.raises(InconclusiveError, match=r"too little traffic to tell .*g2 had 2 requests"):
+        with pytest.raises(TooLittleTrafficError, match=r"too little traffic to tell .*g2 had 2 requests") as error:
             found("g1", "g2")
+        assert error.value.final, "no other attempt holds the steps again"
         assert now(held) == ({"g1": 100}, None)
     else:
         found("g1", "g2")
@@ -696,8 +705,10 @@ def test_a_step_obeys_a_person_within_a_second(held: Held, verb: str) -> None:
 
 def test_shares_that_somebody_else_changed_are_left_as_they_are(held: Held) -> None:
     held.on_begin = lambda: held._store(route(("g2", 100))) and None
-    with pytest.raises(InconclusiveError, match="somebody else changed the shares of gemma/gemma during the canary"):
+    words = "somebody else changed the shares of gemma/gemma during the canary"
+    with pytest.raises(MovedError, match=words) as error:
         promote(held)
+    assert error.value.final, "no other attempt takes them back"
     assert now(held)[0] == {"g2": 100}
 
 
