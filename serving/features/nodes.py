@@ -25,6 +25,8 @@ SPOT = "cloud.google.com/gke-spot"
 """Label and taint of Spot nodes."""
 RESERVATION = "cloud.google.com/reservation"
 """Labels of nodes that come out of a reservation begin with it."""
+_SHARE_OF_MEMORY = 0.95
+"""Of what GKE leaves to pods, how much a server asks for by itself at most: GKE has pods of its own on every node."""
 
 
 def card(settings: Settings) -> Card:
@@ -52,23 +54,27 @@ def suits(settings: Settings, look: Callable[[], ClusterTraits]) -> None:
 
 def host(settings: Settings, weights_gib: float | None = None) -> Host:
     """What a pod asks of its machine beside accelerators: the settings' word, else the catalog's for a model whose
-    weights take so much of all cards together (None: nobody knows)."""
+    weights take so much of all cards together (None: nobody knows), as far as a machine has that much memory."""
     wanted, usual = settings.accelerator, sizing.host(settings.model, weights_gib)
+    most = math.floor(_SHARE_OF_MEMORY * _largest(settings).memory_of_pods)
     return Host(
         cpu=wanted.cpu or usual.cpu,
-        memory=wanted.memory or usual.memory,
+        memory=wanted.memory or (usual.memory if in_units(usual.memory) <= most * 2**30 else f"{most}Gi"),
         ephemeral_storage=wanted.ephemeral_storage or usual.ephemeral_storage,
     )
+
+
+def _largest(settings: Settings) -> Machine:
+    machines = card(settings).machines_with(settings.accelerator.count)
+    return max(machines, key=lambda machine: machine.memory_gib)
 
 
 def hold(settings: Settings, asked: Host) -> None:
     """Raises RequestError for a pod that asks for more than any machine with its accelerators has."""
     wanted = settings.accelerator
-    machines = card(settings).machines_with(wanted.count)
-    if not any(has_room(machine, asked) for machine in machines):
-        largest = max(machines, key=lambda machine: machine.memory_gib)
+    if not any(has_room(machine, asked) for machine in card(settings).machines_with(wanted.count)):
         raise RequestError(
-            f"{too_much(largest, asked)}, the largest machine with {wanted.count} × {wanted.type}. "
+            f"{too_much(_largest(settings), asked)}, the largest machine with {wanted.count} × {wanted.type}. "
             "Set accelerator.cpu or accelerator.memory to less, or take more of them (accelerator.count)"
         )
 

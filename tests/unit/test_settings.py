@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from serving import sizing
+from serving import catalog, sizing
 from serving.errors import RequestError
+from serving.features import nodes
 from serving.rendering import engine, generation, render
 from serving.settings import EXPLICIT, Settings, from_parameters, validated
 from serving.weights.release import Release
@@ -326,3 +327,24 @@ def test_a_narrow_kv_cache_holds_twice_as_much():
 def test_settings_cannot_be_changed_in_passing():
     with pytest.raises(Exception, match="frozen"):
         settings().name = "other"
+
+
+def test_no_machine_is_too_small_by_default_for_what_starts_on_its_cards():
+    for model in catalog.models():
+        for fit in sizing.everywhere(sizing.of_catalog(model)):
+            if fit.starts and not fit.warning:
+                features = {"gpu": [], "tpu": ["tpu"]}[catalog.card(fit.accelerator).kind.name]
+                found = settings(
+                    model=model,
+                    features=features,
+                    accelerator={"type": fit.accelerator, "count": fit.count},
+                    engine={"quantization": fit.quantization, "max_model_len": "auto"},
+                )
+                nodes.hold(found, nodes.host(found))
+
+
+def test_a_machine_with_less_memory_than_the_model_usually_gets_gives_what_it_has():
+    one = settings(
+        model="google/gemma-3-27b-it", accelerator={"type": "nvidia-a100-40gb"}, engine={"quantization": "fp8"}
+    )
+    assert (nodes.host(one).memory, nodes.host(settings()).memory) == ("74Gi", "20Gi")
