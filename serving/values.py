@@ -211,10 +211,16 @@ def _ip_range(value: str) -> str:
     return str(found)
 
 
+_LONGEST_CERTIFICATES = 16_384
+
+
 def _certificates(value: str) -> str:
     if "PRIVATE KEY" in value:
         # The message does not repeat it.
         raise ValueError("holds a private key, which never stands in settings: certificates alone are meant")
+    if len(value) > _LONGEST_CERTIFICATES:
+        # They travel in a pipeline's parameters and a Job's argument.
+        raise ValueError(f"has more than {_LONGEST_CERTIFICATES} characters: the authority's own certificate is enough")
     try:
         ssl.create_default_context(cadata=value)
     except (ssl.SSLError, ValueError) as error:

@@ -102,14 +102,17 @@ def test_the_environment_is_the_containers_own(kube: Kube) -> None:
         "NESTED": f"{folder}/volumes/cache/fast/$(UNKNOWN)",
         "FROM_IMAGE": f"pod at {ip}",
         "HOSTNAME": "env",
+        # What everybody trusts in this cloud.
+        "SSL_CERT_FILE": str(kube.cluster.folder / "apiserver" / "tls" / "ca.crt"),
     }
     assert {name: environment.get(name) for name in expected} == expected
     assert "ABSENT" not in environment
     assert environment["TMPDIR"].startswith(str(folder))
     assert environment["http_proxy"].startswith(f"http://{kube.namespace}:pod@")
+    assert environment["https_proxy"] == environment["http_proxy"]
     assert "127.0.0.1" in environment["no_proxy"]
     assert environment["KUBERNETES_SERVICE_HOST"]
-    inherited = set(environment) & (set(os.environ) - {"PATH", "HOME", "LANG", "HOSTNAME", "TMPDIR", "LC_CTYPE"})
+    inherited = set(environment) & (set(os.environ) - {"PATH", "HOME", "LANG", "TMPDIR", "LC_CTYPE", *expected})
     assert not {name for name in inherited if not name.lower().endswith("proxy")}, "nothing of the launcher's"
     assert seen["argv"][1:] == [f"--model={folder}/volumes/settings", "--host", ip, "fast"]
     assert seen["cwd"] == f"{folder}/volumes/cache/work"

@@ -64,6 +64,7 @@ def test_a_gateway_in_the_vpc_is_to_be_had_too():
         ({"gateway": {"host": "*.example.com"}}, "gateway.host: .*is not the name of a host"),
         ({"gateway": {"authority": "ca.pem"}}, "gateway.authority: is not certificates as PEM"),
         ({"gateway": {"authority": "-----BEGIN PRIVATE KEY-----"}}, "gateway.authority: holds a private key"),
+        ({"gateway": {"authority": "-" * 20_000}}, "gateway.authority: has more than 16384 characters"),
         ({"gateway": {"proxy_ranges": ["10.0.0.1/23"]}}, "gateway.proxy_ranges.*is not a range of addresses"),
         ({"gateway": {"proxy_ranges": ["0.0.0.0/0"]}}, "is no range of a subnet"),
         ({"gateway": {"proxy_subnet_range": "10.0.0.0"}}, "is no range of a subnet"),

@@ -185,6 +185,12 @@ def test_over_https_it_shows_that_it_is_who_clients_call_and_gets_the_key(tmp_pa
     assert {headers["host"] for headers in way.headers} == {HOST}
 
 
+def test_by_its_name_it_is_called_without_tls_too() -> None:
+    way = Way()
+    assert asked(way, host=HOST)["problems"] == []
+    assert {headers["host"] for headers in way.headers} == {HOST}
+
+
 @pytest.mark.parametrize(
     ("shown", "changes", "said"),
     [
