@@ -50,7 +50,9 @@ class Step:
         """A program that goes on when its first line, or that it was there already, has been told here."""
         if os.environ.get("CLUSTER_KUBECONFIG"):
             pytest.skip("its pods do not see this machine's files")
-        return f"import os, time\nwhile not os.path.exists({str(self.go_on)!r}): time.sleep(0.05)\n"
+        # Of a path in a command the kubelet would make the pod's own /tmp.
+        path = str(self.go_on).encode().hex()
+        return f"import os, time\nwhile not os.path.exists(bytes.fromhex('{path}')): time.sleep(0.05)\n"
 
     def _hear(self, line: str) -> None:
         self.said.append(line)
