@@ -178,7 +178,7 @@ class PickerProcess:
     def health(self, service: str = "") -> str:
         """What it answers to a probe; empty when it does not answer."""
         try:
-            asyncio.run(grpc_health.check("127.0.0.1", self.health_port, service, 2))
+            asyncio.run(grpc_health.check("127.0.0.1", self.health_port, service, 30))
         except grpc_health.Unhealthy as error:
             said = re.search(r'responded with "(\w+)"', str(error))
             return said[1] if said else ""
@@ -197,7 +197,7 @@ class PickerProcess:
     def metric(self, name: str, /, **labels: str) -> float:
         """The sum of a metric's samples that have these labels."""
         total = 0.0
-        text = httpx.get(f"http://127.0.0.1:{self.metrics_port}/metrics", trust_env=False).text
+        text = httpx.get(f"http://127.0.0.1:{self.metrics_port}/metrics", trust_env=False, timeout=60).text
         for line in text.splitlines():
             if line.startswith((f"{name}{{", f"{name} ")) and all(
                 f'{key}="{it}"' in line for key, it in labels.items()
@@ -228,7 +228,7 @@ class EnvoyProcess:
         def ready() -> bool:
             assert self.popen.poll() is None, self.log.read_text()
             try:
-                return httpx.get(f"http://127.0.0.1:{self.admin}/ready", trust_env=False).status_code == 200
+                return httpx.get(f"http://127.0.0.1:{self.admin}/ready", trust_env=False, timeout=60).status_code == 200
             except httpx.TransportError:
                 return False
 

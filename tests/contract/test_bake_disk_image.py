@@ -226,7 +226,7 @@ def test_a_machine_that_is_gone_is_told_of(site: Site):
 def test_what_takes_longer_than_its_time_is_given_up(site: Site):
     site.script(site.outcome("POST", MACHINES, machine={"output": WORKS[:2]}))
     with pytest.raises(InconclusiveError, match=r"not done after secondary_boot_disk\.timeout"):
-        site.bake(settings(section={"timeout": "1s"}))
+        site.bake(settings(section={"timeout": "5s"}))
     assert site.consumed() == [1]
     assert site.there() == {}
 

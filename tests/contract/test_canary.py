@@ -41,9 +41,9 @@ GATEWAY = (
     "features=[gateway]",
     "gateway.proxy_ranges=[10.129.0.0/23]",
     "serving.drain_seconds=5",
-    "canary.hold=3s",
+    "canary.hold=5s",
     "canary.settle=0s",
-    "canary.min_requests=10",
+    "canary.min_requests=5",
 )
 
 
@@ -96,8 +96,8 @@ class Runs:
         there = self.cluster.get("HTTPRoute", config.name, config.namespace)
         return entrance.shares_of(there), entrance.note_of(there)
 
-    def wait_for(self, shares: Callable[[dict[str, int], Note | None], bool], seconds: float = 120) -> None:
-        deadline = time.monotonic() + seconds
+    def wait_for(self, shares: Callable[[dict[str, int], Note | None], bool]) -> None:
+        deadline = time.monotonic() + 120
         while not shares(*self.entry()):
             assert time.monotonic() < deadline, self.entry()
             time.sleep(0.05)
@@ -189,7 +189,7 @@ def test_a_generation_that_is_no_worse_takes_over_in_steps(runs: Runs, capsys: p
     assert outcome["warnings"] == []
     for each in outcome["canary"]:
         for side in ("live", "candidate"):
-            assert each[side]["requests"] >= 10
+            assert each[side]["requests"] >= 5
             assert each[side]["errors"] == 0
             assert each[side]["p95_first_token_ms"] > 0
     runs.is_whole(release.generation)
@@ -214,7 +214,7 @@ def engine_of(address: str) -> int:
 
 
 def test_an_engine_that_dies_ends_the_canary_at_once(runs: Runs):
-    settings = runs.settings("canary.hold=120s")
+    settings = runs.settings("canary.hold=1h")
     release = runs.ready(settings)
     (address,) = runs.addresses(release.generation)
 
@@ -235,7 +235,7 @@ def test_an_engine_that_dies_ends_the_canary_at_once(runs: Runs):
 
 
 def test_a_step_that_was_killed_goes_on_where_it_was(runs: Runs):
-    settings = runs.settings("canary.hold=4s")
+    settings = runs.settings("canary.hold=10s")
     release = runs.ready(settings)
     child = runs.begin(settings, release, step=2)
     _, before = runs.entry()
@@ -251,7 +251,7 @@ def test_a_step_that_was_killed_goes_on_where_it_was(runs: Runs):
 
 
 def test_what_a_dead_run_left_is_put_back_by_the_next_one(runs: Runs):
-    settings = runs.settings("canary.hold=60s")
+    settings = runs.settings("canary.hold=1h")
     dead = runs.ready(settings)
     child = runs.begin(settings, dead)
     child.kill()
@@ -266,13 +266,13 @@ def test_what_a_dead_run_left_is_put_back_by_the_next_one(runs: Runs):
 
 
 def test_a_step_that_is_told_to_end_gives_the_requests_back_first(runs: Runs):
-    settings = runs.settings("canary.hold=60s")
+    settings = runs.settings("canary.hold=1h")
     release = runs.ready(settings)
     child = runs.begin(settings, release)
     child.terminate()
-    runs.wait_for(lambda shares, note: note is None, seconds=5)
+    runs.wait_for(lambda shares, note: note is None)
     assert runs.entry()[0] == {release.live: 100, release.generation: 0}
-    child.join(60)
+    child.join(120)
     assert child.exitcode == 128 + signal.SIGTERM
     assert runs.site.outcome(release, "promote_generation")["error"]["type"] == "ToldToEnd"
     there = runs.cluster.get("Deployment", names.server(release.generation), settings.namespace)
@@ -283,7 +283,7 @@ def test_a_step_that_is_told_to_end_gives_the_requests_back_first(runs: Runs):
 
 @pytest.mark.parametrize("verb", ["promote", "rollback"])
 def test_a_person_ends_it_while_the_run_is_at_it(runs: Runs, verb: str):
-    settings = runs.settings("canary.hold=120s")
+    settings = runs.settings("canary.hold=1h")
     release = runs.ready(settings)
 
     def work() -> None:
@@ -297,7 +297,7 @@ def test_a_person_ends_it_while_the_run_is_at_it(runs: Runs, verb: str):
     said: list[str] = []
     act = promote_generation.promote_by_hand if verb == "promote" else promote_generation.roll_back
     known = act(runs.cluster, settings, None, said.append)
-    child.join(60)
+    child.join(120)
     assert said[0].startswith(f"told the run {release.run_id} to give ")
     outcome = runs.site.outcome(release, "promote_generation")
     if verb == "promote":
@@ -312,7 +312,7 @@ def test_a_person_ends_it_while_the_run_is_at_it(runs: Runs, verb: str):
 
 
 def test_another_field_manager_of_the_entry_is_named_and_left_alone(runs: Runs):
-    settings = runs.settings("canary.hold=60s")
+    settings = runs.settings("canary.hold=1h")
     release = runs.ready(settings)
 
     def take_over() -> None:

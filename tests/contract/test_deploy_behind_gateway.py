@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from emulated_cloud.cloud import wait_for
 
 from components.deploy_server import step as deploy_server
 from components.deploy_server.diagnosis import Patience
@@ -98,11 +98,13 @@ def test_from_nothing_to_a_generation_that_a_gateway_can_send_requests_to(site: 
 
     # A missing picker shows in the pool's status alone.
     site.cluster.delete({**site.cluster.get("Service", names.picker(release.generation), settings.namespace)})
-    seen = threading.Event()
-    for _ in range(100):
-        if found := gateway.problems(site.cluster, settings, [release.generation]):
-            break
-        seen.wait(0.1)
+    found: list[str] = []
+
+    def seen() -> bool:
+        found[:] = gateway.problems(site.cluster, settings, [release.generation])
+        return bool(found)
+
+    assert wait_for(seen, 120)
     assert [line.partition(" is not ")[0] for line in found] == [f"InferencePool {names.server(release.generation)}"]
     assert "the Service of its endpoint picker is missing" in found[0]
 
@@ -123,7 +125,7 @@ def test_a_gateway_that_is_never_programmed_says_nothing_of_the_release(
     site: Behind, faults: Callable[[dict[str, Any]], None], emulated_cloud: Any
 ):
     site.administer()
-    settings = site.settings("gateway.timeout=4s", "name=front")
+    settings = site.settings("gateway.timeout=20s", "name=front")
     words = "An active proxy-only subnetwork is required in the same region and VPC"
     faults({"not_programmed": {"front": words}})
     release = site.release(settings)

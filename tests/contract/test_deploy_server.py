@@ -34,8 +34,6 @@ from tests.unit.deployment import STALLED
 REAL = os.environ.get("DEPLOY_SETTINGS")
 emulated = pytest.mark.skipif(bool(REAL), reason="needs the emulator's quotas, images or request log")
 
-pytestmark = pytest.mark.timeout(3600 if REAL else 120)
-
 
 class Site:
     """One deployment in a namespace of its own, with the tiny model's weights in the bucket."""
@@ -271,7 +269,9 @@ def test_an_image_that_does_not_exist_ends_at_once(site: Site):
 
 @emulated
 def test_a_card_that_is_not_to_be_had_ends_without_a_verdict_in_the_autoscalers_words(site: Site):
-    settings = site.settings("accelerator.type=nvidia-h200-141gb", "accelerator.count=8", "serving.capacity_timeout=3s")
+    settings = site.settings(
+        "accelerator.type=nvidia-h200-141gb", "accelerator.count=8", "serving.capacity_timeout=15s"
+    )
     release = site.release(settings)
     site.upload(release)
     outcome = site.broken_off(settings, release)
@@ -350,7 +350,7 @@ def test_an_update_in_place_without_a_node_is_not_done_although_the_old_pod_serv
     assert site.deploy(settings, release)[0]
 
     nowhere = "patches=[{kind: Deployment, spec: {template: {spec: {nodeSelector: {nowhere: here}}}}}]"
-    changed = site.settings(nowhere, "serving.capacity_timeout=2s")
+    changed = site.settings(nowhere, "serving.capacity_timeout=10s")
     assert generation.name(changed, release) == release.generation
     assert site.broken_off(changed, release)["status"] == "inconclusive"
     cluster = kubernetes.connect(settings)

@@ -153,13 +153,15 @@ def test_a_prompt_goes_to_who_has_had_its_beginning(site: Site) -> None:
 
 def test_a_stream_passes_as_it_comes(site: Site) -> None:
     body = {"model": "base", "prompt": "Stream", "max_tokens": 20, "min_tokens": 20, "ignore_eos": True, "stream": True}
-    begun = time.monotonic()
     with site.envoy.client.stream("POST", "/v1/completions", json=body) as answer:
-        lines = [(time.monotonic() - begun, line) for line in answer.iter_lines() if line]
-    assert lines[-1][1] == "data: [DONE]"
+        lines = [line for line in answer.iter_lines() if line]
+    assert lines[-1] == "data: [DONE]"
     assert len(lines) > 15
-    # 20 tokens at 40 a second: the first line is there long before the last.
-    assert lines[-1][0] - lines[0][0] > 0.3
+    # 2000 tokens at 40 a second: the first line is there long before the last.
+    with site.envoy.client.stream("POST", "/v1/completions", json={**body, "max_tokens": 2000}) as answer:
+        came = answer.iter_lines()
+        assert next(came).startswith("data: {")
+        assert sum(engine.metric("num_requests_running") for engine in site.engines) == 1
 
 
 def test_what_comes_together_is_spread(site: Site) -> None:
@@ -323,10 +325,10 @@ def test_while_the_api_server_is_away_it_goes_by_what_it_knows(site: Site) -> No
 
 
 def test_told_to_end_it_finishes_what_it_began(site: Site) -> None:
-    flags = [] if picker_site.REAL else ["--drain-timeout=20s"]
+    flags = [] if picker_site.REAL else ["--drain-timeout=10m"]
     picker = site.another(config(), *flags).wait()
     envoy = site.behind(picker)
-    body = {"model": "base", "prompt": "Last", "max_tokens": 60, "min_tokens": 60, "ignore_eos": True, "stream": True}
+    body = {"model": "base", "prompt": "Last", "max_tokens": 400, "min_tokens": 400, "ignore_eos": True, "stream": True}
     with envoy.client.stream("POST", "/v1/completions", json=body) as answer:
         lines = answer.iter_lines()
         next(lines)
@@ -399,9 +401,9 @@ def test_plain_text_if_told_so_and_metrics_by_both_names(site: Site) -> None:
 def test_metrics_are_for_whoever_the_api_server_knows(site: Site) -> None:
     picker = site.another(config(), "--metrics-endpoint-auth").wait()
     url = f"http://127.0.0.1:{picker.metrics_port}/metrics"
-    assert httpx.get(url).status_code == 401
-    assert httpx.get(url, headers={"Authorization": "Bearer nobody"}).status_code == 401
-    assert httpx.get(url, headers={"Authorization": "Bearer admin-token"}).status_code == 200
+    assert httpx.get(url, timeout=60).status_code == 401
+    assert httpx.get(url, headers={"Authorization": "Bearer nobody"}, timeout=60).status_code == 401
+    assert httpx.get(url, headers={"Authorization": "Bearer admin-token"}, timeout=60).status_code == 200
 
 
 def test_a_pool_that_is_not_there_is_waited_for(site: Site) -> None:

@@ -484,7 +484,7 @@ def test_metrics_follow_a_request(engine, ask):
 def test_a_client_that_goes_away_aborts_its_request(engine, name):
     body = {"model": name, "messages": ASK, "max_tokens": 1500, "ignore_eos": True, "stream": True}
     for count in (1, 2):
-        with httpx.stream("POST", f"{engine.url}/v1/chat/completions", json={**body, "n": count}) as answer:
+        with httpx.stream("POST", f"{engine.url}/v1/chat/completions", json={**body, "n": count}, timeout=60) as answer:
             assert answer.status_code == 200
             next(answer.iter_lines())
         engine.until(lambda: engine.metric("num_requests_running") == 0)

@@ -231,7 +231,7 @@ class TestQueue:
     def test_what_does_not_run_waits_and_what_does_not_fit_is_refused(self, tiny, tmp_path):
         limits = ["--max-num-seqs", "2", "--max-num-queued-reqs", "5"]
         with running(tiny, *limits, log=tmp_path / "log", env={"EMULATED_ENGINE_TOKENS_PER_SECOND": "40"}) as engine:
-            threads, codes = in_background(engine, 5, max_tokens=20, ignore_eos=True)
+            threads, codes = in_background(engine, 5, max_tokens=80, ignore_eos=True)
             engine.until(lambda: engine.metric("num_requests_running") == 2)
             engine.until(lambda: engine.metric("num_requests_waiting") == 3)
             assert engine.metric("kv_cache_usage_perc") > 0
@@ -249,14 +249,14 @@ class TestQueue:
                 thread.join()
             assert codes == [200] * 5
             assert engine.metric("num_requests_running") == engine.metric("num_requests_waiting") == 0
-            # 20 tokens at 40 a second: the last one waited while two others ran, one after the other.
+            # 80 tokens at 40 a second: the last one waited while two others ran, one after the other.
             assert engine.metric("request_queue_time_seconds_sum") > 0.5
             assert engine.chat(max_tokens=2).status_code == 200
 
     def test_a_request_that_waits_can_go_away(self, tiny, tmp_path):
         slow = {"EMULATED_ENGINE_TOKENS_PER_SECOND": "20"}
         with running(tiny, "--max-num-seqs", "1", log=tmp_path / "log", env=slow) as engine:
-            threads, codes = in_background(engine, 1, max_tokens=30, ignore_eos=True)
+            threads, codes = in_background(engine, 1, max_tokens=100, ignore_eos=True)
             engine.until(lambda: engine.metric("num_requests_running") == 1)
             with pytest.raises(httpx.ReadTimeout):
                 httpx.post(
@@ -275,7 +275,7 @@ class TestQueue:
         with running(tiny, log=tmp_path / "log", env=slow) as engine:
             body = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 3000, "ignore_eos": True}
             for more in ({"stream": True}, {"stream": True, "n": 2}, {}):
-                with httpx.Client(base_url=engine.url) as client:
+                with httpx.Client(base_url=engine.url, timeout=60) as client:
                     if more:
                         with client.stream("POST", "/v1/chat/completions", json={**body, **more}) as answer:
                             lines = answer.iter_lines()
@@ -286,7 +286,7 @@ class TestQueue:
                         with pytest.raises(httpx.ReadTimeout):
                             client.post("/v1/chat/completions", json=body, timeout=0.3)
                 engine.until(lambda: engine.metric("num_requests_running") == 0)
-            assert engine.metric("generation_tokens_total") < 500
+            assert engine.metric("generation_tokens_total") < 3000
             assert engine.metric("request_success_total") == 0
 
 
@@ -360,7 +360,7 @@ class TestAdapters:
         args = ["--enable-lora", "--max-loras", "1", "--lora-modules", f"a={adapter}", f"b={adapter}"]
         slow = {"EMULATED_ENGINE_TOKENS_PER_SECOND": "40"}
         with running(tiny, *args, log=tmp_path / "log", env=slow) as engine:
-            first, _ = in_background(engine, 1, model="a", max_tokens=30, ignore_eos=True)
+            first, _ = in_background(engine, 1, model="a", max_tokens=120, ignore_eos=True)
             engine.until(lambda: engine.metric("num_requests_running") == 1)
             second, codes = in_background(engine, 1, model="b", max_tokens=2)
             engine.until(lambda: engine.metric("num_requests_waiting") == 1)
@@ -440,7 +440,7 @@ class TestEnd:
             engine.stop()
 
     def test_running_requests_finish_and_new_ones_are_not_taken(self, start):
-        engine = start("--shutdown-timeout", "20").wait()
+        engine = start("--shutdown-timeout", "120").wait()
         response, lines = self.begin(engine, 40)
         engine.process.send_signal(signal.SIGTERM)
         engine.until(lambda: "Shutting down" in engine.log.read_text())

@@ -30,7 +30,7 @@ from serving.weights.release import Release
 from tests.contract.test_hydrate_jobs import CONTENT, put
 
 ZONES = ["us-central1-a", "us-central1-b"]
-SHORT = "hyperdisk_ml.timeout=20s"
+SHORT = "hyperdisk_ml.timeout=40s"
 """For what never comes: long enough for everything before it."""
 
 
@@ -187,7 +187,7 @@ def test_a_snapshot_that_is_not_ready_is_waited_for_and_its_disk_not_copied_agai
         site.failing(never_ready=True) as met,
         pytest.raises(InconclusiveError, match=r"VolumeSnapshot/vllm-g\w+ is not ready"),
     ):
-        site.hydrate("hyperdisk_ml.timeout=40s")
+        site.hydrate(SHORT)
     assert met["never_ready"]
     before = len(site.cloud.requests("apiserver"))
     assert site.hydrate()[0] == []
@@ -198,7 +198,7 @@ def test_a_snapshot_that_is_not_ready_is_waited_for_and_its_disk_not_copied_agai
 
 def test_a_zone_without_disks_is_told_in_the_drivers_words(site: Site):
     with site.failing(exhausted=[ZONES[1]]) as met, pytest.raises(InconclusiveError) as caught:
-        site.hydrate("hyperdisk_ml.timeout=40s")
+        site.hydrate(SHORT)
     assert met["exhausted"][ZONES[1]] >= 1
     assert "ZONE_RESOURCE_POOL_EXHAUSTED" in str(caught.value)
     assert ZONES[1] in str(caught.value)
@@ -217,5 +217,5 @@ def test_bytes_that_changed_on_the_way_to_one_disk_are_a_verdict(site: Site):
 def test_a_zone_without_machines_is_no_verdict(site: Site):
     settings = "hyperdisk_ml.compute_class=one-that-nobody-has"
     with pytest.raises(InconclusiveError, match="got no node: its pod still waits for a node"):
-        site.hydrate(settings, "serving.capacity_timeout=3s")
+        site.hydrate(settings, "serving.capacity_timeout=15s")
     assert site.cluster.list("Job", site.namespace) == []

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import time
 import uuid
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from emulated_cloud.cloud import wait_for
 from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 from kubernetes.dynamic import DynamicClient
@@ -90,17 +90,28 @@ def group(kubeconfig: Any) -> Iterator[str]:
 
 
 def _wait_until_served(extensions: client.ApiextensionsV1Api, name: str) -> None:
-    for _ in range(100):
-        found = extensions.read_custom_resource_definition(name)
-        conditions = {each.type: each.status for each in found.status.conditions or []}
-        if conditions.get("Established") == "True":
-            assert conditions["NamesAccepted"] == "True"
-            assert found.status.stored_versions == ["v1"]
-            # A real server serves a kind a moment after it says so.
-            time.sleep(0.5)
-            return
-        time.sleep(0.1)
-    raise AssertionError(f"{name} is not established: {conditions}")
+    def conditions() -> dict[str, str]:
+        found = extensions.read_custom_resource_definition(name).status.conditions or []
+        return {each.type: each.status for each in found}
+
+    assert wait_for(lambda: conditions().get("Established") == "True", 120), conditions()
+    assert conditions()["NamesAccepted"] == "True"
+    assert extensions.read_custom_resource_definition(name).status.stored_versions == ["v1"]
+    # A real server serves a kind a moment after it says so.
+    plural, _, group = name.partition(".")
+    custom = client.CustomObjectsApi(extensions.api_client)
+    assert wait_for(lambda: not _is_gone(custom, group, plural), 120)
+
+
+def _is_gone(custom: client.CustomObjectsApi, group: str, plural: str) -> bool:
+    """Whether nobody serves the kind (any more)."""
+    try:
+        custom.list_cluster_custom_object(group, "v1", plural)
+    except ApiException as error:
+        if error.status == 404:
+            return True
+        raise
+    return False
 
 
 @pytest.fixture
@@ -262,13 +273,4 @@ def test_a_definition_that_goes_takes_its_objects(
     assert made["anything"] == {"goes": True}
     extensions.delete_custom_resource_definition(f"things.{group}")
 
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        try:
-            custom.list_namespaced_custom_object(group, "v1", namespace, "things")
-        except ApiException as error:
-            if error.status == 404:
-                return
-            raise
-        time.sleep(0.2)
-    raise AssertionError("the kind is still served")
+    assert wait_for(lambda: _is_gone(custom, group, "things"), 120)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import ssl
 import threading
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,9 +21,10 @@ pytest_plugins = ["tests.contract.kubernetes_api"]
 
 
 class Kubelet(BaseHTTPRequestHandler):
-    """A kubelet that has one log: two lines, and a third a moment later for whoever follows."""
+    """A kubelet that has one log: two lines, and a third when a test says so for whoever follows."""
 
     asked: list[str]
+    go_on = threading.Event()
 
     def do_GET(self) -> None:
         self.asked.append(self.path)
@@ -41,8 +41,7 @@ class Kubelet(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(b"one\ntwo\n")
         self.wfile.flush()
-        if "follow=true" in self.path:
-            time.sleep(0.5)
+        if "follow=true" in self.path and self.go_on.wait(60):
             self.wfile.write(b"three\n")
 
     def log_message(self, *args: object) -> None:
@@ -246,10 +245,12 @@ def test_a_followed_log_comes_as_it_is_written(
     core.create_namespaced_pod(namespace, pod("p"))
     bind(core, namespace, "p", node[0])
     stream = core.read_namespaced_pod_log("p", namespace, follow=True, _preload_content=False)
-    moments = [(line, time.monotonic()) for line in stream]
-
-    assert b"".join(line for line, _ in moments) == b"one\ntwo\nthree\n"
-    assert moments[-1][1] - moments[0][1] > 0.3
+    came = b""
+    for data in stream:
+        came += data
+        if came == b"one\ntwo\n":
+            Kubelet.go_on.set()
+    assert came == b"one\ntwo\nthree\n"
     core.delete_namespaced_pod("p", namespace, grace_period_seconds=0)
 
 

@@ -108,7 +108,7 @@ def test_a_watch_tells_what_happens_after_a_list(core: client.CoreV1Api, namespa
         core.list_namespaced_config_map,
         namespace,
         resource_version=version,
-        timeout_seconds=10,
+        timeout_seconds=60,
         field_selector="metadata.name=a",
     )
     assert events(stream, 3) == [("ADDED", "a"), ("MODIFIED", "a"), ("DELETED", "a")]
@@ -116,7 +116,7 @@ def test_a_watch_tells_what_happens_after_a_list(core: client.CoreV1Api, namespa
 
 def test_a_watch_without_a_version_begins_with_what_is_there(core: client.CoreV1Api, namespace: str) -> None:
     core.create_namespaced_config_map(namespace, config_map("a", {"x": "y"}))
-    stream = watch.Watch().stream(core.list_namespaced_config_map, namespace, timeout_seconds=10, label_selector="x=y")
+    stream = watch.Watch().stream(core.list_namespaced_config_map, namespace, timeout_seconds=60, label_selector="x=y")
     assert events(stream, 1) == [("ADDED", "a")]
 
 
@@ -127,7 +127,7 @@ def test_what_leaves_the_selection_is_deleted_for_the_watch(core: client.CoreV1A
     stream = watch.Watch().stream(
         core.list_namespaced_config_map,
         namespace,
-        timeout_seconds=10,
+        timeout_seconds=60,
         label_selector="x=y",
         resource_version=version,
     )
@@ -150,7 +150,7 @@ def test_initial_events_end_with_a_bookmark(api: client.ApiClient, core: client.
         "sendInitialEvents": "true",
         "resourceVersionMatch": "NotOlderThan",
         "labelSelector": "x=y",
-        "timeoutSeconds": "2",
+        "timeoutSeconds": "5",
     }
     response = api.call_api(
         f"/api/v1/namespaces/{namespace}/configmaps",

@@ -196,7 +196,7 @@ def _let_it_end(site: Container) -> None:
 def test_an_operation_that_an_earlier_attempt_began_is_waited_for_where_it_is(site: Container, monkeypatch: Any):
     site.set_faults({"action": "outcome", "outcome": {"hold": True}, **CREATE})
     with pytest.raises(InconclusiveError) as caught:
-        ensure(settings(gpu_or_tpu={"timeout": "0.2s"}))
+        ensure(settings(gpu_or_tpu={"timeout": "5s"}))
     assert "gcloud container operations describe operation-" in str(caught.value)
     assert site.consumed() == [1]
     assert site.pools()["l4-spot"]["status"] == "PROVISIONING"

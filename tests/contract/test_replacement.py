@@ -224,7 +224,7 @@ def test_a_stock_out_in_between_and_a_rejection_have_the_old_one_serve_again(
 ):
     """The new one wants other cards, of which there are none just now; then the same ones, and is found bad."""
     declining(emulated_cloud.folder / "tmp" / "gke.json", {"nvidia-a100-80gb": "GCE out of resources"}, request)
-    other = ("accelerator.type=nvidia-a100-80gb", "accelerator.count=1", "serving.capacity_timeout=3s")
+    other = ("accelerator.type=nvidia-a100-80gb", "accelerator.count=1", "serving.capacity_timeout=15s")
     settings = runs.settings(1, *other)
     release = runs.release(settings)
     with runs.one_at_a_time():

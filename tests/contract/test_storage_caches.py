@@ -44,7 +44,7 @@ def state(gcs: Gcs, zone: str = ZONE) -> str:
 
 def settled(gcs: Gcs, operation: str) -> dict[str, Any]:
     """An operation when it is done."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while not (found := gcs.session.get(url(gcs, f"operations/{operation}")).json())["done"]:
         assert time.monotonic() < deadline
         time.sleep(0.01)

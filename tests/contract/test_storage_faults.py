@@ -101,7 +101,7 @@ def test_a_connection_that_goes_silent(emulator, prefix):
     uri = emulator.open_session(prefix + "x")
     emulator.script({"action": "stall", "method": "PUT", "after_bytes": 2 * QUANTUM + 1, "seconds": 30})
     with pytest.raises(requests.exceptions.RequestException):
-        put_rest(emulator, uri, 0, timeout=0.5)
+        put_rest(emulator, uri, 0, timeout=3)
     assert emulator.consumed() == [1]
     assert persisted(emulator, uri) == 2 * QUANTUM
     assert put_rest(emulator, uri, 2 * QUANTUM).status_code == 200, "the silent connection holds nobody up"

@@ -201,7 +201,7 @@ def test_a_session_of_a_killed_client_is_resumed(gcs, prefix):
 
 def settled(gcs, uri, expected):
     """How much is there when what the connection still held has arrived, or some seconds have passed."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + (120 if gcs.emulated else 5)
     while (kept := persisted(put(gcs, uri, b"", "bytes */*"))) < expected and time.monotonic() < deadline:
         time.sleep(0.02)
     return kept

@@ -59,7 +59,7 @@ def said(parts: None, tiny_gemma3: Path, tmp_path_factory: pytest.TempPathFactor
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
-            timeout=600,
+            timeout=1500,
             env={**machine_environment(), **ENVIRONMENT},
         )
     assert done.returncode == 0, (root / "log").read_text()[-2000:]

@@ -111,7 +111,7 @@ def begin(folder: Path, network: Namespace, *options: str) -> Process:
 
 def ask(process: Process, folder: Path, *args: str) -> str:
     flags = [f"--server={process.url}", f"--certificate-authority={folder / 'data/tls/ca.crt'}", "--token=admin-token"]
-    argv = ["timeout", "20", str(KUBECTL), "--kubeconfig=/dev/null", *flags, *args]
+    argv = ["timeout", "120", str(KUBECTL), "--kubeconfig=/dev/null", *flags, *args]
     return subprocess.run(argv, capture_output=True, text=True, check=True).stdout
 
 

@@ -118,8 +118,18 @@ def test_the_users_uid_is_of_no_account() -> None:
 def test_the_storage_contract_holds_through_a_mount(parts: None, tmp_path: Path) -> None:
     """mount.py, where mounts are nobody else's. gcsfuse tries again for ever, so everything has a limit here."""
     machine = Namespace.start(tmp_path / "namespace.log")
-    limits = ["timeout", "-k", "5", "150"]
-    tests = [sys.executable, "-m", "pytest", "-q", "-m", "", "--timeout", "60", str(Path(__file__).parent / "mount.py")]
+    limits = ["timeout", "-k", "5", "900"]
+    tests = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-m",
+        "",
+        "--timeout",
+        "300",
+        str(Path(__file__).parent / "mount.py"),
+    ]
     try:
         done = subprocess.run([*limits, *machine.prefix, *tests], capture_output=True, text=True)
     finally:

@@ -28,7 +28,7 @@ def test_it_loads_a_gemma_3_through_the_mount_and_answers(cloud: Cloud, tiny_gem
         "args": [*FLAGS, "--gpu-memory-utilization", "0.9", "--tensor-parallel-size", "2"],
         "env": [{"name": "HOME", "value": "/cache"}, {"name": "USER", "value": "vllm"}],
         "ports": [{"name": "http", "containerPort": 8000}],
-        "startupProbe": {"httpGet": {"path": "/health", "port": "http"}, "periodSeconds": 2, "failureThreshold": 180},
+        "startupProbe": {"httpGet": {"path": "/health", "port": "http"}, "periodSeconds": 2, "failureThreshold": 450},
         "volumeMounts": [
             {"name": name, "mountPath": path, "readOnly": name == "model"} for name, path in places.items()
         ],
@@ -41,9 +41,9 @@ def test_it_loads_a_gemma_3_through_the_mount_and_answers(cloud: Cloud, tiny_gem
         deployment("vllm", container, volumes, **{"gke-gcsfuse/volumes": "true"}),
     ]
     kubectl(cloud, "apply", "-f", "-", objects=objects)
-    rollout = ("-n", "vllm", "rollout", "status", "deployment/vllm", "--timeout=290s")
+    rollout = ("-n", "vllm", "rollout", "status", "deployment/vllm", "--timeout=900s")
     try:
-        kubectl(cloud, *rollout, seconds=300)
+        kubectl(cloud, *rollout, seconds=910)
     except AssertionError as error:
         pytest.fail(f"{error}\n{kubectl(cloud, '-n', 'vllm', 'logs', 'deployment/vllm', '--tail=30')}")
     assert_it_answers(cloud)
@@ -84,14 +84,14 @@ def test_it_streams_a_gemma_3_from_the_bucket_and_answers(cloud: Cloud, tiny_gem
         ],
         "env": [{"name": "HOME", "value": "/cache"}, {"name": "USER", "value": "vllm"}],
         "ports": [{"name": "http", "containerPort": 8000}],
-        "startupProbe": {"httpGet": {"path": "/health", "port": "http"}, "periodSeconds": 2, "failureThreshold": 180},
+        "startupProbe": {"httpGet": {"path": "/health", "port": "http"}, "periodSeconds": 2, "failureThreshold": 450},
         "volumeMounts": [{"name": name, "mountPath": path} for name, path in places.items()],
     }
     since = len(cloud.requests("storage"))
     volumes = [{"name": name, "emptyDir": {}} for name in places]
     kubectl(cloud, "apply", "-f", "-", objects=[service("vllm"), deployment("vllm", container, volumes)])
     try:
-        kubectl(cloud, "-n", "vllm", "rollout", "status", "deployment/vllm", "--timeout=290s", seconds=300)
+        kubectl(cloud, "-n", "vllm", "rollout", "status", "deployment/vllm", "--timeout=900s", seconds=910)
     except AssertionError as error:
         pytest.fail(f"{error}\n{kubectl(cloud, '-n', 'vllm', 'logs', 'deployment/vllm', '--tail=30')}")
     assert_it_answers(cloud)

@@ -44,7 +44,7 @@ def vllm(folder: Path) -> Iterator[Engine]:
         folder / "model", *FLAGS, log=folder / "log", env={**real.ENVIRONMENT, **places, **switches}, program=program
     )
     try:
-        engine.wait(seconds=400)
+        engine.wait(seconds=900)
         engine.client.headers["Authorization"] = "Bearer secret"
         yield engine
     finally:

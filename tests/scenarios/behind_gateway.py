@@ -15,8 +15,8 @@ COMMON: dict[str, Any] = {
     "scenario": "inference-gateway",
     "validation": {"concurrencies": [1], "requests_per_concurrency": 2, "max_tokens": 4, "load_max_tokens": 4},
     "serving": {"drain_seconds": 20},
-    "canary": {"steps": [50], "hold": "5s", "settle": "1s", "min_requests": 10},
-    "gateway": {"timeout": "20s"},
+    "canary": {"steps": [50], "hold": "15s", "settle": "1s", "min_requests": 5},
+    "gateway": {"timeout": "5m"},
 }
 GATEWAY = "/apis/gateway.networking.k8s.io/v1/namespaces/gemma/gateways/gemma"
 ROUTES = "/apis/gateway.networking.k8s.io/v1/namespaces/gemma/httproutes"

@@ -145,7 +145,7 @@ def first(cloud: Cloud, entry: Entry, endpoint: Path) -> str:
     """The generation that serves first."""
     cloud.settings("gemma.yaml", **COMMON)
     report = submitted(cloud)
-    assert wait_for(endpoint.exists, 60), "nobody answers through the Gateway"
+    assert wait_for(endpoint.exists, 120), "nobody answers through the Gateway"
     assert text(endpoint)
     return str(report["generation"])
 
@@ -188,10 +188,11 @@ def test_with_too_little_traffic_to_tell_the_requests_go_back_where_the_settings
     report = as_one(run.finish(code=1))
     candidate = report["generation"]
     assert candidate != first
+    least = COMMON["canary"]["min_requests"]
     words = (
         f"too little traffic to tell with 50 % of the requests: {candidate} had 0 requests, fewer than "
-        f"canary.min_requests (10). They are {first}'s again, as canary.little_traffic: stop has it; hold the steps "
-        "longer (canary.hold), or ask for fewer requests (canary.min_requests)"
+        f"canary.min_requests ({least}). They are {first}'s again, as canary.little_traffic: stop has it; hold the "
+        "steps longer (canary.hold), or ask for fewer requests (canary.min_requests)"
     )
     assert report["error"] == {"step": "promote_generation", "type": "TooLittleTrafficError", "message": words}
     assert f"promote_generation: {words}" in run._text()

@@ -75,13 +75,11 @@ def test_a_step_that_is_killed_is_tried_again(tmp_path):
 
 @pytest.mark.parametrize("emulator", ["storage", "hub"])
 def test_an_emulator_that_dies_ends_the_run_at_once_with_its_name(emulator, tmp_path):
-    # What the steps leave may lie in a bucket of its own.
-    run = run_on(tmp_path / "state", tmp_path, "--set", "pipeline_root=gs://runs-bucket/gemma")
+    # What the steps leave may lie in a bucket of its own; who waited for the emulator would wait for ever.
+    run = run_on(tmp_path / "state", tmp_path, "--set", "pipeline_root=gs://runs-bucket/gemma", "--set", "patience=2h")
     run.wait_for("ensure_access: started" if emulator == "storage" else "resolve_model: started")
     os.kill(_process(tmp_path, f"-m emulated_cloud.{emulator} "), signal.SIGKILL)
-    killed = time.monotonic()
     result = run.finish(code=1)
-    assert time.monotonic() - killed < 20
     words = f"emulated_cloud.{emulator} was ended by SIGKILL. Its logs are in {tmp_path / 'state' / 'logs'}. Run again"
     assert result["error"]["type"] == "InconclusiveError"
     assert result["error"]["message"] == words

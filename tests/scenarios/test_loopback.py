@@ -31,7 +31,7 @@ ELSEWHERE = {
     "OTEL_EXPORTER_OTLP_ENDPOINT": "http://192.0.2.1:4317",
 }
 NO_WAY_OUT = (
-    *("timeout", "--kill-after=5", "180"),
+    *("timeout", "--kill-after=5", "900"),
     *("unshare", "--net", *(() if os.geteuid() == 0 else ("--map-root-user",))),
     *("sh", "-c", 'ip link set lo up && test -z "$(ip route show table all | grep -v "dev lo")" && exec "$@"', "sh"),
 )

@@ -24,8 +24,8 @@ RELEASE = Release(
 def quick(**changes: Any) -> Settings:
     """The settings with changes, and with times that suit a test."""
     values = SETTINGS.model_dump()
-    values["serving"] |= {"drain_seconds": 0, "ready_timeout": "0.3s"}
-    values["lease"] |= {"duration": "5s"}
+    values["serving"] |= {"drain_seconds": 0, "ready_timeout": "1s"}
+    values["lease"] |= {"duration": "60s"}
     for key, value in changes.items():
         values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
     return validated(Settings, values)

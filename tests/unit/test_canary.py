@@ -649,7 +649,11 @@ def test_trouble_of_the_candidate_ends_the_step_at_once(held: Held, kind: str) -
     assert held.names("Job") == set()
 
 
-def test_a_pod_whose_node_says_a_moment_later_that_it_goes_is_not_to_blame(held: Held) -> None:
+def test_a_pod_whose_node_says_a_moment_later_that_it_goes_is_not_to_blame(
+    held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steps, "SETTLES_SECONDS", 60)
+
     def go() -> None:
         held._store(pod(ready=False))
         deadline = time.monotonic() + 60

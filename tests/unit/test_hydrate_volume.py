@@ -41,7 +41,7 @@ def test_the_first_failure_ends_the_others():
     def work(file: Sized, passed: progress.Passed) -> None:
         if file.size == 2:
             raise OSError(errno.EIO, "Input/output error")
-        failed.wait(20)
+        failed.wait(60)
         try:
             passed(1)
         finally:
@@ -50,7 +50,7 @@ def test_the_first_failure_ends_the_others():
     with pytest.raises(OSError, match="Input/output"):
         progress.of_files([Sized(2), Sized(1)], work, threads=2, say=silent)
     failed.set()
-    assert ended.wait(20)
+    assert ended.wait(60)
 
 
 def test_progress_counts_what_has_passed_and_takes_back_what_has_to_pass_again():
@@ -65,7 +65,7 @@ def test_progress_counts_what_has_passed_and_takes_back_what_has_to_pass_again()
         passed(600)
         passed(-600)
         passed(400)
-        assert told.wait(20)
+        assert told.wait(60)
 
     progress.of_files([Sized(1000)], work, threads=1, say=say, report_seconds=0.01)
     assert lines[0].startswith("0/1 files, 400 B of 1.0 kB")

@@ -86,7 +86,7 @@ def run(cluster: JobCluster, said: list[str] | None = None, **changes: Any) -> d
         "generation": "g1",
         "args": ["-m", "components.validate_server", "{}"],
         "image": "registry.example/python-components:1",
-        "timeout": 5,
+        "timeout": 60,
     }
     say = said.append if said is not None else lambda line: None
     return run_job(cluster, SETTINGS, say=say, **{**arguments, **changes})  # type: ignore[arg-type]
@@ -245,7 +245,7 @@ def test_a_pod_without_a_node_until_the_deadline_is_no_verdict() -> None:
 def test_a_job_that_ran_out_of_time_shows_what_it_said_though_its_pod_is_gone() -> None:
     def lives(cluster: JobCluster, job: Object) -> None:
         cluster.pod(job, log="load: 3 of 16 requests\n", running={})
-        cluster.heard.wait(5)
+        cluster.heard.wait(60)
         cluster.logs.clear()
         cluster.end(job, "Failed", "DeadlineExceeded")
 
@@ -384,7 +384,7 @@ def run_many(cluster: ManyCluster, **changes: Any) -> list[dict[str, Any] | Pipe
         "run_id": "run-1",
         "generation": "g1",
         "image": "i",
-        "timeout": 5,
+        "timeout": 60,
         "say": lambda line: None,
     }
     return run_jobs(cluster, SETTINGS, works, **{**arguments, **changes})  # type: ignore[arg-type]
@@ -445,7 +445,7 @@ def test_a_pod_without_its_volume_says_why() -> None:
                 "message": "not a compatible disk type",
             }
         )
-        cluster.heard.wait(5)
+        cluster.heard.wait(60)
         cluster.end(job, "Failed", "DeadlineExceeded")
 
     def say(line: str) -> None:
@@ -458,7 +458,7 @@ def test_a_pod_without_its_volume_says_why() -> None:
     assert said == ["the pod of Job gemma/read-run-1 waits for its volume (not a compatible disk type)"]
 
 
-JOB: dict[str, Any] = {"step": "read", "run_id": "run-1", "generation": "g1", "image": "i", "timeout": 5}
+JOB: dict[str, Any] = {"step": "read", "run_id": "run-1", "generation": "g1", "image": "i", "timeout": 60}
 
 
 def test_what_a_jobs_pod_needs_is_merged_into_it_and_keeps_it_safe() -> None:

@@ -86,7 +86,7 @@ def test_who_waits_gets_it_when_it_is_given_back():
 
     helper = threading.Thread(target=give_back_when_somebody_waits)
     helper.start()
-    lease.take(cluster, quick(lease={"wait": "5s"}), "run-2", told.append)
+    lease.take(cluster, quick(lease={"wait": "60s"}), "run-2", told.append)
     helper.join()
     assert holder(cluster) == "run-2"
     assert "run-1 holds the Lease" in told[0]

@@ -59,7 +59,7 @@ def test_percentiles_are_numpys(count: int) -> None:
 class Watched(Engine):
     """Counts the streams that are open at once."""
 
-    pause = 0.005
+    pause = 0.05
 
     def __init__(self, gather: int = 1) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class Watched(Engine):
 
 def load(engine: Engine, *, concurrency: int = 4, requests: int = 12) -> dict[str, Any]:
     async def run(url: str) -> dict[str, Any]:
-        plan = Plan(url=url, model=MODEL, request_seconds=10, validation=Validation(concurrencies=[concurrency]))
+        plan = Plan(url=url, model=MODEL, request_seconds=60, validation=Validation(concurrencies=[concurrency]))
         async with connected(plan, None) as servers:
             return await run_round(servers, ["Why?"], requests=requests, max_tokens=8, say=lambda line: None)
 
@@ -98,9 +98,9 @@ def test_a_round_keeps_its_places_taken() -> None:
     figures = load(engine)
     assert engine.most == 4
     assert (figures["requests"], figures["output_tokens"]) == (12, 12 * len(WORDS))
-    # The engine writes a piece every 5 ms at best; the first, its role, counts as the first token's arrival.
-    assert figures["itl_ms"]["p50"] >= 4
-    assert figures["e2e_ms"]["p50"] >= figures["ttft_ms"]["p50"] + len(WORDS) * 4
+    # The engine writes a piece every 50 ms at best; the first, its role, counts as the first token's arrival.
+    assert figures["itl_ms"]["p50"] >= 40
+    assert figures["e2e_ms"]["p50"] >= figures["ttft_ms"]["p50"] + len(WORDS) * 40
 
 
 def test_a_round_has_a_request_for_every_place() -> None:

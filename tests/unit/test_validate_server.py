@@ -25,7 +25,7 @@ QUICK = Validation(
 
 
 def plan(url: str, **changes: Any) -> Plan:
-    values = {"url": url, "model": MODEL, "request_seconds": 5, "validation": QUICK, "reach_seconds": 0}
+    values = {"url": url, "model": MODEL, "request_seconds": 60, "validation": QUICK, "reach_seconds": 0}
     return Plan.model_validate({**values, **changes})
 
 
@@ -264,7 +264,7 @@ def test_a_service_that_is_new_is_waited_for() -> None:
             return reply(b"", 200 if self.looks > 2 else 502)
 
     engine = Late()
-    assert judged(engine, reach_seconds=10)["passed"]
+    assert judged(engine, reach_seconds=60)["passed"]
     assert engine.looks == 3
 
 

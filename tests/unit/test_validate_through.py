@@ -51,7 +51,7 @@ def asked(way: Engine, *, direct: Answer | None = None, api_key: str | None = No
     with served(way) as url:
         through = Through.model_validate({"url": url, "headers": HEADER, "reach_seconds": 0, **changes})
         asking = ask(
-            through, MODEL, ["korean"], api_key=api_key, request_seconds=5, direct=direct, say=lambda line: None
+            through, MODEL, ["korean"], api_key=api_key, request_seconds=60, direct=direct, say=lambda line: None
         )
         return asyncio.run(asking)
 
@@ -108,7 +108,7 @@ def test_a_load_balancer_that_has_not_heard_of_it_is_waited_for_and_then_told() 
             self.since = self.since or time.monotonic()
             return super().models() if time.monotonic() - self.since > 0.5 else reply(b"no route", 404)
 
-    assert asked(Late(), reach_seconds=20)["problems"] == []
+    assert asked(Late(), reach_seconds=60)["problems"] == []
     found = asked(Late())
     assert found["problems"] == ["/v1/models answered 404 Not Found: no route"]
     assert found["asked"] == []

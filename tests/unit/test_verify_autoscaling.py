@@ -263,7 +263,7 @@ def pressed(monkeypatch: pytest.MonkeyPatch, fake: Fake, waiting: Callable[[], i
                 "addresses": ["10.0.0.1"],
                 "waiting": 20,
                 "requests": 100,
-                "request_seconds": 5,
+                "request_seconds": 60,
                 "look_seconds": 0,
                 **plan,
             }

@@ -13,6 +13,8 @@ from serving.errors import PipelineError
 
 _SILENCE_SECONDS = 330
 """Whoever works may say nothing for minutes; a log has no sign of life of its own."""
+_LAST_LINES_SECONDS = 2
+"""How long the last lines of a log may let each other wait."""
 
 
 class LogFollower(threading.Thread):
@@ -23,21 +25,21 @@ class LogFollower(threading.Thread):
         self._connection, self._path, self._take = connection, path, take
         self._stopped = threading.Event()
         self._response: Any = None
+        self._taken = 0
 
     def run(self) -> None:
         from kubernetes.client.exceptions import ApiException
         from urllib3.exceptions import HTTPError
 
-        taken = 0
         while not self._stopped.is_set():
             try:
                 self._response = self._connection.stream(self._path, {"follow": "true"}, silence=_SILENCE_SECONDS)
                 for number, line in enumerate(lines(self._response)):
                     if self._stopped.is_set():
                         return
-                    if number >= taken:
+                    if number >= self._taken:
                         self._take(line.decode(errors="replace"))
-                        taken += 1
+                        self._taken += 1
                 return
             except (HTTPError, OSError, ValueError, AttributeError, Interrupted):
                 self._stopped.wait(1)
@@ -52,6 +54,9 @@ class LogFollower(threading.Thread):
                     self._response.close()  # What is left unread of a stream holds its connection.
 
     def stop(self) -> None:
-        self.join(timeout=1)
+        before = -1
+        while self.is_alive() and self._taken > before:
+            before = self._taken
+            self.join(timeout=_LAST_LINES_SECONDS)
         self._stopped.set()
         wake(self._response)

@@ -134,7 +134,7 @@ def test_a_watch_from_before_a_restart_is_too_old(tmp_path: Path) -> None:
     first.process.stop()
     second = start(tmp_path)
     try:
-        event = second.ask("GET", f"{MAPS}?watch=true&resourceVersion={version}&timeoutSeconds=5")[1]
+        event = second.ask("GET", f"{MAPS}?watch=true&resourceVersion={version}&timeoutSeconds=60")[1]
     finally:
         second.process.stop()
 
@@ -271,5 +271,5 @@ def test_a_watch_can_be_cut(server: Server) -> None:
         server.ask("POST", MAPS, config_map(name))
     script(server, {"action": "truncate", "method": "GET", "path": "watch=1", "after_bytes": 100})
     with pytest.raises((ConnectionError, http.client.HTTPException)):
-        server.ask("GET", f"{MAPS}?watch=1&timeoutSeconds=5")
+        server.ask("GET", f"{MAPS}?watch=1&timeoutSeconds=60")
     assert consumed(server) == [1]

@@ -127,7 +127,7 @@ def test_a_process_that_ignores_sigterm_is_killed_with_its_children():
             await asyncio.sleep(0.01)
         child = int(b"".join(output))
         assert await process.stop(0.1) == 128 + signal.SIGKILL
-        for _ in range(100):
+        for _ in range(3000):
             state = Path(f"/proc/{child}/stat")
             if not state.exists() or state.read_text().rsplit(")", 1)[1].split()[0] == "Z":
                 return

@@ -285,7 +285,9 @@ def test_a_real_kill(tmp_path):
         emulator = process.start("emulated_cloud.storage", *options, log=tmp_path / "log")
         client = storage.Client("p", AnonymousCredentials(), client_options={"api_endpoint": emulator.url})
 
-        def write(worker, bucket):
+        written: list[str] = []
+
+        def write(worker, bucket, written=written):
             for number in count():
                 name = f"w{worker}/{number % 3}"
                 blob = bucket.blob(name)
@@ -294,10 +296,13 @@ def test_a_real_kill(tmp_path):
                 except OSError:
                     return
                 confirmed[name] = blob.generation
+                written.append(name)
 
         with ThreadPoolExecutor(4) as pool:
             writers = [pool.submit(write, worker, client.bucket("bkt")) for worker in range(4)]
-            time.sleep(0.2 + 0.1 * round_number)
+            wanted = 12 + 5 * round_number
+            while len(set(written)) < 12 or len(written) < wanted:
+                time.sleep(0.01)
             emulator.popen.kill()
             for writer in writers:
                 writer.result()

@@ -13,8 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 log = logging.getLogger(__name__)
 
-ANSWER_SECONDS = 2.0
-"""How long an engine may take to say how it is."""
+ANSWER_SECONDS = 5.0
+"""How long an engine may take to say how it is: more than one takes that is there, on a machine that is busy."""
 
 
 WAITING, RUNNING, KV_CACHE = "vllm:num_requests_waiting", "vllm:num_requests_running", "vllm:kv_cache_usage_perc"
