@@ -30,12 +30,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places: dict[str, float] = {}
     for folder, sign in (("real", -1), ("scenarios", -1), ("contract", 1)):
         ours = [scope for scope in scopes if scope.startswith(f"tests/{folder}/")]
-        ours.sort(key=lambda scope: (not scope.startswith(_LONG), sign * len(scopes[scope])))
+        ours.sort(key=lambda scope: (scope.partition("::")[0] not in _LONG, sign * len(scopes[scope])))
         places |= {scope: place / len(ours) for place, scope in enumerate(ours)}
     items.sort(key=lambda item: places.get(_scope(item.nodeid), 1))
 
 
-_LONG = ("tests/real/test_scenarios", "tests/real/test_pipeline_access", "tests/real/test_control_plane")
+_LONG = [f"tests/real/test_{name}.py" for name in ("scenarios", "scenarios_vllm", "control_plane")]
 """Few tests, each of minutes."""
 
 
