@@ -15,7 +15,7 @@ demo: .venv/installed ## A Gemma release from hub to validated, serving server, 
 	@$(BIN)/gemma-pipelines run 03
 
 test: .venv/installed ## Every test that needs nothing but this machine
-	@$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 test-unit: .venv/installed ## The unit tests, in seconds
 	@$(BIN)/pytest tests/unit
@@ -24,7 +24,7 @@ real: .venv/installed ## Build the real parts: a control plane with its snapshot
 	@$(BIN)/python -m emulated_cloud.real build $(PARTS)
 
 test-real: .venv/installed ## The tests against the real parts, which `make real` has built
-	@$(BIN)/pytest -m "$(WHICH)" -n 2 --dist loadfile --no-loadscope-reorder tests/real
+	@$(BIN)/pytest -m "$(WHICH)" -n 3 --dist loadfile --no-loadscope-reorder tests/real
 
 test-system: .venv/installed system-packages ## The disk builder against Debian's containerd and registry, as root
 	@$(BIN)/pytest -m system tests/system

@@ -21,28 +21,43 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first: a file is one worker's alone, and would run on when all else has ended."""
+    """In which order workers take what is one worker's alone (`_scope`). Scenarios keep processors busy and contracts
+    wait for much, so that both are dealt out evenly; of each the longest first, which would run on when all else has
+    ended (scenarios of many tests, contracts of few); what takes a moment fills up in the end."""
+    scopes: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        scopes.setdefault(_scope(item.nodeid), []).append(item)
+    places: dict[str, float] = {}
+    for folder, sign in (("real", -1), ("scenarios", -1), ("contract", 1)):
+        ours = [scope for scope in scopes if scope.startswith(f"tests/{folder}/")]
+        ours.sort(key=lambda scope: (scope.partition("::")[0] not in _LONG, sign * len(scopes[scope])))
+        places |= {scope: place / len(ours) for place, scope in enumerate(ours)}
+    items.sort(key=lambda item: places.get(_scope(item.nodeid), 1))
 
-    def place(item: pytest.Item) -> tuple[bool, bool]:
-        file = item.nodeid.partition("::")[0]
-        long = "scenarios" in file or "test_pipeline_access" in file
-        return not long, "contract" not in file
 
-    items.sort(key=place)
+_LONG = [f"tests/real/test_{name}.py" for name in ("scenarios", "scenarios_vllm", "control_plane")]
+"""Few tests, each of minutes."""
+
+
+def _scope(nodeid: str) -> str:
+    """What one worker runs whole: a file; of one that runs for every scenario, the tests of one scenario; of one that
+    runs files of scenarios with real parts, a test."""
+    from serving.scenarios import SCENARIOS
+
+    file, _, test = nodeid.partition("::")
+    if file.startswith("tests/real/test_scenarios"):
+        return nodeid
+    own = next((row.name for row in SCENARIOS if "scenarios" in file and row.name in test), "")
+    return f"{file}::{own}"
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """A worker takes a file whole (`--dist loadfile`), and of a file that runs for every scenario those of one."""
     from xdist.scheduler import LoadFileScheduling
-
-    from serving.scenarios import SCENARIOS
 
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            file, _, test = nodeid.partition("::")
-            own = next((row.name for row in SCENARIOS if "scenarios" in file and row.name in test), "")
-            return f"{file}::{own}"
+            return _scope(nodeid)
 
     return Scheduling(config, log)
 

@@ -21,8 +21,9 @@ from serving.settings import Settings
 Entry = dict[str, Any]
 """What is shown of a step, like a log entry of its own (serving/log.py)."""
 
-_SHORTEST_PAUSE, _LONGEST_PAUSE, _GROWTH = 5.0, 20.0, 1.3
-"""Seconds between two looks: nobody tells of changes. After one the next may be near."""
+_SHORTEST_PAUSE, _LONGEST_PAUSE, _GROWTH = 2.0, 10.0, 1.3
+"""Seconds between two looks: nobody tells of changes. After one the next may be near. (Cloud Logging takes 60 reads a
+minute of a project: https://cloud.google.com/logging/quotas.)"""
 _OF_MACHINES = '(resource.type="ml_job" OR resource.type="cloudml_job")'
 """In Cloud Logging: what tasks print."""
 _GROUP = re.compile(r"(exit-handler|condition|condition-branches|for-loop)-\d+")

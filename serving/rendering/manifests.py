@@ -33,8 +33,12 @@ def of(feature: str, scope: Scope, variant: str = "") -> dict[str, Object]:
 def of_any_variant(feature: str, scope: Scope) -> dict[str, Object]:
     """The manifests of a feature in a scope, those of all its variants."""
     folder = f"{feature}/{scope}"
-    folders = [folder, *(f"{folder}/{entry.name}" for entry in _entries(folder) if entry.is_dir())]
-    return {path: _read(path) for folder in folders for path in _paths(folder)}
+    return {path: _read(path) for part in (folder, *_folders(folder)) for path in _paths(part)}
+
+
+@functools.cache
+def _folders(folder: str) -> tuple[str, ...]:
+    return tuple(f"{folder}/{entry.name}" for entry in _entries(folder) if entry.is_dir())
 
 
 @functools.cache

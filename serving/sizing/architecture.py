@@ -97,29 +97,36 @@ class Architecture:
 
         `batch`: the most tokens that the engine takes at once.
         """
-        kinds = Counter((layer.window, layer.token_bytes(cards, number_bytes)) for layer in self.layers)
-        page = _BLOCK * max(token for _, token in kinds)
-        fewest, most = min(kinds.values()), max(kinds.values())
-        # As many layers of one kind share a block as the rarest kind has; where the others have few more, as those.
-        together = most if most < 1.5 * fewest else fewest
-        blocks = 0
-        for (window, token), count in kinds.items():
-            size = page // token if page % token == 0 else _BLOCK
-            if window is None:
-                held = _ceil(context, size)
-            else:
-                held = _ceil(min(context, window - 1 + _BATCHES_IN_FLIGHT * batch), size) + 1
-            blocks += held * _ceil(count, together)
-        return blocks, page * together
+        return _request_blocks(self._kinds(cards, number_bytes), context, batch)
 
     def longest(self, kv_bytes: int, requests: int, batch: int, cards: int, number_bytes: int = _BYTES) -> int:
         """The longest context of which `kv_bytes` a card hold that many requests at once; 0 when of none."""
-        low, high = 0, self.context
+        low, high, kinds = 0, self.context, self._kinds(cards, number_bytes)
         while low < high:
             middle = (low + high + 1) // 2
-            blocks, size = self.request_blocks(middle, batch, cards, number_bytes)
+            blocks, size = _request_blocks(kinds, middle, batch)
             low, high = (middle, high) if requests * blocks <= kv_bytes // size else (low, middle - 1)
         return low
+
+    def _kinds(self, cards: int, number_bytes: int) -> Counter[tuple[int | None, int]]:
+        """How many layers look back so far, and take so many bytes a token."""
+        return Counter((layer.window, layer.token_bytes(cards, number_bytes)) for layer in self.layers)
+
+
+def _request_blocks(kinds: Counter[tuple[int | None, int]], context: int, batch: int) -> tuple[int, int]:
+    page = _BLOCK * max(token for _, token in kinds)
+    fewest, most = min(kinds.values()), max(kinds.values())
+    # As many layers of one kind share a block as the rarest kind has; where the others have few more, as those.
+    together = most if most < 1.5 * fewest else fewest
+    blocks = 0
+    for (window, token), count in kinds.items():
+        size = page // token if page % token == 0 else _BLOCK
+        if window is None:
+            held = _ceil(context, size)
+        else:
+            held = _ceil(min(context, window - 1 + _BATCHES_IN_FLIGHT * batch), size) + 1
+        blocks += held * _ceil(count, together)
+    return blocks, page * together
 
 
 def named(where: str, config: dict[str, Any]) -> str:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from emulated_cloud.hub.models import mismatch_config
+
 Header = dict[str, Any]
 
 
@@ -189,6 +191,7 @@ CASES = [
     Case("a tied head", added("lm_head.weight", FIRST), None, None),
     Case("names of another", renamed(lambda name: f"language_model.{name}"), None, NO_PLACE.format("language_model")),
     Case("no prefix", renamed(lambda name: name.removeprefix("model.")), None, NO_PLACE.format("embed_tokens")),
+    Case("another config.json", mismatch_config, None, "size of tensor"),
     Case("nested config.json", nested, "config.json is nested deeper than", "maximum recursion depth exceeded"),
     Case("no processor", with_processor, "preprocessor_config.json missing", "Can't load image processor for"),
     Case(

@@ -258,7 +258,8 @@ def validator_of(kind: str, version: str) -> Any:
 
 @functools.cache
 def schema_of(kind: str, version: str) -> Any:
-    definition = yaml.safe_load((CRDS / f"{CUSTOM[kind]}.yaml").read_text())
+    text = (CRDS / f"{CUSTOM[kind]}.yaml").read_text()
+    definition = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     found = next(each for each in definition["spec"]["versions"] if each["name"] == version)
     return strict(found["schema"]["openAPIV3Schema"])
 

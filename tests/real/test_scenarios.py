@@ -21,9 +21,14 @@ HERE = [row for row in SCENARIOS if row.accelerator != "gpu-or-tpu"]
     "scenario", [pytest.param(row, id=row.name, marks=[] if row.name == FIRST else pytest.mark.long) for row in HERE]
 )
 def test_every_refresh(scenario: Scenario, parts: None) -> None:
-    # What follows from the weights' column alone is seen of one word, which is mounted.
-    others = () if scenario.name == FIRST else ("-m", "not of_weights")
-    passes("test_refresh.py", REAL, "-k", f"{scenario.name} and not readme and not manifest", *others)
+    passes("test_refresh.py", REAL, "-k", scenario.name, "-m", "not of_weights")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_what_follows_from_the_weights_column_alone(parts: None) -> None:
+    """Of one word, which is mounted."""
+    passes("test_refresh.py", REAL, "-k", f"{FIRST} and not readme and not manifest")
 
 
 @pytest.mark.long

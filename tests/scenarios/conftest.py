@@ -6,9 +6,9 @@ other weights that go live under traffic, a bad release that never does, and of 
 That is four runs, of ten to twenty seconds of a processor each.
 
 What follows from the weights' column alone is tested on one row for each of its words (`of_weights`; the row with the
-fewest features): the other refreshes, rollback, promotion, and a release that the engine refuses. That is eight runs
-for a new word. What a scenario alone has gets a file of its own (test_secondary_boot_disk.py), about its own steps and
-faults: what the above sees it need not see again.
+fewest features): other flags, rollback and promotion. That is three runs for a new word. `of_weights` with words is for
+what fewer of them show as well. What a scenario alone has gets a file of its own (test_secondary_boot_disk.py), about
+its own steps and faults: what the above sees it need not see again.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if Path(__file__).parent in item.path.parents:
             row = getattr(item, "callspec", None) and item.callspec.params.get("scenario")
-            if item.get_closest_marker("of_weights") and row and not of_weights(row):
+            marker = item.get_closest_marker("of_weights")
+            if row and marker and not (of_weights(row) and row.weights in (marker.args or [row.weights])):
                 beside.append(item)
     items[:] = [item for item in items if item not in beside]
     config.hook.pytest_deselected(items=beside)

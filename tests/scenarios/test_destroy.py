@@ -23,7 +23,8 @@ def stored(state: Path) -> set[str]:
 
 
 def test_what_was_made_is_told_and_then_goes_and_a_second_time_there_is_nothing(site, weights):
-    result = site.refresh(weights)
+    run = site.run(weights, "--keep")
+    result = run.result()
     told = json.loads(site.by_hand("status", "--json"))
     assert (told["live"]["generation"], told["live"]["commit"]) == (result["generation"], result["revision"])
     assert told["live"]["pods"] == {"wanted": 1, "ready": 1}
@@ -37,3 +38,4 @@ def test_what_was_made_is_told_and_then_goes_and_a_second_time_there_is_nothing(
     assert stored(site.state) == set()
     assert json.loads(site.by_hand("destroy", "03", "--yes", "--weights", "--json")) == {"removed": [], "kept": []}
     assert json.loads(site.by_hand("status", "--json"))["live"] is None
+    assert run.stop() == 0

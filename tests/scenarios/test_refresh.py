@@ -5,6 +5,7 @@ Which of them run for which scenario, conftest.py says.
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -104,7 +105,7 @@ def test_the_second_run_changes_nothing_and_writes_nothing_but_its_report(site, 
     assert all(line.startswith(report) for line in written), written
 
 
-@pytest.mark.of_weights
+@pytest.mark.of_weights("gcs-fuse")
 def test_a_commit_that_touches_only_the_readme_rolls_nothing(site, weights, history, revisions):
     models.readme_only_change(weights)
     result = site.refresh(weights)
@@ -137,17 +138,28 @@ def test_other_weights_go_live_while_the_old_ones_answer_every_request(site, wei
 
 
 @pytest.mark.of_weights
-def test_a_rollback_is_not_undone_by_the_next_run_until_somebody_promotes_again(site, weights, history):
+def test_a_rollback_goes_back_to_the_generation_before(site, history):
     assert f"live {history[-2]} (pinned)" in site.by_hand("rollback")
 
+
+@pytest.mark.of_weights("gcs-fuse")
+def test_the_next_run_does_not_undo_a_rollback(site, weights, history):
     run = site.run(weights, "--keep")
     result = run.result()
     # The rollback started a cloud for itself; this finds one that is up.
-    promoted = site.by_hand("promote", "--to", history[-1])
+    assert json.loads(site.by_hand("status", "--json"))["live"]["generation"] == history[-2]
     run.stop()
     assert result["status"] == "unchanged"
     assert result["generation"] == history[-2], "what serves, not what was not deployed"
-    assert f"live {history[-1]}, previous {history[-2]}" in promoted
+
+
+@pytest.mark.of_weights
+def test_somebody_promotes_the_newest_again(site, history):
+    assert f"live {history[-1]}, previous {history[-2]}" in site.by_hand("promote", "--to", history[-1])
+
+
+@pytest.mark.of_weights("gcs-fuse")
+def test_the_next_run_finds_the_promoted_one_live(site, weights, history):
     result = site.refresh(weights)
     assert (result["status"], result["generation"]) == ("unchanged", history[-1])
 
@@ -174,8 +186,9 @@ def test_a_bad_release_never_goes_live_and_the_old_one_answers_every_request(sit
     assert (ended["discard_generation"], ended["write_report"]) == ("succeeded", "succeeded")
 
 
-@pytest.mark.of_weights
+@pytest.mark.of_weights("streamed")
 def test_a_release_that_the_engine_refuses_never_goes_live(site, tiny_gemma3, history):
+    """While it streams: what it refuses in a folder is in test_broken_releases.py."""
     refused = Path(shutil.copytree(tiny_gemma3, site.folder / "refused"))
     models.mismatch_config(refused)
     result = site.refresh(refused, code=1)
@@ -184,7 +197,7 @@ def test_a_release_that_the_engine_refuses_never_goes_live(site, tiny_gemma3, hi
     assert result["generation"] not in history
 
 
-@pytest.mark.of_weights
+@pytest.mark.of_weights("gcs-fuse")
 def test_the_weights_in_the_bucket_are_what_their_manifest_says(site):
     model = "gs://demo-bucket/models/google/gemma-3-4b-it"
     assert site.by_hand("verify-weights", model, code=2) == ""
