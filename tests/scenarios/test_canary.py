@@ -156,12 +156,14 @@ def test_a_release_whose_requests_fail_goes_back_by_itself(cloud: Cloud, entry: 
     run = cloud.begin("submit", "05", "--wait")
     assert wait_for(lambda: entry.has_note, 600)
     with Traffic(endpoint, MODEL, clients=8, pause=0.2) as traffic:
-        report = as_one(run.finish(code=1))
-        failed = list(traffic.errors)
-        assert wait_for(more(traffic, 20), 60)
+        assert wait_for(lambda: not entry.has_note, 600)
+    failed = traffic.errors
     assert failed, "clients saw it"
     assert all("503" in error for error in failed), failed
-    assert traffic.errors == failed, "none since the requests went back"
+    with Traffic(endpoint, MODEL) as traffic:
+        assert wait_for(more(traffic, 20), 60)
+    assert traffic.errors == [], "none since the requests went back"
+    report = as_one(run.finish(code=1))
 
     (step,) = outcome(cloud, report, "promote_generation")["canary"]
     assert (step["verdict"], step["percent"]) == ("failed", 50)
@@ -213,7 +215,7 @@ def test_a_run_that_is_killed_in_its_canary_is_completed_by_the_next_one(
     cloud.settings("gemma.yaml", **{**COMMON, **ANOTHER, "canary": {**COMMON["canary"], "hold": "1h"}})
     killed = {"task": "promote-generation", "after": "50 % to g.* of 60 min"}
     cloud.script({"action": "outcome", "path": "/pipelineJobs$", "outcome": killed})
-    with Traffic(endpoint, MODEL, pause=0.2) as traffic:
+    with Traffic(endpoint, MODEL, pause=0.5) as traffic:
         run = cloud.begin("submit", "05", "--wait")
         assert wait_for(lambda: bool(cloud.logged('jsonPayload.message:"an earlier attempt began step 1"')), 600)
         assert cloud.consumed() == [1], "the step was killed"
@@ -248,6 +250,7 @@ def test_a_run_that_is_killed_in_its_canary_is_completed_by_the_next_one(
     (step,), (warning,) = promoted["canary"], promoted["warnings"]
     assert step["verdict"] == "too-little"
     assert warning.startswith("too little traffic to tell with 50 % of the requests: ")
+    assert promoted["message"] == f"{candidate} serves after 1 step of a canary, {warning}"
     page = next((cloud.state / "buckets").rglob(f"{report['id']}/report.html")).read_text()
     assert "too little traffic to tell with 50 % of the requests" in page
     is_whole(cloud, entry, candidate, kept={first})
