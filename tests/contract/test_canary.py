@@ -43,7 +43,9 @@ GATEWAY = (
     "serving.drain_seconds=5",
     "canary.hold=5s",
     "canary.settle=0s",
-    "canary.min_requests=5",
+    "canary.min_requests=10",
+    # How much longer an engine takes on a machine that has much else to do says nothing.
+    "canary.max_p95_first_token_ratio=0",
 )
 SLOW = (
     "patches=[{kind: Deployment, spec: {template: {spec: {containers: [{name: vllm, env: "
@@ -196,7 +198,7 @@ def test_a_generation_that_is_no_worse_takes_over_in_steps(runs: Runs, capsys: p
     assert outcome["warnings"] == []
     for each in outcome["canary"]:
         for side in ("live", "candidate"):
-            assert each[side]["requests"] >= 5
+            assert each[side]["requests"] >= 10
             assert each[side]["errors"] == 0
             assert each[side]["p95_first_token_ms"] > 0
     runs.is_whole(release.generation)
@@ -215,13 +217,19 @@ def test_a_generation_that_is_no_worse_takes_over_in_steps(runs: Runs, capsys: p
 @pytest.mark.parametrize(
     ("change", "load", "words"),
     [
-        (REFUSES, {"at_once": 8, "max_tokens": 60}, "requests failed"),
-        (SLOW, {"at_once": 4}, "95 in 100 of its requests have their first token within"),
+        ((REFUSES,), {"at_once": 8, "max_tokens": 60}, "requests failed"),
+        (
+            (SLOW, "canary.max_p95_first_token_ratio=2"),
+            {"at_once": 4},
+            "95 in 100 of its requests have their first token within",
+        ),
     ],
     ids=["errors", "latency"],
 )
-def test_a_generation_that_is_worse_goes_back_by_itself(runs: Runs, change: str, load: dict[str, int], words: str):
-    settings = runs.settings(change, "canary.hold=1h")  # It ends at the breach.
+def test_a_generation_that_is_worse_goes_back_by_itself(
+    runs: Runs, change: tuple[str, ...], load: dict[str, int], words: str
+):
+    settings = runs.settings(*change, "canary.hold=1h")  # It ends at the breach.
     release = runs.ready(settings)
     with runs.traffic(release.live), runs.traffic(release.generation, **load):
         outcome = runs.promote(settings, release)

@@ -31,7 +31,8 @@ COMMON: dict[str, Any] = {
     "scenario": "inference-gateway",
     "validation": {"concurrencies": [1], "requests_per_concurrency": 2, "max_tokens": 4, "load_max_tokens": 4},
     "serving": {"drain_seconds": 20},
-    "canary": {"steps": [50], "hold": "15s", "settle": "1s", "min_requests": 5},
+    # How much longer an engine takes on a machine that has much else to do says nothing.
+    "canary": {"steps": [50], "hold": "15s", "settle": "1s", "min_requests": 5, "max_p95_first_token_ratio": 0},
     "gateway": {"timeout": "5m"},
     "adapters": {"korean": {"model": KOREAN}},
 }
@@ -249,7 +250,8 @@ def test_a_release_that_is_slower_goes_back_by_itself(
 ):
     (live,) = shares(cloud)
     cloud.release(lambda folder: models.write_gemma3(folder, seed=2), tiny_gemma3)
-    adapters, canary = {"legal": {"model": LEGAL}}, {**COMMON["canary"], "hold": "1h"}  # It ends at the breach.
+    adapters = {"legal": {"model": LEGAL}}
+    canary = {**COMMON["canary"], "hold": "1h", "max_p95_first_token_ratio": 2}  # It ends at the breach.
     cloud.settings("gemma.yaml", **{**COMMON, "adapters": adapters, "patches": SLOW, "canary": canary})
     run = cloud.begin("submit", "05", "--wait")
     run.wait_for("promote_generation: running")
