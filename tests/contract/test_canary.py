@@ -43,7 +43,9 @@ GATEWAY = (
     "serving.drain_seconds=5",
     "canary.hold=5s",
     "canary.settle=0s",
-    "canary.min_requests=5",
+    "canary.min_requests=10",
+    # How much longer an engine takes on a machine that has much else to do says nothing.
+    "canary.max_p95_first_token_ratio=0",
 )
 
 
@@ -189,7 +191,7 @@ def test_a_generation_that_is_no_worse_takes_over_in_steps(runs: Runs, capsys: p
     assert outcome["warnings"] == []
     for each in outcome["canary"]:
         for side in ("live", "candidate"):
-            assert each[side]["requests"] >= 5
+            assert each[side]["requests"] >= 10
             assert each[side]["errors"] == 0
             assert each[side]["p95_first_token_ms"] > 0
     runs.is_whole(release.generation)

@@ -208,7 +208,8 @@ def test_a_release_that_is_slower_goes_back_by_itself(
 ):
     (live,) = shares(cloud)
     cloud.release(lambda folder: models.write_gemma3(folder, seed=2), tiny_gemma3)
-    adapters, canary = {"legal": {"model": LEGAL}}, {**COMMON["canary"], "hold": "1h"}  # It ends at the breach.
+    adapters = {"legal": {"model": LEGAL}}
+    canary = {**COMMON["canary"], "hold": "1h", "max_p95_first_token_ratio": 2}  # It ends at the breach.
     cloud.settings("gemma.yaml", **{**COMMON, "adapters": adapters, "patches": SLOW, "canary": canary})
     run = cloud.begin("submit", "05", "--wait")
     run.wait_for("promote_generation: running")
