@@ -23,7 +23,7 @@ from emulated_cloud.cloud import Cloud, wait_for
 from emulated_cloud.process import EmulatorFailed, start
 from emulated_cloud.real.namespace import Namespace, NamespaceError
 
-from tests.scenarios.command import Run, processes_below
+from tests.scenarios.command import PATIENCE_SECONDS, Run, processes_below
 
 from .kube import kubectl, mounts
 
@@ -131,7 +131,7 @@ def test_a_control_plane_that_dies_ends_the_run_with_its_name(runs: Runs, progra
     dying.wait_for(moment)
     killed = runs.kill(program)
     result = dying.finish(code=1)
-    assert time.monotonic() - killed < 30, "it does not wait for what does not come back"
+    assert time.monotonic() - killed < PATIENCE_SECONDS, "it does not wait for what does not come back"
     assert result["status"] == "failed"
     assert (result["error"]["step"], result["error"]["type"]) == (step, "InconclusiveError")
     assert f"{program} was ended by SIGKILL" in result["error"]["message"]

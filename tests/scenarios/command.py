@@ -23,6 +23,8 @@ REAL = os.environ.get("GEMMA_PIPELINES_TEST_REAL", "")
 """The real parts that every run of these tests uses (`--real`); tests/real sets it."""
 SECONDS = 900
 """A run that takes longer hangs, however busy the machine."""
+PATIENCE_SECONDS = 600
+"""What a step waits for an API that is away, unless the settings say otherwise."""
 MODEL = "google/gemma-3-4b-it"
 """What a run without settings serves."""
 

@@ -6,9 +6,9 @@ other weights that go live under traffic, a bad release that never does, and of 
 That is four runs, of ten to twenty seconds of a processor each.
 
 What follows from the weights' column alone is tested on one row for each of its words (`of_weights`; the row with the
-fewest features): other flags, rollback and promotion. That is three runs for a new word. `of_weights` with words is for
-what fewer of them show as well. What a scenario alone has gets a file of its own (test_secondary_boot_disk.py), about its own steps and
-faults: what the above sees it need not see again.
+fewest features): other flags, rollback and promotion. That is three runs for a new word. `of_weights` with words is
+for what fewer of them show as well. What a scenario alone has gets a file of its own (test_secondary_boot_disk.py),
+about its own steps and faults: what the above sees it need not see again.
 """
 
 from __future__ import annotations

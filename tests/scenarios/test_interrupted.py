@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from emulated_cloud.cloud import wait_for
 
-from tests.scenarios.command import Run, processes_below
+from tests.scenarios.command import PATIENCE_SECONDS, Run, processes_below
 
 STEPS = [
     "resolve_model",
@@ -22,10 +22,6 @@ STEPS = [
     "promote_generation",
     "collect_garbage",
 ]
-
-
-PATIENCE_SECONDS = 600
-"""What a step waits for an API that is away, unless the settings say otherwise."""
 
 
 def run_on(state: Path, folder: Path, *arguments: str) -> Run:
