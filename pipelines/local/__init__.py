@@ -51,7 +51,7 @@ DEFAULTS: dict[str, Any] = {
 """What a run without a settings file is about."""
 
 _NONE: Mapping[str, Path] = MappingProxyType({})
-_LEASE_DURATION, _LEASE_WAIT = "20s", "2m"
+_LEASE_DURATION, _LEASE_WAIT = "20s", "60s"
 """No step waits minutes for its machine here, so that a dead run is known as dead sooner. A third of it must be enough
 for a renewal on a machine whose disk or processor has much else to do."""
 _SCALES_DOWN = {"scale_down_window": "5s", "scale_down_period": "5s"}

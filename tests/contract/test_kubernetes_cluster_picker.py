@@ -59,15 +59,16 @@ def start_pickers(kube: Kube, replicas: int) -> None:
     """A Deployment as the real chart has it: no command, a configuration from a ConfigMap, probes by gRPC."""
     data = {"epp.yaml": config()}
     kube.core.create_namespaced_config_map(kube.namespace, {"metadata": {"name": "epp"}, "data": data})
+    names = [f"--pool-name={POOL}", f"--pool-namespace={kube.namespace}"]
     container = {
         "name": "epp",
         "image": IMAGE,
-        "args": [f"--pool-name={POOL}", f"--pool-namespace={kube.namespace}", "--config-file=/config/epp.yaml"],
+        "args": [*names, "--config-file=/config/epp.yaml", "--drain-timeout=10m"],
         "readinessProbe": {"grpc": {"port": 9003, "service": "readiness"}, "periodSeconds": 1, "timeoutSeconds": 10},
         "livenessProbe": {"grpc": {"port": 9003, "service": "liveness"}, "initialDelaySeconds": 60},
         "volumeMounts": [{"name": "config", "mountPath": "/config"}],
     }
-    spec = {"serviceAccountName": "epp", "terminationGracePeriodSeconds": 30, "containers": [container]}
+    spec = {"serviceAccountName": "epp", "terminationGracePeriodSeconds": 600, "containers": [container]}
     spec["volumes"] = [{"name": "config", "configMap": {"name": "epp"}}]
     labels = {"app": "epp"}
     kube.apps.create_namespaced_deployment(
@@ -102,8 +103,8 @@ def test_two_replicas_are_ready_while_there_is_a_pool_and_end_when_told(kube: Ku
     create_pool(kube)
     wait_for(lambda: ready(kube) == 2, what=lambda: status(kube))
     kube.apps.patch_namespaced_deployment("epp", kube.namespace, {"spec": {"replicas": 0}})
-    # Nobody asks: long before its 30 seconds of drain.
-    wait_for(lambda: not kube.pods("app=epp"), 15, lambda: status(kube))
+    # Nobody asks: long before its ten minutes of drain.
+    wait_for(lambda: not kube.pods("app=epp"), what=lambda: status(kube))
 
 
 def test_a_role_that_lacks_a_kind_keeps_it_from_being_ready(kube: Kube) -> None:

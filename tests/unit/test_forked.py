@@ -34,6 +34,11 @@ def broken():
 def killed():
     os.kill(os.getpid(), signal.SIGKILL)
 
+def lasting():
+    import atexit, threading
+    atexit.register(print, "in the end")
+    threading.Thread(target=lambda: (time.sleep(0.3), print("of a thread"))).start()
+
 def ending():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(5))
     print(os.getpid(), flush=True)
@@ -87,6 +92,13 @@ def test_it_ends_as_its_fork_does(python: str, function: str, code: int, tmp_pat
     _, errors = step.communicate()
     assert step.returncode == code
     assert ("ValueError: broken" in errors) == (function == "broken")
+
+
+def test_it_ends_after_its_threads_and_what_it_put_off(python: str, tmp_path: Path):
+    step = start(python, "lasting", tmp_path)
+    said, errors = step.communicate()
+    assert step.returncode == 0, errors
+    assert said.splitlines()[-2:] == ["of a thread", "in the end"]
 
 
 def test_what_it_is_told_its_fork_hears(python: str, tmp_path: Path):

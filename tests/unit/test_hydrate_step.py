@@ -54,8 +54,8 @@ def settings(**section: Any) -> Settings:
             "scenario": "hyperdisk-ml",
             "project": "demo-project",
             "bucket": "demo-bucket",
-            "serving": {"capacity_timeout": "0.3s"},
-            "hyperdisk_ml": {"timeout": "0.3s", **section},
+            "serving": {"capacity_timeout": "2s"},
+            "hyperdisk_ml": {"timeout": "2s", **section},
         },
     )
 

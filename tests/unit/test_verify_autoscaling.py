@@ -28,8 +28,8 @@ KEY = ("Deployment", "gemma", SERVER)
 
 
 def quick(**section: Any) -> Settings:
-    found = scaled(**{"growth_timeout": "0.5s", "metric_timeout": "0.5s", "scale_down_window": "0s", **section})
-    serving = found.serving.model_copy(update={"capacity_timeout": "0.6s", "ready_timeout": "0.2s"})
+    found = scaled(**{"growth_timeout": "2s", "metric_timeout": "2s", "scale_down_window": "0s", **section})
+    serving = found.serving.model_copy(update={"capacity_timeout": "2s", "ready_timeout": "1s"})
     return found.model_copy(update={"serving": serving})
 
 

@@ -122,7 +122,7 @@ EITHER = validated(
         "scenario": "fungibility",
         "project": "demo-project",
         "bucket": "demo-bucket",
-        "serving": {"capacity_timeout": "0.5s", "ready_timeout": "0.5s"},
+        "serving": {"capacity_timeout": "2s", "ready_timeout": "2s"},
     },
 )
 L4 = {"cloud.google.com/gke-accelerator": "nvidia-l4"}

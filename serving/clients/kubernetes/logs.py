@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,8 +14,8 @@ from serving.errors import PipelineError
 
 _SILENCE_SECONDS = 330
 """Whoever works may say nothing for minutes; a log has no sign of life of its own."""
-_LAST_LINES_SECONDS = 2
-"""How long the last lines of a log may let each other wait."""
+_LAST_LINE_SECONDS, _LAST_LINES_SECONDS = 1, 5
+"""How long the next line of a log that is followed no more may still take, and all of them together."""
 
 
 class LogFollower(threading.Thread):
@@ -54,9 +55,9 @@ class LogFollower(threading.Thread):
                     self._response.close()  # What is left unread of a stream holds its connection.
 
     def stop(self) -> None:
-        before = -1
-        while self.is_alive() and self._taken > before:
+        before, give_up = -1, time.monotonic() + _LAST_LINES_SECONDS
+        while self.is_alive() and self._taken > before and time.monotonic() < give_up:
             before = self._taken
-            self.join(timeout=_LAST_LINES_SECONDS)
+            self.join(timeout=_LAST_LINE_SECONDS)
         self._stopped.set()
         wake(self._response)
