@@ -150,6 +150,11 @@ def is_bound(claim: Object) -> bool:
     return (claim.get("status") or {}).get("phase") == "Bound" and not claim["metadata"].get("deletionTimestamp")
 
 
+def is_warning(event: Object) -> bool:
+    """Whether an event of a claim says that something is wrong with it."""
+    return event.get("type") == "Warning" and _HARMLESS not in event.get("message", "")
+
+
 def wait_until_bound(
     hydration: Hydration,
     claim: Object,
@@ -183,7 +188,7 @@ def wait_until_bound(
             claim = item
         elif item and item["kind"] == "Event" and (item.get("involvedObject") or {}).get("uid") == uid:
             hear(item)
-            if item.get("type") == "Warning" and _HARMLESS not in item.get("message", ""):
+            if is_warning(item):
                 warning = item.get("message", "")
                 if "code = InvalidArgument" in warning:
                     raise RequestError(

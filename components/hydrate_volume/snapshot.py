@@ -7,7 +7,9 @@ zones can be made of at once.
 
 from __future__ import annotations
 
-from components.hydrate_volume.hydration import Hydration, wait_until_bound
+import time
+
+from components.hydrate_volume.hydration import Hydration, is_bound, is_warning, wait_until_bound
 from serving.clients.kubernetes import Object, Subject
 from serving.deployment import objects
 from serving.deployment.job import Work
@@ -17,6 +19,8 @@ from serving.rendering import render
 _SNAPSHOT = "VolumeSnapshot"
 _CLAIM = "PersistentVolumeClaim"
 _ATTACHMENT = "VolumeAttachment"
+_GOES_SECONDS = 60.0
+"""How long a claim is seen out of the cluster: its pod goes first."""
 
 
 def fill(hydration: Hydration) -> Object:
@@ -38,11 +42,31 @@ def fill(hydration: Hydration) -> Object:
 
 
 def copy(hydration: Hydration, claim: str) -> None:
-    """Has the weights copied to the claim's disk. Raises what `run_job` raises."""
+    """Has the weights copied to the claim's disk. Raises what `run_job` raises, with the driver's words where there is
+    no disk for the claim."""
     (end,) = hydration.run_jobs("copy", [Work([], "copy", hydration.pod(claim, read_only=False))])
     if isinstance(end, PipelineError):
-        raise end
+        raise _without_a_disk(hydration, claim, end) or end
     hydration.say(f"copied {end['files']} files, {end['bytes']} bytes, in {end['seconds']:.0f} s")
+
+
+def _without_a_disk(hydration: Hydration, claim: str, end: PipelineError) -> InconclusiveError | None:
+    """How the Job ended, if its pod never had the claim's disk. The claim then goes: it is tied to the machine that was
+    chosen for it, and so to that one's zone, where another attempt would want its disk again."""
+    cluster, namespace = hydration.cluster, hydration.settings.namespace
+    there = cluster.get(_CLAIM, claim, namespace)
+    if there is None or is_bound(there):
+        return None
+    events = cluster.list("Event", namespace, fields=f"involvedObject.uid={there['metadata']['uid']}")
+    warnings = sorted((event.get("lastTimestamp") or "", event["message"]) for event in events if is_warning(event))
+    if cluster.delete(there):
+        objects.is_gone(cluster, there, time.monotonic() + _GOES_SECONDS)
+    if not warnings:
+        return None
+    return InconclusiveError(
+        f"{end}. {_CLAIM}/{claim} got no disk: {warnings[-1][1]}. Run again: another zone may have room; one that "
+        "never has can be left out with hyperdisk_ml.zones"
+    )
 
 
 def wait_until_detached(hydration: Hydration, claim: str) -> None:

@@ -205,6 +205,17 @@ def test_a_zone_without_disks_is_told_in_the_drivers_words(site: Site):
     assert site.hydrate()[0] == []
 
 
+def test_where_no_zone_has_a_disk_to_copy_onto_the_next_attempt_may_choose_another(site: Site):
+    with site.failing(exhausted=ZONES) as met, pytest.raises(InconclusiveError) as caught:
+        site.hydrate()
+    assert sum(met["exhausted"].values()) >= 1
+    assert "got no node" in str(caught.value)
+    assert "-staging got no disk: failed to provision volume" in str(caught.value)
+    assert "ZONE_RESOURCE_POOL_EXHAUSTED" in str(caught.value)
+    assert site.cluster.list("PersistentVolumeClaim", site.namespace) == [], "none is tied to a zone"
+    assert site.hydrate()[0] == []
+
+
 def test_bytes_that_changed_on_the_way_to_one_disk_are_a_verdict(site: Site):
     with site.failing(corrupt=[ZONES[0]]) as met:
         wrong, _ = site.hydrate()
