@@ -265,6 +265,7 @@ def numbers(verdict: dict[str, Any]) -> dict[str, float]:
 def summary(verdict: dict[str, Any]) -> str:
     """The verdict of a server that passed, in one line."""
     also = f"; gates: {len(verdict['gates'])}" if verdict.get("gates") else ""
+    also += _by_the_way(verdict.get("through") or {})
     also += f"; warnings: {len(verdict['warnings'])}" if verdict["warnings"] else ""
     if not verdict["figures"]["load"]:
         return f"passed: it answers; as it serves already, nothing loaded it{also}"
@@ -273,3 +274,12 @@ def summary(verdict: dict[str, Any]) -> str:
         f"passed: {row['tokens_per_second']:.0f} tokens/s with {row['concurrency']} at once, first token "
         f"{row['ttft_ms']['p95']:.0f} ms, next {row['itl_ms']['p95']:.1f} ms (p95){also}"
     )
+
+
+def _by_the_way(through: dict[str, Any]) -> str:
+    """What was seen through the load balancer, to go on with."""
+    if not through.get("asked"):
+        return ""
+    refused, waiting = through["shed"].get("refused"), through["shed"].get("waiting")
+    shed = f", {', '.join(refused)} refused (429) while {waiting} waited" if refused else ""
+    return f"; through the load balancer: {', '.join(through['asked'])}{shed}"

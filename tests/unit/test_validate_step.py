@@ -446,6 +446,16 @@ def test_the_page_says_what_was_seen_through_the_load_balancer(
     assert "Through the load balancer" not in page.render(SETTINGS, RELEASE, {**PASSED, "through": None})
 
 
+def test_the_line_of_a_server_that_passed_says_who_answered_through_the_load_balancer() -> None:
+    through = {"key": "sent", "asked": ["gemma", "korean"], "shed": SHED}
+    words = "; through the load balancer: gemma, korean, batch refused (429) while 12 waited"
+    assert step.summary({**PASSED, "through": through}).endswith(words)
+    nothing_shed = {**through, "shed": {"not_shown": "no objective has a priority below 0"}}
+    assert step.summary({**PASSED, "through": nothing_shed}).endswith("; through the load balancer: gemma, korean")
+    withheld = {**through, "key": "withheld", "asked": []}
+    assert step.summary({**PASSED, "through": withheld}) == step.summary(PASSED)
+
+
 @pytest.mark.parametrize("verdict", [FAILED, {"passed": False, "reasons": ["the answer has no text"]}])
 def test_the_page_of_a_failure_says_why(verdict: dict[str, Any]) -> None:
     html = page.render(SETTINGS, RELEASE, verdict)
