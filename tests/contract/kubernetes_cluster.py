@@ -71,7 +71,8 @@ class Cluster:
             "accelerators": ACCELERATORS,
             "cpu_quota": 64,
             "scale_up_seconds": 0.2,
-            "backoff_seconds": 1.0,
+            # Long enough that a busy autoscaler looks again meanwhile, and says that it leaves a pool alone.
+            "backoff_seconds": 5.0,
             "crash_backoff_seconds": 0.3,
             "project": PROJECT,
             "storage": {"endpoint": storage.url, "root": str(self.folder / "buckets")},
@@ -332,6 +333,7 @@ def kube(cluster: Cluster, request: pytest.FixtureRequest) -> Any:
     made.core.create_namespace({"metadata": {"name": name}})
     wait_for(lambda: exists(lambda: made.core.read_namespaced_service_account("default", name)))
     yield made
+    cluster.configure(decline={})
     made.core.delete_namespace(name)
 
 

@@ -22,6 +22,7 @@ WAITS_FOR_A_FILE = """
 import os, signal, sys, time
 told = []
 signal.signal(signal.SIGTERM, lambda *_: told.append(1))
+print("may be told to end", flush=True)
 while not told or not os.path.exists(sys.argv[1]):
     time.sleep(0.02)
 """
@@ -96,6 +97,7 @@ def test_a_node_that_is_taken_away_says_so_ends_its_pods_and_is_gone(kube: Kube,
         lambda: [each for each in kube.pods("app=web") if each.status.phase == "Running"], 60, lambda: kube.pods()
     )
     name, node = pod.metadata.name, pod.spec.node_name
+    wait_for(lambda: "may be told to end" in kube.log(name))
     kube.core.patch_node(node, {"metadata": {"annotations": {ANNOTATION: "300"}}})
 
     ending = wait_for(lambda: (found := kube.pod(name)).metadata.deletion_timestamp and found)

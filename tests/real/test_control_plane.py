@@ -189,12 +189,12 @@ def contract(pattern: str, network: Namespace, variables: dict[str, str], *argum
     files = sorted(Path(__file__).parents[1].glob(f"contract/{pattern}"))
     assert files
     done = subprocess.run(
-        [*network.prefix, sys.executable, "-m", "pytest", "-q", *map(str, files), *arguments],
+        [*network.prefix, sys.executable, "-m", "pytest", "-q", "--tb=short", *map(str, files), *arguments],
         env={**os.environ, **variables},
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stdout[-4000:]
+    assert done.returncode == 0, done.stdout[-20_000:]
     assert " passed" in done.stdout
     assert "skipped" not in done.stdout
 
