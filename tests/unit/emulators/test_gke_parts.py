@@ -7,6 +7,7 @@ import json
 
 import pytest
 from aiohttp import web
+from emulated_cloud.kubernetes.gke.autoscaler import started
 from emulated_cloud.kubernetes.gke.config import ConfigError, Project, load
 from emulated_cloud.kubernetes.gke.gcsfuse import GcsFuseDriver, LinkMounter
 from emulated_cloud.kubernetes.gke.machines import MACHINE_TYPES, node_template, reserve
@@ -177,3 +178,11 @@ def test_an_inline_volume_names_its_bucket(tmp_path):
 def test_what_the_driver_refuses(tmp_path, changes, words):
     with pytest.raises(CsiError, match=words):
         _publish(tmp_path, **changes)
+
+
+def test_a_node_that_is_not_ready_yet_is_counted_on():
+    card = {"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"}
+    new = {"key": "node.kubernetes.io/not-ready", "effect": "NoSchedule"}
+    node = {"metadata": {"name": "n"}, "spec": {"providerID": "gce://n", "taints": [new, card]}}
+    assert started(node) == {"metadata": {"name": "n"}, "spec": {"providerID": "gce://n", "taints": [card]}}
+    assert node["spec"]["taints"] == [new, card]

@@ -49,6 +49,7 @@ log = logging.getLogger(__name__)
 
 QUOTA_EXCEEDED = "GCE quota exceeded"
 # Autoscaler's words for a pool that has just failed, and for one that is at its limit.
+NOT_READY = "node.kubernetes.io/not-ready"
 IN_BACKOFF = "in backoff after failed scale-up"
 POOL_IS_FULL = "max node group size reached"
 POOL_MAXIMUM = 1000
@@ -61,6 +62,13 @@ class Upcoming:
     node: Object
     machine: MachineType
     zone: str
+
+
+def started(node: Object) -> Object:
+    """A node as it is once it is ready: a real control plane taints a new one until it has heard that it is, and an
+    autoscaler counts on it meanwhile, or it would bring up another."""
+    taints = [taint for taint in node["spec"].get("taints") or [] if taint["key"] != NOT_READY]
+    return {**node, "spec": {**node["spec"], "taints": taints}}
 
 
 class Autoscaler:
@@ -97,7 +105,8 @@ class Autoscaler:
         # A pod that admission has not seen yet will look otherwise in a moment.
         pending = [pod for pod in self._pods.items.values() if _is_unschedulable(pod) and not missing_tolerations(pod)]
         # What the scheduler will place by itself in a moment needs no node.
-        settled = node_states(self._nodes.items.values(), self._pods.items.values(), self._informers)
+        nodes = [started(node) for node in self._nodes.items.values()]
+        settled = node_states(nodes, self._pods.items.values(), self._informers)
         settled += [NodeState(upcoming.node) for upcoming in self._upcoming]
         for pod in sorted(pending, key=lambda pod: pod["metadata"]["creationTimestamp"]):
             needs = volume_needs(pod, self._informers)
