@@ -20,10 +20,13 @@ sys.dont_write_bytecode = False
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """In which order workers take what is one worker's alone (`_scope`). Scenarios keep processors busy and contracts
     wait for much, so that both are dealt out evenly; of each the longest first, which would run on when all else has
-    ended (scenarios of many tests, contracts of few); what takes a moment fills up in the end."""
+    ended (scenarios of many tests, contracts of few); what takes a moment fills up in the end. Who runs all of them
+    alone takes them as they come: files that share a real cluster find what the one before has left there."""
+    if not hasattr(config, "workerinput"):
+        return
     scopes: dict[str, list[pytest.Item]] = {}
     for item in items:
         scopes.setdefault(_scope(item.nodeid), []).append(item)
