@@ -194,9 +194,7 @@ class _Queues:
     def _look(self) -> dict[str, tuple[int, int]]:
         """Pod → requests that wait in it, and those that wait or run. Raises NotForced for one that does not say."""
         try:
-            return {
-                pod: (engine.waiting(self._client, pod), engine.unfinished(self._client, pod)) for pod in self._places
-            }
+            return {pod: engine.load(self._client, pod) for pod in self._places}
         except BadAnswer as error:
             raise NotForced(str(error)) from error
 

@@ -12,7 +12,7 @@ from components.validate_server.shedding import Objective, Shedding
 from components.validate_server.through import Through
 from serving import names
 from serving.clients.kubernetes import Cluster, Object
-from serving.deployment import gateway, objects, record
+from serving.deployment import gateway, objects, pods, record
 from serving.deployment.job import argument, run_job
 from serving.errors import InconclusiveError, ReleaseError, RequestError
 from serving.log import Say
@@ -134,7 +134,7 @@ def _priorities(cluster: Cluster, settings: Settings, release: Release) -> tuple
     objectives = [
         Objective(name=name, header=f"{prefix}-{name}", priority=priority) for name, priority in priorities.items()
     ]
-    ready = [pod for pod in server_pods(cluster, settings, release) if _condition(pod, "Ready")]
+    ready = pods.ready(cluster, settings, release.generation)
     return Shedding(objectives=objectives, pods=[pod["status"]["podIP"] for pod in ready]), ""
 
 
@@ -215,7 +215,7 @@ def taken_away(before: list[Object], after: list[Object]) -> str:
     """Which of a server's pods somebody took away between two looks, or none of them was ready to begin with; empty
     when all of them were there throughout. An engine that ended by itself is no excuse: its pod stays."""
     there = {pod["metadata"]["uid"]: pod for pod in after}
-    ready = [pod for pod in before if _condition(pod, "Ready")]
+    ready = [pod for pod in before if pods.is_ready(pod)]
     for pod in ready:
         name, now = pod["metadata"]["name"], there.get(pod["metadata"]["uid"])
         if now is None or now["metadata"].get("deletionTimestamp"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 
-from components.verify_placement.pods import condition, node_of, ready
+from components.verify_placement.pods import condition, node_of
 from serving import names
 from serving.clients.kubernetes import Cluster, Object, Subject
 from serving.deployment import pods, replicas
@@ -68,7 +68,7 @@ def _wait(cluster: Cluster, settings: Settings, release: Release, asked: int, sa
 
 def _placement(cluster: Cluster, settings: Settings, release: Release) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
-    for pod in ready(cluster, settings, release):
+    for pod in pods.ready(cluster, settings, release.generation):
         labels = node_of(cluster, pod)["metadata"].get("labels") or {}
         kind = next((labels[key] for key in _KINDS if key in labels), "no accelerator")
         spot = " (spot)" if labels.get(_SPOT) == "true" else ""

@@ -1,17 +1,9 @@
-"""The pods of a generation, and the nodes under them."""
+"""What a pod says of itself, and the node under it."""
 
 from __future__ import annotations
 
 from serving.clients.kubernetes import Cluster, Object
-from serving.deployment import pods
 from serving.errors import InconclusiveError
-from serving.settings import Settings
-from serving.weights.release import Release
-
-
-def ready(cluster: Cluster, settings: Settings, release: Release) -> list[Object]:
-    """Those of the release's generation that are ready."""
-    return [pod for pod in pods.of(cluster, settings, release.generation) if pods.is_ready(pod)]
 
 
 def condition(pod: Object, kind: str) -> Object:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 
-from components.verify_placement.pods import node_of, ready
+from components.verify_placement.pods import node_of
 from serving import names
 from serving.clients.kubernetes import Cluster, Object
+from serving.deployment.pods import ready
 from serving.errors import InconclusiveError
 from serving.settings import Settings
 from serving.weights.release import Release
@@ -31,7 +32,7 @@ def verify(cluster: Cluster, settings: Settings, release: Release) -> dict[str, 
     if volume is None:
         raise InconclusiveError(f"the volume of {release.generation} is not there any more. Run again")
     placement: dict[str, list[str]] = {}
-    for pod in ready(cluster, settings, release):
+    for pod in ready(cluster, settings, release.generation):
         name, node_name = pod["metadata"]["name"], pod["spec"]["nodeName"]
         zone = node_of(cluster, pod)["metadata"]["labels"].get(_ZONE, "no zone")
         if zone not in _zones_of(volume) or not _is_attached(cluster, volume, node_name):

@@ -400,6 +400,12 @@ def waiting(client: httpx.Client, address: str) -> int:
     return _counted(client, address, _WAITING, "vllm:num_requests_waiting")
 
 
+def load(client: httpx.Client, address: str) -> tuple[int, int]:
+    """`waiting` and `unfinished` of one look. Raises BadAnswer when the engine does not say."""
+    text = _metrics(client, address, "vllm:num_requests_running")
+    return (0, 0) if text is None else (_sum(_WAITING, text), _sum(_UNFINISHED, text))
+
+
 @dataclass(frozen=True)
 class Served:
     """What an engine has counted since it started, or between two looks.
@@ -499,7 +505,11 @@ def served(client: httpx.Client, address: str) -> Served | None:
 
 def _counted(client: httpx.Client, address: str, pattern: re.Pattern[str], name: str) -> int:
     text = _metrics(client, address, name)
-    return 0 if text is None else round(sum(float(value) for value in pattern.findall(text)))
+    return 0 if text is None else _sum(pattern, text)
+
+
+def _sum(pattern: re.Pattern[str], text: str) -> int:
+    return round(sum(float(value) for value in pattern.findall(text)))
 
 
 def _metrics(client: httpx.Client, address: str, name: str) -> str | None:

@@ -22,8 +22,13 @@ def of(cluster: Cluster, settings: Settings, generation: str, *, ending: bool = 
     ]
 
 
+def ready(cluster: Cluster, settings: Settings, generation: str) -> list[Object]:
+    """Those of them that are ready."""
+    return [pod for pod in of(cluster, settings, generation) if is_ready(pod)]
+
+
 def addresses(cluster: Cluster, settings: Settings, generation: str, *, ending: bool = False) -> list[str]:
-    """The addresses of the same pods, sorted, as far as they have one yet."""
+    """The addresses of `of`'s pods, sorted, as far as they have one yet."""
     found = of(cluster, settings, generation, ending=ending)
     return sorted(pod["status"]["podIP"] for pod in found if (pod.get("status") or {}).get("podIP"))
 

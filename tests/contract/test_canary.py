@@ -11,7 +11,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -34,6 +33,7 @@ from serving.deployment.entrance import Note
 from serving.rendering import render
 from serving.settings import Settings, override
 from serving.weights.release import Release
+from tests.contract import jobs_site
 from tests.contract.test_deploy_server import Site
 from tests.contract.test_replacement import in_a_child
 
@@ -146,13 +146,7 @@ class Runs:
 def emulated_cloud(
     tmp_path_factory: pytest.TempPathFactory, tiny_gemma3: Path, emulated_cloud_options: dict[str, Any]
 ) -> Iterator[Cloud]:
-    """A cloud whose nodes have the component image: Jobs of ours run."""
-    options = {
-        "repositories": {"google/gemma-3-4b-it": tiny_gemma3},
-        "images": [{"match": r"(.*/)?python-components[:@].*", "argv0": {"python": [sys.executable]}}],
-        **emulated_cloud_options,
-    }
-    with Cloud(tmp_path_factory.mktemp("canary"), **options) as cloud:
+    with jobs_site.up(tmp_path_factory.mktemp("canary"), tiny_gemma3, **emulated_cloud_options) as cloud:
         yield cloud
 
 

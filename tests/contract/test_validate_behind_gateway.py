@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ from serving.clients import storage
 from serving.settings import Settings, override
 from serving.weights.release import Release
 from serving.weights.repositories import ADAPTERS_FOLDER
+from tests.contract import jobs_site
 from tests.contract.test_deploy_behind_gateway import VALUES, Behind
 
 HOST, OTHER = "gemma.example.com", "other.example.com"
@@ -62,14 +62,9 @@ class Validated(Behind):
 def emulated_cloud(
     tmp_path_factory: pytest.TempPathFactory, tiny_gemma3: Path, emulated_cloud_options: dict[str, Any]
 ) -> Iterator[Cloud]:
-    """A cloud whose nodes have the component image: Jobs of ours run."""
-    options = {
-        "repositories": {"google/gemma-3-4b-it": tiny_gemma3},
-        "secrets": {"api-key": KEY},
-        "images": [{"match": r"(.*/)?python-components[:@].*", "argv0": {"python": [sys.executable]}}],
-        **emulated_cloud_options,
-    }
-    with Cloud(tmp_path_factory.mktemp("validated"), **options) as cloud:
+    with jobs_site.up(
+        tmp_path_factory.mktemp("validated"), tiny_gemma3, secrets={"api-key": KEY}, **emulated_cloud_options
+    ) as cloud:
         yield cloud
 
 

@@ -48,8 +48,8 @@ from emulated_cloud.kubernetes.workqueue import WorkQueue
 log = logging.getLogger(__name__)
 
 QUOTA_EXCEEDED = "GCE quota exceeded"
-# Autoscaler's words for a pool that has just failed, and for one that is at its limit.
 NOT_READY = "node.kubernetes.io/not-ready"
+# Autoscaler's words for a pool that has just failed, and for one that is at its limit.
 IN_BACKOFF = "in backoff after failed scale-up"
 POOL_IS_FULL = "max node group size reached"
 POOL_MAXIMUM = 1000

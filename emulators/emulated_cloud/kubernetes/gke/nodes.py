@@ -83,7 +83,7 @@ class NodeKeeper:
                     await self._renew(name)
                     await self._beat(node)
                 except (ApiError, aiohttp.ClientError, TimeoutError):
-                    # The next round is soon enough: a Lease holds for four of them.
+                    # It may be gone, and else the next round is soon enough: a Lease holds for four of them.
                     continue
 
     async def _report(self, node: Object) -> Object:
@@ -119,12 +119,8 @@ class NodeKeeper:
         could not attach for mounted, until a report of the node's says otherwise (`volumesInUse`)."""
         known = (node.get("status") or {}).get("conditions") or []
         conditions = [{"type": each["type"], "lastHeartbeatTime": timestamp()} for each in known]
-        try:
-            status = {"status": {"conditions": conditions}}
-            await self._client.patch(NODES, node["metadata"]["name"], "", status, "strategic", "status")
-        except ApiError as error:
-            if error.status != 404:
-                raise
+        status = {"status": {"conditions": conditions}}
+        await self._client.patch(NODES, node["metadata"]["name"], "", status, "strategic", "status")
 
     async def _renew(self, name: str) -> None:
         now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
